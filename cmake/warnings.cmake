@@ -1,0 +1,16 @@
+# The warnings of STYLE.md. -Wconversion brings -Wsign-conversion with it in C, hence the off-switch;
+# parsers turn it on again (module(... STRICT_SIGNS)).
+add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
+  -Wdouble-promotion -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Wformat=2
+  -Wcast-qual -Wwrite-strings -fvisibility=hidden -fno-math-errno -fno-trapping-math
+  -ffp-contract=fast)
+if(WERROR)
+  add_compile_options(-Werror)
+endif()
+if(SANITIZE)
+  add_compile_options(-fsanitize=${SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${SANITIZE})
+endif()
+add_compile_definitions(_GNU_SOURCE)
+set(CMAKE_C_FLAGS_RELEASE "-O3 -g")
+set(CMAKE_C_FLAGS_DEBUG "-O1 -g -DDEBUG=1")

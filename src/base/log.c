@@ -1,0 +1,28 @@
+/* The log sink: one line at a time to stderr. */
+#include "base/base.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static LogLevel threshold = LOG_INFO; /* set once at the start, read from every thread */
+
+void log_set_level(LogLevel level) { threshold = level; }
+
+void log_line(LogLevel level, const char *format, ...)
+{
+    if (level < threshold) return;
+    char line[4096];
+    const char *head = level == LOG_WARN ? "drover: warning: " : level == LOG_ERROR ? "drover: " : "";
+    size_t used = strlen(head);
+    memcpy(line, head, used);
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(line + used, sizeof line - used - 1, format, args);
+    va_end(args);
+    if (n < 0) return;
+    used += (size_t)n < sizeof line - used - 1 ? (size_t)n : sizeof line - used - 2;
+    line[used++] = '\n';
+    /* one write a line: lines of different threads do not mix */
+    ssize_t ignored = write(STDERR_FILENO, line, used);
+    (void)ignored;
+}
