@@ -1,0 +1,274 @@
+/* graph: one forward, backward or update step as nodes over values.
+ *
+ * What it is.   Graph (nodes and values in order), OpDef (all that the system knows of an op), the
+ *               builder, the verifier, the text dump.
+ * Depends on.   base, tensor
+ * Owns.         A Graph owns its nodes, values, attributes and names: they live in its arena and die
+ *               with it. OpDefs are constants of ops/.
+ * Invariants.   Straight line: a node reads only values made before it, so a pass is a for-loop.
+ *               SSA: a value is made once, by one node, or is an input or a state of the graph.
+ *               A value may share the storage of another (`base`): a view, or the new version of a
+ *               state that an op updates in place; after that the old version may not be read.
+ *               Nothing here, in ops/ or in pass/ knows on which device the graph will run.
+ * Use:
+ *     Graph *g = graph_create("tiny");
+ *     ValueId x = graph_input(g, "x", DTYPE_F32, shape_make(2, (int64_t[]){8, 4}, NULL));
+ *     ValueId w = graph_state(g, "w", DTYPE_F32, shape_make(2, (int64_t[]){16, 4}, NULL), STATE_PARAM);
+ *     ValueId y;
+ *     TRY(op_linear(g, x, w, &y));            (builders: ops/ops.h)
+ *     graph_output(g, "y", y);
+ */
+#ifndef GRAPH_GRAPH_H
+#define GRAPH_GRAPH_H
+
+#include "tensor/tensor.h"
+
+typedef struct Graph Graph;
+typedef struct Node Node;
+typedef struct OpDef OpDef;
+
+/* 0 is no value, no node. */
+typedef struct ValueId {
+    int32_t id;
+} ValueId;
+typedef struct NodeId {
+    int32_t id;
+} NodeId;
+#define NO_VALUE ((ValueId){0})
+
+enum { NODE_MAX_OUT = 5 };
+
+typedef enum ValueKind {
+    VALUE_TEMP,  /* lives within one run of the program */
+    VALUE_INPUT, /* written by the host before a run: token ids, positions, step numbers */
+    VALUE_STATE, /* lives across runs and programs, by name: weights, optimizer, caches */
+} ValueKind;
+
+/* What a state is for; the store, checkpoints and the plan's table go by it. */
+typedef enum StateRole {
+    STATE_NONE,
+    STATE_PARAM,     /* a trained weight, the master copy */
+    STATE_COPY,      /* a weight in the compute dtype, remade from its master */
+    STATE_GRAD,      /* a gradient summed over micro-batches */
+    STATE_ADAM_M,    /* first moment */
+    STATE_ADAM_V,    /* second moment */
+    STATE_BUFFER,    /* trained without a gradient, saved with the model: expert bias */
+    STATE_CACHE,     /* keys and values of earlier tokens; not saved */
+} StateRole;
+
+/* A named piece of a state: passes may fuse the storage of several weights into one value (q, k and v
+ * of a layer), each of which keeps its published name and shape here. Rows of the first axis. */
+typedef struct StatePart {
+    const char *name;
+    Shape shape;
+    size_t offset_bytes; /* from the start of the state */
+} StatePart;
+
+typedef struct Value {
+    const char *name; /* may be NULL for temporaries; dump uses %id */
+    DType dtype;
+    Shape shape;
+    int64_t stride[MAX_RANK]; /* elements */
+    ValueKind kind;
+    NodeId producer; /* none for inputs and states */
+    int out_index;   /* which output of the producer */
+
+    /* storage: own when base is none; else that of base, this many bytes further */
+    ValueId base;
+    size_t offset_bytes;
+
+    /* states only */
+    StateRole role;
+    ValueId master; /* STATE_COPY, STATE_GRAD, STATE_ADAM_*: the parameter it belongs to */
+    StatePart *part;
+    int n_parts;
+    float init_deviation; /* STATE_PARAM: normal(0, deviation); 0: see init_value */
+    float init_value;     /* constant start value when init_deviation is 0 */
+    bool decay;           /* STATE_PARAM: weight decay applies */
+} Value;
+
+typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE } Phase;
+const char *phase_name(Phase phase);
+
+struct Node {
+    const OpDef *op;
+    const char *name; /* what the model calls it: "attn", "experts.down"; may be NULL */
+    Phase phase;
+    int layer; /* -1 outside layers */
+    int n_in, n_out;
+    ValueId *in; /* n_in; an optional operand may be NO_VALUE */
+    ValueId out[NODE_MAX_OUT]; /* an output nobody wants may be NO_VALUE after pruning */
+    const void *attr;          /* op->attr_bytes bytes, private to the op's file */
+};
+
+struct Graph {
+    const char *name;
+    Arena arena;
+    Node *node; /* 1..n_nodes-1 are valid: index 0 stays empty so that 0 can mean none */
+    int n_nodes, node_cap;
+    Value *value; /* 1..n_values-1 */
+    int n_values, value_cap;
+    struct GraphOutput {
+        const char *name;
+        ValueId value;
+    } *output; /* what the host reads after a run; kept alive to the end */
+    int n_outputs, output_cap;
+    /* stamped on every node that is added */
+    Phase phase;
+    int layer;
+    const char *scope;
+};
+
+/* ---- what an op knows of itself --------------------------------------------------------- */
+
+/* Work of one node, counted by its op as its kernel does it. The devices turn it into time. */
+typedef struct Cost {
+    double flop;        /* multiply and add count as two; matrix units where matmul is set */
+    double read_bytes;  /* from memory, each operand once */
+    double write_bytes;
+    bool matmul;
+} Cost;
+
+/* Shape rule: reads c->in values and attr, sets out dtype, shape (and for views base, offset, stride).
+ * Outputs are created by the builder from what is set here. */
+typedef struct InferOut {
+    DType dtype;
+    Shape shape;
+    bool wanted;        /* false: this output is left NO_VALUE; starts true */
+    int alias;          /* index of the input whose storage it is, or -1 (the start value) */
+    size_t offset_bytes; /* with alias: from the start of that input */
+    bool strided;       /* with alias: stride is set; else the strides are contiguous */
+    int64_t stride[MAX_RANK];
+} InferOut;
+
+typedef struct InferCtx {
+    const Graph *graph;
+    const OpDef *op;
+    const Value **in; /* NULL where the operand is left out */
+    int n_in;
+    const void *attr;
+    InferOut out[NODE_MAX_OUT];
+} InferCtx;
+
+/* Gradient rule: emits ordinary nodes into graph. dout[i] is the gradient of output i or NO_VALUE;
+ * need[i] says whether the gradient of input i is wanted; the rule sets din[i] to it (NO_VALUE: zero). */
+typedef struct GradCtx {
+    Graph *graph;
+    NodeId node;
+    const ValueId *dout;
+    const bool *need;
+    ValueId *din;
+} GradCtx;
+
+typedef enum Isa { ISA_GENERIC, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_COUNT } Isa;
+const char *isa_name(Isa isa);
+
+/* For what machine a program is compiled: decides workspace and kernels, never the graph. */
+typedef struct Target {
+    Isa isa;
+    int threads;
+} Target;
+
+/* The operands of one node at run time. The arrays live as long as the program does. */
+typedef struct KernelArgs {
+    const void *attr;
+    Tensor *in; /* data NULL where the operand is left out */
+    Tensor *out;
+    int n_in, n_out;
+    void *workspace; /* 64-byte aligned */
+    size_t workspace_bytes;
+    void *state; /* what prepare made */
+    int threads;
+} KernelArgs;
+
+/* A kernel of the cpu device. run allocates nothing. prepare (may be NULL) is called once when the
+ * program is loaded and may make library objects into args->state; release gives them back. */
+typedef struct CpuKernel {
+    Status (*run)(KernelArgs *args);
+    Status (*prepare)(KernelArgs *args);
+    void (*release)(KernelArgs *args);
+    size_t (*workspace)(const Graph *graph, const Node *node, const Target *target); /* may be NULL */
+} CpuKernel;
+
+enum {
+    OP_VIEW = 1,      /* outputs are views of input 0; no kernel, no time */
+    OP_CHEAP = 2,     /* element-wise or a row's reduction: selective recompute makes it again */
+    OP_SOURCE = 4,    /* no gradient flows through: integer outputs, constants, updates */
+    OP_EFFECT = 8,    /* changes a state: never pruned */
+    OP_LINEAR_OPS = 16, /* reserved for tests: a matrix product */
+};
+
+struct OpDef {
+    const char *name;
+    int min_in, max_in; /* operands; max_in -1: any number */
+    int n_out;
+    size_t attr_bytes;
+    unsigned flags;
+    unsigned inplace;     /* bit i: output 0 may overwrite input i when that dies here */
+    unsigned strided_in;  /* bit i: input i may have any row stride (see kernel.h), else contiguous */
+    unsigned strided_out; /* bit i: likewise output i */
+    unsigned optional_in; /* bit i: input i may be NO_VALUE */
+    Status (*infer)(InferCtx *ctx);
+    Status (*grad)(GradCtx *ctx); /* NULL with OP_SOURCE */
+    Cost (*cost)(const Graph *graph, const Node *node);
+    void (*attr_text)(const void *attr, Str *out); /* for dumps; NULL when there is nothing to say */
+    const CpuKernel *cpu[ISA_COUNT];               /* NULL entries: this device lacks the op */
+};
+
+/* ---- builder ---------------------------------------------------------------------------- */
+
+Graph *graph_create(const char *name);
+void graph_destroy(Graph *graph);
+
+ValueId graph_input(Graph *graph, const char *name, DType dtype, Shape shape);
+/* A state starts with one part that is itself. The name is unique in the graph. */
+ValueId graph_state(Graph *graph, const char *name, DType dtype, Shape shape, StateRole role);
+ValueId graph_find_state(const Graph *graph, const char *name);
+ValueId graph_find_input(const Graph *graph, const char *name);
+void graph_output(Graph *graph, const char *name, ValueId value);
+ValueId graph_find_output(const Graph *graph, const char *name);
+
+/* Adds a node; runs op->infer; a refusal names op, node and shapes. attr (op->attr_bytes) is copied.
+ * out receives op->n_out ids. */
+Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
+                 ValueId *out);
+
+static inline Value *graph_value(const Graph *graph, ValueId v) { return &graph->value[v.id]; }
+static inline Node *graph_node(const Graph *graph, NodeId n) { return &graph->node[n.id]; }
+static inline bool value_ok(ValueId v) { return v.id != 0; }
+/* The value whose storage v lives in, through all bases. */
+ValueId graph_root(const Graph *graph, ValueId v);
+
+/* Layer and phase for the nodes that follow; name is copied. */
+void graph_set_layer(Graph *graph, int layer);
+void graph_set_scope(Graph *graph, const char *name);
+
+/* ---- rewriting (for passes) --------------------------------------------------------------- */
+
+/* A pass that inserts or removes nodes copies the graph: begin makes an empty twin with all inputs,
+ * states and (dead) space for values; copy_node appends a node of the old graph with its operands
+ * mapped and its outputs made anew; map_set overrides where an old value now is. */
+typedef struct Rewrite {
+    const Graph *from;
+    Graph *to;
+    ValueId *map; /* old value id -> new value */
+} Rewrite;
+void rewrite_begin(Rewrite *rewrite, const Graph *from);
+ValueId rewrite_get(const Rewrite *rewrite, ValueId old);
+void rewrite_set(Rewrite *rewrite, ValueId old, ValueId fresh);
+Status rewrite_copy_node(Rewrite *rewrite, NodeId node);
+/* Copies outputs; frees the map; *graph (== rewrite->from) is replaced by the new one. */
+Status rewrite_end(Rewrite *rewrite, Graph **graph);
+void rewrite_abort(Rewrite *rewrite);
+
+/* ---- checking and reading ----------------------------------------------------------------- */
+
+/* Order, single assignment, dtypes and shapes as op->infer says, strides where allowed, no read of a
+ * state version that was overwritten. `after` names the pass in the sentence. */
+Status graph_verify(const Graph *graph, const char *after);
+/* One line a node: %12 = linear(%10, model.layers.0.mlp.down_proj.weight) ... ; stable, diff-able. */
+void graph_dump(const Graph *graph, Str *out);
+void graph_dump_dot(const Graph *graph, Str *out);
+Cost graph_cost(const Graph *graph); /* sum over nodes */
+
+#endif

@@ -1,0 +1,201 @@
+/* ops: what a step is made of, one op per file.
+ *
+ * What it is.   The op table and the builders: a function per op that adds its node to a graph. Each
+ *               op's file holds its shape rule, gradient rule, cost and kernels (kernel.h).
+ * Depends on.   base, tensor, graph; oneDNN for matrix products.
+ * Owns.         The read-only table of ops.
+ * Invariants.   Nothing outside this folder switches over ops. Activations are f32 or bf16; statistics,
+ *               softmax, router, loss, optimizer are f32. Integer tensors are i32.
+ * Use:
+ *     ValueId h, y;
+ *     TRY(op_rmsnorm(g, x, w, 1e-5f, &h));
+ *     TRY(op_linear(g, h, wo, &y));
+ *     TRY(op_add(g, x, y, &x));
+ *
+ * Letters in the comments: B batch, T seq, D embed, H heads, K kv heads, d head_dim, F ffn, V vocab,
+ * E experts, k choices per token, R rows of expert buffers. x[...] is a tensor, "..." any leading axes.
+ */
+#ifndef OPS_OPS_H
+#define OPS_OPS_H
+
+#include "graph/graph.h"
+
+const OpDef *op_find(const char *name);
+const OpDef *op_at(int index); /* NULL past the end */
+
+/* ---- views: no time, no memory ---------------------------------------------------------- */
+
+/* The same elements under another shape of equal count. */
+Status op_reshape(Graph *g, ValueId x, Shape shape, ValueId *y);
+/* x [..., sum width] into n views of its last axis; widths in elements. axis_names (may be NULL) names
+ * the last axis of each part. Its gradient is concat. n <= NODE_MAX_OUT. */
+Status op_split(Graph *g, ValueId x, int n, const int64_t *width, const Axis *axis_names, ValueId *y);
+/* Joins along the last axis; where it can, the memory plan lets the producers write straight into
+ * the parts of y, and nothing is left to do. */
+Status op_concat(Graph *g, int n, const ValueId *x, ValueId *y);
+
+/* ---- element-wise ------------------------------------------------------------------------- */
+
+Status op_add(Graph *g, ValueId a, ValueId b, ValueId *y);      /* same shape and dtype */
+Status op_scale(Graph *g, ValueId x, float factor, ValueId *y); /* y = factor x */
+Status op_cast(Graph *g, ValueId x, DType dtype, ValueId *y);
+Status op_fill(Graph *g, DType dtype, Shape shape, float value, ValueId *y);
+/* y = silu(gate) * up; silu(x) = x / (1 + e^-x). All [..., F], gate and up may be strided. */
+Status op_swiglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+
+/* ---- norms ---------------------------------------------------------------------------------- */
+
+/* y = w * x / sqrt(mean(x^2) + eps) over the last axis; statistics f32; w [D] f32. */
+Status op_rmsnorm(Graph *g, ValueId x, ValueId w, float eps, ValueId *y);
+/* h = a + b; y = w * h / sqrt(mean(h^2) + eps): the residual sum and the norm after it in one walk.
+ * Made by pass/fuse from add and rmsnorm. */
+Status op_add_rmsnorm(Graph *g, ValueId a, ValueId b, ValueId w, float eps, ValueId *h, ValueId *y);
+/* y = x / sqrt(mean(x^2) + eps) over the last axis of x [B T H d], no weight (Llama 4's QK norm). */
+Status op_l2norm(Graph *g, ValueId x, float eps, ValueId *y);
+
+/* ---- positions ------------------------------------------------------------------------------ */
+
+/* models.md 1.3. Frequencies are formed in f32; the angle is f32(position) * f32(frequency). */
+typedef struct RopeScaling {
+    float factor; /* 0 or 1: unscaled */
+    float low_freq_factor, high_freq_factor;
+    float original_max_position;
+} RopeScaling;
+/* pos [B T] i32 -> table [B T d] f32: d/2 cosines, then d/2 sines. One node serves all layers. */
+Status op_rope_table(Graph *g, ValueId pos, int64_t head_dim, double theta, RopeScaling scaling,
+                     ValueId *table);
+/* Rotates x [B T H d]. interleaved: pairs (2j, 2j+1), Llama 4; else (j, j + d/2), Llama 3 in HF form. */
+Status op_rope(Graph *g, ValueId x, ValueId table, bool interleaved, ValueId *y);
+/* y = x * (1 + scale * ln(1 + floor((p + 1) / floor_scale))), x [B T H d], p = pos [B T]: Llama 4's
+ * query temperature on layers without rope. */
+Status op_query_temperature(Graph *g, ValueId x, ValueId pos, float scale, float floor_scale,
+                            ValueId *y);
+
+/* ---- embedding, products, loss -------------------------------------------------------------- */
+
+/* y[b,t,:] = w[ids[b,t], :], w [V D] f32 or bf16, y of dtype. ids outside 0..V-1 read row 0 and are
+ * the host's fault: the data layer checks them. */
+Status op_embed(Graph *g, ValueId ids, ValueId w, DType dtype, ValueId *y);
+/* y[..., o] = sum_i x[..., i] w[o, i]; x and y may be strided; w [O I]. y has x's dtype, or out_dtype
+ * with op_linear_as. The output's last axis takes the name of w's first. */
+Status op_linear(Graph *g, ValueId x, ValueId w, ValueId *y);
+Status op_linear_as(Graph *g, ValueId x, ValueId w, DType out_dtype, ValueId *y);
+/* Products with expert e's matrix for the rows of expert e. x [R I], w [E I O] (published layout:
+ * x . W), offsets [E+1] i32 as made by op_expert_sort: rows offsets[e]..offsets[e+1]-1, each count a
+ * multiple of EXPERT_ROW_ALIGN. y [R O]; rows past offsets[E] are left as they are. */
+enum { EXPERT_ROW_ALIGN = 16 };
+Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ValueId *y);
+/* Cross entropy of x . w^T against targets without ever holding all logits.
+ * x [B T D], w [V D], targets [B T] i32 (negative: no loss there), weights [B T] f32.
+ * loss (scalar f32) = sum weights * nll; nll [B T] f32 = log sum exp(logits) - logits[target], 0 where
+ * the target is negative. z_loss > 0 adds z_loss * weights * (log sum exp)^2 to the loss. Together
+ * with its gradient it is one node (pass/fuse) that computes each block of logits once. */
+Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
+                               float z_loss, ValueId *loss, ValueId *nll);
+
+/* ---- attention ------------------------------------------------------------------------------ */
+
+/* One description of every mask: query t (row index) sees keys lo(t)..t of its row, where
+ *   chunk == 0:  lo(t) = t - pos[t]               (its document so far)
+ *   chunk  > 0:  lo(t) = t - pos[t] % chunk       (its chunk of its document so far)
+ * pos [B T] i32 is the position inside the document; documents are packed one behind the other. */
+typedef struct AttentionAttr {
+    float scale;   /* of q . k */
+    float softcap; /* > 0: z = softcap * tanh(z / softcap) (Grok) */
+    int64_t chunk;
+} AttentionAttr;
+/* q [B T H d], k and v [B T K d], H a multiple of K, query head h reads kv head h / (H / K); all may be
+ * strided by token. o [B T H d]. Also makes lse [B H T] f32 (log-sum-exp per query) for the gradient. */
+Status op_attention(Graph *g, ValueId q, ValueId k, ValueId v, ValueId pos, AttentionAttr attr,
+                    ValueId *o);
+/* Writes k and v [B n K d] of the new tokens into the caches [B S K d] at rows pos[b,i] (mod S) of
+ * sequence b; gives the new versions of the caches. Rows with pos < 0 are not written. */
+Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache, ValueId v_cache,
+                       ValueId *k_new, ValueId *v_new);
+/* Attention of new tokens q [B n H d] over caches [B S K d]: query at position p = pos[b,i] sees
+ * positions lo..p, lo = 0, or p - p % chunk with chunks; position j lies in row j mod S (S >= chunk is
+ * enough for chunked layers). pos < 0: the output row is zero. Inference only: no gradient. */
+Status op_attention_cached(Graph *g, ValueId q, ValueId k_cache, ValueId v_cache, ValueId pos,
+                           AttentionAttr attr, ValueId *o);
+
+/* ---- mixture of experts --------------------------------------------------------------------- */
+
+/* Which experts a token goes to, and with what score. logits [B T E] f32, bias [E] f32 or NO_VALUE
+ * (added for the choice only), k choices: choice [B T k] i32 in order of falling logit (+ bias), lowest
+ * expert first among equals; score [B T k] f32 = sigmoid(logits[choice]) (models.md 2.3). */
+typedef enum RouterScore { ROUTER_SIGMOID, ROUTER_SOFTMAX } RouterScore;
+Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind, ValueId *choice,
+                ValueId *score);
+/* The order of (token, choice) pairs by expert, stable in token order. choice [B T k] ->
+ * offsets [E+1] i32 (each expert's start, counts rounded up to EXPERT_ROW_ALIGN);
+ * source [R] i32: row -> token * k + slot, or -1 for a padding row, also for all rows past the end;
+ * place [B T k] i32: (token, slot) -> row; load [E] f32: true counts.
+ * R = B T k + E * EXPERT_ROW_ALIGN, a bound that dropless dispatch never exceeds. */
+Status op_expert_sort(Graph *g, ValueId choice, int64_t n_experts, ValueId *offsets, ValueId *source,
+                      ValueId *place, ValueId *load);
+/* rows[r,:] = score[source r] * x[token of source r, :], zero for padding rows. x [B T D] -> [R D].
+ * place is for the gradient: each token sums its rows in slot order. */
+Status op_expert_gather(Graph *g, ValueId x, ValueId score, ValueId source, ValueId place,
+                        ValueId *rows);
+/* y[t,:] = base[t,:] + sum over slots of rows[place[t,slot], :] in slot order; base [B T D] (the shared
+ * expert's output) may be NO_VALUE. With weight [B T k] (Grok: scores scale the output) else NO_VALUE. */
+Status op_expert_combine(Graph *g, ValueId rows, ValueId source, ValueId place, ValueId weight,
+                         ValueId base, Shape token_shape, ValueId *y);
+/* Losses that keep the router healthy, scalar f32. With p = scores normalised over experts (sigmoid:
+ * s/sum s; softmax: itself), f_e = share of (token, slot) pairs that chose e, P_e = mean p_e over tokens:
+ *   aux * E * sum_e f_e P_e   (Shazeer 2017, Fedus 2021)   +   z * mean(log sum exp(logits)^2)  (Zoph 2022)
+ * Only tokens with weights != 0 count. */
+Status op_router_loss(Graph *g, ValueId logits, ValueId choice, ValueId weights, float aux, float z,
+                      RouterScore kind, ValueId *loss);
+
+/* ---- update --------------------------------------------------------------------------------- */
+
+/* hyper: f32 vector that the host writes before each step */
+typedef enum Hyper {
+    HYPER_LR,
+    HYPER_BIAS1,   /* 1 - beta1^step */
+    HYPER_BIAS2,   /* 1 - beta2^step */
+    HYPER_BETA1,
+    HYPER_BETA2,
+    HYPER_EPS,
+    HYPER_DECAY,
+    HYPER_CLIP,    /* largest gradient norm, 0: none */
+    HYPER_BIAS_RATE, /* step of the expert bias */
+    HYPER_COUNT
+} Hyper;
+/* norm (scalar f32): sqrt of the sum of squares of all elements of the n gradients, summed in double
+ * in a fixed order. */
+Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm);
+/* factor = clip > 0 and norm > clip ? clip / norm : 1 */
+Status op_clip_factor(Graph *g, ValueId norm, ValueId hyper, ValueId *factor);
+/* AdamW (Loshchilov and Hutter 2019), in place on the states:
+ *   g = grad * factor;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+ *   w = w - lr * (m / bias1 / (sqrt(v / bias2) + eps) + (decay ? decay_rate * w : 0))
+ * copy: the bf16 (or f32) working copy that is remade, or NO_VALUE. zero_grad: grad is a state and is
+ * set to zero after it was read. */
+typedef struct AdamWAttr {
+    bool decay, zero_grad;
+} AdamWAttr;
+Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy, ValueId factor,
+                ValueId hyper, AdamWAttr attr);
+/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load): balancing without a loss. */
+Status op_expert_bias_update(Graph *g, ValueId bias, ValueId load, ValueId hyper);
+/* state += x, in place; f32. Sums gradients over micro-batches; fused into the product that makes x. */
+Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum);
+/* state = x, in place. */
+Status op_assign(Graph *g, ValueId state, ValueId x);
+
+/* ---- gradients: used by gradient rules and passes -------------------------------------------- */
+
+Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx);              /* dx = dy w, dy's dtype */
+Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw);              /* dw [O I] f32 = dy^T x */
+/* sum = state + dy^T x, in place on the f32 state. */
+Status op_linear_dw_accumulate(Graph *g, ValueId dy, ValueId x, ValueId state, ValueId *sum);
+Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ValueId *dx);
+Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ValueId w_like, ValueId *dw);
+/* loss, nll, dx, dw (f32) in one; dloss scalar f32. Replaces op_linear_cross_entropy when trained. */
+Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
+                                    ValueId dloss, float z_loss, ValueId *loss, ValueId *nll,
+                                    ValueId *dx, ValueId *dw);
+
+#endif

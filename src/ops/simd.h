@@ -1,0 +1,212 @@
+/* Vectors of f32, as wide as the instruction-set level that this file is compiled for (see kernel.h):
+ * 16, 8 or 4 lanes. GCC's vector types give + - * / and comparisons; here are loads, stores with
+ * conversion from and to bf16, reductions in a fixed order, and exp. Only *_cpu.c files include it.
+ */
+#ifndef OPS_SIMD_H
+#define OPS_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { VL = 16 };
+#elif defined(__AVX2__)
+enum { VL = 8 };
+#else
+enum { VL = 4 };
+#endif
+
+typedef float Vf __attribute__((vector_size(VL * 4)));
+typedef int32_t Vi __attribute__((vector_size(VL * 4)));
+#define SIMD static inline __attribute__((always_inline))
+
+SIMD Vf vf_set(float x) { return (Vf){0} + x; }
+SIMD Vf vf_zero(void) { return (Vf){0}; }
+SIMD Vf vf_load(const float *p)
+{
+    Vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+SIMD void vf_store(float *p, Vf v) { memcpy(p, &v, sizeof v); }
+SIMD Vi vi_bits(Vf v)
+{
+    Vi b;
+    memcpy(&b, &v, sizeof b);
+    return b;
+}
+SIMD Vf vf_bits(Vi b)
+{
+    Vf v;
+    memcpy(&v, &b, sizeof v);
+    return v;
+}
+
+SIMD Vf vf_fma(Vf a, Vf b, Vf c)
+{
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+SIMD Vf vf_max(Vf a, Vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    Vi m = a > b;
+    return vf_bits((vi_bits(a) & m) | (vi_bits(b) & ~m));
+#endif
+}
+
+/* n lanes from p, the others zero; reads nothing past p[n-1] */
+SIMD Vf vf_load_n(const float *p, int64_t n)
+{
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    float t[VL] = {0};
+    memcpy(t, p, (size_t)n * 4);
+    return vf_load(t);
+#endif
+}
+SIMD void vf_store_n(float *p, Vf v, int64_t n)
+{
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#else
+    memcpy(p, &v, (size_t)n * 4);
+#endif
+}
+
+SIMD Vf vf_load_bf16(const uint16_t *p)
+{
+#if defined(__AVX512F__)
+    __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+#elif defined(__AVX2__)
+    __m128i h = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+#else
+    Vi b;
+    for (int i = 0; i < VL; i++) b[i] = (int32_t)((uint32_t)p[i] << 16);
+    return vf_bits(b);
+#endif
+}
+
+/* round to nearest even; NaN stays NaN */
+SIMD void vf_store_bf16(uint16_t *p, Vf v)
+{
+#if defined(__AVX512BF16__)
+    __m256bh h = _mm512_cvtneps_pbh(v);
+    memcpy(p, &h, 32);
+#elif defined(__AVX512F__)
+    __m512i b = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc0));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(r));
+#else
+    Vi b = vi_bits(v), nan = v != v;
+    Vi r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    r = (r & ~nan) | (0x7fc0 & nan);
+    for (int i = 0; i < VL; i++) p[i] = (uint16_t)r[i];
+#endif
+}
+
+SIMD Vf vf_load_bf16_n(const uint16_t *p, int64_t n)
+{
+    uint16_t t[VL] = {0};
+    memcpy(t, p, (size_t)n * 2);
+    return vf_load_bf16(t);
+}
+SIMD void vf_store_bf16_n(uint16_t *p, Vf v, int64_t n)
+{
+    uint16_t t[VL];
+    vf_store_bf16(t, v);
+    memcpy(p, t, (size_t)n * 2);
+}
+
+/* halves added pairwise down to one lane: the same order at every call */
+SIMD float vf_sum(Vf v)
+{
+    float t[VL];
+    vf_store(t, v);
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) t[i] += t[i + half];
+    return t[0];
+}
+SIMD float vf_max_lane(Vf v)
+{
+    float t[VL], m;
+    vf_store(t, v);
+    m = t[0];
+    for (int i = 1; i < VL; i++) m = t[i] > m ? t[i] : m;
+    return m;
+}
+
+/* e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r with
+ * the coefficients of Cephes' expf, then the exponent by bits. Far below -87: 0; above 88.7: inf. */
+SIMD Vf vf_exp(Vf x)
+{
+    const Vf log2e = vf_set(1.44269504f), magic = vf_set(12582912.0f); /* 1.5 * 2^23 rounds to int */
+    Vf clamped = vf_max(x, vf_set(-104.0f));
+    clamped = -vf_max(-clamped, vf_set(-89.0f));
+    Vf t = vf_fma(clamped, log2e, magic);
+    Vf n = t - magic;
+    Vf r = vf_fma(n, vf_set(-0.693359375f), clamped);
+    r = vf_fma(n, vf_set(2.12194440e-4f), r);
+    Vf p = vf_set(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set(5.0000001201e-1f));
+    p = vf_fma(p * r, r, r + vf_set(1.0f));
+    /* two steps, so that 2^n may be subnormal or overflow properly */
+    Vi ni = vi_bits(t) - vi_bits(magic), half = ni >> 1;
+    Vf a = vf_bits((half + 127) << 23), b = vf_bits((ni - half + 127) << 23);
+    return p * a * b;
+}
+
+/* 1 / (1 + e^-x) */
+SIMD Vf vf_sigmoid(Vf x) { return vf_set(1.0f) / (vf_set(1.0f) + vf_exp(-x)); }
+
+/* Loads and stores chosen by dtype: kernels are written once, as a macro or an inline function with a
+ * constant `bf16`, and the compiler drops the other branch. */
+SIMD Vf vf_load_as(const void *p, int64_t i, int bf16)
+{
+    return bf16 ? vf_load_bf16((const uint16_t *)p + i) : vf_load((const float *)p + i);
+}
+SIMD void vf_store_as(void *p, int64_t i, Vf v, int bf16)
+{
+    if (bf16)
+        vf_store_bf16((uint16_t *)p + i, v);
+    else
+        vf_store((float *)p + i, v);
+}
+SIMD Vf vf_load_as_n(const void *p, int64_t i, int64_t n, int bf16)
+{
+    return bf16 ? vf_load_bf16_n((const uint16_t *)p + i, n) : vf_load_n((const float *)p + i, n);
+}
+SIMD void vf_store_as_n(void *p, int64_t i, Vf v, int64_t n, int bf16)
+{
+    if (bf16)
+        vf_store_bf16_n((uint16_t *)p + i, v, n);
+    else
+        vf_store_n((float *)p + i, v, n);
+}
+
+#endif
