@@ -1,57 +1,18 @@
-/* One line an op: OP(name) declares op_def_<name>, defined in ops/<name>.c (or the file of its family). */
-/* Alphabetical within families; a new op adds its line here and its file, nothing else. */
+/* One line an op: OP(name) declares op_def_<name>, defined in its own file. A new op adds its line
+ * here and its files, nothing else. */
+
 /* views */
-OP(reshape)
-OP(split)
-OP(concat)
+
 /* element-wise */
-OP(add)
-OP(scale)
-OP(cast)
-OP(fill)
-OP(swiglu)
-OP(swiglu_grad)
+
 /* norms */
-OP(rmsnorm)
-OP(rmsnorm_grad)
-OP(add_rmsnorm)
-OP(l2norm)
-OP(l2norm_grad)
+
 /* positions */
-OP(rope_table)
-OP(rope)
-OP(query_temperature)
+
 /* embedding, products, loss */
-OP(embed)
-OP(embed_grad)
-OP(linear)
-OP(linear_dx)
-OP(linear_dw)
-OP(linear_dw_accumulate)
-OP(grouped_linear)
-OP(grouped_linear_dx)
-OP(grouped_linear_dw)
-OP(linear_cross_entropy)
-OP(linear_cross_entropy_grad)
+
 /* attention */
-OP(attention)
-OP(attention_grad)
-OP(cache_append)
-OP(attention_cached)
+
 /* mixture of experts */
-OP(route)
-OP(route_grad)
-OP(expert_sort)
-OP(expert_gather)
-OP(expert_gather_grad)
-OP(expert_combine)
-OP(expert_combine_grad)
-OP(router_loss)
-OP(router_loss_grad)
+
 /* update */
-OP(grad_norm)
-OP(clip_factor)
-OP(adamw)
-OP(expert_bias_update)
-OP(accumulate)
-OP(assign)
