@@ -40,7 +40,8 @@ uint64_t rng_below(uint64_t key, uint64_t index, uint64_t bound)
 {
     CHECK(bound > 0);
     /* multiply-shift on 64 bits; the bias, below bound / 2^64, is far under what can be seen */
-    return (uint64_t)(((unsigned __int128)rng_u64(key, index) * bound) >> 64);
+    __extension__ typedef unsigned __int128 Wide;
+    return (uint64_t)(((Wide)rng_u64(key, index) * bound) >> 64);
 }
 
 double rng_normal(uint64_t key, uint64_t index)

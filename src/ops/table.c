@@ -11,13 +11,14 @@ static const OpDef *const table[] = {
 #define OP(name) &op_def_##name,
 #include "ops/list.h"
 #undef OP
+    NULL,
 };
 
 const OpDef *op_at(int index) { return index >= 0 && index < COUNT_OF(table) ? table[index] : NULL; }
 
 const OpDef *op_find(const char *name)
 {
-    for (int i = 0; i < COUNT_OF(table); i++)
+    for (int i = 0; table[i]; i++)
         if (!strcmp(table[i]->name, name)) return table[i];
     return NULL;
 }

@@ -1,0 +1,13 @@
+/* Shared by the files of graph/. */
+#ifndef GRAPH_GRAPH_INTERNAL_H
+#define GRAPH_GRAPH_INTERNAL_H
+
+#include "graph/graph.h"
+
+ValueId graph_new_value(Graph *graph); /* zeroed; pointers into graph->value move */
+Node *graph_new_node(Graph *graph);    /* zeroed; pointers into graph->node move */
+/* Runs the shape rule; on refusal the sentence names op, place and operands. ctx->in is gone after. */
+Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
+                   InferCtx *ctx);
+
+#endif

@@ -1,0 +1,96 @@
+/* The verifier: what every graph must be, checked before and after each pass in debug builds. */
+#include "graph/graph.h"
+#include "graph/graph_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Verifier {
+    const Graph *graph;
+    const char *after;
+    int *overwritten; /* per value: the node that overwrote its storage, 0 none */
+} Verifier;
+
+static Status broken(const Verifier *v, int node, const char *what)
+{
+    const Node *n = &v->graph->node[node];
+    return fail(ERR_ARG, "graph %s after %s: node %d (%s%s%s): %s", v->graph->name, v->after, node, n->op->name,
+                n->name ? " " : "", n->name ? n->name : "", what);
+}
+
+static Status check_operands(const Verifier *v, int i)
+{
+    const Graph *g = v->graph;
+    const Node *node = &g->node[i];
+    for (int k = 0; k < node->n_in; k++) {
+        ValueId id = node->in[k];
+        if (!value_ok(id)) {
+            if (k < 32 && node->op->optional_in >> k & 1) continue;
+            return broken(v, i, "an operand is missing");
+        }
+        if (id.id < 0 || id.id >= g->n_values) return broken(v, i, "an operand does not exist");
+        const Value *value = graph_value(g, id);
+        if (value->kind == VALUE_TEMP && (value->producer.id <= 0 || value->producer.id >= i))
+            return broken(v, i, "an operand is made later than it is read");
+        if (v->overwritten[id.id] && v->overwritten[id.id] < i)
+            return broken(v, i, "reads a state version that was overwritten");
+        bool any_stride = k < 32 && node->op->strided_in >> k & 1;
+        if (!any_stride && !(node->op->flags & OP_VIEW) && !stride_is_contiguous(&value->shape, value->stride))
+            return broken(v, i, "an operand has strides that the op does not read");
+    }
+    return OK;
+}
+
+/* What the shape rule says now must be what the values say. */
+static Status check_outputs(const Verifier *v, int i)
+{
+    const Graph *g = v->graph;
+    const Node *node = &g->node[i];
+    InferCtx ctx;
+    TRY_AS(graph_infer(g, node->op, node->attr, node->in, node->n_in, &ctx), "graph %s after %s: node %d", g->name,
+           v->after, i);
+    for (int k = 0; k < node->n_out; k++) {
+        if (!value_ok(node->out[k])) continue;
+        const Value *out = graph_value(g, node->out[k]);
+        if (out->producer.id != i || out->out_index != k) return broken(v, i, "an output belongs to another node");
+        if (out->dtype != ctx.out[k].dtype || !shape_equal(&out->shape, &ctx.out[k].shape))
+            return broken(v, i, "an output has another dtype or shape than its shape rule says");
+        if (ctx.out[k].alias >= 0 && out->base.id != node->in[ctx.out[k].alias].id)
+            return broken(v, i, "a view does not share the storage of its operand");
+    }
+    return OK;
+}
+
+/* An aliasing output of an op that is not a view overwrites: older versions end here. */
+static void mark_overwritten(Verifier *v, int i)
+{
+    const Graph *g = v->graph;
+    const Node *node = &g->node[i];
+    if (node->op->flags & OP_VIEW) return;
+    for (int k = 0; k < node->n_out; k++) {
+        if (!value_ok(node->out[k]) || !value_ok(graph_value(g, node->out[k])->base)) continue;
+        ValueId root = graph_root(g, node->out[k]);
+        for (int j = 1; j < node->out[k].id; j++)
+            if (!v->overwritten[j] && graph_root(g, (ValueId){j}).id == root.id &&
+                graph_value(g, (ValueId){j})->producer.id != i)
+                v->overwritten[j] = i;
+    }
+}
+
+Status graph_verify(const Graph *graph, const char *after)
+{
+    Verifier v = {.graph = graph, .after = after};
+    v.overwritten = xcalloc((size_t)graph->n_values, sizeof *v.overwritten);
+    Status status = OK;
+    for (int i = 1; i < graph->n_nodes && status == OK; i++) {
+        status = check_operands(&v, i);
+        if (status == OK) status = check_outputs(&v, i);
+        if (status == OK) mark_overwritten(&v, i);
+    }
+    for (int i = 0; i < graph->n_outputs && status == OK; i++)
+        if (v.overwritten[graph->output[i].value.id])
+            status = fail(ERR_ARG, "graph %s after %s: output %s was overwritten", graph->name, after,
+                          graph->output[i].name);
+    free(v.overwritten);
+    return status;
+}
