@@ -9,6 +9,7 @@
  *               SSA: a value is made once, by one node, or is an input or a state of the graph.
  *               A value may share the storage of another (`base`): a view, or the new version of a
  *               state that an op updates in place; after that the old version may not be read.
+ *               Ids are stable; pointers to nodes and values are not, across anything that adds.
  *               Nothing here, in ops/ or in pass/ knows on which device the graph will run.
  * Use:
  *     Graph *g = graph_create("tiny");
@@ -53,6 +54,7 @@ typedef enum StateRole {
     STATE_ADAM_M,    /* first moment */
     STATE_ADAM_V,    /* second moment */
     STATE_BUFFER,    /* trained without a gradient, saved with the model: expert bias */
+    STATE_LOAD,      /* tokens per expert, summed over a step; its master is the bias it moves */
     STATE_CACHE,     /* keys and values of earlier tokens; not saved */
 } StateRole;
 
@@ -62,6 +64,8 @@ typedef struct StatePart {
     const char *name;
     Shape shape;
     size_t offset_bytes; /* from the start of the state */
+    float init_deviation; /* STATE_PARAM: normal(0, deviation); 0: init_value everywhere */
+    float init_value;
 } StatePart;
 
 typedef struct Value {
@@ -79,12 +83,10 @@ typedef struct Value {
 
     /* states only */
     StateRole role;
-    ValueId master; /* STATE_COPY, STATE_GRAD, STATE_ADAM_*: the parameter it belongs to */
+    ValueId master; /* STATE_COPY, _GRAD, _ADAM_*: the parameter it belongs to; _LOAD: the bias */
     StatePart *part;
     int n_parts;
-    float init_deviation; /* STATE_PARAM: normal(0, deviation); 0: see init_value */
-    float init_value;     /* constant start value when init_deviation is 0 */
-    bool decay;           /* STATE_PARAM: weight decay applies */
+    bool decay; /* STATE_PARAM: weight decay applies */
 } Value;
 
 typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE } Phase;
@@ -195,7 +197,6 @@ enum {
     OP_CHEAP = 2,     /* element-wise or a row's reduction: selective recompute makes it again */
     OP_SOURCE = 4,    /* no gradient flows through: integer outputs, constants, updates */
     OP_EFFECT = 8,    /* changes a state: never pruned */
-    OP_LINEAR_OPS = 16, /* reserved for tests: a matrix product */
 };
 
 struct OpDef {

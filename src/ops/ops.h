@@ -178,7 +178,8 @@ typedef struct AdamWAttr {
 } AdamWAttr;
 Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy, ValueId factor,
                 ValueId hyper, AdamWAttr attr);
-/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load): balancing without a loss. */
+/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load); load is set to zero: balancing
+ * without a loss. load is a STATE_LOAD that the step summed into with op_accumulate. */
 Status op_expert_bias_update(Graph *g, ValueId bias, ValueId load, ValueId hyper);
 /* state += x, in place; f32. Sums gradients over micro-batches; fused into the product that makes x. */
 Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum);

@@ -1,0 +1,158 @@
+/* Fusion after autodiff: one node where two would walk the same memory twice.
+ *
+ *   h = add(a, b); y = rmsnorm(h, w)        ->  h, y = add_rmsnorm(a, b, w)
+ *   d, dw = rmsnorm_grad(...); add(r, d)    ->  d', dw = rmsnorm_grad(..., residual r)
+ *   linear_cross_entropy and its gradient   ->  the gradient alone, which makes loss and nll too
+ *   accumulate(state, linear_dw(dy, x))     ->  linear_dw_accumulate(dy, x, state)
+ * and every other accumulate moves right behind the node that makes what it adds, so that the summand
+ * dies at once. */
+#include "pass/pass_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Fusing {
+    const Graph *graph;
+    int *uses;
+    bool *done; /* per node: already emitted as part of another */
+    Rewrite rewrite;
+    bool fused; /* the pattern at hand applied */
+} Fusing;
+
+enum { RMSNORM_GRAD_RESIDUAL = 3 }; /* operand index: dy, x, w, residual */
+
+/* The first node after i that has `op` and reads v as operand k; 0 if none. */
+static int find_reader(const Fusing *f, int i, ValueId v, const char *op, int k)
+{
+    const OpDef *def = op_find(op);
+    if (!def || !value_ok(v)) return 0;
+    for (int j = i + 1; j < f->graph->n_nodes; j++) {
+        const Node *node = &f->graph->node[j];
+        if (node->op == def && node->n_in > k && node->in[k].id == v.id) return j;
+    }
+    return 0;
+}
+
+static void stamp(Fusing *f, int i)
+{
+    const Node *node = &f->graph->node[i];
+    f->rewrite.to->phase = node->phase;
+    f->rewrite.to->layer = node->layer;
+    graph_set_scope(f->rewrite.to, node->name);
+}
+
+static Status fuse_add_rmsnorm(Fusing *f, int i)
+{
+    const Node *add = &f->graph->node[i];
+    if (!node_is(add, "add")) return OK;
+    int j = find_reader(f, i, add->out[0], "rmsnorm", 0);
+    const Node *norm = &f->graph->node[j];
+    if (!j || norm->phase != add->phase || f->done[j]) return OK;
+    ValueId in[3] = {rewrite_get(&f->rewrite, add->in[0]), rewrite_get(&f->rewrite, add->in[1]),
+                     rewrite_get(&f->rewrite, norm->in[1])};
+    ValueId out[NODE_MAX_OUT];
+    stamp(f, i);
+    TRY(graph_add(f->rewrite.to, op_find("add_rmsnorm"), norm->attr, in, 3, out));
+    rewrite_set(&f->rewrite, add->out[0], out[0]);
+    rewrite_set(&f->rewrite, norm->out[0], out[1]);
+    f->done[j] = f->fused = true;
+    return OK;
+}
+
+static Status fuse_residual(Fusing *f, int i)
+{
+    const Graph *g = f->graph;
+    const Node *grad = &g->node[i];
+    if (!node_is(grad, "rmsnorm_grad") || grad->n_in > RMSNORM_GRAD_RESIDUAL || f->uses[grad->out[0].id] != 1) return OK;
+    int j = find_reader(f, i, grad->out[0], "add", 1), other = 0;
+    if (!j) j = find_reader(f, i, grad->out[0], "add", 0), other = 1;
+    if (!j) return OK;
+    ValueId residual = g->node[j].in[other];
+    if (graph_value(g, residual)->producer.id >= i || f->done[j]) return OK;
+    ValueId in[4], out[NODE_MAX_OUT];
+    for (int k = 0; k < 3; k++) in[k] = rewrite_get(&f->rewrite, grad->in[k]);
+    in[RMSNORM_GRAD_RESIDUAL] = rewrite_get(&f->rewrite, residual);
+    stamp(f, i);
+    TRY(graph_add(f->rewrite.to, grad->op, grad->attr, in, 4, out));
+    for (int k = 0; k < grad->n_out; k++)
+        if (value_ok(grad->out[k])) rewrite_set(&f->rewrite, grad->out[k], out[k]);
+    rewrite_set(&f->rewrite, g->node[j].out[0], out[0]);
+    f->done[j] = f->fused = true;
+    return OK;
+}
+
+static Status fuse_cross_entropy(Fusing *f, int i)
+{
+    const Graph *g = f->graph;
+    const Node *loss = &g->node[i];
+    if (!node_is(loss, "linear_cross_entropy")) return OK;
+    int j = find_reader(f, i, loss->in[0], "linear_cross_entropy_grad", 0);
+    const Node *grad = &g->node[j];
+    if (!j || memcmp(grad->in, loss->in, 4 * sizeof *loss->in)) return OK;
+    /* only when the gradient starts from a constant, which can be made here as well as there */
+    NodeId seed = graph_value(g, grad->in[4])->producer;
+    if (!seed.id || g->node[seed.id].n_in > 0) return OK;
+    if (!f->done[seed.id]) TRY(rewrite_copy_node(&f->rewrite, seed));
+    TRY(rewrite_copy_node(&f->rewrite, (NodeId){j}));
+    rewrite_set(&f->rewrite, loss->out[0], rewrite_get(&f->rewrite, grad->out[0]));
+    rewrite_set(&f->rewrite, loss->out[1], rewrite_get(&f->rewrite, grad->out[1]));
+    f->done[seed.id] = f->done[j] = f->fused = true;
+    return OK;
+}
+
+static Status fuse_accumulate(Fusing *f, int i)
+{
+    const Node *dw = &f->graph->node[i];
+    if (!node_is(dw, "linear_dw") || f->uses[dw->out[0].id] != 1) return OK;
+    int j = find_reader(f, i, dw->out[0], "accumulate", 1);
+    if (!j) return OK;
+    const Node *sum = &f->graph->node[j];
+    ValueId fresh;
+    stamp(f, i);
+    TRY(op_linear_dw_accumulate(f->rewrite.to, rewrite_get(&f->rewrite, dw->in[0]), rewrite_get(&f->rewrite, dw->in[1]),
+                                rewrite_get(&f->rewrite, sum->in[0]), &fresh));
+    rewrite_set(&f->rewrite, sum->out[0], fresh);
+    f->done[j] = f->fused = true;
+    return OK;
+}
+
+static Status move_accumulates(Fusing *f, int i)
+{
+    const Node *node = &f->graph->node[i];
+    for (int k = 0; k < node->n_out; k++) {
+        int j = find_reader(f, i, node->out[k], "accumulate", 1);
+        if (!j || f->done[j]) continue;
+        TRY(rewrite_copy_node(&f->rewrite, (NodeId){j}));
+        f->done[j] = true;
+    }
+    return OK;
+}
+
+static Status fuse_node(Fusing *f, int i)
+{
+    static Status (*const patterns[])(Fusing *, int) = {fuse_add_rmsnorm, fuse_residual, fuse_cross_entropy,
+                                                        fuse_accumulate};
+    f->fused = false;
+    for (int k = 0; k < COUNT_OF(patterns) && !f->fused; k++) TRY(patterns[k](f, i));
+    if (!f->fused) TRY(rewrite_copy_node(&f->rewrite, (NodeId){i}));
+    return move_accumulates(f, i);
+}
+
+Status pass_fuse(Graph **graph)
+{
+    Fusing f = {.graph = *graph};
+    f.uses = pass_count_uses(f.graph);
+    f.done = xcalloc((size_t)f.graph->n_nodes, sizeof *f.done);
+    rewrite_begin(&f.rewrite, f.graph);
+    Status status = OK;
+    for (int i = 1; i < f.graph->n_nodes && status == OK; i++)
+        if (!f.done[i]) status = fuse_node(&f, i);
+    free(f.uses);
+    free(f.done);
+    if (status != OK) {
+        rewrite_abort(&f.rewrite);
+        return status;
+    }
+    TRY(rewrite_end(&f.rewrite, graph));
+    return pass_check(*graph, "fuse");
+}

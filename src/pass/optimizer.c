@@ -1,0 +1,153 @@
+/* The update as nodes: gradients summed over micro-batches, their norm, clipping, AdamW, expert bias. */
+#include "pass/pass_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static ValueId master_of(const Graph *g, ValueId leaf)
+{
+    const Value *v = graph_value(g, leaf);
+    return v->role == STATE_COPY ? v->master : leaf;
+}
+
+/* A state beside a parameter: its name with a suffix, its parts with the same suffix. */
+static ValueId state_beside(Graph *g, ValueId param, const char *suffix, StateRole role)
+{
+    const char *name = arena_printf(&g->arena, "%s%s", graph_value(g, param)->name, suffix);
+    ValueId found = graph_find_state(g, name);
+    if (value_ok(found)) return found;
+    ValueId id = graph_state(g, name, DTYPE_F32, graph_value(g, param)->shape, role);
+    const Value *p = graph_value(g, param);
+    Value *v = graph_value(g, id);
+    v->master = param;
+    v->part = arena_copy(&g->arena, p->part, sizeof *p->part * (size_t)p->n_parts);
+    v->n_parts = p->n_parts;
+    for (int k = 0; k < v->n_parts; k++) {
+        v->part[k].name = arena_printf(&g->arena, "%s%s", p->part[k].name, suffix);
+        v->part[k].init_deviation = v->part[k].init_value = 0;
+    }
+    return id;
+}
+
+Status pass_accumulate(Graph *graph, ParamGrads *grads)
+{
+    graph->phase = PHASE_BACKWARD;
+    for (int i = 0; i < grads->n; i++) {
+        ValueId master = master_of(graph, grads->at[i].leaf);
+        ValueId state = state_beside(graph, master, ".grad", STATE_GRAD), sum;
+        graph_set_scope(graph, "accumulate");
+        TRY(op_accumulate(graph, state, grads->at[i].grad, &sum));
+        grads->at[i].grad = sum;
+    }
+    graph_set_scope(graph, NULL);
+    return pass_check(graph, "accumulate");
+}
+
+static ValueId hyper_input(Graph *g)
+{
+    ValueId hyper = graph_find_input(g, "hyper");
+    if (value_ok(hyper)) return hyper;
+    return graph_input(g, "hyper", DTYPE_F32, shape_make(1, (int64_t[]){HYPER_COUNT}, (Axis[]){AXIS_ANY}));
+}
+
+static ValueId copy_of(const Graph *g, ValueId leaf)
+{
+    return graph_value(g, leaf)->role == STATE_COPY ? leaf : NO_VALUE;
+}
+
+static Status update_param(Graph *g, const ParamGrad *p, bool grad_is_state, ValueId factor, ValueId hyper)
+{
+    ValueId w = master_of(g, p->leaf);
+    ValueId m = state_beside(g, w, ".adam_m", STATE_ADAM_M), v = state_beside(g, w, ".adam_v", STATE_ADAM_V);
+    AdamWAttr attr = {.decay = graph_value(g, w)->decay, .zero_grad = grad_is_state};
+    return op_adamw(g, w, m, v, p->grad, copy_of(g, p->leaf), factor, hyper, attr);
+}
+
+/* The expert biases of the graph move by the loads that the routers counted. */
+static Status update_expert_biases(Graph *g, ValueId hyper)
+{
+    int n_values = g->n_values;
+    for (int i = 1; i < n_values; i++) {
+        if (g->value[i].kind != VALUE_STATE || g->value[i].role != STATE_LOAD) continue;
+        TRY(op_expert_bias_update(g, g->value[i].master, (ValueId){i}, hyper));
+    }
+    return OK;
+}
+
+static Status emit_update(Graph *g, const ParamGrads *grads, bool grad_is_state)
+{
+    ValueId norm, factor, hyper = hyper_input(g);
+    ValueId *all = xcalloc((size_t)grads->n + 1, sizeof *all);
+    for (int i = 0; i < grads->n; i++) all[i] = grads->at[i].grad;
+    g->phase = PHASE_BACKWARD; /* the host looks at the norm before the update phase begins */
+    graph_set_layer(g, -1);
+    graph_set_scope(g, "grad_norm");
+    Status status = op_grad_norm(g, grads->n, all, &norm);
+    free(all);
+    TRY(status);
+    graph_output(g, "grad_norm", norm);
+    g->phase = PHASE_UPDATE;
+    graph_set_scope(g, "clip");
+    TRY(op_clip_factor(g, norm, hyper, &factor));
+    graph_set_scope(g, "adamw");
+    for (int i = 0; i < grads->n; i++) TRY(update_param(g, &grads->at[i], grad_is_state, factor, hyper));
+    graph_set_scope(g, "balance");
+    TRY(update_expert_biases(g, hyper));
+    graph_set_scope(g, NULL);
+    return pass_check(g, "optimizer");
+}
+
+Status pass_optimizer(Graph *graph, const ParamGrads *grads)
+{
+    return emit_update(graph, grads, false);
+}
+
+static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
+{
+    const Value *old = graph_value(from, id);
+    ValueId found = graph_find_state(to, old->name);
+    if (value_ok(found)) return found;
+    ValueId fresh = graph_state(to, old->name, old->dtype, old->shape, old->role);
+    Value *v = graph_value(to, fresh);
+    v->decay = old->decay;
+    v->part = arena_copy(&to->arena, old->part, sizeof *old->part * (size_t)old->n_parts);
+    v->n_parts = old->n_parts;
+    for (int k = 0; k < v->n_parts; k++) v->part[k].name = arena_strdup(&to->arena, old->part[k].name);
+    return fresh;
+}
+
+Status pass_optimizer_alone(const Graph *like, Graph **update)
+{
+    Graph *g = graph_create("update");
+    ParamGrads grads = {.at = xcalloc((size_t)like->n_values, sizeof *grads.at)};
+    for (int i = 1; i < like->n_values; i++) {
+        const Value *v = &like->value[i];
+        if (v->kind != VALUE_STATE) continue;
+        if (v->role == STATE_GRAD) {
+            ValueId master = copy_state(g, like, v->master), grad = copy_state(g, like, (ValueId){i});
+            graph_value(g, grad)->master = master;
+            grads.at[grads.n++] = (ParamGrad){.leaf = master, .grad = grad};
+        } else if (v->role == STATE_LOAD) {
+            ValueId bias = copy_state(g, like, v->master), load = copy_state(g, like, (ValueId){i});
+            graph_value(g, load)->master = bias;
+        }
+    }
+    for (int i = 1; i < like->n_values; i++) { /* working copies are the leaves of their masters */
+        const Value *v = &like->value[i];
+        if (v->kind != VALUE_STATE || v->role != STATE_COPY) continue;
+        ValueId master = graph_find_state(g, graph_value(like, v->master)->name);
+        for (int k = 0; k < grads.n && value_ok(master); k++) {
+            if (grads.at[k].leaf.id != master.id) continue;
+            grads.at[k].leaf = copy_state(g, like, (ValueId){i});
+            graph_value(g, grads.at[k].leaf)->master = master;
+        }
+    }
+    Status status = emit_update(g, &grads, true);
+    param_grads_deinit(&grads);
+    if (status != OK) {
+        graph_destroy(g);
+        return status;
+    }
+    *update = g;
+    return OK;
+}

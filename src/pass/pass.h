@@ -1,0 +1,64 @@
+/* pass: graph -> graph. Each pass is one file and one function.
+ *
+ * What it is.   Autodiff, fusion, recompute, optimizer, pruning. Together they turn the forward graph
+ *               of a model into a training step.
+ * Depends on.   base, tensor, graph, ops
+ * Owns.         Nothing: a pass replaces *graph by a new one, or appends to it.
+ * Invariants.   A pass never asks on which device the graph will run. In debug builds the verifier
+ *               runs before and after each (pass_check).
+ * Use:
+ *     TRY(pass_fuse_siblings(&g));                  before autodiff: q, k, v become one product
+ *     TRY(pass_autodiff(g, "loss", &grads));
+ *     TRY(pass_recompute(&g, RECOMPUTE_SELECTIVE, &grads));
+ *     TRY(pass_optimizer(g, &grads, options));
+ *     TRY(pass_fuse(&g)); TRY(pass_prune(&g));
+ */
+#ifndef PASS_PASS_H
+#define PASS_PASS_H
+
+#include "graph/graph.h"
+#include "ops/ops.h"
+
+/* A trained leaf (a master weight, or its working copy) and the gradient of the loss to it. */
+typedef struct ParamGrad {
+    ValueId leaf, grad;
+} ParamGrad;
+typedef struct ParamGrads {
+    ParamGrad *at; /* heap */
+    int n;
+} ParamGrads;
+void param_grads_deinit(ParamGrads *grads);
+
+/* Verifies in debug builds; `after` names the pass. */
+Status pass_check(const Graph *graph, const char *after);
+
+/* Products of one input with several weights become one product whose result is split; the weights
+ * become parts of one state and keep their names. */
+Status pass_fuse_siblings(Graph **graph);
+
+/* Appends the gradient of output `loss` (a scalar) to every trained leaf. */
+Status pass_autodiff(Graph *graph, const char *loss, ParamGrads *grads);
+
+typedef enum Recompute {
+    RECOMPUTE_NONE,      /* keep what the gradients read */
+    RECOMPUTE_SELECTIVE, /* make cheap results (norms, activations) again from what is kept anyway */
+    RECOMPUTE_FULL,      /* keep each layer's input only */
+} Recompute;
+/* Runs after autodiff; grads are mapped to the new graph. */
+Status pass_recompute(Graph **graph, Recompute mode, ParamGrads *grads);
+
+/* Sums every gradient into a STATE_GRAD over several runs (micro-batches): the gradients become the
+ * states' new versions. */
+Status pass_accumulate(Graph *graph, ParamGrads *grads);
+/* The update: norm, clipping, AdamW for every parameter, expert bias. In the graph that made the
+ * gradients, or (grads == NULL) in a graph of its own that reads the STATE_GRAD of every parameter of
+ * `like`. Outputs grad_norm. */
+Status pass_optimizer(Graph *graph, const ParamGrads *grads);
+Status pass_optimizer_alone(const Graph *like, Graph **update);
+
+/* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate. */
+Status pass_fuse(Graph **graph);
+/* Drops nodes that nobody reads. */
+Status pass_prune(Graph **graph);
+
+#endif
