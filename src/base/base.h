@@ -3,7 +3,8 @@
  * What it is.   Status and error sentences, arenas, strings, log, counter-based random numbers,
  *               clock, files with fault points, names, hashes.
  * Depends on.   Nothing but libc and xxhash.
- * Owns.         The thread's error sentence, the log sink, the fault switches. No other globals.
+ * Owns.         The thread's error sentence, the log sink, the fault switches, the handler of SIGBUS.
+ *               No other globals.
  * Invariants.   A function that can fail returns Status and has set the sentence (fail) when it is
  *               not OK; outputs are written only on success. Host memory for small metadata that
  *               cannot be had ends the process; tensors and files never do.
@@ -207,7 +208,7 @@ size_t memory_peak_rss_bytes(void);  /* of this process so far */
 
 /* FAULT=point:n[:kill],... in the environment (or fault_set) makes the n-th call of fault_hit for
  * that point return true, or kills the process there. Points are named where they stand: open,
- * read, write, fsync, rename, close, unlink, mkdir, tensor_alloc. */
+ * read, write, fsync, rename, close, unlink, mkdir, map, tensor_alloc. */
 bool fault_hit(const char *point);
 Status fault_set(const char *spec);       /* replaces the switches; NULL clears; counts restart */
 int64_t fault_count(const char *point);   /* calls so far of that point, for sweeps */
@@ -241,7 +242,7 @@ Status file_read(Arena *arena, const char *path, size_t max_bytes, Bytes *out);
 /* Written beside, synced, renamed over, directory synced: after a crash the old or the new text. */
 Status file_write_atomic(const char *path, const void *data, size_t n);
 
-/* A file mapped for reading. A file that shrinks later is caught: map_guarded_copy fails instead of
+/* A file mapped for reading. A file that shrinks later is caught: file_map_copy fails instead of
  * raising SIGBUS. */
 typedef struct FileMap {
     const uint8_t *at;
