@@ -1,0 +1,110 @@
+/* program: a graph compiled for one target: instructions in order, a byte offset for every tensor.
+ *
+ * What it is.   Store (the tensors that live across programs, by name), Program (instructions and the
+ *               memory plan), the plan's report.
+ * Depends on.   base, tensor, graph, ops, pass
+ * Owns.         A Program owns its graph. A Store owns its table; neither owns tensor memory: they say
+ *               where in it everything lies.
+ * Invariants.   Two values share bytes only if they are never alive together, or one is a view or the
+ *               in-place successor of the other. Offsets are multiples of TENSOR_ALIGN. The plan depends
+ *               on graph and target only: compiled twice, it is the same to the byte.
+ * Use:
+ *     Store *store = store_create();
+ *     Program *step;
+ *     TRY(program_compile(graph, target, store, &step));     (graph is the program's from now on)
+ *     printf("%zu + %zu bytes\n", store_bytes(store), step->step_bytes);
+ */
+#ifndef PROGRAM_PROGRAM_H
+#define PROGRAM_PROGRAM_H
+
+#include "graph/graph.h"
+
+enum { TENSOR_ALIGN = 64 };
+
+/* ---- store -------------------------------------------------------------------------------- */
+
+typedef struct StateEntry {
+    const char *name;
+    DType dtype;
+    Shape shape;
+    StateRole role;
+    bool decay;
+    int master; /* index of the master's entry, -1 none */
+    StatePart *part;
+    int n_parts;
+    size_t offset, bytes; /* in the state region */
+} StateEntry;
+
+typedef struct Store {
+    Arena arena;
+    StateEntry *entry;
+    int n_entries, cap;
+    size_t bytes; /* of the state region so far */
+} Store;
+
+Store *store_create(void);
+void store_destroy(Store *store);
+int store_find(const Store *store, const char *name); /* entry index or -1 */
+/* Adds the states that nodes of the graph read (and their masters); those known already must agree. */
+Status store_add_graph(Store *store, const Graph *graph);
+size_t store_role_bytes(const Store *store, StateRole role);
+const char *state_role_name(StateRole role);
+
+/* ---- program ------------------------------------------------------------------------------ */
+
+typedef enum Region {
+    REGION_NONE,  /* an operand that is left out */
+    REGION_STATE, /* the store */
+    REGION_STEP,  /* within a run; programs that never run together may share it */
+    REGION_IO,    /* inputs of this program */
+} Region;
+
+typedef struct Operand {
+    Region region;
+    size_t offset;
+    ValueId value;
+    DType dtype;
+    Shape shape;
+    int64_t stride[MAX_RANK];
+} Operand;
+
+typedef struct Instr {
+    const OpDef *op;
+    const Node *node;
+    Operand *in, *out;
+    size_t workspace_offset, workspace_bytes; /* in the step region */
+} Instr;
+
+typedef struct LiveValue {
+    const char *what; /* "model.layers.3 attn: linear" */
+    size_t bytes;
+} LiveValue;
+
+enum { PROGRAM_TOP = 10 };
+
+typedef struct Program {
+    Graph *graph;
+    Target target;
+    Arena arena;
+    Instr *instr;
+    int n_instr;
+    int phase_begin[4]; /* first instruction of forward, backward, update; the end */
+    Operand *input, *output; /* in the order of the graph's inputs and outputs */
+    const char **input_name, **output_name;
+    int n_inputs, n_outputs;
+    size_t io_bytes, step_bytes; /* step_bytes: the planned peak, workspace included */
+    size_t live_bytes;           /* the largest sum of live bytes: what no plan can beat */
+    LiveValue top[PROGRAM_TOP];  /* the largest at that moment */
+    int n_top;
+} Program;
+
+/* Takes the graph, also on failure. Extends the store's layout. */
+Status program_compile(Graph *graph, Target target, Store *store, Program **program);
+void program_destroy(Program *program);
+const Operand *program_input(const Program *program, const char *name); /* NULL: none */
+const Operand *program_output(const Program *program, const char *name);
+Cost program_cost(const Program *program);
+/* Instructions with regions and offsets, one a line; stable and diff-able. */
+void program_dump(const Program *program, Str *out);
+
+#endif
