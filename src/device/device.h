@@ -1,0 +1,75 @@
+/* device: where programs run.
+ *
+ * What it is.   Device (a processor with its memory), Session (a store and some programs, loaded).
+ * Depends on.   base, tensor, graph, ops, pass, program
+ * Owns.         A Device counts what it allocates; a Session owns the memory of its regions. Programs
+ *               and the store are borrowed and must outlive it.
+ * Invariants.   Nothing is allocated and nothing is looked up between session_create and
+ *               session_destroy: a run walks an array of kernels with ready pointers. What a session
+ *               allocates is session_plan's total, to the byte.
+ * Use:
+ *     Device *device;
+ *     TRY(device_create_cpu((CpuOptions){.threads = 2}, &device));
+ *     TRY(program_compile(graph, device_target(device), store, &program));
+ *     TRY(session_create(device, store, &program, 1, &session));
+ *     TRY(session_write(session, 0, "ids", ids, bytes));
+ *     TRY(session_run(session, 0, PHASE_FORWARD, PHASE_UPDATE));
+ *     TRY(session_read(session, 0, "loss", &loss, sizeof loss));
+ */
+#ifndef DEVICE_DEVICE_H
+#define DEVICE_DEVICE_H
+
+#include "program/program.h"
+
+typedef struct Device Device;
+typedef struct Session Session;
+
+typedef struct CpuOptions {
+    int threads; /* 0: all cores we may use */
+    Isa max_isa; /* not above this level, for tests; ISA_GENERIC (0) means no limit unless limit_isa */
+    bool limit_isa;
+} CpuOptions;
+
+Status device_create_cpu(CpuOptions options, Device **device);
+void device_destroy(Device *device);
+Target device_target(const Device *device);
+Isa cpu_best_isa(void);
+/* Tensor memory that this device holds now, and the most it ever held. */
+size_t device_allocated_bytes(const Device *device);
+size_t device_peak_bytes(const Device *device);
+/* "AMD EPYC, 2 threads, avx512bf16": for logs and doctor. */
+const char *device_text(const Device *device);
+
+/* Bytes that session_create will allocate for these programs over this store. */
+typedef struct MemoryPlan {
+    size_t state_bytes; /* the store */
+    size_t step_bytes;  /* the largest step region: programs take turns */
+    size_t io_bytes;    /* all inputs */
+    size_t total_bytes;
+} MemoryPlan;
+MemoryPlan session_plan(const Store *store, Program *const *programs, int n);
+
+Status session_create(Device *device, const Store *store, Program *const *programs, int n, Session **session);
+void session_destroy(Session *session);
+
+/* Runs the instructions of the phases first..last of a program. */
+Status session_run(Session *session, int program, Phase first, Phase last);
+/* Copies between the host and an input or output, whole: bytes must be its size. */
+Status session_write(Session *session, int program, const char *input, const void *data, size_t bytes);
+Status session_read(Session *session, int program, const char *output, void *data, size_t bytes);
+/* The same places as pointers, where the host shares the device's memory (cpu); NULL elsewhere. */
+void *session_input(Session *session, int program, const char *input);
+void *session_output(Session *session, int program, const char *output);
+/* The memory of an entry of the store, as a tensor the host can read (cpu). */
+Tensor session_state(Session *session, int entry);
+/* One part of an entry: a weight by its published name. */
+Tensor session_state_part(Session *session, int entry, int part);
+/* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. */
+Status session_refresh_copies(Session *session);
+
+/* Seconds spent in each instruction of a program since the last reset; for traces and bench. n_instr
+ * entries; NULL unless session_profile(session, true) was called. */
+void session_profile(Session *session, bool on);
+const double *session_instr_s(const Session *session, int program);
+
+#endif

@@ -1,0 +1,24 @@
+/* Shared by the files of device/. */
+#ifndef DEVICE_DEVICE_INTERNAL_H
+#define DEVICE_DEVICE_INTERNAL_H
+
+#include "device/device.h"
+
+struct Device {
+    Target target;
+    size_t allocated_bytes, peak_bytes;
+    char text[128];
+};
+
+typedef struct DeviceMemory {
+    char *at;
+    size_t bytes; /* asked for and counted */
+    void *map;
+    size_t map_bytes;
+} DeviceMemory;
+
+/* ERR_MEMORY with the bytes asked and available when it cannot be had. */
+Status device_alloc(Device *device, size_t bytes, const char *what, DeviceMemory *memory);
+void device_free(Device *device, DeviceMemory *memory);
+
+#endif

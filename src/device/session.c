@@ -1,0 +1,223 @@
+/* Programs loaded over their memory, ready to run. */
+#include "device/device_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Step {
+    const CpuKernel *kernel;
+    KernelArgs args;
+    const Instr *instr;
+} Step;
+
+typedef struct Loaded {
+    const Program *program;
+    DeviceMemory io;
+    Step *step;
+    int n_prepared; /* steps whose prepare succeeded, for release */
+    Tensor *tensor; /* all operands */
+    double *instr_s;
+} Loaded;
+
+struct Session {
+    Device *device;
+    const Store *store;
+    DeviceMemory state, step;
+    Loaded *loaded;
+    int n_loaded;
+    bool profile;
+};
+
+MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
+{
+    MemoryPlan plan = {.state_bytes = store->bytes};
+    for (int i = 0; i < n; i++) {
+        if (programs[i]->step_bytes > plan.step_bytes) plan.step_bytes = programs[i]->step_bytes;
+        plan.io_bytes += programs[i]->io_bytes;
+    }
+    plan.total_bytes = plan.state_bytes + plan.step_bytes + plan.io_bytes;
+    return plan;
+}
+
+static Tensor resolve(const Session *s, const Loaded *l, const Operand *o)
+{
+    Tensor t = {.dtype = o->dtype, .shape = o->shape};
+    memcpy(t.stride, o->stride, sizeof t.stride);
+    switch (o->region) {
+    case REGION_NONE: break;
+    case REGION_STATE: t.data = s->state.at + o->offset; break;
+    case REGION_STEP: t.data = s->step.at + o->offset; break;
+    case REGION_IO: t.data = l->io.at + o->offset; break;
+    }
+    return t;
+}
+
+static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
+{
+    const Instr *instr = &l->program->instr[i];
+    Step *step = &l->step[i];
+    step->instr = instr;
+    step->kernel = instr->op->cpu[s->device->target.isa];
+    KernelArgs *a = &step->args;
+    *a = (KernelArgs){.attr = instr->node->attr, .in = tensor, .out = tensor + instr->node->n_in,
+                      .n_in = instr->node->n_in, .n_out = instr->node->n_out,
+                      .workspace_bytes = instr->workspace_bytes, .threads = s->device->target.threads};
+    if (instr->workspace_bytes) a->workspace = s->step.at + instr->workspace_offset;
+    for (int k = 0; k < a->n_in; k++) a->in[k] = resolve(s, l, &instr->in[k]);
+    for (int k = 0; k < a->n_out; k++) a->out[k] = resolve(s, l, &instr->out[k]);
+    if (step->kernel->prepare) TRY_AS(step->kernel->prepare(a), "preparing %s", instr->op->name);
+    l->n_prepared = i + 1;
+    return OK;
+}
+
+static Status load(Session *s, Loaded *l, const Program *program)
+{
+    l->program = program;
+    TRY(device_alloc(s->device, program->io_bytes, "step inputs", &l->io));
+    size_t n_tensors = 0;
+    for (int i = 0; i < program->n_instr; i++)
+        n_tensors += (size_t)(program->instr[i].node->n_in + program->instr[i].node->n_out);
+    l->tensor = xcalloc(n_tensors + 1, sizeof *l->tensor);
+    l->step = xcalloc((size_t)program->n_instr + 1, sizeof *l->step);
+    l->instr_s = xcalloc((size_t)program->n_instr + 1, sizeof *l->instr_s);
+    Tensor *next = l->tensor;
+    for (int i = 0; i < program->n_instr; i++) {
+        TRY(load_instr(s, l, i, next));
+        next += program->instr[i].node->n_in + program->instr[i].node->n_out;
+    }
+    return OK;
+}
+
+Status session_create(Device *device, const Store *store, Program *const *programs, int n, Session **session)
+{
+    Session *s = xcalloc(1, sizeof *s);
+    s->device = device;
+    s->store = store;
+    s->loaded = xcalloc((size_t)n + 1, sizeof *s->loaded);
+    s->n_loaded = n;
+    MemoryPlan plan = session_plan(store, programs, n);
+    Status status = device_alloc(device, plan.state_bytes, "weights and optimizer state", &s->state);
+    if (status == OK) status = device_alloc(device, plan.step_bytes, "activations and workspace", &s->step);
+    for (int i = 0; i < n && status == OK; i++) status = load(s, &s->loaded[i], programs[i]);
+    if (status != OK) {
+        session_destroy(s);
+        return status;
+    }
+    *session = s;
+    return OK;
+}
+
+void session_destroy(Session *s)
+{
+    if (!s) return;
+    for (int i = 0; i < s->n_loaded; i++) {
+        Loaded *l = &s->loaded[i];
+        for (int k = 0; k < l->n_prepared; k++)
+            if (l->step[k].kernel->release) l->step[k].kernel->release(&l->step[k].args);
+        free(l->step);
+        free(l->tensor);
+        free(l->instr_s);
+        device_free(s->device, &l->io);
+    }
+    device_free(s->device, &s->state);
+    device_free(s->device, &s->step);
+    free(s->loaded);
+    free(s);
+}
+
+/* An error of a kernel, with the place in the model where it happened. */
+static Status failed_at(const Step *step, Status status)
+{
+    const Node *node = step->instr->node;
+    fail_context("%s%s%s in layer %d", step->instr->op->name, node->name ? " " : "", node->name ? node->name : "",
+                 node->layer);
+    return status;
+}
+
+Status session_run(Session *s, int program, Phase first, Phase last)
+{
+    Loaded *l = &s->loaded[program];
+    int begin = l->program->phase_begin[first], end = l->program->phase_begin[last + 1];
+    for (int i = begin; i < end; i++) {
+        Step *step = &l->step[i];
+        double start = s->profile ? clock_s() : 0;
+        Status status = step->kernel->run(&step->args);
+        if (status != OK) return failed_at(step, status);
+        if (s->profile) l->instr_s[i] += clock_s() - start;
+    }
+    return OK;
+}
+
+static void *place_of(const Session *s, int program, const Operand *o)
+{
+    return o ? resolve(s, &s->loaded[program], o).data : NULL;
+}
+
+void *session_input(Session *s, int program, const char *input)
+{
+    return place_of(s, program, program_input(s->loaded[program].program, input));
+}
+
+void *session_output(Session *s, int program, const char *output)
+{
+    return place_of(s, program, program_output(s->loaded[program].program, output));
+}
+
+static Status check_size(const Operand *o, const char *name, const char *graph, size_t bytes)
+{
+    if (!o) return fail(ERR_ARG, "program %s has no input or output %s", graph, name);
+    size_t expected = (size_t)shape_count(&o->shape) * dtype_bytes(o->dtype);
+    if (expected != bytes) return fail(ERR_ARG, "%s of program %s has %zu bytes, not %zu", name, graph, expected, bytes);
+    return OK;
+}
+
+Status session_write(Session *s, int program, const char *input, const void *data, size_t bytes)
+{
+    const Program *p = s->loaded[program].program;
+    const Operand *o = program_input(p, input);
+    TRY(check_size(o, input, p->graph->name, bytes));
+    memcpy(place_of(s, program, o), data, bytes);
+    return OK;
+}
+
+Status session_read(Session *s, int program, const char *output, void *data, size_t bytes)
+{
+    const Program *p = s->loaded[program].program;
+    const Operand *o = program_output(p, output);
+    TRY(check_size(o, output, p->graph->name, bytes));
+    if (!stride_is_contiguous(&o->shape, o->stride)) return fail(ERR_ARG, "output %s is not contiguous", output);
+    memcpy(data, place_of(s, program, o), bytes);
+    return OK;
+}
+
+Tensor session_state(Session *s, int entry)
+{
+    const StateEntry *e = &s->store->entry[entry];
+    return tensor_make(s->state.at + e->offset, e->dtype, e->shape);
+}
+
+Tensor session_state_part(Session *s, int entry, int part)
+{
+    const StateEntry *e = &s->store->entry[entry];
+    return tensor_make(s->state.at + e->offset + e->part[part].offset_bytes, e->dtype, e->part[part].shape);
+}
+
+Status session_refresh_copies(Session *s)
+{
+    for (int i = 0; i < s->store->n_entries; i++) {
+        const StateEntry *e = &s->store->entry[i];
+        if (e->role != STATE_COPY || e->master < 0) continue;
+        Tensor from = session_state(s, e->master), to = session_state(s, i);
+        TRY(dtype_convert(from.dtype, from.data, to.dtype, to.data, shape_count(&e->shape)));
+    }
+    return OK;
+}
+
+void session_profile(Session *s, bool on)
+{
+    s->profile = on;
+    for (int i = 0; i < s->n_loaded; i++)
+        memset(s->loaded[i].instr_s, 0, sizeof(double) * (size_t)s->loaded[i].program->n_instr);
+}
+
+const double *session_instr_s(const Session *s, int program) { return s->profile ? s->loaded[program].instr_s : NULL; }
