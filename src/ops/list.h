@@ -2,8 +2,15 @@
  * here and its files, nothing else. */
 
 /* views */
+OP(reshape)
+OP(split)
+OP(concat)
 
 /* element-wise */
+OP(add)
+OP(scale)
+OP(cast)
+OP(fill)
 
 /* norms */
 

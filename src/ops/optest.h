@@ -30,7 +30,15 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#undef fail /* cmocka's hides that of base.h */
+/* cmocka's fail hides that of base.h */
+#undef fail
+#undef fail_msg
+#define fail_msg(...)                                                                              \
+    do {                                                                                           \
+        print_error("ERROR: " __VA_ARGS__);                                                        \
+        print_error("\n");                                                                         \
+        _fail(__FILE__, __LINE__);                                                                 \
+    } while (0)
 
 #define SHAPE(...)                                                                                 \
     shape_make((int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}, NULL)
@@ -117,6 +125,8 @@ bool optest_run(OpRun *run, const OpTest *t, Target target, int inplace);
 void optest_run_end(OpRun *run);
 /* Contiguous copy of a value in double. */
 double *optest_run_values(const OpRun *run, ValueId v);
+/* The value as a kernel gets it; data NULL for none. */
+Tensor optest_run_tensor(const OpRun *run, ValueId v);
 int64_t optest_count(const OpTest *t, ValueId v);
 double optest_round(DType dtype, double x);
 

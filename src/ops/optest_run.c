@@ -184,7 +184,7 @@ static bool run_fault(OpRun *run, const Node *node, const char *what)
     return false;
 }
 
-static Tensor tensor_of(const OpRun *run, ValueId id)
+Tensor optest_run_tensor(const OpRun *run, ValueId id)
 {
     Tensor tensor = {0};
     if (!value_ok(id)) return tensor;
@@ -202,8 +202,8 @@ static bool run_node(OpRun *run, const Node *node)
     if (node->op->flags & OP_VIEW) return true;
     if (!kernel) return run_fault(run, node, "there is no kernel");
     Tensor out[NODE_MAX_OUT] = {0}, *in = xcalloc((size_t)node->n_in + 1, sizeof *in);
-    for (int i = 0; i < node->n_in; i++) in[i] = tensor_of(run, node->in[i]);
-    for (int i = 0; i < node->n_out; i++) out[i] = tensor_of(run, node->out[i]);
+    for (int i = 0; i < node->n_in; i++) in[i] = optest_run_tensor(run, node->in[i]);
+    for (int i = 0; i < node->n_out; i++) out[i] = optest_run_tensor(run, node->out[i]);
     KernelArgs args = {.attr = node->attr, .in = in, .out = out, .n_in = node->n_in, .n_out = node->n_out};
     args.threads = run->target.threads;
     if (kernel->workspace) args.workspace_bytes = kernel->workspace(run->t->graph, node, &run->target);
