@@ -1,0 +1,57 @@
+# The door. CMake says what is built from what; packages.txt lists what must be installed.
+#
+#   make            build/drover                     make asan     tests under address and undefined sanitizers
+#   make run        the main job: DATA= MINUTES=     make fuzz     every fuzz target: SECONDS=60
+#   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
+#   make bench      the tables of speed and memory   make format   clang-format in place
+#   make packages   install what is missing, only    make clean    remove what was built
+MAKEFLAGS += --no-print-directory
+JOBS ?= $(shell nproc)
+DATA ?=
+MINUTES ?=
+SECONDS ?= 60
+SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
+
+.PHONY: all run test bench asan fuzz tidy format packages clean
+all: packages
+	@cmake --preset release --log-level=WARNING >/dev/null
+	@ninja -C build -j $(JOBS)
+
+run: all
+	@tools/packages run
+	@DATA='$(DATA)' MINUTES='$(MINUTES)' tools/run_main_job.sh
+
+test: all
+	@tools/check_layers
+	@tools/check_style
+	@ctest --test-dir build --output-on-failure -j 2
+
+bench: all
+	@bench/run
+
+asan: packages
+	@cmake --preset asan --log-level=WARNING >/dev/null
+	@ninja -C build-asan -j $(JOBS)
+	@ctest --test-dir build-asan --output-on-failure -j 2
+
+fuzz: packages
+	@tools/packages fuzz
+	@cmake --preset fuzz --log-level=WARNING >/dev/null
+	@ninja -C build-fuzz -j $(JOBS)
+	@tools/fuzz build-fuzz $(SECONDS)
+
+tidy: packages
+	@tools/packages tidy
+	@cmake --preset clang --log-level=WARNING >/dev/null
+	@ninja -C build-clang -j $(JOBS)
+	@tools/tidy build-clang
+
+format:
+	@tools/packages format
+	@clang-format -i $(SOURCES)
+
+packages:
+	@tools/packages build test
+
+clean:
+	rm -rf build build-asan build-fuzz build-clang build-debug
