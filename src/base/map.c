@@ -1,12 +1,12 @@
 /* Files mapped for reading, with a guard: a page behind the end of a file that was cut short after
  * mapping raises SIGBUS; file_map_copy turns that into a sentence.
  *
- * The handler is process-wide and installed at the first mapping. It jumps only when the thread that
- * faulted is inside file_map_copy; any other SIGBUS takes its default course. */
+ * The handler is process-wide and put in place at each mapping (a library may have set its own since).
+ * It jumps only when the thread that faulted is inside file_map_copy; any other SIGBUS takes its
+ * default course. */
 #include "base/base.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 static _Thread_local sigjmp_buf *volatile guard;
-static pthread_once_t handler_installed = PTHREAD_ONCE_INIT;
 
 static void on_bus_error(int signal_number)
 {
@@ -34,7 +33,7 @@ static void install_handler(void)
 
 Status file_map(const char *path, FileMap *map)
 {
-    pthread_once(&handler_installed, install_handler);
+    install_handler();
     int fd = -1;
     TRY(file_open_read(path, &fd));
     struct stat st;
