@@ -11,8 +11,13 @@ OP(add)
 OP(scale)
 OP(cast)
 OP(fill)
+OP(swiglu)
+OP(swiglu_grad)
 
 /* norms */
+OP(rmsnorm)
+OP(add_rmsnorm)
+OP(rmsnorm_grad)
 
 /* positions */
 

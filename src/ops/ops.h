@@ -188,6 +188,10 @@ Status op_assign(Graph *g, ValueId state, ValueId x);
 
 /* ---- gradients: used by gradient rules and passes -------------------------------------------- */
 
+Status op_swiglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
+/* dx and dw (f32) of op_rmsnorm; with residual (same shape, else NO_VALUE) dx has it added. */
+Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps, ValueId *dx,
+                       ValueId *dw);
 Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx);              /* dx = dy w, dy's dtype */
 Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw);              /* dw [O I] f32 = dy^T x */
 /* sum = state + dy^T x, in place on the f32 state. */

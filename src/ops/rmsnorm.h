@@ -1,0 +1,16 @@
+/* Between rmsnorm.c and its kernels: the row blocks of dw's partial sums. */
+#ifndef OPS_RMSNORM_H
+#define OPS_RMSNORM_H
+
+#include "base/base.h"
+
+/* At most 32 blocks of at least 16 rows, by the shape alone; the partial sums of the blocks are added
+ * in their order. */
+static inline int64_t rmsnorm_block_rows(int64_t rows) { return max_i64(16, (rows + 31) / 32); }
+static inline int64_t rmsnorm_blocks(int64_t rows)
+{
+    int64_t each = rmsnorm_block_rows(rows);
+    return (rows + each - 1) / each;
+}
+
+#endif
