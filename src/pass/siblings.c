@@ -15,6 +15,23 @@ typedef struct Siblings {
     int n;
 } Siblings;
 
+/* What reads y, also through views of it, can read rows of a wider result. */
+static bool readers_take_rows(const Graph *g, int producer, ValueId y)
+{
+    for (int i = producer + 1; i < g->n_nodes; i++) {
+        const Node *node = &g->node[i];
+        for (int k = 0; k < node->n_in; k++) {
+            if (node->in[k].id != y.id) continue;
+            bool takes = node->op->flags & OP_VIEW ? readers_take_rows(g, i, node->out[0])
+                                                   : k < 32 && node->op->strided_in >> k & 1;
+            if (!takes) return false;
+        }
+    }
+    for (int i = 0; i < g->n_outputs; i++)
+        if (g->output[i].value.id == y.id) return false;
+    return true;
+}
+
 static bool is_fusable(const Graph *g, const int *uses, int i)
 {
     const Node *node = &g->node[i];
@@ -22,7 +39,8 @@ static bool is_fusable(const Graph *g, const int *uses, int i)
     const Value *w = graph_value(g, node->in[1]), *x = graph_value(g, node->in[0]);
     const Value *y = graph_value(g, node->out[0]);
     bool leaf = w->kind == VALUE_STATE && !value_ok(w->base) && (w->role == STATE_PARAM || w->role == STATE_COPY);
-    return leaf && uses[node->in[1].id] == 1 && x->dtype == y->dtype && w->dtype == x->dtype;
+    return leaf && uses[node->in[1].id] == 1 && x->dtype == y->dtype && w->dtype == x->dtype &&
+           readers_take_rows(g, i, node->out[0]);
 }
 
 /* The fusable products that read the same input as node i, from i on, in the same layer. */

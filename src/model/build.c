@@ -1,0 +1,241 @@
+/* The forward graph: embedding, the family's layers, norm, head. And the pieces families share. */
+#include "model/model_internal.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "pass/pass.h"
+
+/* ---- weights ----------------------------------------------------------------------------------- */
+
+static const char *full_name(ModelBuilder *b, const char *name)
+{
+    if (b->layer < 0) return arena_printf(&b->g->arena, "%s", name);
+    return arena_printf(&b->g->arena, "model.layers.%d.%s", b->layer, name);
+}
+
+static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape shape, StateRole role, WeightInit init)
+{
+    ValueId w = graph_state(b->g, name, dtype, shape, role);
+    Value *v = graph_value(b->g, w);
+    v->part[0].init_deviation = init.deviation;
+    v->part[0].init_value = init.value;
+    return w;
+}
+
+ValueId model_weight_f32(ModelBuilder *b, const char *name, Shape shape, WeightInit init, bool decay)
+{
+    const char *full = full_name(b, name);
+    ValueId w = graph_find_state(b->g, full);
+    if (value_ok(w)) return w;
+    w = make_state(b, full, DTYPE_F32, shape, STATE_PARAM, init);
+    graph_value(b->g, w)->decay = decay;
+    return w;
+}
+
+ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit init)
+{
+    const char *full = full_name(b, name);
+    if (b->o.dtype == DTYPE_F32) return model_weight_f32(b, name, shape, init, true);
+    if (b->o.no_master) {
+        ValueId found = graph_find_state(b->g, full);
+        return value_ok(found) ? found : make_state(b, full, b->o.dtype, shape, STATE_PARAM, init);
+    }
+    const char *copy = arena_printf(&b->g->arena, "%s.%s", full, dtype_name(b->o.dtype));
+    ValueId w = graph_find_state(b->g, copy);
+    if (value_ok(w)) return w;
+    ValueId master = model_weight_f32(b, name, shape, init, true);
+    w = graph_state(b->g, copy, b->o.dtype, shape, STATE_COPY);
+    graph_value(b->g, w)->master = master;
+    return w;
+}
+
+WeightInit model_init(const ModelBuilder *b) { return (WeightInit){.deviation = (float)b->config->init_deviation}; }
+
+WeightInit model_init_residual(const ModelBuilder *b)
+{
+    double deviation = b->config->init_deviation / sqrt(2.0 * (double)b->config->n_layers);
+    return (WeightInit){.deviation = (float)deviation};
+}
+
+/* ---- pieces ------------------------------------------------------------------------------------- */
+
+Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, Axis axis, WeightInit init, ValueId *y)
+{
+    const Shape *s = &graph_value(b->g, x)->shape;
+    int last = s->rank - 1;
+    Shape shape = shape_make(2, (int64_t[]){out, s->dim[last]}, (Axis[]){axis, s->axis[last]});
+    return op_linear(b->g, x, model_weight(b, arena_printf(&b->g->arena, "%s.weight", name), shape, init), y);
+}
+
+Status model_rmsnorm(ModelBuilder *b, const char *name, ValueId x, ValueId *y)
+{
+    Shape shape = shape_make(1, (int64_t[]){b->config->embed}, (Axis[]){AXIS_EMBED});
+    const char *weight = arena_printf(&b->g->arena, "%s.weight", name);
+    return op_rmsnorm(b->g, x, model_weight_f32(b, weight, shape, (WeightInit){.value = 1}, false),
+                      (float)b->config->norm_eps, y);
+}
+
+Status model_swiglu(ModelBuilder *b, const char *prefix, ValueId x, int64_t width, ValueId *y)
+{
+    Arena *arena = &b->g->arena;
+    ValueId gate, up, act;
+    graph_set_scope(b->g, prefix);
+    TRY(model_linear(b, arena_printf(arena, "%s.gate_proj", prefix), x, width, AXIS_FFN, model_init(b), &gate));
+    TRY(model_linear(b, arena_printf(arena, "%s.up_proj", prefix), x, width, AXIS_FFN, model_init(b), &up));
+    TRY(op_swiglu(b->g, gate, up, &act));
+    return model_linear(b, arena_printf(arena, "%s.down_proj", prefix), act, b->config->embed, AXIS_EMBED,
+                        model_init_residual(b), y);
+}
+
+Status model_rope(ModelBuilder *b, ValueId x, ValueId *y)
+{
+    return op_rope(b->g, x, b->rope_table, b->config->def->rope_interleaved, y);
+}
+
+static Shape token_shape(const ModelBuilder *b, int64_t width, Axis axis)
+{
+    return shape_make(3, (int64_t[]){b->o.batch, b->o.seq, width}, (Axis[]){AXIS_BATCH, AXIS_SEQ, axis});
+}
+
+static Shape heads_shape(const ModelBuilder *b, int64_t heads, Axis axis)
+{
+    return shape_make(4, (int64_t[]){b->o.batch, b->o.seq, heads, b->config->head_dim},
+                      (Axis[]){AXIS_BATCH, AXIS_SEQ, axis, AXIS_HEAD_DIM});
+}
+
+static bool cached(const ModelBuilder *b) { return b->o.purpose == MODEL_DECODE || b->o.purpose == MODEL_PREFILL; }
+
+static ValueId cache_state(ModelBuilder *b, const char *which)
+{
+    const ModelConfig *c = b->config;
+    const char *name = arena_printf(&b->g->arena, "cache.%d.%s", b->layer, which);
+    Shape shape = shape_make(4, (int64_t[]){b->o.batch, b->o.cache, c->n_kv_heads, c->head_dim},
+                             (Axis[]){AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM});
+    return graph_state(b->g, name, b->o.dtype, shape, STATE_CACHE);
+}
+
+static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *o)
+{
+    AttentionAttr attr = {.scale = (float)(1.0 / sqrt((double)b->config->head_dim)),
+                          .chunk = b->config->layer[b->layer].chunk};
+    if (!cached(b)) return op_attention(b->g, q, k, v, b->pos, attr, o);
+    ValueId k_cache = cache_state(b, "k"), v_cache = cache_state(b, "v");
+    TRY(op_cache_append(b->g, k, v, b->pos, k_cache, v_cache, &k_cache, &v_cache));
+    return op_attention_cached(b->g, q, k_cache, v_cache, b->pos, attr, o);
+}
+
+Status model_attention(ModelBuilder *b, ValueId x, QkStep step, ValueId *y)
+{
+    const ModelConfig *c = b->config;
+    ValueId q, k, v, o;
+    graph_set_scope(b->g, "self_attn");
+    TRY(model_linear(b, "self_attn.q_proj", x, c->n_heads * c->head_dim, AXIS_HEADS, model_init(b), &q));
+    TRY(model_linear(b, "self_attn.k_proj", x, c->n_kv_heads * c->head_dim, AXIS_KV_HEADS, model_init(b), &k));
+    TRY(model_linear(b, "self_attn.v_proj", x, c->n_kv_heads * c->head_dim, AXIS_KV_HEADS, model_init(b), &v));
+    TRY(op_reshape(b->g, q, heads_shape(b, c->n_heads, AXIS_HEADS), &q));
+    TRY(op_reshape(b->g, k, heads_shape(b, c->n_kv_heads, AXIS_KV_HEADS), &k));
+    TRY(op_reshape(b->g, v, heads_shape(b, c->n_kv_heads, AXIS_KV_HEADS), &v));
+    TRY(step(b, &q, &k));
+    TRY(attend(b, q, k, v, &o));
+    TRY(op_reshape(b->g, o, token_shape(b, c->n_heads * c->head_dim, AXIS_HEADS), &o));
+    return model_linear(b, "self_attn.o_proj", o, c->embed, AXIS_EMBED, model_init_residual(b), y);
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------- */
+
+static ValueId embedding(ModelBuilder *b)
+{
+    const ModelConfig *c = b->config;
+    Shape shape = shape_make(2, (int64_t[]){c->vocab, c->embed}, (Axis[]){AXIS_VOCAB, AXIS_EMBED});
+    /* untied, the look-up reads the master: it needs no working copy; tied, the head's copy serves both */
+    if (c->tied || b->o.no_master) return model_weight(b, "model.embed_tokens.weight", shape, model_init(b));
+    return model_weight_f32(b, "model.embed_tokens.weight", shape, model_init(b), true);
+}
+
+static ValueId head(ModelBuilder *b)
+{
+    const ModelConfig *c = b->config;
+    if (c->tied) return embedding(b);
+    Shape shape = shape_make(2, (int64_t[]){c->vocab, c->embed}, (Axis[]){AXIS_VOCAB, AXIS_EMBED});
+    return model_weight(b, "lm_head.weight", shape, model_init(b));
+}
+
+static void make_inputs(ModelBuilder *b)
+{
+    Shape tokens = shape_make(2, (int64_t[]){b->o.batch, b->o.seq}, (Axis[]){AXIS_BATCH, AXIS_SEQ});
+    b->ids = graph_input(b->g, "ids", DTYPE_I32, tokens);
+    b->pos = graph_input(b->g, "pos", DTYPE_I32, tokens);
+    if (b->o.purpose != MODEL_LOSS) return;
+    b->targets = graph_input(b->g, "targets", DTYPE_I32, tokens);
+    b->weights = graph_input(b->g, "weights", DTYPE_F32, tokens);
+}
+
+static Status make_loss(ModelBuilder *b, ValueId h)
+{
+    ValueId loss, nll;
+    graph_set_scope(b->g, "loss");
+    TRY(op_linear_cross_entropy(b->g, h, head(b), b->targets, b->weights, b->o.z_loss, &loss, &nll));
+    graph_output(b->g, "cross_entropy", loss);
+    if (value_ok(b->router_loss)) TRY(op_add(b->g, loss, b->router_loss, &loss));
+    graph_output(b->g, "loss", loss);
+    graph_output(b->g, "nll", nll);
+    return OK;
+}
+
+static Status make_logits(ModelBuilder *b, ValueId h)
+{
+    ValueId logits;
+    graph_set_scope(b->g, "lm_head");
+    TRY(op_linear_as(b->g, h, head(b), DTYPE_F32, &logits));
+    graph_output(b->g, "logits", logits);
+    return OK;
+}
+
+static Status make_layers(ModelBuilder *b, ValueId *h)
+{
+    const ModelConfig *c = b->config;
+    for (b->layer = 0; b->layer < c->n_layers; b->layer++) {
+        graph_set_layer(b->g, b->layer);
+        TRY(c->def->layer(b, *h, h));
+    }
+    b->layer = -1;
+    graph_set_layer(b->g, -1);
+    return OK;
+}
+
+static Status build(ModelBuilder *b)
+{
+    const ModelConfig *c = b->config;
+    ValueId h;
+    make_inputs(b);
+    graph_set_scope(b->g, "embed");
+    TRY(op_embed(b->g, b->ids, embedding(b), b->o.dtype, &h));
+    TRY(op_rope_table(b->g, b->pos, c->head_dim, c->rope_theta, c->rope_scaling, &b->rope_table));
+    TRY(make_layers(b, &h));
+    if (b->o.purpose == MODEL_PREFILL) {
+        graph_output(b->g, "done", h);
+        return OK;
+    }
+    graph_set_scope(b->g, "norm");
+    TRY(model_rmsnorm(b, "model.norm", h, &h));
+    return b->o.purpose == MODEL_LOSS ? make_loss(b, h) : make_logits(b, h);
+}
+
+Status model_build(const ModelConfig *config, ModelOptions options, Graph **graph)
+{
+    static const char *const names[] = {"loss", "logits", "decode", "prefill"};
+    if (options.batch < 1 || options.seq < 1)
+        return fail(ERR_ARG, "a batch of %lld sequences of %lld tokens", (long long)options.batch, (long long)options.seq);
+    ModelBuilder b = {.g = graph_create(names[options.purpose]), .config = config, .o = options, .layer = -1};
+    Status status = build(&b);
+    graph_set_scope(b.g, NULL);
+    if (status == OK) status = pass_prune(&b.g);
+    if (status == OK) status = pass_fuse_siblings(&b.g);
+    if (status != OK) {
+        graph_destroy(b.g);
+        return status;
+    }
+    *graph = b.g;
+    return OK;
+}

@@ -1,0 +1,255 @@
+/* config.json: reading with checks, both generations of spellings, writing back. */
+#include "model/model_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MODEL(name) extern const ModelDef model_def_##name;
+#include "model/list.h"
+#undef MODEL
+
+static const ModelDef *const families[] = {
+#define MODEL(name) &model_def_##name,
+#include "model/list.h"
+#undef MODEL
+};
+
+/* ---- fields ------------------------------------------------------------------------------------- */
+
+Status config_int(const json_t *json, const char *key, int64_t min, int64_t max, int64_t *out)
+{
+    const json_t *v = json_object_get(json, key);
+    if (!v || json_is_null(v)) return OK;
+    if (!json_is_integer(v)) return fail(ERR_FORMAT, "config: %s is not an integer", key);
+    int64_t value = json_integer_value(v);
+    if (value < min || value > max)
+        return fail(ERR_FORMAT, "config: %s is %lld, allowed are %lld to %lld", key, (long long)value, (long long)min,
+                    (long long)max);
+    *out = value;
+    return OK;
+}
+
+Status config_number(const json_t *json, const char *key, double min, double max, double *out)
+{
+    const json_t *v = json_object_get(json, key);
+    if (!v || json_is_null(v)) return OK;
+    if (!json_is_number(v)) return fail(ERR_FORMAT, "config: %s is not a number", key);
+    double value = json_number_value(v);
+    if (!(value >= min && value <= max))
+        return fail(ERR_FORMAT, "config: %s is %g, allowed are %g to %g", key, value, min, max);
+    *out = value;
+    return OK;
+}
+
+Status config_bool(const json_t *json, const char *key, bool *out)
+{
+    const json_t *v = json_object_get(json, key);
+    if (!v || json_is_null(v)) return OK;
+    if (json_is_integer(v))
+        *out = json_integer_value(v) != 0;
+    else if (json_is_boolean(v))
+        *out = json_is_true(v);
+    else
+        return fail(ERR_FORMAT, "config: %s is not true or false", key);
+    return OK;
+}
+
+Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t min, int64_t max, int64_t *out,
+                       bool *found)
+{
+    const json_t *v = json_object_get(json, key);
+    *found = false;
+    if (!v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0)) return OK;
+    if (!json_is_array(v) || (int64_t)json_array_size(v) != n)
+        return fail(ERR_FORMAT, "config: %s is not a list of %lld numbers", key, (long long)n);
+    for (int64_t i = 0; i < n; i++) {
+        const json_t *item = json_array_get(v, (size_t)i);
+        if (!json_is_integer(item) || json_integer_value(item) < min || json_integer_value(item) > max)
+            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from %lld to %lld", key, (long long)i,
+                        (long long)min, (long long)max);
+        out[i] = json_integer_value(item);
+    }
+    *found = true;
+    return OK;
+}
+
+/* ---- positions: rope_theta and rope_scaling, or rope_parameters with both ------------------------ */
+
+static Status read_rope(ModelConfig *c, const json_t *json)
+{
+    TRY(config_number(json, "rope_theta", 1, 1e12, &c->rope_theta));
+    const json_t *scaling = json_object_get(json, "rope_parameters");
+    if (!json_is_object(scaling)) scaling = json_object_get(json, "rope_scaling");
+    if (!scaling || json_is_null(scaling)) return OK;
+    if (!json_is_object(scaling)) return fail(ERR_FORMAT, "config: rope_scaling is not an object");
+    TRY(config_number(scaling, "rope_theta", 1, 1e12, &c->rope_theta));
+    const char *kind = json_string_value(json_object_get(scaling, "rope_type"));
+    if (!kind) kind = json_string_value(json_object_get(scaling, "type"));
+    if (!kind || !strcmp(kind, "default")) return OK;
+    if (strcmp(kind, "llama3"))
+        return fail(ERR_UNSUPPORTED, "config: rope scaling of type %s; known are default and llama3", kind);
+    double factor = 8, low = 1, high = 4, original = 8192;
+    TRY(config_number(scaling, "factor", 1, 1e6, &factor));
+    TRY(config_number(scaling, "low_freq_factor", 1e-6, 1e6, &low));
+    TRY(config_number(scaling, "high_freq_factor", 1e-6, 1e6, &high));
+    TRY(config_number(scaling, "original_max_position_embeddings", 1, 1e12, &original));
+    c->rope_scaling = (RopeScaling){(float)factor, (float)low, (float)high, (float)original};
+    return OK;
+}
+
+static Status read_special_ids(ModelConfig *c, const json_t *json)
+{
+    c->bos = c->pad = -1;
+    TRY(config_int(json, "bos_token_id", -1, INT32_MAX, &c->bos));
+    TRY(config_int(json, "pad_token_id", -1, INT32_MAX, &c->pad));
+    const json_t *eos = json_object_get(json, "eos_token_id");
+    if (!json_is_array(eos)) {
+        int64_t one = -1;
+        TRY(config_int(json, "eos_token_id", -1, INT32_MAX, &one));
+        if (one >= 0) c->eos[c->n_eos++] = one;
+        return OK;
+    }
+    if (json_array_size(eos) > COUNT_OF(c->eos))
+        return fail(ERR_FORMAT, "config: eos_token_id lists more than %d ids", COUNT_OF(c->eos));
+    for (size_t i = 0; i < json_array_size(eos); i++) {
+        const json_t *id = json_array_get(eos, i);
+        if (!json_is_integer(id)) return fail(ERR_FORMAT, "config: eos_token_id[%zu] is not an integer", i);
+        c->eos[c->n_eos++] = json_integer_value(id);
+    }
+    return OK;
+}
+
+/* What all families share. */
+static Status read_common(ModelConfig *c, const json_t *json)
+{
+    const int64_t big = 1 << 24;
+    c->max_positions = 8192;
+    c->rope_theta = 10000;
+    c->norm_eps = 1e-5;
+    c->init_deviation = 0.02;
+    TRY(config_int(json, "vocab_size", 1, big, &c->vocab));
+    TRY(config_int(json, "hidden_size", 1, big, &c->embed));
+    TRY(config_int(json, "num_hidden_layers", 1, 4096, &c->n_layers));
+    TRY(config_int(json, "num_attention_heads", 1, 65536, &c->n_heads));
+    c->n_kv_heads = c->n_heads;
+    TRY(config_int(json, "num_key_value_heads", 1, 65536, &c->n_kv_heads));
+    TRY(config_int(json, "intermediate_size", 1, big, &c->ffn_dense));
+    const char *missing = !c->vocab      ? "vocab_size"
+                          : !c->embed    ? "hidden_size"
+                          : !c->n_layers ? "num_hidden_layers"
+                          : !c->n_heads  ? "num_attention_heads"
+                          : !c->ffn_dense ? "intermediate_size"
+                                          : NULL;
+    if (missing) return fail(ERR_FORMAT, "config: %s is missing", missing);
+    c->head_dim = c->embed / c->n_heads;
+    TRY(config_int(json, "head_dim", 1, 65536, &c->head_dim));
+    TRY(config_int(json, "max_position_embeddings", 1, (int64_t)1 << 40, &c->max_positions));
+    TRY(config_number(json, "rms_norm_eps", 0, 1, &c->norm_eps));
+    TRY(config_number(json, "initializer_range", 0, 10, &c->init_deviation));
+    TRY(config_bool(json, "tie_word_embeddings", &c->tied));
+    TRY(config_bool(json, "drover_expert_bias", &c->expert_bias));
+    TRY(read_rope(c, json));
+    return read_special_ids(c, json);
+}
+
+static Status check(const ModelConfig *c, const json_t *json)
+{
+    if (c->n_heads % c->n_kv_heads)
+        return fail(ERR_FORMAT, "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld",
+                    (long long)c->n_heads, (long long)c->n_kv_heads);
+    if (c->head_dim < 2 || c->head_dim % 2)
+        return fail(ERR_FORMAT, "config: head_dim %lld is not even (hidden_size %lld / num_attention_heads %lld)",
+                    (long long)c->head_dim, (long long)c->embed, (long long)c->n_heads);
+    for (const char *const *key = (const char *const[]){"attention_bias", "mlp_bias", NULL}; *key; key++) {
+        bool bias = false;
+        TRY(config_bool(json, *key, &bias));
+        if (bias) return fail(ERR_UNSUPPORTED, "config: %s is true; biases are not part of these families", *key);
+    }
+    const char *act = json_string_value(json_object_get(json, "hidden_act"));
+    if (act && strcmp(act, "silu") && strcmp(act, "swish"))
+        return fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only silu is known here", act);
+    return OK;
+}
+
+static Status find_family(const char *type, const ModelDef **def)
+{
+    const char *names[COUNT_OF(families)];
+    for (int i = 0; i < COUNT_OF(families); i++) {
+        names[i] = families[i]->model_type;
+        *def = families[i];
+        if (!strcmp(type, names[i])) return OK;
+    }
+    const char *near = name_nearest(type, names, COUNT_OF(names));
+    return fail(ERR_UNSUPPORTED, "config: model_type %s is not known%s%s", type, near ? "; did you mean " : "",
+                near ? near : "");
+}
+
+Status model_config_from_json(const json_t *json, ModelConfig *config)
+{
+    *config = (ModelConfig){.weight_prefix = ""};
+    if (!json_is_object(json)) return fail(ERR_FORMAT, "config: not a JSON object");
+    const char *type = json_string_value(json_object_get(json, "model_type"));
+    if (!type) return fail(ERR_FORMAT, "config: model_type is missing");
+    TRY(find_family(type, &config->def));
+    config->json = json_deep_copy(json);
+    Status status = read_common(config, json);
+    if (status == OK) status = check(config, json);
+    if (status == OK) {
+        config->layer = xcalloc((size_t)config->n_layers, sizeof *config->layer);
+        status = config->def->read(config, json);
+    }
+    if (status != OK) model_config_deinit(config);
+    return status;
+}
+
+Status model_config_load(const char *path, ModelConfig *config)
+{
+    Arena arena = {0};
+    Bytes text;
+    Status status = file_read(&arena, path, 16 << 20, &text);
+    if (status == OK) {
+        json_error_t error;
+        json_t *json = json_loadb((const char *)text.at, text.n, JSON_REJECT_DUPLICATES, &error);
+        if (!json)
+            status = fail(ERR_FORMAT, "%s:%d: %s", path, error.line, error.text);
+        else if ((status = model_config_from_json(json, config)) != OK)
+            fail_context("%s", path);
+        json_decref(json);
+    }
+    arena_deinit(&arena);
+    return status;
+}
+
+void model_config_deinit(ModelConfig *config)
+{
+    json_decref(config->json);
+    free(config->layer);
+    *config = (ModelConfig){0};
+}
+
+char *model_config_text(const ModelConfig *config)
+{
+    json_t *json = json_deep_copy(config->json);
+    if (!json_object_get(json, "architectures"))
+        json_object_set_new(json, "architectures", json_pack("[s]", config->def->architecture));
+    json_object_set_new(json, "vocab_size", json_integer(config->vocab));
+    if (config->expert_bias) json_object_set_new(json, "drover_expert_bias", json_true());
+    if (config->bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(config->bos));
+    if (config->n_eos == 1) json_object_set_new(json, "eos_token_id", json_integer(config->eos[0]));
+    if (config->pad >= 0) json_object_set_new(json, "pad_token_id", json_integer(config->pad));
+    char *text = json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
+    json_decref(json);
+    return text;
+}
+
+Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad)
+{
+    if (vocab < 1) return fail(ERR_ARG, "a vocabulary of %lld tokens", (long long)vocab);
+    config->vocab = vocab;
+    config->bos = bos;
+    config->pad = pad;
+    config->n_eos = eos >= 0;
+    config->eos[0] = eos;
+    return OK;
+}

@@ -1,0 +1,193 @@
+/* Llama 4 text: rotary layers with chunked attention and QK norm, layers without positions with a
+ * query temperature, mixture of experts with a shared expert (models.md section 2). */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/model_internal.h"
+
+/* ---- configuration ---------------------------------------------------------------------------------- */
+
+static Status read_experts(ModelConfig *c, const json_t *json)
+{
+    c->ffn_expert = c->ffn_dense; /* intermediate_size is the experts' width; _mlp that of dense layers */
+    TRY(config_int(json, "intermediate_size_mlp", 1, 1 << 24, &c->ffn_dense));
+    TRY(config_int(json, "num_local_experts", 0, 65536, &c->n_experts));
+    c->n_experts_per_token = 1;
+    TRY(config_int(json, "num_experts_per_tok", 0, 64, &c->n_experts_per_token));
+    int64_t step = 1;
+    TRY(config_int(json, "interleave_moe_layer_step", 0, 4096, &step));
+    const json_t *list = json_object_get(json, "moe_layers");
+    if (json_is_array(list)) {
+        for (size_t i = 0; i < json_array_size(list); i++) {
+            const json_t *at = json_array_get(list, i);
+            if (!json_is_integer(at) || json_integer_value(at) < 0 || json_integer_value(at) >= c->n_layers)
+                return fail(ERR_FORMAT, "config: moe_layers[%zu] is not a layer from 0 to %lld", i,
+                            (long long)c->n_layers - 1);
+            c->layer[json_integer_value(at)].moe = true;
+        }
+    } else if (step > 0 && c->n_experts > 0) {
+        for (int64_t i = 0; i < c->n_layers; i++) c->layer[i].moe = (i + 1) % step == 0;
+    }
+    for (int64_t i = 0; i < c->n_layers; i++)
+        if (c->layer[i].moe && (c->n_experts < 1 || c->n_experts_per_token < 1 || c->n_experts_per_token > c->n_experts))
+            return fail(ERR_FORMAT, "config: layer %lld has experts, but num_experts_per_tok is %lld of num_local_experts %lld",
+                        (long long)i, (long long)c->n_experts_per_token, (long long)c->n_experts);
+    return OK;
+}
+
+/* The list counts layers WITH positions as 1, whatever its name says (models.md section 8). */
+static Status read_positions(ModelConfig *c, const json_t *json)
+{
+    int64_t interval = 4, *list = xcalloc((size_t)c->n_layers, sizeof *list);
+    bool found = false;
+    Status status = config_int(json, "no_rope_layer_interval", 0, 4096, &interval);
+    if (status == OK) status = config_int_list(json, "no_rope_layers", c->n_layers, 0, 1, list, &found);
+    for (int64_t i = 0; i < c->n_layers; i++) c->layer[i].rope = found ? list[i] : interval == 0 || (i + 1) % interval != 0;
+    free(list);
+    return status;
+}
+
+static Status read_chunks(ModelConfig *c, const json_t *json)
+{
+    int64_t chunk = 0;
+    TRY(config_int(json, "attention_chunk_size", 1, (int64_t)1 << 40, &chunk));
+    const json_t *types = json_object_get(json, "layer_types");
+    if (types && !json_is_null(types) && (!json_is_array(types) || (int64_t)json_array_size(types) != c->n_layers))
+        return fail(ERR_FORMAT, "config: layer_types is not a list of %lld names", (long long)c->n_layers);
+    for (int64_t i = 0; i < c->n_layers; i++) {
+        const char *type = json_string_value(json_array_get(types, (size_t)i));
+        if (types && !json_is_null(types) && (!type || (strcmp(type, "chunked_attention") && strcmp(type, "full_attention"))))
+            return fail(ERR_FORMAT, "config: layer_types[%lld] is neither chunked_attention nor full_attention", (long long)i);
+        bool chunked = type ? !strcmp(type, "chunked_attention") : c->layer[i].rope;
+        c->layer[i].chunk = chunked ? chunk : 0;
+    }
+    return OK;
+}
+
+static Status read_llama4(ModelConfig *c, const json_t *json)
+{
+    c->qk_norm = true;
+    c->temperature_tuning = true;
+    c->temperature_scale = 0.1;
+    c->temperature_floor = 8192;
+    TRY(read_experts(c, json));
+    TRY(read_positions(c, json));
+    TRY(read_chunks(c, json));
+    TRY(config_bool(json, "use_qk_norm", &c->qk_norm));
+    TRY(config_bool(json, "attn_temperature_tuning", &c->temperature_tuning));
+    TRY(config_number(json, "attn_scale", 0, 1e6, &c->temperature_scale));
+    return config_number(json, "floor_scale", 1, 1e12, &c->temperature_floor);
+}
+
+/* ---- layer ------------------------------------------------------------------------------------------- */
+
+static Status position_step(ModelBuilder *b, ValueId *q, ValueId *k)
+{
+    const ModelConfig *c = b->config;
+    if (!c->layer[b->layer].rope) {
+        if (!c->temperature_tuning) return OK;
+        return op_query_temperature(b->g, *q, b->pos, (float)c->temperature_scale, (float)c->temperature_floor, q);
+    }
+    TRY(model_rope(b, *q, q));
+    TRY(model_rope(b, *k, k));
+    if (!c->qk_norm) return OK;
+    TRY(op_l2norm(b->g, *q, (float)c->norm_eps, q));
+    return op_l2norm(b->g, *k, (float)c->norm_eps, k);
+}
+
+static ValueId expert_weight(ModelBuilder *b, const char *name, int64_t in, Axis in_axis, int64_t out, Axis out_axis,
+                             WeightInit init)
+{
+    Shape shape = shape_make(3, (int64_t[]){b->config->n_experts, in, out}, (Axis[]){AXIS_EXPERTS, in_axis, out_axis});
+    return model_weight(b, name, shape, init);
+}
+
+/* The bias that balances without a loss: chosen with, scored without; moved after each step by load. */
+static Status expert_bias(ModelBuilder *b, ValueId load, ValueId bias)
+{
+    if (!b->o.training || b->o.balance != BALANCE_BIAS) return OK;
+    const char *name = arena_printf(&b->g->arena, "model.layers.%d.feed_forward.router.load", b->layer);
+    Shape shape = shape_make(1, (int64_t[]){b->config->n_experts}, (Axis[]){AXIS_EXPERTS});
+    ValueId sum = graph_state(b->g, name, DTYPE_F32, shape, STATE_LOAD);
+    graph_value(b->g, sum)->master = bias;
+    return op_accumulate(b->g, sum, load, &sum);
+}
+
+static Status router_losses(ModelBuilder *b, ValueId logits, ValueId choice)
+{
+    float aux = b->o.balance == BALANCE_AUX ? b->o.aux_loss : 0;
+    if (!b->o.training || b->o.purpose != MODEL_LOSS || (aux == 0 && b->o.router_z_loss == 0)) return OK;
+    ValueId loss;
+    TRY(op_router_loss(b->g, logits, choice, b->weights, aux, b->o.router_z_loss, ROUTER_SIGMOID, &loss));
+    if (value_ok(b->router_loss)) return op_add(b->g, b->router_loss, loss, &b->router_loss);
+    b->router_loss = loss;
+    return OK;
+}
+
+typedef struct Dispatch {
+    ValueId score, offsets, source, place;
+} Dispatch;
+
+static Status route(ModelBuilder *b, ValueId x, Dispatch *d)
+{
+    const ModelConfig *c = b->config;
+    ValueId logits, choice, load, bias = NO_VALUE, wide = x;
+    graph_set_scope(b->g, "feed_forward.router");
+    Shape shape = shape_make(2, (int64_t[]){c->n_experts, c->embed}, (Axis[]){AXIS_EXPERTS, AXIS_EMBED});
+    ValueId w = model_weight_f32(b, "feed_forward.router.weight", shape, model_init(b), true);
+    if (b->o.dtype != DTYPE_F32) TRY(op_cast(b->g, x, DTYPE_F32, &wide));
+    TRY(op_linear_as(b->g, wide, w, DTYPE_F32, &logits));
+    if (c->expert_bias) {
+        const char *name = arena_printf(&b->g->arena, "model.layers.%d.feed_forward.router.expert_bias", b->layer);
+        bias = graph_state(b->g, name, DTYPE_F32, shape_make(1, &c->n_experts, (Axis[]){AXIS_EXPERTS}), STATE_BUFFER);
+    }
+    TRY(op_route(b->g, logits, bias, (int)c->n_experts_per_token, ROUTER_SIGMOID, &choice, &d->score));
+    TRY(op_expert_sort(b->g, choice, c->n_experts, &d->offsets, &d->source, &d->place, &load));
+    TRY(router_losses(b, logits, choice));
+    return c->expert_bias ? expert_bias(b, load, bias) : OK;
+}
+
+static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
+{
+    const ModelConfig *c = b->config;
+    int64_t f = c->ffn_expert, halves[2] = {f, f};
+    Axis axes[2] = {AXIS_FFN, AXIS_FFN};
+    Dispatch d;
+    ValueId rows, both, part[2], act, shared;
+    TRY(model_swiglu(b, "feed_forward.shared_expert", x, f, &shared));
+    TRY(route(b, x, &d));
+    graph_set_scope(b->g, "feed_forward.experts");
+    TRY(op_expert_gather(b->g, x, d.score, d.source, d.place, &rows));
+    TRY(op_grouped_linear(b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, AXIS_EMBED, 2 * f,
+                                                    AXIS_FFN, model_init(b)), d.offsets, &both));
+    TRY(op_split(b->g, both, 2, halves, axes, part));
+    TRY(op_swiglu(b->g, part[0], part[1], &act));
+    TRY(op_grouped_linear(b->g, act, expert_weight(b, "feed_forward.experts.down_proj", f, AXIS_FFN, c->embed,
+                                                   AXIS_EMBED, model_init_residual(b)), d.offsets, &rows));
+    Shape tokens = graph_value(b->g, x)->shape;
+    return op_expert_combine(b->g, rows, d.source, d.place, NO_VALUE, shared, tokens, y);
+}
+
+static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
+{
+    ValueId a, o, m;
+    graph_set_scope(b->g, "input_layernorm");
+    TRY(model_rmsnorm(b, "input_layernorm", h, &a));
+    TRY(model_attention(b, a, position_step, &o));
+    TRY(op_add(b->g, h, o, &h));
+    graph_set_scope(b->g, "post_attention_layernorm");
+    TRY(model_rmsnorm(b, "post_attention_layernorm", h, &a));
+    if (b->config->layer[b->layer].moe)
+        TRY(experts(b, a, &m));
+    else
+        TRY(model_swiglu(b, "feed_forward", a, b->config->ffn_dense, &m));
+    return op_add(b->g, h, m, out);
+}
+
+const ModelDef model_def_llama4_text = {
+    .model_type = "llama4_text",
+    .architecture = "Llama4ForCausalLM",
+    .read = read_llama4,
+    .layer = layer,
+    .rope_interleaved = true,
+};

@@ -1,0 +1,113 @@
+/* model: families of models, their configurations, and the forward graph of each.
+ *
+ * What it is.   ModelConfig (a Hugging Face config.json, checked), presets, and model_build: the forward
+ *               pass as a graph, for a loss, for logits, or for decoding with a cache.
+ * Depends on.   base, tensor, graph, ops, pass, program; jansson
+ * Owns.         A ModelConfig owns its JSON; the list of families and presets is read-only.
+ * Invariants.   A family's file describes layers and names weights as published; it knows nothing of
+ *               devices, gradients or layouts. Unknown keys of a config.json are kept and written back.
+ * Use:
+ *     ModelConfig config;
+ *     TRY(model_config_preset("llama4-nano", &config));
+ *     Graph *g;
+ *     TRY(model_build(&config, (ModelOptions){.purpose = MODEL_LOSS, .batch = 4, .seq = 256,
+ *                                             .dtype = DTYPE_BF16}, &g));
+ *     ... pass_fuse_siblings, pass_autodiff, ...
+ */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include <jansson.h>
+
+#include "graph/graph.h"
+#include "ops/ops.h"
+
+typedef struct ModelDef ModelDef;
+
+/* What a layer is; filled by the family from config.json. */
+typedef struct LayerConfig {
+    bool moe;      /* experts instead of the dense feed-forward */
+    bool rope;     /* rotary positions; else none (Llama 4's NoPE) */
+    int64_t chunk; /* attention stays within chunks of this many positions; 0: all of the document */
+} LayerConfig;
+
+typedef struct ModelConfig {
+    const ModelDef *def;
+    json_t *json; /* as read, with everything that we do not know */
+    int64_t vocab, embed, n_layers, n_heads, n_kv_heads, head_dim;
+    int64_t ffn_dense;  /* width of dense feed-forwards */
+    int64_t ffn_expert; /* width of each expert and of the shared one */
+    int64_t n_experts, n_experts_per_token;
+    int64_t max_positions;
+    double rope_theta, norm_eps, init_deviation;
+    RopeScaling rope_scaling;
+    bool tied; /* the head is the embedding */
+    bool qk_norm;
+    bool temperature_tuning;
+    double temperature_scale, temperature_floor;
+    bool expert_bias; /* routers choose with a bias that training moves (our key drover_expert_bias) */
+    LayerConfig *layer; /* n_layers, heap */
+    int64_t bos, eos[8], pad; /* -1: none */
+    int n_eos;
+    const char *weight_prefix; /* "" or "language_model." */
+} ModelConfig;
+
+/* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key. */
+Status model_config_from_json(const json_t *json, ModelConfig *config);
+Status model_config_load(const char *path, ModelConfig *config);
+Status model_config_preset(const char *name, ModelConfig *config);
+void model_config_deinit(ModelConfig *config);
+/* The config.json to write: as read, with what has changed. Caller frees the text. */
+char *model_config_text(const ModelConfig *config);
+/* After a tokenizer is known: vocabulary and special ids. */
+Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad);
+
+typedef struct ModelPreset {
+    const char *name;
+    const char *about; /* one sentence */
+    const char *json;
+    bool estimate; /* dimensions are our estimate, not published */
+} ModelPreset;
+const ModelPreset *model_preset(int index); /* NULL past the end */
+
+typedef struct ModelCounts {
+    int64_t total;      /* all weights */
+    int64_t active;     /* those a token meets: all but the experts it does not choose */
+    int64_t matmul;     /* active weights that are multiplied: no embedding (unless tied: the head), no norms */
+} ModelCounts;
+ModelCounts model_counts(const ModelConfig *config);
+/* Model FLOPs of training on one token at this sequence length: 6 per multiplied weight, and causal
+ * attention at 6 x layers x heads x head_dim x visible keys (chunks counted). */
+double model_train_flop_per_token(const ModelConfig *config, int64_t seq);
+
+typedef enum ModelPurpose {
+    MODEL_LOSS,   /* inputs ids targets pos [B T] i32, weights [B T] f32; outputs loss, nll */
+    MODEL_LOGITS, /* inputs ids pos; output logits [B T V] f32 */
+    MODEL_DECODE, /* inputs ids pos [B T] (pos < 0: nothing there); states kv caches; output logits */
+    MODEL_PREFILL, /* as DECODE without the head: only fills the caches; no output but `done` */
+} ModelPurpose;
+
+typedef enum ModelBalance { BALANCE_NONE, BALANCE_AUX, BALANCE_BIAS } ModelBalance;
+
+typedef struct ModelOptions {
+    ModelPurpose purpose;
+    int64_t batch, seq;
+    int64_t cache;   /* positions of the kv caches */
+    DType dtype;     /* of activations and products: f32 or bf16 */
+    bool no_master;  /* weights in dtype only, no f32 masters: inference */
+    bool training;   /* counts expert loads, adds the router's losses to the loss */
+    ModelBalance balance;
+    float aux_loss, router_z_loss, z_loss; /* coefficients */
+} ModelOptions;
+
+/* The forward graph, siblings fused. Every weight is a state by its published name. */
+Status model_build(const ModelConfig *config, ModelOptions options, Graph **graph);
+
+/* What a checkpoint's file calls the part of a state, and how big it is: the names in a graph are those
+ * already; this lists all weights of a model without building its graph. */
+typedef struct WeightName {
+    const char *name;
+    Shape shape;
+} WeightName;
+
+#endif

@@ -1,0 +1,60 @@
+/* What a family's file sees. */
+#ifndef MODEL_MODEL_INTERNAL_H
+#define MODEL_MODEL_INTERNAL_H
+
+#include "model/model.h"
+
+/* State of one model_build. */
+typedef struct ModelBuilder {
+    Graph *g;
+    const ModelConfig *config;
+    ModelOptions o;
+    ValueId ids, pos, targets, weights;
+    ValueId rope_table; /* one for all layers */
+    ValueId router_loss; /* sum so far, or NO_VALUE */
+    int layer;
+} ModelBuilder;
+
+struct ModelDef {
+    const char *model_type;
+    const char *architecture; /* for config.json */
+    Status (*read)(ModelConfig *config, const json_t *json); /* the family's own fields and layers */
+    Status (*layer)(ModelBuilder *b, ValueId h, ValueId *out);
+    bool rope_interleaved;
+};
+
+/* ---- reading JSON (config.c) ------------------------------------------------------------------ */
+
+/* json[key] into *out; absent or null: *out stays. Refuses other types and values outside, naming key. */
+Status config_int(const json_t *json, const char *key, int64_t min, int64_t max, int64_t *out);
+Status config_number(const json_t *json, const char *key, double min, double max, double *out);
+Status config_bool(const json_t *json, const char *key, bool *out); /* numbers count as truth values */
+/* A list of n integers in [min, max], or absent (*found false). */
+Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t min, int64_t max, int64_t *out,
+                       bool *found);
+
+/* ---- building (build.c) ------------------------------------------------------------------------ */
+
+typedef struct WeightInit {
+    float deviation; /* of a normal distribution; 0: value everywhere */
+    float value;
+} WeightInit;
+
+/* A matrix [out, in] in the compute dtype; its master is f32. The name gets the layer's prefix when
+ * b->layer >= 0: model.layers.{i}.NAME. */
+ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit init);
+/* A vector or a matrix that stays f32 whatever the compute dtype: norms, routers. */
+ValueId model_weight_f32(ModelBuilder *b, const char *name, Shape shape, WeightInit init, bool decay);
+WeightInit model_init(const ModelBuilder *b);          /* normal(0, initializer_range) */
+WeightInit model_init_residual(const ModelBuilder *b); /* the same over sqrt(2 layers): writes into the residual */
+/* y = x w^T with the weight NAME.weight [out, in]. */
+Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, Axis axis, WeightInit init, ValueId *y);
+Status model_rmsnorm(ModelBuilder *b, const char *name, ValueId x, ValueId *y);
+/* y = down(silu(gate x) * (up x)), weights PREFIX.gate_proj and so on. */
+Status model_swiglu(ModelBuilder *b, const char *prefix, ValueId x, int64_t width, ValueId *y);
+/* q, k, v products, positions as `step` wants, attention (cached when decoding), output product. */
+typedef Status (*QkStep)(ModelBuilder *b, ValueId *q, ValueId *k);
+Status model_attention(ModelBuilder *b, ValueId x, QkStep step, ValueId *y);
+Status model_rope(ModelBuilder *b, ValueId x, ValueId *y);
+
+#endif

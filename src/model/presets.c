@@ -1,0 +1,180 @@
+/* Presets: every published shape of Llama 3 and Llama 4, and small ones that train on a laptop. Each is
+ * a config.json, read like any other (models.md 1.1 and 2.1). */
+#include "model/model_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const ModelPreset presets[] = {
+    {.name = "llama3.2-1b",
+     .about = "Llama 3.2 1B, tied head",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 2048, "
+             "\"num_hidden_layers\": 16, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 64, \"intermediate_size\": 8192, \"max_position_embeddings\": 131072, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, "
+             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+    {.name = "llama3.2-3b",
+     .about = "Llama 3.2 3B, tied head",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 3072, "
+             "\"num_hidden_layers\": 28, \"num_attention_heads\": 24, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 8192, \"max_position_embeddings\": 131072, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, "
+             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+    {.name = "llama3-8b",
+     .about = "Llama 3 8B, 8,192 positions",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 4096, "
+             "\"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 14336, \"max_position_embeddings\": 8192, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+    {.name = "llama3.1-8b",
+     .about = "Llama 3.1 8B",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 4096, "
+             "\"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 14336, \"max_position_embeddings\": 131072, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
+             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+    {.name = "llama3.1-70b",
+     .about = "Llama 3.1 and 3.3 70B",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 8192, "
+             "\"num_hidden_layers\": 80, \"num_attention_heads\": 64, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 28672, \"max_position_embeddings\": 131072, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
+             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+    {.name = "llama3.1-405b",
+     .about = "Llama 3.1 405B",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 16384, "
+             "\"num_hidden_layers\": 126, \"num_attention_heads\": 128, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 53248, \"max_position_embeddings\": 131072, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
+             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+    {.name = "llama4-scout",
+     .about = "Llama 4 Scout's text model: 17B active of 109B, 16 experts in every layer",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 202048, \"hidden_size\": 5120, "
+             "\"num_hidden_layers\": 48, \"num_attention_heads\": 40, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 8192, \"intermediate_size_mlp\": 16384, "
+             "\"num_local_experts\": 16, \"num_experts_per_tok\": 1, "
+             "\"interleave_moe_layer_step\": 1, \"no_rope_layer_interval\": 4, "
+             "\"attention_chunk_size\": 8192, \"use_qk_norm\": true, "
+             "\"attn_temperature_tuning\": true, \"floor_scale\": 8192, \"attn_scale\": 0.1, "
+             "\"max_position_embeddings\": 262144, \"rms_norm_eps\": 1e-05, "
+             "\"rope_theta\": 500000.0, \"hidden_act\": \"silu\", \"initializer_range\": 0.02, "
+             "\"tie_word_embeddings\": false, \"rope_scaling\": {\"rope_type\": \"llama3\", "
+             "\"factor\": 16.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 1.0, "
+             "\"original_max_position_embeddings\": 8192}, \"bos_token_id\": 200000, "
+             "\"eos_token_id\": 200001, \"pad_token_id\": 200018}"},
+    {.name = "llama4-maverick",
+     .about = "Llama 4 Maverick's text model: 17B active of 400B, 128 experts in every second layer",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 202048, \"hidden_size\": 5120, "
+             "\"num_hidden_layers\": 48, \"num_attention_heads\": 40, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 8192, \"intermediate_size_mlp\": 16384, "
+             "\"num_local_experts\": 128, \"num_experts_per_tok\": 1, "
+             "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
+             "\"attention_chunk_size\": 8192, \"use_qk_norm\": false, "
+             "\"attn_temperature_tuning\": true, \"floor_scale\": 8192, \"attn_scale\": 0.1, "
+             "\"max_position_embeddings\": 262144, \"rms_norm_eps\": 1e-05, "
+             "\"rope_theta\": 500000.0, \"hidden_act\": \"silu\", \"initializer_range\": 0.02, "
+             "\"tie_word_embeddings\": false, \"bos_token_id\": 200000, \"eos_token_id\": 200001, "
+             "\"pad_token_id\": 200018}"},
+    {.name = "llama4-behemoth",
+     .about = "Llama 4 Behemoth: 16 experts, 288B active of nearly 2T are published; every dimension here is our estimate",
+     .estimate = true,
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 202048, \"hidden_size\": 18432, "
+             "\"num_hidden_layers\": 80, \"num_attention_heads\": 144, \"num_key_value_heads\": 8, "
+             "\"head_dim\": 128, \"intermediate_size\": 25088, \"intermediate_size_mlp\": 50176, "
+             "\"num_local_experts\": 16, \"num_experts_per_tok\": 1, "
+             "\"interleave_moe_layer_step\": 1, \"no_rope_layer_interval\": 4, "
+             "\"attention_chunk_size\": 8192, \"use_qk_norm\": true, "
+             "\"attn_temperature_tuning\": true, \"floor_scale\": 8192, \"attn_scale\": 0.1, "
+             "\"max_position_embeddings\": 262144, \"rms_norm_eps\": 1e-05, "
+             "\"rope_theta\": 500000.0, \"hidden_act\": \"silu\", \"initializer_range\": 0.02, "
+             "\"tie_word_embeddings\": false, \"bos_token_id\": 200000, \"eos_token_id\": 200001, "
+             "\"pad_token_id\": 200018}"},
+    {.name = "llama3-nano",
+     .about = "trains on two cores in minutes: 4.7M weights besides the vocabulary",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 4096, \"hidden_size\": 256, "
+             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+             "\"head_dim\": 64, \"intermediate_size\": 704, \"max_position_embeddings\": 2048, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "llama3-micro",
+     .about = "trains on two cores in hours: 25M weights besides the vocabulary",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 16384, \"hidden_size\": 512, "
+             "\"num_hidden_layers\": 8, \"num_attention_heads\": 8, \"num_key_value_heads\": 4, "
+             "\"head_dim\": 64, \"intermediate_size\": 1408, \"max_position_embeddings\": 4096, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "llama4-nano",
+     .about = "a small Llama 4 for two cores: 8 experts in every second layer, chunked attention",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 256, "
+             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+             "\"head_dim\": 64, \"intermediate_size\": 512, \"intermediate_size_mlp\": 704, "
+             "\"num_local_experts\": 8, \"num_experts_per_tok\": 1, "
+             "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
+             "\"attention_chunk_size\": 128, \"use_qk_norm\": true, "
+             "\"attn_temperature_tuning\": true, \"floor_scale\": 512, \"attn_scale\": 0.1, "
+             "\"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+             "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "llama4-micro",
+     .about = "a larger small Llama 4: 16 experts in every second layer",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 16384, \"hidden_size\": 512, "
+             "\"num_hidden_layers\": 8, \"num_attention_heads\": 8, \"num_key_value_heads\": 4, "
+             "\"head_dim\": 64, \"intermediate_size\": 1024, \"intermediate_size_mlp\": 1408, "
+             "\"num_local_experts\": 16, \"num_experts_per_tok\": 1, "
+             "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
+             "\"attention_chunk_size\": 256, \"use_qk_norm\": true, "
+             "\"attn_temperature_tuning\": true, \"floor_scale\": 1024, \"attn_scale\": 0.1, "
+             "\"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+             "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "bench-small",
+     .about = "the benchmark's small dense model",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 4096, \"hidden_size\": 384, "
+             "\"num_hidden_layers\": 6, \"num_attention_heads\": 6, \"num_key_value_heads\": 2, "
+             "\"head_dim\": 64, \"intermediate_size\": 1024, \"max_position_embeddings\": 2048, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "bench-medium",
+     .about = "the benchmark's medium dense model",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 32000, \"hidden_size\": 768, "
+             "\"num_hidden_layers\": 12, \"num_attention_heads\": 12, \"num_key_value_heads\": 4, "
+             "\"head_dim\": 64, \"intermediate_size\": 2048, \"max_position_embeddings\": 2048, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+};
+
+const ModelPreset *model_preset(int index)
+{
+    return index >= 0 && index < COUNT_OF(presets) ? &presets[index] : NULL;
+}
+
+Status model_config_preset(const char *name, ModelConfig *config)
+{
+    const char *names[COUNT_OF(presets)];
+    for (int i = 0; i < COUNT_OF(presets); i++) {
+        names[i] = presets[i].name;
+        if (strcmp(name, names[i])) continue;
+        json_t *json = json_loads(presets[i].json, JSON_REJECT_DUPLICATES, NULL);
+        CHECK(json);
+        Status status = model_config_from_json(json, config);
+        json_decref(json);
+        return status;
+    }
+    const char *near = name_nearest(name, names, COUNT_OF(presets));
+    return fail(ERR_ARG, "model: no preset is called %s%s%s", name, near ? "; did you mean " : "", near ? near : "");
+}
