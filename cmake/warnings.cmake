@@ -2,8 +2,11 @@
 # parsers turn it on again (module(... STRICT_SIGNS)).
 add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
   -Wdouble-promotion -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla -Wformat=2
-  -Wcast-qual -Wwrite-strings -Wno-format-truncation -fvisibility=hidden -fno-math-errno -fno-trapping-math
+  -Wcast-qual -Wwrite-strings -fvisibility=hidden -fno-math-errno -fno-trapping-math
   -ffp-contract=fast)
+if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+  add_compile_options(-Wno-format-truncation) # our texts are bounded on purpose
+endif()
 if(WERROR)
   add_compile_options(-Werror)
 endif()

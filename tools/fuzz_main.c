@@ -16,13 +16,16 @@ static int run_directory(const char *path)
         Bytes input;
         status = file_read(&arena, path_join(&arena, path, entries.name[i]), 1 << 26, &input);
         if (status != OK) break;
-        uint8_t *exact = xmalloc(input.n); /* no byte behind the last, so that the sanitizer sees a read there */
+        uint8_t *exact = xmalloc(
+            input.n); /* no byte behind the last, so that the sanitizer sees a read there */
         if (input.n) memcpy(exact, input.at, input.n);
         LLVMFuzzerTestOneInput(exact, input.n);
         free(exact);
     }
-    if (status != OK) fprintf(stderr, "%s\n", status_message());
-    else printf("%s: %d inputs\n", path, entries.n);
+    if (status != OK)
+        fprintf(stderr, "%s\n", status_message());
+    else
+        printf("%s: %d inputs\n", path, entries.n);
     arena_deinit(&arena);
     return status != OK;
 }

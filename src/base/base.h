@@ -31,7 +31,7 @@
 #define MUST_USE_TYPE
 #endif
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
-#define COUNT_OF(a) ((int)(sizeof(a) / sizeof((a)[0])))
+#define COUNT_OF(a)            ((int)(sizeof(a) / sizeof((a)[0])))
 
 /* ---- status ---------------------------------------------------------------------------- */
 
@@ -96,7 +96,10 @@ static inline bool size_add(size_t a, size_t b, size_t *sum)
 {
     return !__builtin_add_overflow(a, b, sum);
 }
-static inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static inline size_t round_up(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -114,7 +117,7 @@ char *arena_strndup(Arena *arena, const char *text, size_t n);
 char *arena_printf(Arena *arena, const char *format, ...) PRINTF_LIKE(2, 3);
 void *arena_copy(Arena *arena, const void *data, size_t bytes);
 void arena_deinit(Arena *arena);
-#define ARENA_NEW(arena, T) ((T *)arena_alloc((arena), sizeof(T)))
+#define ARENA_NEW(arena, T)      ((T *)arena_alloc((arena), sizeof(T)))
 #define ARENA_ARRAY(arena, T, n) ((T *)arena_alloc((arena), sizeof(T) * (size_t)(n)))
 
 /* malloc and realloc that end the process with a sentence when small metadata cannot be had. */
@@ -170,8 +173,8 @@ void log_set_level(LogLevel level); /* LOG_INFO at the start */
 /* One line to stderr, "drover: " in front for warnings and errors. Safe from any thread. */
 void log_line(LogLevel level, const char *format, ...) PRINTF_LIKE(2, 3);
 #define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
-#define log_info(...) log_line(LOG_INFO, __VA_ARGS__)
-#define log_warn(...) log_line(LOG_WARN, __VA_ARGS__)
+#define log_info(...)  log_line(LOG_INFO, __VA_ARGS__)
+#define log_warn(...)  log_line(LOG_WARN, __VA_ARGS__)
 #define log_error(...) log_line(LOG_ERROR, __VA_ARGS__)
 
 /* ---- random numbers -------------------------------------------------------------------- */
@@ -186,9 +189,9 @@ Philox rng_philox(uint64_t key, uint64_t counter_high, uint64_t counter_low);
 /* A key for a named purpose ("init/model.norm.weight", "order/train"), from the run's seed. */
 uint64_t rng_key(uint64_t seed, const char *purpose);
 uint64_t rng_u64(uint64_t key, uint64_t index);
-double rng_uniform(uint64_t key, uint64_t index);                /* [0, 1), 53 bits */
+double rng_uniform(uint64_t key, uint64_t index);                 /* [0, 1), 53 bits */
 uint64_t rng_below(uint64_t key, uint64_t index, uint64_t bound); /* [0, bound), bound > 0 */
-double rng_normal(uint64_t key, uint64_t index);                 /* mean 0, deviation 1 */
+double rng_normal(uint64_t key, uint64_t index);                  /* mean 0, deviation 1 */
 /* Element i of out is (float)(deviation * rng_normal(key, first + i)). */
 void rng_fill_normal(uint64_t key, uint64_t first, double deviation, float *out, size_t n);
 /* The index-th element of a pseudo-random permutation of 0..n-1 (a Feistel network, walked until
@@ -197,9 +200,9 @@ uint64_t rng_permute(uint64_t key, uint64_t index, uint64_t n);
 
 /* ---- clock, machine -------------------------------------------------------------------- */
 
-double clock_s(void);      /* monotonic */
-double clock_wall_s(void); /* since 1970 */
-int cpu_count(void);       /* cores this process may use */
+double clock_s(void);                /* monotonic */
+double clock_wall_s(void);           /* since 1970 */
+int cpu_count(void);                 /* cores this process may use */
 size_t memory_total_bytes(void);     /* of the machine or of our cgroup, the smaller */
 size_t memory_available_bytes(void); /* what could be had now without swapping */
 size_t memory_peak_rss_bytes(void);  /* of this process so far */
@@ -210,8 +213,8 @@ size_t memory_peak_rss_bytes(void);  /* of this process so far */
  * that point return true, or kills the process there. Points are named where they stand: open,
  * read, write, fsync, rename, close, unlink, mkdir, map, tensor_alloc. */
 bool fault_hit(const char *point);
-Status fault_set(const char *spec);       /* replaces the switches; NULL clears; counts restart */
-int64_t fault_count(const char *point);   /* calls so far of that point, for sweeps */
+Status fault_set(const char *spec);     /* replaces the switches; NULL clears; counts restart */
+int64_t fault_count(const char *point); /* calls so far of that point, for sweeps */
 
 /* ---- files ----------------------------------------------------------------------------- */
 

@@ -108,7 +108,8 @@ static bool empty_dir(int fd, int depth) /* NOLINT(misc-no-recursion): depth is 
             break;
         }
         int child = openat(fd, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        ok = child >= 0 && empty_dir(child, depth + 1) && unlinkat(fd, entry->d_name, AT_REMOVEDIR) == 0;
+        ok = child >= 0 && empty_dir(child, depth + 1) &&
+             unlinkat(fd, entry->d_name, AT_REMOVEDIR) == 0;
     }
     ok = ok && errno == 0;
     int error = errno;

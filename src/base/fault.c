@@ -11,8 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const points[] = {"open", "read", "write", "fsync", "rename", "close",
-                                     "unlink", "mkdir", "map", "tensor_alloc"};
+static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
+                                     "close", "unlink", "mkdir", "map",   "tensor_alloc"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16 };
 
 typedef struct Switch {
@@ -43,7 +43,8 @@ static Status parse_switch(const char *text, Switch *out)
         return fail(ERR_ARG, "FAULT: there is no fault point '%s'%s%s", name,
                     near ? "; did you mean " : "", near ? near : "");
     }
-    if (fields < 2 || !parse_i64(number, &s.n) || s.n < 1 || (fields == 3 && strcmp(rest, "kill") != 0))
+    if (fields < 2 || !parse_i64(number, &s.n) || s.n < 1 ||
+        (fields == 3 && strcmp(rest, "kill") != 0))
         return fail(ERR_ARG, "FAULT: '%s' is not point:n or point:n:kill with n from 1", text);
     *out = s;
     return OK;

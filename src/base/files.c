@@ -76,7 +76,8 @@ Status file_pread(int fd, void *data, size_t n, uint64_t offset, const char *pat
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) return fail_errno("read", path);
         if (got == 0)
-            return fail(ERR_FORMAT, "%s is too short: it ends at byte %llu, but %zu bytes at %llu are needed",
+            return fail(ERR_FORMAT,
+                        "%s is too short: it ends at byte %llu, but %zu bytes at %llu are needed",
                         path, (unsigned long long)(offset + done), n, (unsigned long long)offset);
         done += (size_t)got;
     }
@@ -206,11 +207,15 @@ Status file_write_atomic(const char *path, const void *data, size_t n)
     /* own name per thread, so that two writers of one path do not tear each other's text */
     char *temporary = arena_printf(&arena, "%s.tmp-%d", path, (int)gettid());
     const char *slash = strrchr(path, '/');
-    const char *dir = !slash ? "." : slash == path ? "/" : arena_strndup(&arena, path, (size_t)(slash - path));
+    const char *dir = !slash          ? "."
+                      : slash == path ? "/"
+                                      : arena_strndup(&arena, path, (size_t)(slash - path));
     Status status = write_beside(temporary, data, n);
     if (status == OK) status = file_rename(temporary, path);
-    if (status != OK) unlink(temporary); /* best effort; the sentence of the failure stays */
-    else status = dir_sync(dir);
+    if (status != OK)
+        unlink(temporary); /* best effort; the sentence of the failure stays */
+    else
+        status = dir_sync(dir);
     arena_deinit(&arena);
     return status;
 }

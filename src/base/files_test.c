@@ -50,7 +50,8 @@ static void whole_files(void **state)
     uint64_t size;
     assert_int_equal(file_size(path, &size), OK);
     assert_int_equal(size, 0);
-    assert_true(file_exists(path) && !dir_exists(path) && !file_exists(scratch) && dir_exists(scratch));
+    assert_true(file_exists(path) && !dir_exists(path) && !file_exists(scratch) &&
+                dir_exists(scratch));
 
     assert_int_equal(file_write_atomic(path, "123456", 6), OK);
     Bytes read;
@@ -244,8 +245,9 @@ static void faults_of_the_rest(void **state)
 static void misspelt_faults(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"wirte:3", "write", "write:", "write:0", "write:-1", "write:x", "write:1:die",
-                                      "write:1:kill:2", ":1", "write:1,,open:2"};
+    static const char *const bad[] = {"wirte:3",  "write",          "write:",      "write:0",
+                                      "write:-1", "write:x",        "write:1:die", "write:1:kill:2",
+                                      ":1",       "write:1,,open:2"};
     assert_int_equal(fault_set("write:1"), OK);
     for (int i = 0; i < COUNT_OF(bad); i++) assert_int_equal(fault_set(bad[i]), ERR_ARG);
     assert_true(fault_hit("write")); /* a refused text leaves the switches as they were */

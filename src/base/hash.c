@@ -14,5 +14,6 @@ Hash128 hash128_bytes(const void *data, size_t n)
 /* The order of `xxhsum -H128`, so that a hash in a manifest can be checked from a shell. */
 void hash128_hex(Hash128 hash, char out[33])
 {
-    snprintf(out, 33, "%016llx%016llx", (unsigned long long)hash.high, (unsigned long long)hash.low);
+    snprintf(out, 33, "%016llx%016llx", (unsigned long long)hash.high,
+             (unsigned long long)hash.low);
 }

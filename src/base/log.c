@@ -12,7 +12,9 @@ void log_line(LogLevel level, const char *format, ...)
 {
     if (level < threshold) return;
     char line[4096];
-    const char *head = level == LOG_WARN ? "drover: warning: " : level == LOG_ERROR ? "drover: " : "";
+    const char *head = level == LOG_WARN    ? "drover: warning: "
+                       : level == LOG_ERROR ? "drover: "
+                                            : "";
     size_t used = strlen(head);
     memcpy(line, head, used);
     va_list args;

@@ -53,7 +53,8 @@ static void apply_level(const char *dir, Limits *limits)
         snprintf(path, sizeof path, "%s/memory.current", dir);
         read_number(path, "", &now);
         snprintf(path, sizeof path, "%s/memory.stat", dir);
-        read_number(path, "inactive_file ", &cached); /* counted as used, but given back on demand */
+        read_number(path, "inactive_file ",
+                    &cached); /* counted as used, but given back on demand */
         double left = max - now + cached;
         if (max < limits->memory_bytes) limits->memory_bytes = max;
         if (left < limits->memory_free_bytes) limits->memory_free_bytes = left > 0 ? left : 0;

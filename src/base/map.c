@@ -49,7 +49,8 @@ Status file_map(const char *path, FileMap *map)
         if (at == MAP_FAILED) status = fail(ERR_IO, "cannot map %s: %s", path, strerror(errno));
     }
     close(fd);
-    if (status == OK) *map = (FileMap){at ? at : (const uint8_t *)"", (size_t)st.st_size, xstrdup(path)};
+    if (status == OK)
+        *map = (FileMap){at ? at : (const uint8_t *)"", (size_t)st.st_size, xstrdup(path)};
     return status;
 }
 
@@ -63,8 +64,8 @@ void file_unmap(FileMap *map)
 Status file_map_copy(const FileMap *map, size_t offset, void *out, size_t n)
 {
     if (offset > map->n || n > map->n - offset)
-        return fail(ERR_FORMAT, "%s is too short: %zu bytes at %zu are needed, it has %zu", map->path, n,
-                    offset, map->n);
+        return fail(ERR_FORMAT, "%s is too short: %zu bytes at %zu are needed, it has %zu",
+                    map->path, n, offset, map->n);
     sigjmp_buf here;
     if (sigsetjmp(here, 0)) {
         guard = NULL;

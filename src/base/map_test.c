@@ -31,7 +31,8 @@ static void copies_within_bounds(void **state)
     assert_int_equal(file_map_copy(&map, N - 100, out, 100), OK);
     for (size_t i = 0; i < 100; i++) assert_int_equal(out[i], (uint8_t)((N - 100 + i) * 7));
     assert_int_equal(file_map_copy(&map, N, out, 0), OK);
-    static const size_t bad[][2] = {{N - 99, 100}, {N + 1, 0}, {SIZE_MAX, 2}, {2, SIZE_MAX}, {N, 1}};
+    static const size_t bad[][2] = {
+        {N - 99, 100}, {N + 1, 0}, {SIZE_MAX, 2}, {2, SIZE_MAX}, {N, 1}};
     for (int i = 0; i < COUNT_OF(bad); i++)
         assert_int_equal(file_map_copy(&map, bad[i][0], out, bad[i][1]), ERR_FORMAT);
     assert_non_null(strstr(status_message(), path));

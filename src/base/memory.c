@@ -54,7 +54,8 @@ void *arena_alloc(Arena *arena, size_t bytes)
         size_t size = need > BLOCK_BYTES / 4 ? need : BLOCK_BYTES;
         ArenaBlock *fresh = xcalloc(1, sizeof *fresh + size);
         fresh->size = size;
-        if (block && size == need) { /* a large one goes behind, so that the open block stays open */
+        if (block &&
+            size == need) { /* a large one goes behind, so that the open block stays open */
             fresh->next = block->next;
             block->next = fresh;
         } else {
@@ -83,7 +84,10 @@ char *arena_strndup(Arena *arena, const char *text, size_t n)
     return p;
 }
 
-char *arena_strdup(Arena *arena, const char *text) { return arena_strndup(arena, text, strlen(text)); }
+char *arena_strdup(Arena *arena, const char *text)
+{
+    return arena_strndup(arena, text, strlen(text));
+}
 
 char *arena_printf(Arena *arena, const char *format, ...)
 {

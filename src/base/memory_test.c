@@ -64,7 +64,8 @@ static void sentences(void **state)
     (void)state;
     assert_int_equal(outer(), ERR_SHAPE);
     assert_string_equal(status_message(), "layer 7: a is [2], b is [3]");
-    assert_int_equal(fail(ERR_IO, "again: %s", status_message()), ERR_IO); /* from the buffer itself */
+    assert_int_equal(fail(ERR_IO, "again: %s", status_message()),
+                     ERR_IO); /* from the buffer itself */
     assert_string_equal(status_message(), "again: layer 7: a is [2], b is [3]");
     char endless[5000];
     memset(endless, 'x', sizeof endless);
@@ -72,7 +73,8 @@ static void sentences(void **state)
     assert_int_equal(fail(ERR_IO, "%s", endless), ERR_IO);
     fail_context("%s", endless);
     assert_true(strlen(status_message()) < 2048);
-    for (int s = OK; s <= ERR_REFUSED; s++) assert_string_not_equal(status_name((Status)s), "unknown status");
+    for (int s = OK; s <= ERR_REFUSED; s++)
+        assert_string_not_equal(status_name((Status)s), "unknown status");
 }
 
 static void checked_sizes(void **state)

@@ -34,7 +34,10 @@ uint64_t rng_u64(uint64_t key, uint64_t index)
     return (uint64_t)p.word[1] << 32 | p.word[0];
 }
 
-double rng_uniform(uint64_t key, uint64_t index) { return (double)(rng_u64(key, index) >> 11) * 0x1p-53; }
+double rng_uniform(uint64_t key, uint64_t index)
+{
+    return (double)(rng_u64(key, index) >> 11) * 0x1p-53;
+}
 
 uint64_t rng_below(uint64_t key, uint64_t index, uint64_t bound)
 {

@@ -17,7 +17,9 @@ static void known_answers(void **state)
     } cases[] = {
         {0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
         {UINT64_MAX, UINT64_MAX, UINT64_MAX, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88,
+        {0x299f31d0a4093822,
+         0x0370734413198a2e,
+         0x85a308d3243f6a88,
          {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
@@ -92,7 +94,8 @@ static void permute_is_a_bijection(void **state)
         if (n >= 1000) assert_true(fixed < 10); /* one is expected */
         free(hit);
     }
-    for (uint64_t i = 0; i < 1000; i++) assert_true(rng_permute(3, i, UINT64_C(1) << 40) < UINT64_C(1) << 40);
+    for (uint64_t i = 0; i < 1000; i++)
+        assert_true(rng_permute(3, i, UINT64_C(1) << 40) < UINT64_C(1) << 40);
     assert_true(rng_permute(3, UINT64_MAX - 1, UINT64_MAX) < UINT64_MAX);
     assert_true(rng_permute(3, 5, 1000) != rng_permute(4, 5, 1000) ||
                 rng_permute(3, 6, 1000) != rng_permute(4, 6, 1000));
@@ -101,12 +104,9 @@ static void permute_is_a_bijection(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(known_answers),
-        cmocka_unit_test(below_stays_below),
-        cmocka_unit_test(normal_moments),
-        cmocka_unit_test(fill_is_a_function_of_the_index),
-        cmocka_unit_test(keys_differ_by_purpose),
-        cmocka_unit_test(permute_is_a_bijection),
+        cmocka_unit_test(known_answers),          cmocka_unit_test(below_stays_below),
+        cmocka_unit_test(normal_moments),         cmocka_unit_test(fill_is_a_function_of_the_index),
+        cmocka_unit_test(keys_differ_by_purpose), cmocka_unit_test(permute_is_a_bijection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

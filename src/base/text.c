@@ -158,17 +158,24 @@ char *format_bytes(double bytes, char buf[32])
 char *format_duration(double seconds, char buf[32])
 {
     double s = fabs(seconds);
-    if (!isfinite(s) || s > 1e12) snprintf(buf, 32, "?");
-    else if (s < 0.9995e-3) snprintf(buf, 32, "%.0fus", seconds * 1e6);
-    else if (s < 0.9995) three_digits(seconds * 1e3, buf, "ms");
-    else if (s < 59.95) snprintf(buf, 32, "%.1fs", seconds);
+    if (!isfinite(s) || s > 1e12)
+        snprintf(buf, 32, "?");
+    else if (s < 0.9995e-3)
+        snprintf(buf, 32, "%.0fus", seconds * 1e6);
+    else if (s < 0.9995)
+        three_digits(seconds * 1e3, buf, "ms");
+    else if (s < 59.95)
+        snprintf(buf, 32, "%.1fs", seconds);
     else {
         int64_t whole = llrint(s);
         const char *sign = seconds < 0 ? "-" : "";
         long long days = whole / 86400, hours = whole / 3600, minutes = whole / 60;
-        if (days) snprintf(buf, 32, "%s%lldd%02lldh", sign, days, hours % 24);
-        else if (hours) snprintf(buf, 32, "%s%lldh%02lldm", sign, hours, minutes % 60);
-        else snprintf(buf, 32, "%s%lldm%02llds", sign, minutes, (long long)whole % 60);
+        if (days)
+            snprintf(buf, 32, "%s%lldd%02lldh", sign, days, hours % 24);
+        else if (hours)
+            snprintf(buf, 32, "%s%lldh%02lldm", sign, hours, minutes % 60);
+        else
+            snprintf(buf, 32, "%s%lldm%02llds", sign, minutes, (long long)whole % 60);
     }
     return buf;
 }
@@ -176,14 +183,20 @@ char *format_duration(double seconds, char buf[32])
 char *format_count(double count, char buf[32])
 {
     double n = fabs(count);
-    if (!isfinite(n)) snprintf(buf, 32, "?");
-    else if (n < 999.5) snprintf(buf, 32, "%.0f", count);
+    if (!isfinite(n))
+        snprintf(buf, 32, "?");
+    else if (n < 999.5)
+        snprintf(buf, 32, "%.0f", count);
     else if (n < 999999.5) {
         long long whole = llrint(count);
         snprintf(buf, 32, "%lld,%03lld", whole / 1000, llabs(whole) % 1000);
-    } else if (n < 999.5e6) three_digits(count / 1e6, buf, "M");
-    else if (n < 999.5e9) three_digits(count / 1e9, buf, "B");
-    else if (n < 999.5e12) three_digits(count / 1e12, buf, "T");
-    else snprintf(buf, 32, "%.3g", count);
+    } else if (n < 999.5e6)
+        three_digits(count / 1e6, buf, "M");
+    else if (n < 999.5e9)
+        three_digits(count / 1e9, buf, "B");
+    else if (n < 999.5e12)
+        three_digits(count / 1e12, buf, "T");
+    else
+        snprintf(buf, 32, "%.3g", count);
     return buf;
 }

@@ -10,7 +10,8 @@
 static void nearest_names(void **state)
 {
     (void)state;
-    static const char *const keys[] = {"steps", "batch", "micro_batch", "warmup", "lr", "weight_decay"};
+    static const char *const keys[] = {"steps",  "batch", "micro_batch",
+                                       "warmup", "lr",    "weight_decay"};
     int n = COUNT_OF(keys);
     assert_string_equal(name_nearest("step", keys, n), "steps");
     assert_string_equal(name_nearest("setps", keys, n), "steps"); /* a swap is one mistake */
@@ -31,8 +32,19 @@ static void integers(void **state)
 {
     (void)state;
     int64_t x = 77;
-    static const char *const bad[] = {"", "-", "+1", " 1", "1 ", "1.0", "1e3", "0x10", "9223372036854775808",
-                                      "-9223372036854775809", "--1", "abc", "1k"};
+    static const char *const bad[] = {"",
+                                      "-",
+                                      "+1",
+                                      " 1",
+                                      "1 ",
+                                      "1.0",
+                                      "1e3",
+                                      "0x10",
+                                      "9223372036854775808",
+                                      "-9223372036854775809",
+                                      "--1",
+                                      "abc",
+                                      "1k"};
     for (int i = 0; i < COUNT_OF(bad); i++) assert_false(parse_i64(bad[i], &x));
     assert_int_equal(x, 77); /* outputs only on success */
     assert_true(parse_i64("-9223372036854775808", &x) && x == INT64_MIN);
@@ -45,8 +57,9 @@ static void reals(void **state)
 {
     (void)state;
     double x = 77;
-    static const char *const bad[] = {"", "-", ".", "e5", "nan", "inf", "-inf", "infinity", "0x1p3", " 1", "1 ",
-                                      "1e999", "1,5", "1e", "1.2.3", "3 e4"};
+    static const char *const bad[] = {"",     "-",        ".",     "e5",  "nan", "inf",
+                                      "-inf", "infinity", "0x1p3", " 1",  "1 ",  "1e999",
+                                      "1,5",  "1e",       "1.2.3", "3 e4"};
     for (int i = 0; i < COUNT_OF(bad); i++) assert_false(parse_f64(bad[i], &x));
     assert_true(x == 77);
     assert_true(parse_f64("3e-4", &x) && x == 3e-4);
@@ -68,7 +81,8 @@ static void every_code_point(void **state)
         }
         uint32_t back = UINT32_MAX;
         if (utf8_decode(bytes, (size_t)n, &back) != n || back != c) fail_msg("code point %x", c);
-        if (n > 1 && utf8_decode(bytes, (size_t)n - 1, &back) != 0) fail_msg("cut code point %x", c);
+        if (n > 1 && utf8_decode(bytes, (size_t)n - 1, &back) != 0)
+            fail_msg("cut code point %x", c);
     }
 }
 
@@ -84,14 +98,16 @@ static void every_three_bytes(void **state)
         }
         uint32_t c;
         int n = utf8_decode(text, 4, &c);
-        if (n && (utf8_encode(c, again) != n || memcmp(text, again, (size_t)n) != 0)) fail_msg("bytes %06x", i);
+        if (n && (utf8_encode(c, again) != n || memcmp(text, again, (size_t)n) != 0))
+            fail_msg("bytes %06x", i);
     }
 }
 
 static void valid_texts(void **state)
 {
     (void)state;
-    uint8_t text[] = "0123456789 gr\xc3\xbc\xc3\x9f" "e 0123456789 \xf0\x9f\x90\x84 end";
+    uint8_t text[] = "0123456789 gr\xc3\xbc\xc3\x9f"
+                     "e 0123456789 \xf0\x9f\x90\x84 end";
     size_t n = sizeof text - 1;
     assert_true(utf8_valid(text, n));
     assert_true(utf8_valid(text, 0));
@@ -122,7 +138,7 @@ static void figures(void **state)
     assert_string_equal(format_duration(0.0123, b), "12.3ms");
     assert_string_equal(format_duration(45e-6, b), "45us");
     assert_string_equal(format_duration(200000, b), "2d07h");
-    assert_string_equal(format_duration(NAN, b), "?");
+    assert_string_equal(format_duration((double)NAN, b), "?");
     assert_string_equal(format_count(1.24e9, b), "1.24B");
     assert_string_equal(format_count(17.2e6, b), "17.2M");
     assert_string_equal(format_count(3210, b), "3,210");
@@ -136,9 +152,12 @@ static void figures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(nearest_names),    cmocka_unit_test(integers),
-        cmocka_unit_test(reals),            cmocka_unit_test(every_code_point),
-        cmocka_unit_test(every_three_bytes), cmocka_unit_test(valid_texts),
+        cmocka_unit_test(nearest_names),
+        cmocka_unit_test(integers),
+        cmocka_unit_test(reals),
+        cmocka_unit_test(every_code_point),
+        cmocka_unit_test(every_three_bytes),
+        cmocka_unit_test(valid_texts),
         cmocka_unit_test(figures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -82,7 +82,9 @@ static inline uint32_t small_encode(SmallFloat f, float x)
     uint32_t u = bits_of(x) & 0x7fffffffu;
     int drop = 23 - f.mantissa;
     /* normal: move the exponent, then add a half (less one unless the last kept bit is odd) */
-    uint32_t normal = (u - ((uint32_t)(127 - f.bias) << 23) + (1u << (drop - 1)) - 1 + (u >> drop & 1)) >> drop;
+    uint32_t normal = (u - ((uint32_t)(127 - f.bias) << 23) + (1u << (drop - 1)) - 1 +
+                       (u >> drop & 1)) >>
+                      drop;
     /* subnormal: adding a number whose last bit is our smallest step makes the adder round */
     uint32_t magic = (uint32_t)(127 + 1 - f.bias - f.mantissa + 23) << 23;
     uint32_t subnormal = bits_of(float_of(u) + float_of(magic)) - magic;
@@ -230,7 +232,10 @@ static void store_f64(DType to, const double *in, void *out, int64_t n)
 
 enum { BLOCK = 2048, PARALLEL_FROM = 1 << 17 };
 
-static bool is_integer(DType d) { return d == DTYPE_I8 || d == DTYPE_U8 || d == DTYPE_I32 || d == DTYPE_I64; }
+static bool is_integer(DType d)
+{
+    return d == DTYPE_I8 || d == DTYPE_U8 || d == DTYPE_I32 || d == DTYPE_I64;
+}
 static bool is_wide(DType d) { return d == DTYPE_F64 || d == DTYPE_I32 || d == DTYPE_I64; }
 static bool is_f32_or_f64(DType d) { return d == DTYPE_F32 || d == DTYPE_F64; }
 
@@ -265,8 +270,8 @@ Status dtype_convert(DType from, const void *in, DType to, void *out, int64_t n)
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_FROM)
     for (int64_t b = 0; b < blocks; b++) {
         size_t at = (size_t)b * BLOCK;
-        convert_block(from, (const uint8_t *)in + at * from_bytes, to, (uint8_t *)out + at * to_bytes,
-                      min_i64(BLOCK, n - (int64_t)at));
+        convert_block(from, (const uint8_t *)in + at * from_bytes, to,
+                      (uint8_t *)out + at * to_bytes, min_i64(BLOCK, n - (int64_t)at));
     }
     return OK;
 }

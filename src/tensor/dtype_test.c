@@ -28,8 +28,8 @@ static double value_of(const Small *s, uint32_t code)
     int e = (int)(code >> s->mantissa_bits) & top, m = (int)code & ((1 << s->mantissa_bits) - 1);
     double x = e ? ldexp(m + (1 << s->mantissa_bits), e - bias - s->mantissa_bits)
                  : ldexp(m, 1 - bias - s->mantissa_bits);
-    if (e == top && s->has_infinity) x = m ? NAN : INFINITY;
-    if (e == top && !s->has_infinity && m == (1 << s->mantissa_bits) - 1) x = NAN;
+    if (e == top && s->has_infinity) x = m ? (double)NAN : (double)INFINITY;
+    if (e == top && !s->has_infinity && m == (1 << s->mantissa_bits) - 1) x = (double)NAN;
     return sign ? -x : x;
 }
 
@@ -63,8 +63,10 @@ static void every_code_round_trips(void **state)
                     assert_true(d == expected && signbit(d) == signbit(expected));
                 }
                 assert_int_equal(dtype_convert(between, mid, s->dtype, &back, 1), OK);
-                if (isnan(expected)) assert_true(isnan(value_of(s, back)));
-                else assert_int_equal(back, code);
+                if (isnan(expected))
+                    assert_true(isnan(value_of(s, back)));
+                else
+                    assert_int_equal(back, code);
             }
         }
     }
@@ -84,21 +86,24 @@ static void ties_go_to_even(void **state)
             uint32_t even = code % 2 == 0 ? code : code + 1;
             for (int sign = 0; sign < 2; sign++) {
                 uint32_t sign_bit = sign ? 1u << (s->exponent_bits + s->mantissa_bits) : 0;
-                double x[5] = {middle, nextafter(middle, a), nextafter(middle, b), a, nextafter(a, b)};
+                double x[5] = {middle, nextafter(middle, a), nextafter(middle, b), a,
+                               nextafter(a, b)};
                 uint32_t expected[5] = {even, code, code + 1, code, code};
                 uint16_t out16[5];
                 uint8_t out8[5], *out = dtype_bytes(s->dtype) == 1 ? out8 : (uint8_t *)out16;
                 for (int i = 0; i < 5; i++) x[i] = sign ? -x[i] : x[i];
                 assert_int_equal(dtype_convert(DTYPE_F64, x, s->dtype, out, 5), OK);
                 for (int i = 0; i < 5; i++)
-                    assert_int_equal(get(s->dtype, out + (size_t)i * dtype_bytes(s->dtype)), expected[i] | sign_bit);
+                    assert_int_equal(get(s->dtype, out + (size_t)i * dtype_bytes(s->dtype)),
+                                     expected[i] | sign_bit);
                 /* the same through f32, whose neighbours are further apart */
                 float y[3] = {(float)x[0], nextafterf((float)x[0], sign ? -(float)a : (float)a),
                               nextafterf((float)x[0], sign ? -(float)b : (float)b)};
                 if ((double)y[0] != x[0]) continue; /* below f32's smallest step */
                 assert_int_equal(dtype_convert(DTYPE_F32, y, s->dtype, out, 3), OK);
                 for (int i = 0; i < 3; i++)
-                    assert_int_equal(get(s->dtype, out + (size_t)i * dtype_bytes(s->dtype)), expected[i] | sign_bit);
+                    assert_int_equal(get(s->dtype, out + (size_t)i * dtype_bytes(s->dtype)),
+                                     expected[i] | sign_bit);
             }
             if (last) break;
         }
@@ -150,7 +155,7 @@ static void no_double_rounding(void **state)
 static void integers(void **state)
 {
     (void)state;
-    double d[8] = {2.5, 3.5, -2.5, 1e30, -1e30, NAN, 200.4, -0.5};
+    double d[8] = {2.5, 3.5, -2.5, 1e30, -1e30, (double)NAN, 200.4, -0.5};
     int8_t i8[8];
     uint8_t u8[8];
     int32_t i32[8];
@@ -191,9 +196,12 @@ static void every_pair(void **state)
                            (from_integer && (to == DTYPE_F32 || to == DTYPE_F64)) ||
                            (to_integer && (from == DTYPE_F32 || from == DTYPE_F64));
             memset(out, 0xaa, sizeof out);
-            assert_int_equal(dtype_convert((DType)from, in, (DType)to, out, 3), allowed ? OK : ERR_UNSUPPORTED);
-            for (size_t i = 0; i < 3 * dtype_bytes((DType)to); i++) assert_int_equal(out[i], allowed ? 0 : 0xaa);
-            for (size_t i = 3 * dtype_bytes((DType)to); i < sizeof out; i++) assert_int_equal(out[i], 0xaa);
+            assert_int_equal(dtype_convert((DType)from, in, (DType)to, out, 3),
+                             allowed ? OK : ERR_UNSUPPORTED);
+            for (size_t i = 0; i < 3 * dtype_bytes((DType)to); i++)
+                assert_int_equal(out[i], allowed ? 0 : 0xaa);
+            for (size_t i = 3 * dtype_bytes((DType)to); i < sizeof out; i++)
+                assert_int_equal(out[i], 0xaa);
         }
 }
 
@@ -221,10 +229,12 @@ static void names(void **state)
     for (int i = 0; i < DTYPE_COUNT; i++) {
         DType d = DTYPE_COUNT;
         assert_true(dtype_from_name(dtype_name((DType)i), &d) && (int)d == i);
-        assert_true(dtype_from_safetensors_name(dtype_safetensors_name((DType)i), &d) && (int)d == i);
+        assert_true(dtype_from_safetensors_name(dtype_safetensors_name((DType)i), &d) &&
+                    (int)d == i);
     }
     DType d = DTYPE_I8;
-    assert_false(dtype_from_name("BF16", &d) || dtype_from_safetensors_name("bf16", &d) || dtype_from_name("", &d));
+    assert_false(dtype_from_name("BF16", &d) || dtype_from_safetensors_name("bf16", &d) ||
+                 dtype_from_name("", &d));
     assert_int_equal(d, DTYPE_I8);
     assert_int_equal(dtype_bytes(DTYPE_F8_E4M3), 1);
     assert_int_equal(dtype_bytes(DTYPE_I64), 8);
@@ -233,10 +243,14 @@ static void names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_code_round_trips), cmocka_unit_test(ties_go_to_even),
-        cmocka_unit_test(beyond_the_range),       cmocka_unit_test(no_double_rounding),
-        cmocka_unit_test(integers),               cmocka_unit_test(every_pair),
-        cmocka_unit_test(large_and_unaligned),    cmocka_unit_test(names),
+        cmocka_unit_test(every_code_round_trips),
+        cmocka_unit_test(ties_go_to_even),
+        cmocka_unit_test(beyond_the_range),
+        cmocka_unit_test(no_double_rounding),
+        cmocka_unit_test(integers),
+        cmocka_unit_test(every_pair),
+        cmocka_unit_test(large_and_unaligned),
+        cmocka_unit_test(names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

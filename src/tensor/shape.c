@@ -115,8 +115,10 @@ bool tensor_rows(const Tensor *t, int64_t *rows, int64_t *columns, int64_t *row_
     if (width > 1 && t->stride[last] != 1) return false;
     for (int i = last - 1; i >= 0; i--) {
         if (t->shape.dim[i] == 1) continue;
-        if (n == 1) step = t->stride[i]; /* the innermost axis that moves sets the pitch */
-        else if (t->stride[i] != step * n) return false;
+        if (n == 1)
+            step = t->stride[i]; /* the innermost axis that moves sets the pitch */
+        else if (t->stride[i] != step * n)
+            return false;
         n *= t->shape.dim[i];
     }
     *rows = n;

@@ -43,7 +43,8 @@ static void counts(void **state)
     assert_int_equal(shape_count(&a), 24);
     Shape zero = shape_make(3, DIMS(INT64_MAX, 0, INT64_MAX), bse);
     assert_int_equal(shape_count(&zero), 0);
-    Shape huge = shape_make(2, DIMS(INT64_MAX, 2), bse); /* hostile: stays the largest, never wraps */
+    Shape huge = shape_make(2, DIMS(INT64_MAX, 2),
+                            bse); /* hostile: stays the largest, never wraps */
     assert_true(shape_count(&huge) == INT64_MAX);
     Tensor t = tensor_make(NULL, DTYPE_F64, huge);
     assert_true(tensor_bytes(&t) == SIZE_MAX);
@@ -68,7 +69,8 @@ static void strides(void **state)
     assert_false(stride_is_contiguous(&one, DIMS(4, 4, 2)));
 }
 
-static void expect_rows(Shape s, const int64_t *stride, bool ok, int64_t rows, int64_t columns, int64_t pitch)
+static void expect_rows(Shape s, const int64_t *stride, bool ok, int64_t rows, int64_t columns,
+                        int64_t pitch)
 {
     Tensor t = tensor_make(NULL, DTYPE_F32, s);
     if (stride) memcpy(t.stride, stride, sizeof(int64_t) * (size_t)s.rank);
@@ -85,10 +87,10 @@ static void rows(void **state)
     (void)state;
     Shape s = shape_make(3, DIMS(2, 3, 4), bse);
     expect_rows(s, NULL, true, 6, 4, 4);
-    expect_rows(s, DIMS(30, 10, 1), true, 6, 4, 10);  /* a slice of wider rows */
-    expect_rows(s, DIMS(31, 10, 1), false, 0, 0, 0);  /* a gap between batches */
-    expect_rows(s, DIMS(12, 4, 2), false, 0, 0, 0);   /* columns apart */
-    expect_rows(s, DIMS(4, 8, 1), false, 0, 0, 0);    /* transposed */
+    expect_rows(s, DIMS(30, 10, 1), true, 6, 4, 10); /* a slice of wider rows */
+    expect_rows(s, DIMS(31, 10, 1), false, 0, 0, 0); /* a gap between batches */
+    expect_rows(s, DIMS(12, 4, 2), false, 0, 0, 0);  /* columns apart */
+    expect_rows(s, DIMS(4, 8, 1), false, 0, 0, 0);   /* transposed */
     expect_rows(shape_make(3, DIMS(2, 1, 4), bse), DIMS(50, 7, 1), true, 2, 4, 50);
     expect_rows(shape_make(3, DIMS(1, 3, 4), bse), DIMS(999, 9, 1), true, 3, 4, 9);
     expect_rows(shape_make(1, DIMS(7), bse), NULL, true, 1, 7, 7);

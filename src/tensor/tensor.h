@@ -67,20 +67,20 @@ static inline float bf16_to_f32(uint16_t h)
 }
 
 #define AXIS_LIST(X)                                                                               \
-    X(ANY, "any")           /* no meaning that a layout could use */                               \
+    X(ANY, "any") /* no meaning that a layout could use */                                         \
     X(BATCH, "batch")                                                                              \
     X(SEQ, "seq")                                                                                  \
     X(EMBED, "embed")                                                                              \
-    X(HEADS, "heads")       /* query heads, or heads x head_dim in a weight */                     \
+    X(HEADS, "heads") /* query heads, or heads x head_dim in a weight */                           \
     X(KV_HEADS, "kv_heads")                                                                        \
     X(HEAD_DIM, "head_dim")                                                                        \
     X(FFN, "ffn")                                                                                  \
     X(VOCAB, "vocab")                                                                              \
     X(EXPERTS, "experts")                                                                          \
-    X(TOPK, "topk")         /* an expert choice of a token */                                      \
-    X(ROWS, "rows")         /* (token, choice) pairs sorted by expert */                           \
-    X(TOKENS, "tokens")     /* batch x seq, flattened */                                           \
-    X(CACHE, "cache")       /* positions of a key/value cache */
+    X(TOPK, "topk")     /* an expert choice of a token */                                          \
+    X(ROWS, "rows")     /* (token, choice) pairs sorted by expert */                               \
+    X(TOKENS, "tokens") /* batch x seq, flattened */                                               \
+    X(CACHE, "cache")   /* positions of a key/value cache */
 
 typedef enum Axis {
 #define X(id, name) AXIS_##id,
@@ -101,7 +101,7 @@ typedef struct Shape {
 } Shape;
 
 Shape shape_make(int rank, const int64_t *dim, const Axis *axis);
-int64_t shape_count(const Shape *shape); /* elements */
+int64_t shape_count(const Shape *shape);          /* elements */
 bool shape_equal(const Shape *a, const Shape *b); /* rank and dims; names may differ */
 /* "batch=2 seq=128"; "scalar" for rank 0. buf holds at least SHAPE_TEXT bytes. */
 enum { SHAPE_TEXT = 192 };
@@ -118,7 +118,8 @@ typedef struct Tensor {
 Tensor tensor_make(void *data, DType dtype, Shape shape); /* contiguous */
 void stride_contiguous(const Shape *shape, int64_t stride[MAX_RANK]);
 bool stride_is_contiguous(const Shape *shape, const int64_t stride[MAX_RANK]);
-size_t tensor_bytes(const Tensor *t); /* elements times their size, padding of strides not counted */
+size_t
+tensor_bytes(const Tensor *t); /* elements times their size, padding of strides not counted */
 int64_t tensor_count(const Tensor *t);
 /* The tensor seen as rows x columns, columns being the last axis: true and *row_stride when all
  * leading axes collapse into one with a single stride. */
