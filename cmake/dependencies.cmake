@@ -17,7 +17,7 @@ endfunction()
 
 pkg_dependency(xxhash libxxhash)
 pkg_dependency(jansson jansson)
-pkg_dependency(cyaml libcyaml)
+pkg_dependency(yaml yaml-0.1)
 pkg_dependency(pcre2 libpcre2-8)
 pkg_dependency(zstd libzstd)
 pkg_dependency(zlib zlib)

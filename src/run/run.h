@@ -1,0 +1,158 @@
+/* run: the run file, and the one table of everything that a user can set in it.
+ *
+ * What it is.   Each setting has one entry: dotted name, type, unit, range, default, sentence. The
+ *               YAML file, `key=value` on the command line, --help, docs/run-file.md and the
+ *               resolved file that a run writes back all come from it.
+ * Depends on.   base; libyaml.
+ * Owns.         RunConfig owns the arena in which its texts and lists live.
+ * Invariants.   A config that was loaded is complete and inside its ranges; written and loaded again
+ *               it is the same. Refusals name file, line, key, what was wrong, and the nearest right
+ *               key or the range. Bad values are ERR_ARG, impossible combinations ERR_REFUSED.
+ * Use:
+ *     RunConfig config;
+ *     const char *overrides[] = {"train.steps=500", "data=/usr/include"};
+ *     TRY(run_config_load("demo.yaml", overrides, 2, &config));
+ *     log_info("%s: %lld steps", config.name, (long long)config.train.steps);
+ *     run_config_deinit(&config);
+ */
+#ifndef RUN_RUN_H
+#define RUN_RUN_H
+
+#include "base/base.h"
+
+/* ---- what a run file says -------------------------------------------------------------- */
+
+typedef enum RunPrecision { RUN_AUTO, RUN_F32, RUN_BF16 } RunPrecision;
+typedef enum RunSchedule { RUN_WSD, RUN_COSINE, RUN_CONSTANT } RunSchedule;
+typedef enum RunRecompute { RUN_RECOMPUTE_NONE, RUN_RECOMPUTE_SELECTIVE, RUN_RECOMPUTE_FULL } RunRecompute;
+typedef enum RunBalance { RUN_BALANCE_BIAS, RUN_BALANCE_AUX, RUN_BALANCE_NONE } RunBalance;
+typedef enum RunPipeline { RUN_PIPELINE_1F1B, RUN_PIPELINE_GPIPE } RunPipeline;
+typedef enum RunSynthetic { RUN_SYNTHETIC_NONE, RUN_SYNTHETIC_UNIFORM } RunSynthetic;
+
+/* Texts that were not given are empty, never NULL. */
+
+typedef struct RunModel {
+    const char *preset;      /* by name, or empty */
+    const char *from;        /* a Hugging Face directory or checkpoint of ours, or empty */
+    const char *fields_json; /* a JSON object of config.json fields, laid over the above; at least {} */
+    const struct RunNode *fields; /* the same, as read; for the resolved file */
+} RunModel;
+
+typedef struct RunSource {
+    const char *path; /* file, directory or glob; empty for a synthetic source */
+    double weight;
+    const char *key; /* of JSON lines */
+    RunSynthetic synthetic;
+} RunSource;
+
+typedef struct RunDataset {
+    double holdout;        /* share of documents */
+    const char *cache;     /* where shards lie; empty: data/ in the run's directory */
+    double bad_share;      /* of records that may be skipped */
+    int64_t line_limit;    /* bytes */
+    bool bos, eos, shuffle;
+} RunDataset;
+
+typedef struct RunTokenizer {
+    const char *path; /* empty: that of model.from if there is one, else trained */
+    int64_t vocab_size, train_limit;
+} RunTokenizer;
+
+typedef struct RunTrain {
+    int64_t steps;
+    double minutes; /* 0: no limit */
+    int64_t batch, micro_batch, seq;
+    RunPrecision precision;
+    double lr, min_lr_ratio;
+    RunSchedule schedule;
+    int64_t warmup;
+    double decay; /* share of the steps */
+    double weight_decay, beta1, beta2, eps, clip;
+    RunRecompute recompute;
+    int64_t seed;
+    bool canonical;
+    int64_t val_every, val_batches;
+    double z_loss;
+    RunBalance balance;
+    double balance_rate, balance_aux, router_z_loss;
+    bool skip_nonfinite;
+    double spike_factor;
+    int64_t max_skips;
+    int64_t threads;      /* 0: all */
+    int64_t memory_limit; /* bytes; 0: what is available */
+} RunTrain;
+
+typedef struct RunParallel {
+    int64_t dp, fsdp, tp, pp;
+    RunPipeline schedule;
+    int64_t virtual_stages, cp, ep;
+} RunParallel;
+
+typedef struct RunCheckpoint {
+    int64_t every, keep;
+    double minutes;
+    bool async;
+} RunCheckpoint;
+
+typedef struct RunLog {
+    int64_t every;
+    bool tensorboard;
+} RunLog;
+
+typedef struct RunConfig {
+    const char *name;
+    const char *dir; /* runs/NAME unless set */
+    RunModel model;
+    RunTokenizer tokenizer;
+    RunSource *sources;
+    int n_sources;
+    RunDataset dataset;
+    RunTrain train;
+    RunParallel parallel;
+    RunCheckpoint checkpoint;
+    RunLog log;
+    Arena arena;
+} RunConfig;
+
+/* ---- load and write -------------------------------------------------------------------- */
+
+/* `path` NULL: defaults and overrides only. An override is a dotted key, =, and a value as in the file:
+ * train.lr=1e-3, data=/usr/include, data.0.weight=2, model.num_hidden_layers=4. */
+Status run_config_load(const char *path, const char *const *overrides, int n_overrides, RunConfig *config);
+/* The same from memory; `name` stands for the file in sentences. */
+Status run_config_parse(Bytes text, const char *name, const char *const *overrides, int n_overrides,
+                        RunConfig *config);
+void run_config_deinit(RunConfig *config);
+/* The resolved file: every setting with its value. */
+void run_config_text(const RunConfig *config, Str *out);
+Status run_config_write(const RunConfig *config, const char *path);
+
+/* ---- the table ------------------------------------------------------------------------- */
+
+typedef enum SettingType {
+    SETTING_INT,    /* int64_t */
+    SETTING_FLOAT,  /* double */
+    SETTING_BOOL,   /* bool */
+    SETTING_TEXT,   /* const char * */
+    SETTING_CHOICE, /* an enum; the values are the places in `choices` */
+    SETTING_BYTES,  /* int64_t; 512MB, 8GiB or a plain number */
+} SettingType;
+
+typedef struct Setting {
+    const char *name; /* "train.lr"; those of each element of the list of sources: "data[].path" */
+    SettingType type;
+    const char *unit;          /* "" where there is none */
+    double min, max;           /* of numbers */
+    const char *default_text;  /* as it would stand in the file */
+    const char *choices;       /* words separated by a bar, or NULL */
+    size_t offset;             /* in RunConfig, or in RunSource for data[] */
+    const char *sentence;
+} Setting;
+
+int run_setting_count(void);
+const Setting *run_setting(int i);
+const Setting *run_setting_find(const char *name); /* NULL when there is none */
+void run_settings_help(Str *out);     /* for --help, wrapped at 100 columns */
+void run_settings_markdown(Str *out); /* the text of docs/run-file.md */
+
+#endif

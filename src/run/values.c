@@ -1,0 +1,162 @@
+/* Values of settings: read from a scalar, written as they stand in a file. */
+#include "run/run_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *field_of(const Setting *s, void *base) { return (char *)base + s->offset; }
+
+static Status wrong(Arena *arena, const Setting *s, const RunNode *node, const char *wanted)
+{
+    Str range = {0};
+    settings_range_text(s, &range);
+    const char *got = node->kind == NODE_LIST ? "a list" : node->kind == NODE_MAP ? "a mapping" : NULL;
+    Status status =
+        got ? fail(ERR_ARG, "%s: %s is %s; %s is wanted (%s)", run_node_where(arena, node), s->name, got, wanted, range.at)
+            : fail(ERR_ARG, "%s: %s is %s%.80s%s; %s is wanted (%s%s%s)", run_node_where(arena, node), s->name,
+                   node->quoted ? "the text \"" : *node->text ? "" : "empty", node->text, node->quoted ? "\"" : "",
+                   wanted, range.at, *s->unit ? " " : "", s->unit);
+    str_deinit(&range);
+    return status;
+}
+
+/* Whole numbers may be written 1e6 where that is exact. */
+static bool parse_whole(const char *text, int64_t *out)
+{
+    double number;
+    if (parse_i64(text, out)) return true;
+    if (!parse_f64(text, &number) || number != floor(number) || fabs(number) > 0x1p53) return false;
+    *out = (int64_t)number;
+    return true;
+}
+
+static bool parse_bytes(const char *text, int64_t *out)
+{
+    static const struct {
+        const char *suffix;
+        double factor;
+    } units[] = {{"", 1},       {"kB", 1e3},    {"KB", 1e3},    {"MB", 1e6},    {"GB", 1e9},
+                 {"TB", 1e12},  {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+    char digits[40];
+    size_t n = strspn(text, "0123456789.");
+    if (n == 0 || n >= sizeof digits) return false;
+    memcpy(digits, text, n);
+    digits[n] = 0;
+    double number;
+    if (!parse_f64(digits, &number)) return false;
+    for (int i = 0; i < COUNT_OF(units); i++) {
+        if (strcmp(text + n + (text[n] == ' '), units[i].suffix) != 0) continue;
+        double bytes = number * units[i].factor;
+        if (bytes > 0x1p62) return false;
+        *out = (int64_t)bytes;
+        return true;
+    }
+    return false;
+}
+
+/* The place of `word` among words separated by bars, or -1. */
+static int choice_index(const char *choices, const char *word)
+{
+    size_t n = strlen(word);
+    for (int i = 0;; i++) {
+        size_t length = strcspn(choices, "|");
+        if (length == n && !memcmp(choices, word, n)) return i;
+        if (!choices[length]) return -1;
+        choices += length + 1;
+    }
+}
+
+static bool in_range(const Setting *s, double value) { return value >= s->min && value <= s->max; }
+
+static Status read_number(Arena *arena, const Setting *s, const RunNode *node, void *field)
+{
+    int64_t whole = 0;
+    double number = 0;
+    const char *wanted = s->type == SETTING_INT     ? "a whole number"
+                         : s->type == SETTING_FLOAT ? "a number"
+                                                    : "a number of bytes such as 512MB or 8GiB";
+    bool good = !node->quoted && (s->type == SETTING_INT     ? parse_whole(node->text, &whole)
+                                  : s->type == SETTING_FLOAT ? parse_f64(node->text, &number)
+                                                             : parse_bytes(node->text, &whole));
+    if (!good) return wrong(arena, s, node, wanted);
+    if (!in_range(s, s->type == SETTING_FLOAT ? number : (double)whole))
+        return wrong(arena, s, node, s->min == s->max ? "in this version only one value" : "a value in its range");
+    if (s->type == SETTING_FLOAT) *(double *)field = number;
+    else *(int64_t *)field = whole;
+    return OK;
+}
+
+Status setting_read(Arena *arena, const Setting *s, const RunNode *node, void *base)
+{
+    void *field = field_of(s, base);
+    if (node->kind != NODE_SCALAR) return wrong(arena, s, node, "a single value");
+    switch (s->type) {
+    case SETTING_INT:
+    case SETTING_FLOAT:
+    case SETTING_BYTES: return read_number(arena, s, node, field);
+    case SETTING_BOOL:
+        if (node->quoted || (strcmp(node->text, "true") != 0 && strcmp(node->text, "false") != 0))
+            return wrong(arena, s, node, "one of two words");
+        *(bool *)field = node->text[0] == 't';
+        return OK;
+    case SETTING_TEXT: *(const char **)field = arena_strdup(arena, node->text); return OK;
+    case SETTING_CHOICE: {
+        int i = choice_index(s->choices, node->text);
+        if (i < 0) return wrong(arena, s, node, "one of these words");
+        *(int *)field = i;
+        return OK;
+    }
+    }
+    return OK;
+}
+
+Status setting_default(Arena *arena, const Setting *s, void *base)
+{
+    RunNode node = {.kind = NODE_SCALAR, .place = "default", .text = s->default_text};
+    return setting_read(arena, s, &node, base);
+}
+
+/* ---- writing --------------------------------------------------------------------------- */
+
+/* The shortest form that reads back as the same number. */
+static void add_number(double value, Str *out)
+{
+    char text[40];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break; /* NOLINT(cert-err34-c): our own text */
+    }
+    str_add(out, text);
+}
+
+/* Quoted always: no text can be taken for a number, a boolean or an alias. */
+static void add_quoted(const char *text, Str *out)
+{
+    str_add(out, "\"");
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\') str_printf(out, "\\%c", c);
+        else if (c < 0x20 || c == 0x7f) str_printf(out, "\\x%02x", c);
+        else str_add_n(out, text, 1);
+    }
+    str_add(out, "\"");
+}
+
+void setting_write(const Setting *s, const void *base, Str *out)
+{
+    const void *field = (const char *)base + s->offset;
+    switch (s->type) {
+    case SETTING_INT:
+    case SETTING_BYTES: str_printf(out, "%lld", (long long)*(const int64_t *)field); return;
+    case SETTING_FLOAT: add_number(*(const double *)field, out); return;
+    case SETTING_BOOL: str_add(out, *(const bool *)field ? "true" : "false"); return;
+    case SETTING_TEXT: add_quoted(*(const char *const *)field, out); return;
+    case SETTING_CHOICE: {
+        const char *word = s->choices;
+        for (int i = *(const int *)field; i > 0; i--) word += strcspn(word, "|") + 1;
+        str_add_n(out, word, strcspn(word, "|"));
+        return;
+    }
+    }
+}
