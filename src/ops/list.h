@@ -22,9 +22,17 @@ OP(rmsnorm_grad)
 /* positions */
 
 /* embedding, products, loss */
+OP(embed)
+OP(embed_grad)
 
 /* attention */
 
 /* mixture of experts */
 
 /* update */
+OP(grad_norm)
+OP(clip_factor)
+OP(adamw)
+OP(accumulate)
+OP(assign)
+OP(expert_bias_update)

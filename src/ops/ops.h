@@ -192,6 +192,8 @@ Status op_swiglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *d
 /* dx and dw (f32) of op_rmsnorm; with residual (same shape, else NO_VALUE) dx has it added. */
 Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps, ValueId *dx,
                        ValueId *dw);
+/* dw f32 of the table's shape: each row the sum of dy over the tokens with its id, zero without any. */
+Status op_embed_grad(Graph *g, ValueId ids, ValueId dy, Shape table, ValueId *dw);
 Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx);              /* dx = dy w, dy's dtype */
 Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw);              /* dw [O I] f32 = dy^T x */
 /* sum = state + dy^T x, in place on the f32 state. */

@@ -1,0 +1,73 @@
+/* accumulate: state += x; assign: state = x. Both in place on a state. */
+#include "ops/kernel.h"
+#include "ops/rules.h"
+
+CPU_DECLARE(accumulate);
+CPU_DECLARE(assign);
+
+static Status infer(InferCtx *ctx)
+{
+    TRY(need_dtype(ctx->in[0], DTYPE_F32, "state"));
+    TRY(need_activation(ctx->in[1], "x"));
+    TRY(need_shape(ctx->in[1], &ctx->in[0]->shape, "x"));
+    ctx->out[0] = infer_like(ctx->in[0]);
+    ctx->out[0].alias = 0;
+    return OK;
+}
+
+static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 1); }
+
+const OpDef op_def_accumulate = {
+    .name = "accumulate",
+    .min_in = 2,
+    .max_in = 2,
+    .n_out = 1,
+    .flags = OP_SOURCE | OP_EFFECT,
+    .strided_in = 2,
+    .infer = infer,
+    .cost = cost,
+    .cpu = CPU_KERNELS(accumulate),
+};
+
+Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum)
+{
+    return graph_add(g, &op_def_accumulate, NULL, (ValueId[]){state, x}, 2, sum);
+}
+
+/* ---- assign -------------------------------------------------------------------------------- */
+
+static Status infer_assign(InferCtx *ctx)
+{
+    const Value *to = ctx->in[0], *x = ctx->in[1];
+    TRY(need_shape(x, &to->shape, "x"));
+    if (to->dtype != DTYPE_I32) TRY(need_activation(to, "state"));
+    if (to->dtype == DTYPE_I32)
+        TRY(need_dtype(x, DTYPE_I32, "x"));
+    else
+        TRY(need_activation(x, "x"));
+    ctx->out[0] = infer_like(to);
+    ctx->out[0].alias = 0;
+    return OK;
+}
+
+static Cost cost_assign(const Graph *g, const Node *node)
+{
+    return (Cost){.read_bytes = value_bytes(g, node->in[1]), .write_bytes = value_bytes(g, node->in[0])};
+}
+
+const OpDef op_def_assign = {
+    .name = "assign",
+    .min_in = 2,
+    .max_in = 2,
+    .n_out = 1,
+    .flags = OP_SOURCE | OP_EFFECT,
+    .strided_in = 2,
+    .infer = infer_assign,
+    .cost = cost_assign,
+    .cpu = CPU_KERNELS(assign),
+};
+
+Status op_assign(Graph *g, ValueId state, ValueId x)
+{
+    return graph_add(g, &op_def_assign, NULL, (ValueId[]){state, x}, 2, NULL);
+}
