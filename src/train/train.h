@@ -1,0 +1,102 @@
+/* train: the step loop, and everything that a run writes.
+ *
+ * What it is.   The programs of a training step, initial weights, learning-rate schedules, the policy
+ *               for bad steps, metrics, progress, checkpoints, restart.
+ * Depends on.   base, tensor, run, graph, ops, pass, program, device, model, text, data, ckpt
+ * Owns.         A Trainer owns all that a run needs, from the tokenizer to the session.
+ * Invariants.   A run is a pure function of its run file: weights from (seed, name), data from (seed,
+ *               step), the update from both. Stopped and started again it gives the same bits.
+ *               Nothing begins before the plan fits; nothing is lost by a signal, a full disk or a kill.
+ * Use:
+ *     Trainer *trainer;
+ *     TRY(trainer_create(&config, &trainer));      plans, checks, loads or initialises
+ *     TRY(trainer_run(trainer, &outcome));         until done, out of time, or stopped
+ *     trainer_destroy(trainer);
+ */
+#ifndef TRAIN_TRAIN_H
+#define TRAIN_TRAIN_H
+
+#include "device/device.h"
+#include "model/model.h"
+#include "pass/pass.h"
+#include "run/run.h"
+
+/* ---- the programs of a step ----------------------------------------------------------------- */
+
+typedef struct StepOptions {
+    int64_t micro_batch; /* sequences in one run of the step program */
+    int64_t n_micro;     /* runs per step; more than one: gradients are summed in states */
+    int64_t eval_batch;  /* sequences in one run of the evaluation program; 0: no such program */
+    int64_t seq;
+    DType dtype;
+    Recompute recompute;
+    ModelBalance balance;
+    float aux_loss, router_z_loss, z_loss;
+} StepOptions;
+
+enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };
+
+/* The step program runs forward and backward; with one micro-batch it holds the update phase too, else
+ * PROGRAM_UPDATE does. at[] has no holes: index[] says where each program stands, -1 nowhere. */
+typedef struct StepPrograms {
+    Store *store;
+    Program *at[PROGRAM_MAX];
+    int n;
+    int index[PROGRAM_MAX];
+} StepPrograms;
+
+Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
+void step_programs_destroy(StepPrograms *programs);
+/* Loss and the gradient of every weight as outputs called by their states' names: for `drover grads`. */
+Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
+
+/* Initial weights from (seed, published name); then working copies. */
+Status step_init_weights(Session *session, const Store *store, uint64_t seed);
+
+/* ---- schedule ---------------------------------------------------------------------------------- */
+
+typedef struct Schedule {
+    RunSchedule kind;
+    double lr, min_ratio; /* the end of a decay is lr * min_ratio */
+    int64_t steps, warmup, decay_steps;
+} Schedule;
+/* Learning rate of step 0 .. steps-1: linear warm-up, then as the kind says (wsd: constant, then down
+ * linearly over the last decay_steps). */
+double schedule_lr(const Schedule *schedule, int64_t step);
+
+/* ---- policy for bad steps ------------------------------------------------------------------------ */
+
+typedef enum StepVerdict { STEP_GOOD, STEP_SKIP, STEP_STOP } StepVerdict;
+
+/* A step whose loss or gradient norm is not finite, or whose loss is spike_factor times the running
+ * mean, changes nothing; more than max_skips in a row stop the run. Part of a checkpoint. */
+typedef struct BadSteps {
+    double spike_factor; /* 0: spikes are accepted */
+    int64_t max_skips;
+    bool skip_nonfinite;
+    double mean_loss; /* exponential mean over good steps; 0: none yet */
+    int64_t n_good, n_skipped, n_in_a_row;
+} BadSteps;
+StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, const char **why);
+
+/* ---- trainer --------------------------------------------------------------------------------------- */
+
+typedef struct Trainer Trainer;
+
+typedef struct TrainOutcome {
+    int64_t step;     /* steps done in all */
+    bool interrupted; /* by a signal: the same command goes on */
+    double loss, val_loss, val_bits_per_byte; /* last known; NaN when never measured */
+    double tokens_per_s;
+} TrainOutcome;
+
+Status trainer_create(const RunConfig *config, Trainer **trainer);
+Status trainer_run(Trainer *trainer, TrainOutcome *outcome);
+void trainer_destroy(Trainer *trainer);
+/* What the run will need, as text for people: weights, gradients, optimizer, activations, buffers. */
+void trainer_plan_text(const Trainer *trainer, Str *out);
+
+/* Asks every running trainer of this process to stop after the present step: from signal handlers. */
+void trainer_request_stop(void);
+
+#endif
