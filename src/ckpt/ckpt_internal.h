@@ -52,6 +52,9 @@ void tensor_scatter(const void *packed, const Tensor *tensor, int64_t first, int
 
 /* ---- work in parallel ------------------------------------------------------------------ */
 
+/* Threads worth their while for so many bytes to copy or hash. */
+int parallel_threads(uint64_t bytes);
+
 /* Calls run(context, i) for i in 0..n-1 on so many threads; the first failure (in order of i) is the
  * result and its sentence this thread's. */
 Status parallel_each(int n, int threads, Status (*run)(void *context, int i), void *context);

@@ -33,22 +33,41 @@ static Status find_among(Arena *arena, const char *root, const int64_t *order, i
     return fail(ERR_FORMAT, "%s: none of its %d checkpoints is good; the newest: %s", root, n, status_message());
 }
 
-Status ckpt_find(const char *root, Ckpt **out)
+static Status find_once(const char *root, int64_t latest, Ckpt **out)
 {
     Arena arena = {0};
-    int64_t *steps, latest = -1;
+    int64_t *steps;
     int n;
-    Status status = OK;
-    Ckpt *found = NULL;
-    if (!dir_exists(root)) goto done;
-    if (latest_read(root, &latest) != OK) log_warn("%s; taking the newest step instead", status_message());
+    Status status;
     TRY_GOTO(steps_list(&arena, root, &steps, &n), done);
+    *out = NULL;
     if (n == 0 && latest < 0) goto done;
     int64_t *order = ARENA_ARRAY(&arena, int64_t, n + 1);
     n = order_candidates(steps, n, latest, order);
-    status = find_among(&arena, root, order, n, &found);
+    status = find_among(&arena, root, order, n, out);
 done:
-    if (status == OK) *out = found;
     arena_deinit(&arena);
     return status;
+}
+
+Status ckpt_find(const char *root, Ckpt **out)
+{
+    enum { ATTEMPTS = 5 };
+    Ckpt *found = NULL;
+    if (dir_exists(root)) {
+        for (int i = 0;; i++) {
+            int64_t latest = -1, now = -1;
+            if (latest_read(root, &latest) != OK)
+                log_warn("%s; taking the newest step instead", status_message());
+            Status status = find_once(root, latest, &found);
+            if (status == OK) break;
+            /* a run that goes on meanwhile may have replaced all that we saw: look again */
+            char sentence[1024];
+            snprintf(sentence, sizeof sentence, "%s", status_message());
+            if (i + 1 >= ATTEMPTS || latest_read(root, &now) != OK || now == latest)
+                return fail(status, "%s", sentence);
+        }
+    }
+    *out = found;
+    return OK;
 }

@@ -4,7 +4,13 @@
 
 #include "ckpt/ckpt_internal.h"
 
-enum { SENTENCE = 1024 };
+/* Below this, waking threads costs more than the work, and they spin afterwards. */
+enum { SENTENCE = 1024, SMALL_BYTES = 4 << 20 };
+
+int parallel_threads(uint64_t bytes)
+{
+    return bytes < SMALL_BYTES ? 1 : cpu_count();
+}
 
 Status parallel_each(int n, int threads, Status (*run)(void *context, int i), void *context)
 {

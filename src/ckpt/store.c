@@ -93,7 +93,7 @@ Status ckpt_reserve(CkptStore *store, const CkptTensors *tensors)
         return fail(ERR_MEMORY, "no memory for a checkpoint snapshot of %s (%s are free)",
                     format_bytes((double)bytes, need), format_bytes((double)memory_available_bytes(), have));
     /* touched now, so that the first snapshot does not wait for the kernel to find the pages */
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(parallel_threads(bytes))
     for (size_t i = 0; i < bytes; i += PAGE) ((char *)buffer)[i] = 0;
     free(store->buffer);
     store->buffer = buffer;
@@ -150,7 +150,8 @@ static void take_snapshot(CkptStore *store, const CkptSave *save)
     }
     store->save.files = files;
     store->save.run_json = save->run_json ? arena_strdup(&store->arena, save->run_json) : NULL;
-    (void)parallel_each((int)pieces.n, cpu_count(), copy_piece, &pieces); /* copies do not fail */
+    /* copies do not fail */
+    (void)parallel_each((int)pieces.n, parallel_threads(at), copy_piece, &pieces);
     VEC_FREE(&pieces);
     store->snapshot_s = clock_s() - start;
 }

@@ -55,14 +55,16 @@ Status tensors_match(TensorSource source, const NamedTensor *tensors, int n)
 Status tensors_load(TensorSource source, const NamedTensor *tensors, int n)
 {
     Pieces pieces = {0};
+    uint64_t bytes = 0;
     TRY(tensors_match(source, tensors, n));
     for (int i = 0; i < n; i++) {
         const SafetensorsEntry *entry = source.find(source.from, tensors[i].name);
         int64_t count = shape_count(&entry->shape);
+        bytes += entry->bytes;
         for (int64_t first = 0; first < count; first += PIECE_ELEMENTS)
             VEC_PUSH(&pieces, ((Piece){entry, &tensors[i].tensor, first, min_i64(PIECE_ELEMENTS, count - first)}));
     }
-    Status status = parallel_each((int)pieces.n, cpu_count(), read_piece, &pieces);
+    Status status = parallel_each((int)pieces.n, parallel_threads(bytes), read_piece, &pieces);
     VEC_FREE(&pieces);
     return status;
 }

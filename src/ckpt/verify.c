@@ -110,6 +110,9 @@ static Status verify(const Ckpt *ckpt, CkptVerify level, int threads)
     Status status = check_extra(ckpt, &arena);
     for (int i = 0; i < ckpt->manifest.n_files && status == OK; i++)
         status = list_file(&v, &arena, &ckpt->manifest.files[i]);
+    uint64_t bytes = 0;
+    for (int i = 0; i < ckpt->manifest.n_files; i++) bytes += ckpt->manifest.files[i].bytes;
+    if (threads > parallel_threads(bytes)) threads = parallel_threads(bytes);
     if (status == OK && level == CKPT_VERIFY_HASHES)
         status = parallel_each((int)v.checks.n, threads, run_check, &v);
     for (size_t i = 0; i < v.opened.n; i++) safetensors_close(v.opened.at[i]);
