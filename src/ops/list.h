@@ -18,14 +18,23 @@ OP(swiglu_grad)
 OP(rmsnorm)
 OP(add_rmsnorm)
 OP(rmsnorm_grad)
+OP(l2norm)
+OP(l2norm_grad)
 
 /* positions */
+OP(rope_table)
+OP(rope)
+OP(query_temperature)
 
 /* embedding, products, loss */
 OP(embed)
 OP(embed_grad)
 
 /* attention */
+OP(attention)
+OP(attention_grad)
+OP(attention_cached)
+OP(cache_append)
 
 /* mixture of experts */
 

@@ -1,0 +1,122 @@
+/* attention: o = softmax(scale q k^T + mask) v without ever holding the scores, and the log-sum-exp of
+ * each query for the gradient (Dao 2022; Rabe and Staats 2021). The mask is AttentionAttr's. */
+#include "ops/attention/attention_internal.h"
+#include "ops/kernel.h"
+
+CPU_DECLARE(attention);
+
+/* What q [B T H d], k and v [B S K d] must be to each other; `op` names the op in the sentence. */
+Status attention_check(const InferCtx *ctx)
+{
+    const Value *q = ctx->in[0], *k = ctx->in[1], *v = ctx->in[2], *pos = ctx->in[3];
+    const AttentionAttr *attr = ctx->attr;
+    const char *op = ctx->op->name;
+    char a[SHAPE_TEXT], b[SHAPE_TEXT], c[SHAPE_TEXT];
+    for (int i = 0; i < 3; i++)
+        if (ctx->in[i]->dtype != DTYPE_F32 && ctx->in[i]->dtype != DTYPE_BF16)
+            return fail(ERR_SHAPE, "%s: q, k and v must be f32 or bf16, not %s", op,
+                        dtype_name(ctx->in[i]->dtype));
+    if (q->shape.rank != 4 || k->shape.rank != 4 || !shape_equal(&k->shape, &v->shape) ||
+        q->shape.dim[0] != k->shape.dim[0] || q->shape.dim[3] != k->shape.dim[3])
+        return fail(ERR_SHAPE, "%s: q is [%s], k [%s], v [%s]; wanted [B T H d] and twice [B S K d]", op,
+                    shape_text(&q->shape, a), shape_text(&k->shape, b), shape_text(&v->shape, c));
+    if (k->shape.dim[2] < 1 || q->shape.dim[2] % k->shape.dim[2] != 0)
+        return fail(ERR_SHAPE, "%s: %lld query heads are no multiple of %lld key heads", op,
+                    (long long)q->shape.dim[2], (long long)k->shape.dim[2]);
+    if (pos->dtype != DTYPE_I32 || pos->shape.rank != 2 || pos->shape.dim[0] != q->shape.dim[0] ||
+        pos->shape.dim[1] != q->shape.dim[1])
+        return fail(ERR_SHAPE, "%s: positions are %s [%s] for q [%s]; wanted i32 [B T]", op,
+                    dtype_name(pos->dtype), shape_text(&pos->shape, a), shape_text(&q->shape, b));
+    if (!(attr->scale > 0) || !(attr->softcap >= 0) || attr->chunk < 0)
+        return fail(ERR_ARG, "%s: scale %g, softcap %g, chunk %lld; wanted > 0, >= 0, >= 0", op,
+                    (double)attr->scale, (double)attr->softcap, (long long)attr->chunk);
+    return OK;
+}
+
+static Status infer(InferCtx *ctx)
+{
+    TRY(attention_check(ctx));
+    const Value *q = ctx->in[0], *k = ctx->in[1];
+    char a[SHAPE_TEXT], b[SHAPE_TEXT];
+    if (q->shape.dim[1] != k->shape.dim[1] || q->dtype != k->dtype || q->dtype != ctx->in[2]->dtype)
+        return fail(ERR_SHAPE, "attention: q is %s [%s], k %s [%s]: lengths and dtypes must agree",
+                    dtype_name(q->dtype), shape_text(&q->shape, a), dtype_name(k->dtype),
+                    shape_text(&k->shape, b));
+    ctx->out[0].dtype = q->dtype;
+    ctx->out[0].shape = q->shape;
+    int64_t dim[3] = {q->shape.dim[0], q->shape.dim[2], q->shape.dim[1]};
+    Axis axis[3] = {q->shape.axis[0], q->shape.axis[2], q->shape.axis[1]};
+    ctx->out[1].dtype = DTYPE_F32;
+    ctx->out[1].shape = shape_make(3, dim, axis);
+    return OK;
+}
+
+static Status grad(GradCtx *ctx)
+{
+    const Node *node = graph_node(ctx->graph, ctx->node);
+    if (value_ok(ctx->dout[1]))
+        return fail(ERR_UNSUPPORTED, "attention: the log-sum-exp has no gradient");
+    if (!ctx->need[0] && !ctx->need[1] && !ctx->need[2]) return OK;
+    ValueId in[7] = {node->in[0], node->in[1], node->in[2], node->in[3],
+                     node->out[0], node->out[1], ctx->dout[0]};
+    ValueId out[3];
+    TRY(graph_add(ctx->graph, &op_def_attention_grad, node->attr, in, 7, out));
+    for (int i = 0; i < 3; i++)
+        if (ctx->need[i]) ctx->din[i] = out[i];
+    return OK;
+}
+
+double attention_visible_pairs(int64_t tokens, int64_t chunk)
+{
+    double n = (double)tokens, c = (double)chunk;
+    if (chunk <= 0 || chunk >= tokens) return n * (n + 1) / 2;
+    double whole = (double)(tokens / chunk), rest = (double)(tokens % chunk);
+    return whole * c * (c + 1) / 2 + rest * (rest + 1) / 2;
+}
+
+/* Two products over d for each visible pair of query and key. */
+static Cost cost(const Graph *graph, const Node *node)
+{
+    const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
+    const AttentionAttr *attr = node->attr;
+    const int64_t *dim = q->shape.dim;
+    double size = (double)dtype_bytes(q->dtype);
+    double n_q = (double)shape_count(&q->shape), n_k = (double)shape_count(&k->shape);
+    double heads = (double)(dim[0] * dim[2]);
+    return (Cost){.flop = 4 * (double)dim[3] * heads * attention_visible_pairs(dim[1], attr->chunk),
+                  .read_bytes = size * (n_q + 2 * n_k),
+                  .write_bytes = size * n_q + 4 * heads * (double)dim[1],
+                  .matmul = true};
+}
+
+void attention_attr_text(const void *attr, Str *out)
+{
+    const AttentionAttr *a = attr;
+    str_printf(out, "scale=%g", (double)a->scale);
+    if (a->softcap > 0) str_printf(out, " softcap=%g", (double)a->softcap);
+    if (a->chunk > 0) str_printf(out, " chunk=%lld", (long long)a->chunk);
+}
+
+const OpDef op_def_attention = {
+    .name = "attention",
+    .min_in = 4,
+    .max_in = 4,
+    .n_out = 2,
+    .attr_bytes = sizeof(AttentionAttr),
+    .strided_in = 7,
+    .strided_out = 1,
+    .infer = infer,
+    .grad = grad,
+    .cost = cost,
+    .attr_text = attention_attr_text,
+    .cpu = CPU_KERNELS(attention),
+};
+
+Status op_attention(Graph *g, ValueId q, ValueId k, ValueId v, ValueId pos, AttentionAttr attr,
+                    ValueId *o)
+{
+    ValueId in[4] = {q, k, v, pos}, out[2];
+    TRY(graph_add(g, &op_def_attention, &attr, in, 4, out));
+    *o = out[0];
+    return OK;
+}

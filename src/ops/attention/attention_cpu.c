@@ -1,0 +1,290 @@
+/* attention forward, over the sequence itself or over caches: o = softmax(scale q k^T + mask) v.
+ *
+ * The rows of a piece of work are all query heads of one kv head for a range of tokens: row r is head
+ * r % group of token r / group, so that the heads share the packed keys and values. Keys go by in blocks;
+ * each row keeps its maximum, sum and output so far (online softmax, Milakov and Gimelshein 2018). Scores
+ * of one tile of rows against one block of keys is all that ever exists of the score matrix.
+ */
+#include "ops/attention/attention_internal.h"
+#include "ops/attention/tile.h"
+
+typedef struct Job {
+    Rows q, k, v, o; /* tokens */
+    Mask mask;
+    float *lse; /* [B H T] or NULL */
+    int64_t batch, tokens, heads, kv_heads, group, d;
+    int64_t piece, n_pieces; /* tokens in one piece of work, pieces in a sequence */
+    int64_t block; /* keys in a block */
+    int64_t state_rows; /* rows whose outputs are kept at a time */
+    float scale, softcap;
+    int pairs;
+} Job;
+
+/* What one thread works in; all parts a multiple of 64 bytes. */
+typedef struct Space {
+    float *keys;   /* panels */
+    float *values; /* stacked */
+    float *q;      /* words of a tile */
+    float *s;      /* [TILE_ROWS][lds] scores, then probabilities as words */
+    float *o;      /* [state_rows][lanes] */
+    float *max, *sum; /* [state_rows] */
+    int64_t words, lda, lanes, lds;
+} Space;
+
+/* Lays the parts out from `base` on (NULL to measure); returns the bytes. */
+static size_t space_layout(const Job *job, char *base, Space *space)
+{
+    int64_t d = job->d, words = job->pairs ? (d + 1) / 2 : d;
+    *space = (Space){.words = words, .lda = vectors_up(words), .lanes = vectors_up(d),
+                     .lds = job->block + 16};
+    int64_t rows = min_i64(TILE_ROWS, job->piece * job->group + 1);
+    Part parts[] = {
+        {&space->keys, (job->block + PANEL - 1) / PANEL * PANEL * words},
+        {&space->values, (job->pairs ? job->block / 2 : job->block) * space->lanes},
+        {&space->q, rows * space->lda},
+        {&space->s, rows * space->lds},
+        {&space->o, (job->state_rows + 1) * space->lanes},
+        {&space->max, job->state_rows},
+        {&space->sum, job->state_rows},
+    };
+    return parts_layout(parts, COUNT_OF(parts), base);
+}
+
+/* Sizes that follow from the shapes alone. */
+static void job_cut(Job *job, int64_t max_keys)
+{
+    job->group = job->heads / job->kv_heads;
+    job->piece = job->tokens;
+    int64_t pairs_of_heads = job->batch * job->kv_heads;
+    for (int64_t piece = 256; piece >= 64; piece /= 2) {
+        if (job->tokens <= piece) continue;
+        job->piece = piece;
+        if (pairs_of_heads * (job->tokens / piece) >= 64) break;
+    }
+    job->n_pieces = (job->tokens + job->piece - 1) / job->piece;
+    int64_t block = job->mask.cache_rows ? 256 : 512;
+    job->block = min_i64(block, (int64_t)round_up((size_t)max_keys + 16, 16));
+    if (!job->mask.cache_rows && max_keys <= block) job->block = (int64_t)round_up((size_t)max_keys, 16);
+    bool one_block = !job->mask.cache_rows && max_keys <= block;
+    int64_t rows = job->piece * job->group;
+    job->state_rows = one_block ? min_i64(rows, TILE_ROWS) : rows;
+}
+
+/* ---- softmax of one row ---------------------------------------------------------------------- */
+
+/* scores [first, end) to softcap * tanh(scale * score / softcap) */
+SIMD void cap_row(float *s, int64_t first, int64_t end, float scale, float cap)
+{
+    Vf twice = vf_set(2 * scale / cap);
+    for (int64_t i = first / VL * VL; i < end; i += VL)
+        vf_store(s + i, cap_tanh(vf_load(s + i) * twice, cap));
+}
+
+SIMD float row_max(const float *s, int64_t first, int64_t end)
+{
+    Vf low = vf_set(-INFINITY), m[2] = {low, low};
+    int n = 0;
+    for (int64_t i = first / VL * VL; i < end; i += VL, n ^= 1)
+        m[n] = vf_max(m[n], keep_inside(vf_load(s + i), i, first, end, low));
+    return max_lanes(vf_max(m[0], m[1]));
+}
+
+/* In place: words of p = 2^(unit * s - shift) over vectors from..to, zero outside [first, end); the sum
+ * of p. Words lie at or before the score they are made of. */
+SIMD float row_exp(float *s, KeyRange row, KeyRange store, float unit, float shift, int pairs)
+{
+    Vf u = vf_set(unit), minus = vf_set(-shift), zero = vf_zero(), sum = zero;
+    uint16_t *half = (uint16_t *)(void *)s;
+    for (int64_t i = store.first; i < store.end; i += VL) {
+        Vf p = zero;
+        if (i < row.end && i + VL > row.first) {
+            p = exp2_low(vf_fma(vf_load(s + i), u, minus));
+            p = keep_inside(p, i, row.first, row.end, zero);
+            sum += p;
+        }
+        if (pairs)
+            vf_store_bf16(half + i, p);
+        else
+            vf_store(s + i, p);
+    }
+    return sum_lanes(sum);
+}
+
+/* Row r of the tile: its scores become probabilities, its state moves on to the new maximum. */
+SIMD void softmax_row(const Job *job, const Tile *tile, const Space *w, int64_t r, int64_t state)
+{
+    int64_t g = r / MR;
+    float *s = w->s + r * w->lds, unit = job->scale;
+    KeyRange row = {tile->first[r], tile->end[r]};
+    KeyRange store = {tile->group_first[g] / VL * VL, vectors_up(tile->group_end[g])};
+    if (row.first >= row.end) {
+        row_exp(s, row, store, 0, 0, job->pairs);
+        return;
+    }
+    if (job->softcap > 0) {
+        cap_row(s, row.first, row.end, job->scale, job->softcap);
+        unit = 1;
+    }
+    float old = w->max[state], top = row_max(s, row.first, row.end);
+    if (top < old) top = old;
+    unit *= log2_e;
+    float sum = row_exp(s, row, store, unit, top * unit, job->pairs);
+    if (top > old && w->sum[state] > 0) {
+        float fade = exp2f((old - top) * unit);
+        float *o = w->o + state * w->lanes;
+        for (int64_t i = 0; i < w->lanes; i += VL) vf_store(o + i, vf_load(o + i) * vf_set(fade));
+        w->sum[state] *= fade;
+    }
+    w->max[state] = top;
+    w->sum[state] += sum;
+}
+
+/* ---- one piece of work ----------------------------------------------------------------------- */
+
+SIMD void tile_forward(const Job *job, const Piece *piece, const Space *w, const Tile *tile,
+                       int64_t row, int64_t keys)
+{
+    Source q = source_make(&job->q, piece->b * job->tokens + piece->first, piece->h * job->group, job->group,
+                      job->d);
+    int64_t state = job->state_rows > TILE_ROWS ? row : 0;
+    pack_words(&q, row, tile->rows, w->q, w->lda, job->pairs);
+    if (tile->rows % 2) memset(w->q + tile->rows * w->lda, 0, (size_t)w->lda * sizeof(float));
+    RowsTimesKeys scores = {.c = w->s, .a = w->q, .b = w->keys, .ldc = w->lds, .lda = w->lda,
+                            .words = w->words, .keys = keys};
+    rows_times_keys(tile, &scores, job->pairs);
+    for (int64_t r = 0; r < tile->rows; r++) softmax_row(job, tile, w, r, state + r);
+    KeysTimesValues out = {.c = w->o + state * w->lanes, .a = w->s, .b = w->values, .ldc = w->lanes,
+                           .lda = w->lds, .lanes = w->lanes, .keys = keys};
+    keys_times_values(tile, &out, job->pairs);
+}
+
+static void state_clear(const Space *w, int64_t rows)
+{
+    memset(w->o, 0, (size_t)((rows + 1) * w->lanes) * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) {
+        w->max[r] = -INFINITY;
+        w->sum[r] = 0;
+    }
+}
+
+/* o and lse of rows row..row+n-1, from the states 0..n-1 */
+static void state_store(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
+{
+    int bf16 = job->o.dtype == DTYPE_BF16;
+    float unit = job->softcap > 0 ? 1 : job->scale;
+    for (int64_t r = 0; r < n; r++) {
+        int64_t t = piece->first + (row + r) / job->group, head = piece->h * job->group + (row + r) % job->group;
+        char *o = job->o.data +
+                  ((piece->b * job->tokens + t) * job->o.pitch + head * job->d) * (bf16 ? 2 : 4);
+        float share = w->sum[r] > 0 ? 1 / w->sum[r] : 0;
+        store_row(w->o + r * w->lanes, o, job->d, share, bf16);
+        if (job->lse)
+            job->lse[(piece->b * job->heads + head) * job->tokens + t] =
+                w->sum[r] > 0 ? w->max[r] * unit + logf(w->sum[r]) : -INFINITY;
+    }
+}
+
+static void piece_forward(const Job *job, const Piece *piece, const Space *w)
+{
+    int64_t rows = piece->n * job->group;
+    int64_t sequence = piece->b * (job->mask.cache_rows ? job->mask.cache_rows : job->tokens);
+    bool at_once = job->state_rows <= TILE_ROWS; /* one block or one tile: no state outlives its tile */
+    KeyRange all = piece_range(&job->mask, piece);
+    state_clear(w, job->state_rows < rows ? job->state_rows : rows);
+    if (all.first >= all.end) {
+        for (int64_t row = 0; row < rows; row += job->state_rows)
+            state_store(job, piece, w, row, min_i64(job->state_rows, rows - row));
+        return;
+    }
+    Tile tile;
+    for (int64_t k = all.first; k < all.end; k += job->block) {
+        KeyRange block = {k, min_i64(k + job->block, all.end)};
+        int64_t n = block.end - block.first;
+        Source keys = source_make(&job->k, sequence, piece->h, 1, job->d);
+        Source values = source_make(&job->v, sequence, piece->h, 1, job->d);
+        keys.wrap = values.wrap = job->mask.cache_rows;
+        pack_panels(&keys, k, n, w->keys, job->pairs);
+        pack_stacked(&values, k, n, w->values, w->lanes, job->pairs);
+        for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+            bool seen = tile_make(&job->mask, piece, job->group, row, block, &tile);
+            if (seen) tile_forward(job, piece, w, &tile, row, n);
+            if (!at_once || rows <= TILE_ROWS) continue;
+            state_store(job, piece, w, row, tile.rows);
+            state_clear(w, tile.rows);
+        }
+    }
+    if (!at_once || rows <= TILE_ROWS) state_store(job, piece, w, 0, rows);
+}
+
+/* ---- the kernels ----------------------------------------------------------------------------- */
+
+static void job_run(const Job *job, KernelArgs *args)
+{
+    Space measure;
+    size_t bytes = space_layout(job, NULL, &measure);
+    int64_t per_sequence = job->kv_heads * job->n_pieces, n = job->batch * per_sequence;
+    int threads = n < 2 ? 1 : args->threads;
+    CHECK(bytes * (size_t)args->threads <= args->workspace_bytes);
+#pragma omp parallel num_threads(threads)
+    {
+        Space space;
+        space_layout(job, (char *)args->workspace + bytes * (size_t)my_thread(), &space);
+        /* later tokens see more keys: the longest pieces first */
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < n; i++) {
+            int64_t p = job->n_pieces - 1 - i / (job->batch * job->kv_heads);
+            int64_t bh = i % (job->batch * job->kv_heads);
+            Piece piece = {.b = bh / job->kv_heads, .h = bh % job->kv_heads, .first = p * job->piece};
+            piece.n = min_i64(job->piece, job->tokens - piece.first);
+            piece_forward(job, &piece, &space);
+        }
+    }
+}
+
+/* Shapes: q [B n H d], k and v [B S K d]. */
+static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr, int pairs)
+{
+    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .heads = q->dim[2], .d = q->dim[3],
+               .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
+    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0};
+    job_cut(&job, k->dim[1]);
+    return job;
+}
+
+static size_t job_workspace(const Graph *graph, const Node *node, const Target *target, bool cached)
+{
+    const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
+    const Value *v = graph_value(graph, node->in[2]);
+    Job job = job_make(&q->shape, &k->shape, cached, node->attr, pairs_of(q->dtype, k->dtype, v->dtype));
+    Space space;
+    return space_layout(&job, NULL, &space) * (size_t)target->threads;
+}
+
+static Status run_any(KernelArgs *args, bool cached)
+{
+    const Tensor *in = args->in;
+    Job job = job_make(&in[0].shape, &in[1].shape, cached, args->attr,
+                       pairs_of(in[0].dtype, in[1].dtype, in[2].dtype));
+    job.q = tensor_as_rows(&in[0], 2);
+    job.k = tensor_as_rows(&in[1], 2);
+    job.v = tensor_as_rows(&in[2], 2);
+    job.mask.pos = in[3].data;
+    job.o = tensor_as_rows(&args->out[0], 2);
+    job.lse = cached ? NULL : args->out[1].data;
+    job_run(&job, args);
+    return OK;
+}
+
+static Status run(KernelArgs *args) { return run_any(args, false); }
+static Status run_cached(KernelArgs *args) { return run_any(args, true); }
+static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    return job_workspace(graph, node, target, false);
+}
+static size_t workspace_cached(const Graph *graph, const Node *node, const Target *target)
+{
+    return job_workspace(graph, node, target, true);
+}
+
+const CpuKernel CPU(attention) = {.run = run, .workspace = workspace};
+const CpuKernel CPU(attention_cached) = {.run = run_cached, .workspace = workspace_cached};

@@ -1,0 +1,47 @@
+/* attention: what the ops of this folder and their kernels share.
+ *
+ *   attention         q k v pos -> o lse                (attention.c, attention_cpu.c)
+ *   attention_grad    q k v pos o lse do -> dq dk dv    (attention_grad.c, attention_grad_cpu.c)
+ *   attention_cached  q k_cache v_cache pos -> o        (attention_cached.c, attention_cpu.c)
+ *   cache_append                                        (cache_append.c)
+ */
+#ifndef OPS_ATTENTION_INTERNAL_H
+#define OPS_ATTENTION_INTERNAL_H
+
+#include "ops/ops.h"
+
+extern const OpDef op_def_attention, op_def_attention_grad, op_def_attention_cached, op_def_cache_append;
+
+/* operands of attention_grad; the first four are those of attention */
+enum { ATTENTION_Q, ATTENTION_K, ATTENTION_V, ATTENTION_POS, ATTENTION_O, ATTENTION_LSE, ATTENTION_DO };
+
+/* Keys first..end-1 are seen. */
+typedef struct KeyRange {
+    int64_t first, end;
+} KeyRange;
+
+/* Of query t, at position pos of its document. A position that points before the row's start, as on a
+ * later slice of a sequence, is cut off there. */
+static inline KeyRange attention_range(int64_t t, int64_t pos, int64_t chunk)
+{
+    int64_t back = chunk > 0 ? pos % chunk : pos;
+    back = max_i64(0, min_i64(back, t));
+    return (KeyRange){t - back, t + 1};
+}
+
+/* Of a query at position pos over a cache of `rows` rows; none for pos < 0. */
+static inline KeyRange attention_cached_range(int64_t pos, int64_t chunk, int64_t rows)
+{
+    if (pos < 0) return (KeyRange){0, 0};
+    int64_t first = chunk > 0 ? pos - pos % chunk : 0;
+    return (KeyRange){max_i64(first, pos + 1 - rows), pos + 1};
+}
+
+/* Shared by the shape rules: operands 0..3 are q, k, v and positions. */
+Status attention_check(const InferCtx *ctx);
+void attention_attr_text(const void *attr, Str *out);
+/* (query, key) pairs of one head over a sequence that is one document: what costs are counted by. The
+ * positions are not known when they are asked for; packed documents cost less than this. */
+double attention_visible_pairs(int64_t tokens, int64_t chunk);
+
+#endif

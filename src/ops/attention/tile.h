@@ -1,0 +1,502 @@
+/* Tiles of attention: products of small blocks in registers, packing of operands, 2^x.
+ *
+ * Everything is counted in words of 32 bits along the axis that a product sums over: one f32, or two
+ * neighbouring bf16 (`pairs`, where the processor multiplies pairs: vdpbf16ps). A product is
+ *     c [rows, lanes] += sum over steps of a [rows, steps] * b [steps, lanes]
+ * with a read word by word at any two strides and b in rows of lanes. So an operand comes in two forms:
+ *   words    [rows][words of d]      the left side of a product over d
+ *   stacked  [rows / 2][d] of pairs  the right side of a product over rows (f32: the same as words)
+ *   panels   [panel][words of d][PANEL rows]  the right side of a product over d: transposed words
+ * Every element of c is one chain of additions in the order of the steps, whatever the tiling, so that
+ * results do not depend on it. Only *_cpu.c files include this.
+ */
+#ifndef OPS_ATTENTION_TILE_H
+#define OPS_ATTENTION_TILE_H
+
+#include "ops/attention/attention_internal.h"
+#include "ops/kernel.h"
+#include "ops/simd.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+/* Registers hold MR x NV vectors of sums, NV of b and one of a. */
+#if defined(__AVX512F__)
+enum { MR = 6, NV = 4 };
+#else
+enum { MR = 6, NV = 2 };
+#endif
+enum { PANEL = NV * VL };
+
+#if defined(__AVX512BF16__)
+enum { HAS_PAIRS = 1 };
+#else
+enum { HAS_PAIRS = 0 };
+#endif
+
+/* ---- products -------------------------------------------------------------------------------- */
+
+typedef struct Product {
+    float *c; /* f32 */
+    const float *a, *b; /* words */
+    int64_t ldc, a_row, a_step, ldb, steps;
+    bool fresh; /* c starts as zero */
+} Product;
+
+SIMD Vf spread(const float *p)
+{
+#if defined(__AVX512F__)
+    return _mm512_set1_ps(*p);
+#elif defined(__AVX2__)
+    return _mm256_broadcast_ss(p);
+#else
+    return (Vf){*p, *p, *p, *p};
+#endif
+}
+
+SIMD Vf multiply_add(Vf a, Vf b, Vf c, int pairs)
+{
+#if defined(__AVX512BF16__)
+    if (pairs) return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)pairs;
+    return vf_fma(a, b, c);
+}
+
+/* mr rows of nv vectors, both known when this is compiled */
+SIMD void multiply_block(const Product *x, int mr, int nv, int pairs)
+{
+    Vf sum[MR][NV];
+    const float *a = x->a, *b = x->b;
+    const int64_t row = x->a_row, step = x->a_step, ldb = x->ldb;
+#pragma GCC unroll 8
+    for (int r = 0; r < mr; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++)
+            sum[r][v] = x->fresh ? vf_zero() : vf_load(x->c + r * x->ldc + v * VL);
+    for (int64_t s = x->steps; s > 0; s--, a += step, b += ldb) {
+        Vf right[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) right[v] = vf_load(b + v * VL);
+#pragma GCC unroll 8
+        for (int r = 0; r < mr; r++) {
+            Vf left = spread(a + r * row);
+#pragma GCC unroll 8
+            for (int v = 0; v < nv; v++) sum[r][v] = multiply_add(left, right[v], sum[r][v], pairs);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < mr; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) vf_store(x->c + r * x->ldc + v * VL, sum[r][v]);
+}
+
+#define MULTIPLY(mr, nv)                                                                           \
+    static void multiply_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, 0); }           \
+    static void multiply_pairs_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, HAS_PAIRS); }
+MULTIPLY(2, 1)
+MULTIPLY(4, 1)
+MULTIPLY(6, 1)
+MULTIPLY(2, 2)
+MULTIPLY(4, 2)
+MULTIPLY(6, 2)
+#if defined(__AVX512F__)
+MULTIPLY(2, 3)
+MULTIPLY(4, 3)
+MULTIPLY(6, 3)
+MULTIPLY(2, 4)
+MULTIPLY(4, 4)
+MULTIPLY(6, 4)
+#endif
+#undef MULTIPLY
+
+/* rows: 2, 4 or 6; vectors: 1..NV */
+SIMD void multiply(const Product *x, int64_t rows, int64_t vectors, int pairs)
+{
+    typedef void Multiply(const Product *);
+#if defined(__AVX512F__)
+#define ROW(p, mr) {p##_##mr##x1, p##_##mr##x2, p##_##mr##x3, p##_##mr##x4}
+#else
+#define ROW(p, mr) {p##_##mr##x1, p##_##mr##x2}
+#endif
+    static Multiply *const table[2][3][NV] = {
+        {ROW(multiply, 2), ROW(multiply, 4), ROW(multiply, 6)},
+        {ROW(multiply_pairs, 2), ROW(multiply_pairs, 4), ROW(multiply_pairs, 6)}};
+#undef ROW
+    table[pairs][rows / 2 - 1][vectors - 1](x);
+}
+
+/* ---- packing --------------------------------------------------------------------------------- */
+
+/* Rows of d elements: row i is head i % group of token i / group; tokens lie `pitch` apart, and after
+ * `wrap` of them (0: never) comes the first again. */
+typedef struct Source {
+    const char *data;
+    int64_t pitch_bytes, group, d, wrap;
+    int bf16;
+} Source;
+
+SIMD const char *source_row(const Source *s, int64_t i)
+{
+    int64_t token = s->group == 1 ? i : i / s->group, head = i - token * s->group;
+    if (s->wrap) token %= s->wrap;
+    return s->data + token * s->pitch_bytes + head * s->d * (s->bf16 ? 2 : 4);
+}
+
+/* VL words of a row from word j on, zeros past its end */
+SIMD Vf load_words(const char *row, int64_t j, int64_t d, int bf16, int pairs)
+{
+    int64_t n = d - (pairs ? 2 * j : j);
+    if (n <= 0) return vf_zero();
+    if (!pairs) return n >= VL ? vf_load_as(row, j, bf16) : vf_load_as_n(row, j, n, bf16);
+    uint16_t t[2 * VL] = {0};
+    memcpy(t, row + 4 * j, (size_t)min_i64(n, 2 * VL) * 2);
+    Vf v;
+    memcpy(&v, t, sizeof v);
+    return v;
+}
+
+/* The heads from `head` on of a tensor of tokens, `group` of them a token, from `token` on. */
+SIMD Source source_make(const Rows *x, int64_t token, int64_t head, int64_t group, int64_t d)
+{
+    int bf16 = x->dtype == DTYPE_BF16;
+    int64_t bytes = bf16 ? 2 : 4;
+    return (Source){.data = x->data + (token * x->pitch + head * d) * bytes,
+                    .pitch_bytes = x->pitch * bytes,
+                    .group = group,
+                    .d = d,
+                    .bf16 = bf16};
+}
+
+/* from [n], whole vectors, times share, into a row of n elements */
+SIMD void store_row(const float *from, char *to, int64_t n, float share, int bf16)
+{
+    Vf by = spread(&share);
+    for (int64_t i = 0; i < n; i += VL) {
+        if (n - i >= VL)
+            vf_store_as(to, i, vf_load(from + i) * by, bf16);
+        else
+            vf_store_as_n(to, i, vf_load(from + i) * by, n - i, bf16);
+    }
+}
+
+/* n rows from row `first` on, as words; ld a multiple of VL */
+SIMD void pack_words(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const char *row = source_row(s, first + i);
+        for (int64_t j = 0; j < ld; j += VL)
+            vf_store(to + i * ld + j, load_words(row, j, s->d, s->bf16, pairs));
+    }
+}
+
+/* the words (low[l], high[l]) of two rows of bf16 */
+SIMD Vf pair_rows(const char *low, const char *high, int64_t j, int64_t d)
+{
+    int64_t n = min_i64(VL, d - j);
+    Vi a = vi_bits(vf_load_as_n(low, j, n, 1));
+    Vi b = high ? vi_bits(vf_load_as_n(high, j, n, 1)) : (Vi){0};
+    return vf_bits((Vi)(((a >> 16) & 0xffff) | b));
+}
+
+/* n rows stacked, ld = d rounded up to whole vectors; with pairs an odd last row is paired with zeros */
+SIMD void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
+{
+    if (!pairs) {
+        pack_words(s, first, n, to, ld, 0);
+        return;
+    }
+    for (int64_t i = 0; i < n; i += 2) {
+        const char *low = source_row(s, first + i);
+        const char *high = i + 1 < n ? source_row(s, first + i + 1) : NULL;
+        for (int64_t j = 0; j < ld; j += VL) vf_store(to + i / 2 * ld + j, pair_rows(low, high, j, s->d));
+    }
+}
+
+/* VL x VL words in place: log2(VL) rounds that interleave the first half of the rows with the second */
+SIMD void transpose(Vf m[VL])
+{
+    Vi low, high;
+    for (int i = 0; i < VL; i++) {
+        low[i] = i / 2 + i % 2 * VL;
+        high[i] = low[i] + VL / 2;
+    }
+#pragma GCC unroll 4
+    for (int round = 1; round < VL; round *= 2) {
+        Vf t[VL];
+#pragma GCC unroll 16
+        for (int i = 0; i < VL / 2; i++) {
+            t[2 * i] = __builtin_shuffle(m[i], m[i + VL / 2], low);
+            t[2 * i + 1] = __builtin_shuffle(m[i], m[i + VL / 2], high);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) m[i] = t[i];
+    }
+}
+
+/* n rows as panels of PANEL rows; rows past n up to the next whole vector are zeros */
+SIMD void pack_panels(const Source *s, int64_t first, int64_t n, float *to, int pairs)
+{
+    int64_t words = pairs ? (s->d + 1) / 2 : s->d;
+    for (int64_t i = 0; i < n; i += VL) {
+        float *panel = to + i / PANEL * PANEL * words + i % PANEL;
+        const char *row[VL];
+        for (int r = 0; r < VL; r++) row[r] = i + r < n ? source_row(s, first + i + r) : NULL;
+        for (int64_t j = 0; j < words; j += VL) {
+            Vf m[VL];
+#pragma GCC unroll 16
+            for (int r = 0; r < VL; r++)
+                m[r] = row[r] ? load_words(row[r], j, s->d, s->bf16, pairs) : vf_zero();
+            transpose(m);
+            for (int r = 0; r < VL && j + r < words; r++) vf_store(panel + (j + r) * PANEL, m[r]);
+        }
+    }
+}
+
+/* The workspace of a thread: parts in order, each a multiple of 64 bytes. */
+typedef struct Part {
+    float **part;
+    int64_t floats;
+} Part;
+
+/* Sets the parts from `base` on (NULL to measure); the bytes they need. */
+static inline size_t parts_layout(const Part *parts, int n, char *base)
+{
+    size_t at = 0;
+    for (int i = 0; i < n; i++) {
+        *parts[i].part = base ? (float *)(void *)(base + at) : NULL;
+        at += round_up((size_t)parts[i].floats * sizeof(float), 64);
+    }
+    return at;
+}
+
+SIMD int64_t vectors_up(int64_t n) { return (n + VL - 1) / VL * VL; }
+
+static inline int pairs_of(DType q, DType k, DType v)
+{
+    return HAS_PAIRS && q == DTYPE_BF16 && k == DTYPE_BF16 && v == DTYPE_BF16;
+}
+
+static inline int my_thread(void)
+{
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static const float log2_e = 1.44269504f;
+
+/* ---- vectors --------------------------------------------------------------------------------- */
+
+/* 2^t for t <= 0 and a little above, below -126 as at -126: t = n + r, |r| <= 1/2, and a minimax
+ * polynomial of 2^r, off by 7.5e-8 at most. */
+SIMD Vf exp2_low(Vf t)
+{
+    t = vf_max(t, vf_set(-126.0f));
+#if defined(__AVX512F__)
+    Vf n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    const Vf magic = vf_set(12582912.0f); /* 1.5 * 2^23 rounds to a whole number */
+    Vf shifted = t + magic, n = shifted - magic;
+#endif
+    Vf r = t - n, p = vf_set(0.00132764720f);
+    p = vf_fma(p, r, vf_set(0.00967554133f));
+    p = vf_fma(p, r, vf_set(0.0555071327f));
+    p = vf_fma(p, r, vf_set(0.240221197f));
+    p = vf_fma(p, r, vf_set(0.693146967f));
+    p = vf_fma(p, r, vf_set(1.00000007f));
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, n);
+#else
+    return vf_bits(vi_bits(p) + ((vi_bits(shifted) - vi_bits(magic)) << 23));
+#endif
+}
+
+/* softcap * tanh(x), given 2 x */
+SIMD Vf cap_tanh(Vf twice, float cap)
+{
+    Vf one = vf_set(1.0f);
+    return vf_set(cap) * (one - vf_set(2.0f) / (vf_exp(twice) + one));
+}
+
+/* lanes at columns i..i+VL-1 keep x inside [first, end), else take other */
+SIMD Vf keep_inside(Vf x, int64_t i, int64_t first, int64_t end, Vf other)
+{
+    if (i >= first && i + VL <= end) return x;
+    Vi at;
+    for (int l = 0; l < VL; l++) at[l] = (int32_t)i + l;
+    Vi in = (at >= (int32_t)first) & (at < (int32_t)end);
+    return vf_bits((vi_bits(x) & in) | (vi_bits(other) & ~in));
+}
+
+SIMD float sum_lanes(Vf v)
+{
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(v);
+#else
+    return vf_sum(v);
+#endif
+}
+SIMD float max_lanes(Vf v)
+{
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(v);
+#else
+    return vf_max_lane(v);
+#endif
+}
+
+/* ---- rows and their visible keys ------------------------------------------------------------- */
+
+/* A tile is up to TILE_ROWS query rows against a block of keys. Its rows come in groups of MR. Key
+ * numbers are relative to the block. */
+enum { TILE_ROWS = 96, TILE_GROUPS = TILE_ROWS / MR };
+
+typedef struct Tile {
+    int64_t rows; /* real ones; products see them rounded up to even */
+    int32_t first[TILE_ROWS], end[TILE_ROWS]; /* visible keys of each row; empty: 0, 0 */
+    int32_t group_first[TILE_GROUPS], group_end[TILE_GROUPS];
+} Tile;
+
+/* Which keys each token sees. */
+typedef struct Mask {
+    const int32_t *pos;  /* [B tokens] */
+    int64_t tokens;      /* of a sequence */
+    int64_t chunk;
+    int64_t cache_rows;  /* 0: keys are the tokens themselves */
+} Mask;
+
+static inline KeyRange mask_range(const Mask *mask, int64_t b, int64_t t)
+{
+    int64_t pos = mask->pos[b * mask->tokens + t];
+    return mask->cache_rows ? attention_cached_range(pos, mask->chunk, mask->cache_rows)
+                            : attention_range(t, pos, mask->chunk);
+}
+
+/* tokens first..first+n-1 of sequence b, with all query heads of kv head h: its row r is head
+ * r % group of token first + r / group */
+typedef struct Piece {
+    int64_t b, h, first, n;
+} Piece;
+
+/* The keys that any token of the piece sees; from a multiple of 16 on. */
+static inline KeyRange piece_range(const Mask *mask, const Piece *piece)
+{
+    KeyRange all = {INT64_MAX, 0};
+    for (int64_t t = piece->first; t < piece->first + piece->n; t++) {
+        KeyRange r = mask_range(mask, piece->b, t);
+        if (r.first >= r.end) continue;
+        all.first = min_i64(all.first, r.first / 16 * 16);
+        all.end = max_i64(all.end, r.end);
+    }
+    return all;
+}
+
+/* rows in products of group g */
+SIMD int64_t group_rows(const Tile *tile, int64_t g)
+{
+    int64_t even = (tile->rows + 1) & ~(int64_t)1;
+    return min_i64(MR, even - g * MR);
+}
+SIMD int64_t tile_groups(const Tile *tile) { return (tile->rows + MR - 1) / MR; }
+
+/* Fills the groups from the rows; false when no row sees a key of the block. */
+static inline bool tile_finish(Tile *tile)
+{
+    bool any = false;
+    for (int64_t g = 0; g < tile_groups(tile); g++) {
+        int32_t first = INT32_MAX, end = 0;
+        for (int64_t r = g * MR; r < min_i64(tile->rows, (g + 1) * MR); r++)
+            if (tile->end[r] > tile->first[r]) {
+                if (tile->first[r] < first) first = tile->first[r];
+                if (tile->end[r] > end) end = tile->end[r];
+            }
+        tile->group_first[g] = end > 0 ? first : 0;
+        tile->group_end[g] = end;
+        any |= end > 0;
+    }
+    return any;
+}
+
+/* Rows row..row+TILE_ROWS-1 of the piece against the keys of a block; false: none is seen. */
+static inline bool tile_make(const Mask *mask, const Piece *piece, int64_t group, int64_t row,
+                             KeyRange block, Tile *tile)
+{
+    tile->rows = min_i64(TILE_ROWS, piece->n * group - row);
+    for (int64_t r = 0; r < tile->rows; r++) {
+        KeyRange range = mask_range(mask, piece->b, piece->first + (row + r) / group);
+        int64_t first = max_i64(range.first, block.first), end = min_i64(range.end, block.end);
+        tile->first[r] = first < end ? (int32_t)(first - block.first) : 0;
+        tile->end[r] = first < end ? (int32_t)(end - block.first) : 0;
+    }
+    if (tile->rows % 2) tile->first[tile->rows] = tile->end[tile->rows] = 0;
+    return tile_finish(tile);
+}
+
+/* Products c [rows, keys] = a b, a in words of d, b in panels, only where a group of rows sees keys. */
+typedef struct RowsTimesKeys {
+    float *c;
+    const float *a, *b;
+    int64_t ldc, lda, words, keys;
+} RowsTimesKeys;
+
+SIMD void rows_times_keys(const Tile *tile, const RowsTimesKeys *m, int pairs)
+{
+    for (int64_t k = 0; k < m->keys; k += PANEL) {
+        for (int64_t g = 0; g < tile_groups(tile); g++) {
+            int64_t first = max_i64(k, tile->group_first[g] / VL * VL);
+            int64_t end = min_i64(k + PANEL, tile->group_end[g]);
+            if (first >= end) continue;
+            Product x = {.c = m->c + g * MR * m->ldc + first,
+                         .a = m->a + g * MR * m->lda,
+                         .b = m->b + k * m->words + (first - k),
+                         .ldc = m->ldc,
+                         .a_row = m->lda,
+                         .a_step = 1,
+                         .ldb = PANEL,
+                         .steps = m->words,
+                         .fresh = true};
+            multiply(&x, group_rows(tile, g), (end - first + VL - 1) / VL, pairs);
+        }
+    }
+}
+
+/* Products c [rows, d] += a b over the keys that each group sees, a [rows][words of keys], b stacked. The
+ * steps go in blocks, so that a panel of b stays near for all groups. */
+typedef struct KeysTimesValues {
+    float *c;
+    const float *a, *b;
+    int64_t ldc, lda, lanes, keys;
+} KeysTimesValues;
+
+enum { STEP_BLOCK = 128 };
+
+SIMD void keys_times_values(const Tile *tile, const KeysTimesValues *m, int pairs)
+{
+    int64_t per_word = pairs ? 2 : 1, steps = (m->keys + per_word - 1) / per_word;
+    for (int64_t lane = 0; lane < m->lanes; lane += PANEL) {
+        int64_t vectors = min_i64(NV, (m->lanes - lane) / VL);
+        for (int64_t s = 0; s < steps; s += STEP_BLOCK) {
+            for (int64_t g = 0; g < tile_groups(tile); g++) {
+                int64_t first = max_i64(s, tile->group_first[g] / VL * VL / per_word);
+                int64_t end = (tile->group_end[g] + per_word - 1) / per_word;
+                if (end > s + STEP_BLOCK) end = s + STEP_BLOCK;
+                if (first >= end) continue;
+                Product x = {.c = m->c + g * MR * m->ldc + lane,
+                             .a = m->a + g * MR * m->lda + first,
+                             .b = m->b + first * m->lanes + lane,
+                             .ldc = m->ldc,
+                             .a_row = m->lda,
+                             .a_step = 1,
+                             .ldb = m->lanes,
+                             .steps = end - first};
+                multiply(&x, group_rows(tile, g), vectors, pairs);
+            }
+        }
+    }
+}
+
+#endif
