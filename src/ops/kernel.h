@@ -66,6 +66,13 @@ static inline Rows tensor_as_rows(const Tensor *t, int trailing)
     r.pitch = first > 0 ? t->stride[first - 1] : r.width;
     return r;
 }
+/* A value as its tensor will be seen: for workspace(), which has no data yet. */
+static inline Rows value_as_rows(const Value *value, int trailing)
+{
+    Tensor t = {.dtype = value->dtype, .shape = value->shape};
+    for (int i = 0; i < MAX_RANK; i++) t.stride[i] = value->stride[i];
+    return tensor_as_rows(&t, trailing);
+}
 static inline float *row_f32(const Rows *r, int64_t i) { return (float *)(void *)r->data + i * r->pitch; }
 static inline uint16_t *row_bf16(const Rows *r, int64_t i) { return (uint16_t *)(void *)r->data + i * r->pitch; }
 

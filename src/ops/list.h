@@ -29,6 +29,10 @@ OP(query_temperature)
 /* embedding, products, loss */
 OP(embed)
 OP(embed_grad)
+OP(linear)
+OP(linear_dx)
+OP(linear_dw)
+OP(linear_dw_accumulate)
 
 /* attention */
 OP(attention)

@@ -25,7 +25,17 @@ typedef float Vf __attribute__((vector_size(VL * 4)));
 typedef int32_t Vi __attribute__((vector_size(VL * 4)));
 #define SIMD static inline __attribute__((always_inline))
 
-SIMD Vf vf_set(float x) { return (Vf){0} + x; }
+/* a plain broadcast; (Vf){0} + x would cost an addition and lose the sign of -0 */
+SIMD Vf vf_set(float x)
+{
+#if defined(__AVX512F__)
+    return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+    return _mm256_set1_ps(x);
+#else
+    return (Vf){x, x, x, x};
+#endif
+}
 SIMD Vf vf_zero(void) { return (Vf){0}; }
 SIMD Vf vf_load(const float *p)
 {

@@ -1,0 +1,52 @@
+/* Matrix products: C [m n] = or += sum over k of A(i, k) B(j, k), operands with any strides, f32 or bf16.
+ * Internal to ops/.
+ *
+ * A GemmBlock is the work of one thread. B's lines are
+ * packed into panels of gemm->columns lines, A's into panels of gemm->rows lines unless they can be
+ * read in place; a tile of C stays in registers over a block of k. Who has many threads cuts C into
+ * blocks by shape; an element of C is always summed in the same order, so any cut and any number of
+ * threads give the same bits.
+ *
+ *     GemmBlock product = {.m = 4096, .n = 640, .k = 384, .a = ..., .b = ..., .c = ..., .scratch = workspace};
+ *     CPU(gemm).multiply(&product, args->threads);
+ */
+#ifndef OPS_GEMM_H
+#define OPS_GEMM_H
+
+#include "ops/kernel.h"
+
+/* Line i (a row of A, a column of B), position k: data + (i * line_stride + k * k_stride) elements. */
+typedef struct GemmOperand {
+    const void *data;
+    DType dtype; /* f32 or bf16 */
+    int64_t line_stride, k_stride;
+} GemmOperand;
+
+typedef struct GemmBlock {
+    int64_t m, n, k;
+    GemmOperand a, b; /* of one dtype */
+    void *c;
+    DType c_dtype;
+    int64_t c_pitch; /* elements */
+    bool add;        /* C += ; f32 only */
+    void *scratch;   /* 64-byte aligned */
+} GemmBlock;
+
+/* One for each instruction-set level, as kernels are. */
+typedef struct Gemm {
+    int rows, columns; /* of a tile; cuts at their multiples waste nothing */
+    /* One block on the calling thread; scratch: block_scratch bytes. */
+    void (*run)(const GemmBlock *block);
+    size_t (*block_scratch)(const GemmBlock *block);
+    /* A whole product on a team of threads; scratch: scratch bytes for that many threads. */
+    void (*multiply)(const GemmBlock *product, int threads);
+    size_t (*scratch)(const GemmBlock *product, int threads);
+} Gemm;
+
+#if defined(__x86_64__)
+extern const Gemm cpu_gemm_generic, cpu_gemm_avx2, cpu_gemm_avx512, cpu_gemm_avx512bf16;
+#else
+extern const Gemm cpu_gemm_generic;
+#endif
+
+#endif

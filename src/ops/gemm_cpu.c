@@ -1,0 +1,452 @@
+/* The blocked matrix product of gemm.h.
+ *
+ * Operands are handled in words of four bytes: one f32, or, where the processor multiplies bf16
+ * (AVX512-BF16), two bf16 that are neighbours along k. Elsewhere bf16 becomes f32 when it is packed.
+ * A panel of `width` lines is stored [word][line]; lines past the end are zero.
+ *
+ * The tile: ROWS x (2 vectors) sums in registers; for each word two vectors of B and ROWS broadcasts
+ * of A. 12 x 32 with AVX-512: 24 multiply-adds for 14 loads, enough to keep the units busy from L2.
+ */
+#include "ops/gemm.h"
+#include "ops/simd.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { ROWS = 12 };
+#else
+enum { ROWS = 6 };
+#endif
+enum {
+    COLUMNS = 2 * VL,
+    A_LINES = 8 * ROWS, /* packed at a time */
+    BLOCK_WORDS = 256, /* of k, when C is f32 and can be added to */
+    L2_WORDS = 96 * 1024,  /* of packed B */
+    MIN_LINES = 96,        /* a block's rows, when there are that many */
+    SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
+};
+#if defined(__AVX512BF16__)
+enum { PAIRS = 1 };
+#else
+enum { PAIRS = 0 };
+#endif
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* elements along k in one word */
+static int64_t per_word(DType dtype) { return dtype == DTYPE_BF16 && PAIRS ? 2 : 1; }
+
+/* ---- packing ------------------------------------------------------------------------------- */
+
+/* A window of an operand: `lines` lines from `line`, elements k0..k1-1. */
+typedef struct Window {
+    const GemmOperand *operand;
+    int64_t line, lines, k0, k1;
+} Window;
+
+/* where a line begins */
+static const char *operand_line(const GemmOperand *o, int64_t line)
+{
+    return (const char *)o->data + line * o->line_stride * (int64_t)dtype_bytes(o->dtype);
+}
+
+static const char *element(const Window *w, int64_t line, int64_t k)
+{
+    const GemmOperand *o = w->operand;
+    return (const char *)o->data +
+           ((w->line + line) * o->line_stride + k * o->k_stride) * (int64_t)dtype_bytes(o->dtype);
+}
+
+static uint16_t half_at(const Window *w, int64_t line, int64_t k)
+{
+    uint16_t h;
+    memcpy(&h, element(w, line, k), sizeof h);
+    return h;
+}
+
+/* word `word` of the window's k range, of one line: the slow way, for edges */
+static uint32_t word_at(const Window *w, int64_t line, int64_t word)
+{
+    uint32_t u;
+    if (w->operand->dtype == DTYPE_F32) {
+        memcpy(&u, element(w, line, w->k0 + word), sizeof u);
+        return u;
+    }
+    if (!PAIRS) return (uint32_t)half_at(w, line, w->k0 + word) << 16;
+    int64_t k = w->k0 + 2 * word;
+    u = half_at(w, line, k);
+    if (k + 1 < w->k1) u |= (uint32_t)half_at(w, line, k + 1) << 16;
+    return u;
+}
+
+/* from word `first` on, of every panel */
+static void pack_slow(uint32_t *out, int width, const Window *w, int64_t first, int64_t words)
+{
+    for (int64_t line = 0; line < w->lines; line += width, out += width * words)
+        for (int64_t q = first; q < words; q++)
+            for (int64_t i = 0; i < width; i++)
+                out[q * width + i] = line + i < w->lines ? word_at(w, line + i, q) : 0;
+}
+
+#if defined(__AVX512F__)
+SIMD __mmask16 mask_of(int64_t lanes)
+{
+    return lanes >= 16 ? 0xffff : lanes <= 0 ? 0 : (__mmask16)((1u << lanes) - 1);
+}
+
+SIMD __m512i words_of_16_lines(const Window *w, int64_t line, int64_t k, __mmask16 mask)
+{
+    const char *p = element(w, line, k);
+    if (w->operand->dtype == DTYPE_F32) return _mm512_maskz_loadu_epi32(mask, p);
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+    if (!PAIRS) return _mm512_slli_epi32(low, 16);
+    p += w->operand->k_stride * 2;
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+/* Lines are neighbours in memory: all panels of one k before the next k, so that memory is read in
+ * long runs; a panel at a time would touch a page for every few words. */
+SIMD void pack_neighbours(uint32_t *out, const int width, const Window *w)
+{
+    const int64_t per = per_word(w->operand->dtype), whole = (w->k1 - w->k0) / per;
+    const int64_t words = ceil_div(w->k1 - w->k0, per);
+    for (int64_t q = 0; q < whole; q++)
+        for (int64_t line = 0; line < w->lines; line += width) {
+            uint32_t *to = out + line * words + q * width;
+            for (int i = 0; i < width; i += 16)
+                _mm512_mask_storeu_epi32(to + i, mask_of(width - i),
+                                         words_of_16_lines(w, line + i, w->k0 + q * per,
+                                                           mask_of(w->lines - line - i)));
+        }
+    pack_slow(out, width, w, whole, words);
+}
+
+/* rows of 16 words become columns */
+SIMD void transpose_16(__m512i v[16])
+{
+    __m512i t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 2; j++) {
+            v[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + 2 + j]);
+            v[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + 2 + j]);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+/* k is contiguous in memory: 16 lines x 16 words at a time. */
+SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
+{
+    const int64_t per = per_word(w->operand->dtype), whole = (w->k1 - w->k0) / per;
+    const int64_t words = ceil_div(w->k1 - w->k0, per);
+    for (int64_t line = 0; line < w->lines; line += width)
+        for (int64_t q = 0; q < whole; q += 16)
+            for (int i = 0; i < width; i += 16) {
+                __m512i v[16];
+                for (int r = 0; r < 16; r++)
+                    v[r] = line + i + r < w->lines
+                               ? _mm512_maskz_loadu_epi32(mask_of(whole - q),
+                                                          element(w, line + i + r, w->k0 + q * per))
+                               : _mm512_setzero_si512();
+                transpose_16(v);
+                uint32_t *to = out + line * words + q * width + i;
+                for (int r = 0; r < 16 && q + r < whole; r++)
+                    _mm512_mask_storeu_epi32(to + r * width, mask_of(width - i), v[r]);
+            }
+    pack_slow(out, width, w, whole, words);
+}
+#endif
+
+/* all panels of the window, one behind the other */
+SIMD void pack(uint32_t *out, const int width, const Window *w)
+{
+#if defined(__AVX512F__)
+    bool whole_words = w->operand->dtype == DTYPE_F32 || PAIRS;
+    if (w->operand->line_stride == 1)
+        pack_neighbours(out, width, w);
+    else if (w->operand->k_stride == 1 && whole_words)
+        pack_transposing(out, width, w);
+    else
+#endif
+        pack_slow(out, width, w, 0, ceil_div(w->k1 - w->k0, per_word(w->operand->dtype)));
+}
+
+static void pack_a(uint32_t *out, const Window *w) { pack(out, ROWS, w); }
+static void pack_b(uint32_t *out, const Window *w) { pack(out, COLUMNS, w); }
+
+/* ---- the tile ------------------------------------------------------------------------------ */
+
+typedef struct Tile {
+    const char *a;
+    int64_t a_line_bytes; /* between lines when A is read in place */
+    const uint32_t *b;
+    int64_t words;
+    char *c;
+    int64_t c_pitch, columns; /* elements; columns that exist */
+    bool c_bf16, add;
+} Tile;
+
+SIMD Vf multiply_add(const int pairs, Vf a, Vf b, Vf c)
+{
+#if defined(__AVX512BF16__)
+    if (pairs) return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)pairs;
+    return vf_fma(a, b, c);
+}
+
+SIMD void store_half(const Tile *t, int row, int column, Vf sum)
+{
+    int64_t lanes = min_i64(t->columns - column, VL), at = row * t->c_pitch + column;
+    if (lanes <= 0) return;
+    if (t->c_bf16) {
+        uint16_t *c = (uint16_t *)(void *)t->c + at;
+        if (lanes == VL)
+            vf_store_bf16(c, sum);
+        else
+            vf_store_bf16_n(c, sum, lanes);
+        return;
+    }
+    float *c = (float *)(void *)t->c + at;
+    if (lanes == VL)
+        vf_store(c, t->add ? vf_load(c) + sum : sum);
+    else
+        vf_store_n(c, t->add ? vf_load_n(c, lanes) + sum : sum, lanes);
+}
+
+/* rows, packed and pairs are constants where this is used: everything unrolls. Lines in place are
+ * reached from every third one, so that few addresses are kept. */
+SIMD void tile(const int rows, const int packed, const int pairs, const Tile *t)
+{
+    Vf sum[ROWS][2];
+    const char *a[(ROWS + 2) / 3];
+    const int64_t line = packed ? 4 : t->a_line_bytes, step = packed ? 4 * ROWS : 4;
+    const float *b = (const float *)(const void *)t->b;
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = vf_zero();
+#pragma GCC unroll 4
+    for (int i = 0; i < (rows + 2) / 3; i++) a[i] = t->a + 3 * i * line;
+    for (int64_t q = 0; q < t->words; q++) {
+        Vf b0 = vf_load(b), b1 = vf_load(b + VL);
+        b += COLUMNS;
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++) {
+            float word;
+            memcpy(&word, a[i / 3] + i % 3 * line, sizeof word);
+            Vf x = vf_set(word);
+            sum[i][0] = multiply_add(pairs, x, b0, sum[i][0]);
+            sum[i][1] = multiply_add(pairs, x, b1, sum[i][1]);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < (rows + 2) / 3; i++) a[i] += step;
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        store_half(t, i, 0, sum[i][0]);
+        store_half(t, i, VL, sum[i][1]);
+    }
+}
+
+#define TILE(rows, packed, pairs)                                                                  \
+    static void tile_##rows##_##packed##_##pairs(const Tile *t) { tile(rows, packed, pairs, t); }
+#define TILES(rows)                                                                                \
+    TILE(rows, 0, 0)                                                                               \
+    TILE(rows, 1, 0)                                                                               \
+    TILE(rows, 0, 1)                                                                               \
+    TILE(rows, 1, 1)
+#if defined(__AVX512F__)
+TILES(12)
+TILES(8)
+#else
+TILES(6)
+#endif
+TILES(4)
+TILES(1)
+
+#define CHOOSE(rows) {{tile_##rows##_0_0, tile_##rows##_0_1}, {tile_##rows##_1_0, tile_##rows##_1_1}}
+/* in falling order: how many rows, and the tile by [packed][pairs] */
+static const struct TileKind {
+    int rows;
+    void (*run[2][2])(const Tile *t);
+} tiles[] = {
+#if defined(__AVX512F__)
+    {12, CHOOSE(12)}, {8, CHOOSE(8)},
+#else
+    {6, CHOOSE(6)},
+#endif
+    {4, CHOOSE(4)},   {1, CHOOSE(1)},
+};
+
+/* ---- the block ----------------------------------------------------------------------------- */
+
+/* A block of k in work: B packed, A in place or packed a few panels at a time. */
+typedef struct Work {
+    const GemmBlock *block;
+    bool pack_a, pairs;
+    uint32_t *a, *b; /* scratch */
+    int64_t k0, k1, words;
+} Work;
+
+/* A is read in place when its words lie there: k contiguous, and no half word at the end. */
+static bool a_in_place(const GemmBlock *block)
+{
+    if (block->a.k_stride != 1) return false;
+    return block->a.dtype == DTYPE_F32 || (PAIRS && block->k % 2 == 0);
+}
+
+static int64_t block_words(DType dtype, DType c_dtype, int64_t k)
+{
+    int64_t words = ceil_div(k, per_word(dtype));
+    return c_dtype == DTYPE_F32 ? min_i64(words, BLOCK_WORDS) : words;
+}
+
+/* `rows` lines of A from `row` on, at most ROWS, against every panel of B */
+static void run_row(const Work *work, int64_t row, int64_t rows, const uint32_t *packed)
+{
+    const GemmBlock *block = work->block;
+    const int64_t a_bytes = (int64_t)dtype_bytes(block->a.dtype);
+    const int64_t c_bytes = (int64_t)dtype_bytes(block->c_dtype);
+    const bool in_place = packed == NULL;
+    int kind = 0;
+    for (int64_t done = 0; done < rows; done += tiles[kind].rows) {
+        while (tiles[kind].rows > rows - done) kind++;
+        Tile t = {.a_line_bytes = block->a.line_stride * a_bytes,
+                  .words = work->words,
+                  .c_pitch = block->c_pitch,
+                  .c_bf16 = block->c_dtype == DTYPE_BF16,
+                  .add = block->add || work->k0 > 0};
+        t.a = in_place ? (const char *)block->a.data + (row + done) * t.a_line_bytes + work->k0 * a_bytes
+                       : (const char *)(packed + done);
+        for (int64_t j = 0; j < block->n; j += COLUMNS) {
+            t.b = work->b + j * work->words;
+            t.c = (char *)block->c + ((row + done) * block->c_pitch + j) * c_bytes;
+            t.columns = block->n - j;
+            tiles[kind].run[!in_place][work->pairs](&t);
+        }
+    }
+}
+
+static void run_block_of_k(const Work *work)
+{
+    const GemmBlock *block = work->block;
+    pack_b(work->b, &(Window){&block->b, 0, block->n, work->k0, work->k1});
+    for (int64_t first = 0; first < block->m; first += A_LINES) {
+        int64_t end = min_i64(first + A_LINES, block->m);
+        if (work->pack_a)
+            pack_a(work->a, &(Window){&block->a, first, end - first, work->k0, work->k1});
+        for (int64_t i = first; i < end; i += ROWS)
+            run_row(work, i, min_i64(end - i, ROWS),
+                    work->pack_a ? work->a + (i - first) * work->words : NULL);
+    }
+}
+
+static void run(const GemmBlock *block)
+{
+    const int64_t per = per_word(block->a.dtype);
+    const int64_t step = block_words(block->a.dtype, block->c_dtype, block->k);
+    const int64_t panels = ceil_div(block->n, COLUMNS);
+    Work work = {.block = block,
+                 .pack_a = !a_in_place(block),
+                 .pairs = per == 2,
+                 .b = block->scratch};
+    work.a = work.b + panels * COLUMNS * step;
+    for (int64_t k = 0; k < block->k; k += step * per) {
+        work.k0 = k;
+        work.k1 = min_i64(k + step * per, block->k);
+        work.words = ceil_div(work.k1 - work.k0, per);
+        run_block_of_k(&work);
+    }
+}
+
+static size_t block_scratch(const GemmBlock *block)
+{
+    int64_t step = block_words(block->a.dtype, block->c_dtype, block->k);
+    int64_t words = (ceil_div(block->n, COLUMNS) * COLUMNS + A_LINES) * step;
+    return ((size_t)words * 4 + 63) / 64 * 64;
+}
+
+/* ---- many threads ---------------------------------------------------------------------------- */
+
+/* C in blocks of m x n, for threads to take one after the other. */
+typedef struct Cut {
+    int64_t m, n;
+} Cut;
+
+/* The length of equal parts, a multiple of `unit`. */
+static int64_t part(int64_t length, int64_t parts, int64_t unit)
+{
+    return ceil_div(ceil_div(length, parts), unit) * unit;
+}
+
+/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but not
+ * so few that packing B for them shows. */
+static Cut cut_of(const GemmBlock *p, int threads)
+{
+    int64_t step = block_words(p->a.dtype, p->c_dtype, p->k);
+    int64_t widest = max_i64(2 * COLUMNS, min_i64(384, L2_WORDS / step / COLUMNS * COLUMNS));
+    int64_t n_parts = ceil_div(p->n, widest), m_parts = 1;
+    if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), p->m / MIN_LINES));
+    return (Cut){.m = part(p->m, m_parts, ROWS), .n = part(p->n, n_parts, COLUMNS)};
+}
+
+static int thread_index(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static size_t scratch(const GemmBlock *product, int threads)
+{
+    GemmBlock block = *product;
+    block.n = cut_of(product, threads).n;
+    return block_scratch(&block) * (size_t)threads;
+}
+
+static void run_part(const GemmBlock *product, Cut cut, int64_t item, size_t scratch_bytes)
+{
+    GemmBlock block = *product;
+    int64_t n_parts = ceil_div(product->n, cut.n);
+    int64_t i = item / n_parts * cut.m, j = item % n_parts * cut.n;
+    block.m = min_i64(cut.m, product->m - i);
+    block.n = min_i64(cut.n, product->n - j);
+    block.a.data = operand_line(&product->a, i);
+    block.b.data = operand_line(&product->b, j);
+    block.c = (char *)product->c + (i * product->c_pitch + j) * (int64_t)dtype_bytes(product->c_dtype);
+    block.scratch = (char *)product->scratch + (size_t)thread_index() * scratch_bytes;
+    run(&block);
+}
+
+static void multiply(const GemmBlock *product, int threads)
+{
+    Cut cut = cut_of(product, threads);
+    size_t scratch_bytes = scratch(product, threads) / (size_t)threads;
+    int64_t items = ceil_div(product->m, cut.m) * ceil_div(product->n, cut.n);
+    bool small = (double)product->m * (double)product->n * (double)product->k < SMALL_PRODUCT;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (!small && items > 1)
+    for (int64_t item = 0; item < items; item++) run_part(product, cut, item, scratch_bytes);
+}
+
+const Gemm CPU(gemm) = {.rows = ROWS,
+                        .columns = COLUMNS,
+                        .run = run,
+                        .block_scratch = block_scratch,
+                        .multiply = multiply,
+                        .scratch = scratch};

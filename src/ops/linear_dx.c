@@ -1,0 +1,38 @@
+/* linear_dx: dx[..., i] = sum_o dy[..., o] w[o, i], the input gradient of linear. dy [..., O], w [O I],
+ * dx [..., I] in dy's dtype. dy and dx may be strided by row. */
+#include "ops/linear.h"
+#include "ops/ops.h"
+
+static Status infer(InferCtx *ctx)
+{
+    const Value *dy = ctx->in[0], *w = ctx->in[1];
+    TRY(linear_check_operands(ctx, dy, w, 0));
+    ctx->out[0].dtype = dy->dtype;
+    ctx->out[0].shape = dy->shape;
+    ctx->out[0].shape.dim[dy->shape.rank - 1] = w->shape.dim[1];
+    ctx->out[0].shape.axis[dy->shape.rank - 1] = w->shape.axis[1];
+    return OK;
+}
+
+static Cost cost(const Graph *graph, const Node *node)
+{
+    return linear_cost(graph, node->in[0], node->in[1], node->out[0]);
+}
+
+CPU_DECLARE(linear_dx);
+/* No gradient of a gradient: the graph is differentiated once. */
+const OpDef op_def_linear_dx = {.name = "linear_dx",
+                                .min_in = 2,
+                                .max_in = 2,
+                                .n_out = 1,
+                                .flags = OP_SOURCE,
+                                .strided_in = 1,
+                                .strided_out = 1,
+                                .infer = infer,
+                                .cost = cost,
+                                .cpu = CPU_KERNELS(linear_dx)};
+
+Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx)
+{
+    return graph_add(g, &op_def_linear_dx, NULL, (ValueId[]){dy, w}, 2, dx);
+}
