@@ -21,44 +21,43 @@ enum { MAX_RUNS = 40, MAX_OPERANDS = 6 };
 /* ---- the peak ------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
+/* sums that never leave their registers */
 #define PEAK_LOOP(name, isa, vector, zero, multiply_add)                                           \
     __attribute__((target(isa))) static double name(int64_t rounds)                                \
     {                                                                                              \
-        vector sum[12];                                                                            \
-        for (int i = 0; i < 12; i++) sum[i] = zero;                                                \
-        __asm__ volatile("" : "+v"(sum[0]), "+v"(sum[1]));                                         \
+        vector a = zero, b = zero, c = zero, d = zero, e = zero, f = zero, g = zero, h = zero;     \
         for (int64_t r = 0; r < rounds; r++) {                                                     \
-            _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++)                                  \
-            {                                                                                      \
-                sum[i] = multiply_add;                                                             \
-                __asm__ volatile("" : "+v"(sum[i]));                                               \
-            }                                                                                      \
+            a = multiply_add(a, a, a), b = multiply_add(b, b, b), c = multiply_add(c, c, c);       \
+            d = multiply_add(d, d, d), e = multiply_add(e, e, e), f = multiply_add(f, f, f);       \
+            g = multiply_add(g, g, g), h = multiply_add(h, h, h);                                  \
+            __asm__ volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f), "+v"(g),    \
+                             "+v"(h));                                                             \
         }                                                                                          \
-        double first = 0;                                                                          \
-        memcpy(&first, &sum[0], sizeof first);                                                     \
+        double first;                                                                              \
+        memcpy(&first, &a, sizeof first);                                                          \
         return first;                                                                              \
     }
-PEAK_LOOP(peak_f32_512, "avx512f", __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(sum[i], sum[i], sum[i]))
-PEAK_LOOP(peak_f32_256, "avx2,fma", __m256, _mm256_setzero_ps(), _mm256_fmadd_ps(sum[i], sum[i], sum[i]))
-PEAK_LOOP(peak_bf16_512, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(),
-          _mm512_dpbf16_ps(sum[i], (__m512bh)sum[i], (__m512bh)sum[i]))
+#define DOT_BF16(c, x, y) _mm512_dpbf16_ps(c, (__m512bh)(x), (__m512bh)(y))
+PEAK_LOOP(peak_f32_512, "avx512f", __m512, _mm512_setzero_ps(), _mm512_fmadd_ps)
+PEAK_LOOP(peak_f32_256, "avx2,fma", __m256, _mm256_setzero_ps(), _mm256_fmadd_ps)
+PEAK_LOOP(peak_bf16_512, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), DOT_BF16)
 #endif
 
-/* flop per round of 12 instructions, and the loop, for this machine; NULL when there is none */
+/* flop per round of 8 instructions, and the loop, for this machine; NULL when there is none */
 typedef double (*PeakLoop)(int64_t rounds);
 static PeakLoop peak_loop(bool bf16, double *flop)
 {
 #if defined(__x86_64__)
     if (bf16 && __builtin_cpu_supports("avx512bf16")) {
-        *flop = 12 * 64;
+        *flop = 8 * 64;
         return peak_bf16_512;
     }
     if (!bf16 && __builtin_cpu_supports("avx512f")) {
-        *flop = 12 * 32;
+        *flop = 8 * 32;
         return peak_f32_512;
     }
     if (!bf16 && __builtin_cpu_supports("fma")) {
-        *flop = 12 * 16;
+        *flop = 8 * 16;
         return peak_f32_256;
     }
 #endif

@@ -142,3 +142,13 @@ function(program name)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(${name} PRIVATE ${libs})
 endfunction()
+
+# bench_program(NAME DEPENDS folder): bench/NAME.c, built only when asked for.
+function(bench_program name)
+  cmake_parse_arguments(P "" "" "DEPENDS" ${ARGN})
+  get_property(objects GLOBAL PROPERTY closure_objects_${P_DEPENDS})
+  get_property(libs GLOBAL PROPERTY closure_libs_${P_DEPENDS})
+  add_executable(${name} EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/bench/${name}.c ${objects})
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
+  target_link_libraries(${name} PRIVATE ${libs})
+endfunction()
