@@ -1,23 +1,22 @@
-/* Multiply-adds on sixteen independent accumulators: enough to hide the latency of two units. All loops
+/* Multiply-adds on twelve independent accumulators: enough to hide the latency of two units. All loops
  * over them are unrolled, so that they live in registers. */
 #include "ops/kernel.h"
 #include "ops/simd.h"
 
-enum { ACCUMULATORS = 16 };
+enum { ACCUMULATORS = 12 };
 
 static double f32_loop(int64_t rounds)
 {
     Vf acc[ACCUMULATORS], a = vf_set(1.0000001f), b = vf_set(1e-9f);
-#pragma GCC unroll 16
+#pragma GCC unroll 12
     for (int i = 0; i < ACCUMULATORS; i++) acc[i] = vf_set((float)i);
     for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
-    #pragma GCC unroll 16
-    for (int i = 0; i < ACCUMULATORS; i++) acc[i] = vf_fma(acc[i], a, b);
+#pragma GCC unroll 12
+        for (int i = 0; i < ACCUMULATORS; i++) acc[i] = vf_fma(acc[i], a, b);
         __asm__ volatile("" : "+m"(rounds)); /* each round is done */
     }
     float sum = 0;
-#pragma GCC unroll 16
+#pragma GCC unroll 12
     for (int i = 0; i < ACCUMULATORS; i++) sum += vf_sum(acc[i]);
     volatile float sink = sum;
     (void)sink;
@@ -32,15 +31,15 @@ static double bf16_loop(int64_t rounds)
     __m512bh a, b;
     memcpy(&a, &one, 64);
     memcpy(&b, &one, 64);
-#pragma GCC unroll 16
+#pragma GCC unroll 12
     for (int i = 0; i < ACCUMULATORS; i++) acc[i] = _mm512_set1_ps((float)i);
     for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 16
+#pragma GCC unroll 12
         for (int i = 0; i < ACCUMULATORS; i++) acc[i] = _mm512_dpbf16_ps(acc[i], a, b);
         __asm__ volatile("" : "+m"(rounds));
     }
     float sum = 0;
-#pragma GCC unroll 16
+#pragma GCC unroll 12
     for (int i = 0; i < ACCUMULATORS; i++) sum += vf_sum(acc[i]);
     volatile float sink = sum;
     (void)sink;
