@@ -10,6 +10,7 @@
 
 struct Safetensors {
     FileMap map;
+    bool in_memory;            /* map.at is the caller's */
     char *text;                /* a copy of the header; strings are decoded in place, names point here */
     size_t header_bytes;       /* the length field and the JSON: where the data begin */
     SafetensorsEntry *entries; /* [n], in order of offset */
@@ -23,8 +24,8 @@ bool safetensors_type(const char *name, DType *dtype, int *bits);
 
 /* Parses file->text[0..n) and fills entries, by_name and n. file->map.n is the size of the file. */
 Status safetensors_parse_header(Safetensors *file, size_t n);
-/* Takes the map over, also when it fails. */
-Status safetensors_open_map(FileMap map, Safetensors **out);
+/* A file's bytes that the caller keeps; for the fuzzer. */
+Status safetensors_open_memory(Bytes bytes, const char *name, Safetensors **out);
 
 /* The hash of a tensor's bytes, or of everything before the data when entry is NULL. */
 Status safetensors_hash(const Safetensors *file, const SafetensorsEntry *entry, Hash128 *hash);

@@ -25,10 +25,12 @@ static Status read_length(const FileMap *map, size_t *header)
     return OK;
 }
 
-Status safetensors_open_map(FileMap map, Safetensors **out)
+/* Takes the map over, also when it fails. */
+static Status open_map(FileMap map, bool in_memory, Safetensors **out)
 {
     Safetensors *file = xcalloc(1, sizeof *file);
     file->map = map;
+    file->in_memory = in_memory;
     size_t n = 0;
     Status status;
     TRY_GOTO(read_length(&file->map, &n), close_file);
@@ -49,13 +51,19 @@ Status safetensors_open(const char *path, Safetensors **out)
     TRY(file_size(path, &bytes)); /* says no to pipes and devices before open could wait for them */
     FileMap map;
     TRY(file_map(path, &map));
-    return safetensors_open_map(map, out);
+    return open_map(map, false, out);
+}
+
+Status safetensors_open_memory(Bytes bytes, const char *name, Safetensors **out)
+{
+    return open_map((FileMap){bytes.at, bytes.n, xstrdup(name)}, true, out);
 }
 
 void safetensors_close(Safetensors *file)
 {
     if (!file) return;
-    file_unmap(&file->map);
+    if (file->in_memory) free(file->map.path);
+    else file_unmap(&file->map);
     free(file->text);
     free(file->entries);
     free(file->by_name);
