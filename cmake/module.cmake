@@ -152,3 +152,17 @@ function(bench_program name)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(${name} PRIVATE ${libs})
 endfunction()
+
+# git_version(VARIABLE): the project's version and, in a clone, the commit it was configured at.
+function(git_version variable)
+  set(version ${PROJECT_VERSION})
+  find_package(Git QUIET)
+  if(GIT_FOUND)
+    execute_process(COMMAND ${GIT_EXECUTABLE} describe --always --dirty WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}
+      OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(commit)
+      set(version "${version} (${commit})")
+    endif()
+  endif()
+  set(${variable} "${version}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,97 @@
+/* cli: the commands of drover, and the one way in which they read their options.
+ *
+ * What it is.   Command (name, operands, a table of options, what it does), the list of all commands,
+ *               parsing, help, exit codes.
+ * Depends on.   base, run, data, text, ckpt, model, device, infer, train
+ * Owns.         Nothing beyond the life of the process; the only mutable thing is the flag that an
+ *               interrupt sets (cli_interrupted).
+ * Invariants.   Results go to stdout, messages to stderr. An error is one line, "drover: WHAT", written
+ *               by cli_main alone. Parsing, help, checks and suggestions come from the same tables.
+ * Use:
+ *     static const Option options[] = {
+ *         {"max-tokens", OPTION_INT, "N", 1, 1 << 30, "256", NULL, offsetof(Mine, max_tokens), "tokens to make at most"},
+ *     };
+ *     const Command command_mine = {.name = "mine", .operands = "MODEL", .min_operands = 1, .max_operands = 1,
+ *                                   .sentence = "do it", COMMAND_OPTIONS(Mine, options), .run = run};
+ *     (and a line COMMAND(mine) in cli/list.h)
+ */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include "base/base.h"
+
+typedef enum OptionType {
+    OPTION_FLAG,   /* bool; no value */
+    OPTION_INT,    /* int64_t */
+    OPTION_FLOAT,  /* double */
+    OPTION_TEXT,   /* const char *; NULL when it is not given and has no default */
+    OPTION_CHOICE, /* int, the place among choices */
+} OptionType;
+
+typedef struct Option {
+    const char *name; /* as typed, without the dashes */
+    OptionType type;
+    const char *unit;         /* what stands for the value in help: TEXT, FILE, N, SECONDS */
+    double min, max;          /* of numbers */
+    const char *default_text; /* as it would be typed; NULL: zero, or no text */
+    const char *choices;      /* words separated by a bar, or NULL */
+    size_t offset;            /* in the command's struct of options */
+    const char *sentence;
+} Option;
+
+/* What stands on the command line besides options. */
+typedef struct Operands {
+    const char *const *at;
+    int n;
+} Operands;
+
+enum { ANY_NUMBER = 1 << 20 };
+
+typedef struct Command {
+    const char *name;     /* "generate"; of a group: "tokenizer train" */
+    const char *operands; /* for help: "MODEL" */
+    int min_operands, max_operands;
+    const char *sentence;
+    const char *details; /* more for its help, wrapped by hand at 80 columns; or NULL */
+    const Option *options;
+    int n_options;
+    size_t options_bytes;
+    Status (*run)(const void *options, Operands operands);
+} Command;
+#define COMMAND_OPTIONS(T, table)                                                                  \
+    .options = (table), .n_options = COUNT_OF(table), .options_bytes = sizeof(T)
+
+/* In the order of the list; NULL past the end. */
+const Command *command_at(int index);
+
+/* ---- parsing (parse.c) ------------------------------------------------------------------- */
+
+typedef struct ParsedLine {
+    const Command *command; /* NULL: nothing to run */
+    void *options;          /* command->options_bytes, in the arena */
+    Operands operands;
+    bool help, version;
+} ParsedLine;
+
+/* argv without the program's name. Wrong usage is ERR_ARG with a sentence that names the nearest. */
+Status cli_parse(Arena *arena, int argc, const char *const *argv, ParsedLine *line);
+
+/* ---- help (help.c) ----------------------------------------------------------------------- */
+
+void help_all(Str *out);
+void help_command(const Command *command, Str *out);
+/* The commands of a group ("tokenizer"); false when there is no such group. */
+bool help_group(const char *name, Str *out);
+const char *drover_version(void);
+
+/* ---- for commands ------------------------------------------------------------------------ */
+
+/* Everything but the program itself: returns the exit code of design section 4. */
+int cli_main(int argc, const char *const *argv);
+
+/* From now on SIGINT and SIGTERM set a flag; a second one ends the process as it would have. */
+void cli_catch_interrupts(void);
+bool cli_interrupted(void);
+void cli_clear_interrupt(void);
+
+#endif
