@@ -33,6 +33,8 @@ OP(linear)
 OP(linear_dx)
 OP(linear_dw)
 OP(linear_dw_accumulate)
+OP(linear_cross_entropy)
+OP(linear_cross_entropy_grad)
 
 /* attention */
 OP(attention)
