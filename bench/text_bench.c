@@ -28,14 +28,17 @@ static Status encode(const char *path, const char *file, unsigned flags, bool pr
     double load_s = clock_s() - start;
     TRY(file_read(&arena, file, (size_t)4 << 30, &text));
     TRY(encoder_create(tokenizer, &encoder));
-    if (!print) printf("load %.3f s, %d tokens, %zu merges\n", load_s, tokenizer_vocab_size(tokenizer), tokenizer_merge_count(tokenizer));
+    if (!print)
+        printf("load %.3f s, %d tokens, %zu merges\n", load_s, tokenizer_vocab_size(tokenizer),
+               tokenizer_merge_count(tokenizer));
     for (int round = 0; round < (print ? 1 : 3); round++) {
         ids.n = 0;
         start = clock_s();
         TRY(encoder_encode(encoder, text.at, text.n, flags, &ids));
         double s = clock_s() - start;
         if (!print)
-            printf("encode %.2f MB/s: %zu bytes, %zu tokens, %.3f s\n", (double)text.n / s / 1e6, text.n, ids.n, s);
+            printf("encode %.2f MB/s: %zu bytes, %zu tokens, %.3f s\n", (double)text.n / s / 1e6,
+                   text.n, ids.n, s);
     }
     Str back = {0};
     start = clock_s();
@@ -64,7 +67,9 @@ static Status next_file(void *context, Bytes *text)
     Files *files = context;
     arena_deinit(&files->arena);
     *text = (Bytes){0};
-    return files->at < files->n ? file_read(&files->arena, files->path[files->at++], (size_t)4 << 30, text) : OK;
+    return files->at < files->n
+               ? file_read(&files->arena, files->path[files->at++], (size_t)4 << 30, text)
+               : OK;
 }
 
 static Status train(int vocab_size, const char *dir, Files *files)
@@ -88,7 +93,10 @@ static Status train(int vocab_size, const char *dir, Files *files)
 int main(int argc, char **argv)
 {
     if (argc >= 4 && (strcmp(argv[1], "encode") == 0 || strcmp(argv[1], "ids") == 0))
-        return encode(argv[2], argv[3], argc > 4 ? ENCODE_SPECIALS : ENCODE_TEXT, argv[1][0] == 'i') == OK ? 0 : failed();
+        return encode(argv[2], argv[3], argc > 4 ? ENCODE_SPECIALS : ENCODE_TEXT,
+                      argv[1][0] == 'i') == OK
+                   ? 0
+                   : failed();
     if (argc == 4 && strcmp(argv[1], "save") == 0) {
         Tokenizer *tokenizer = NULL;
         Status status = tokenizer_load(argv[2], &tokenizer);
@@ -102,6 +110,7 @@ int main(int argc, char **argv)
         return train((int)vocab_size, argv[3], &files) == OK ? 0 : failed();
     }
     fprintf(stderr, "text_bench train VOCAB_SIZE DIR|- FILE...\n");
-    fprintf(stderr, "text_bench encode|ids TOKENIZER FILE [specials]\ntext_bench save TOKENIZER DIR\n");
+    fprintf(stderr,
+            "text_bench encode|ids TOKENIZER FILE [specials]\ntext_bench save TOKENIZER DIR\n");
     return 2;
 }

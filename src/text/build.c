@@ -87,11 +87,12 @@ static Status copy_tokens(Tokenizer *t, const TokenList *list)
     for (int32_t i = 0; i < list->n; i++) {
         size_t n = list->kind[i] == TOKEN_NONE ? 0 : list->token[i].n;
         if (list->kind[i] != TOKEN_NONE && (n == 0 || n > MAX_TOKEN_BYTES))
-            return fail(ERR_FORMAT, "%s: token %d has %zu bytes; 1 to %d are allowed", list->where, i, n,
-                        MAX_TOKEN_BYTES);
+            return fail(ERR_FORMAT, "%s: token %d has %zu bytes; 1 to %d are allowed", list->where,
+                        i, n, MAX_TOKEN_BYTES);
         total += n;
     }
-    if (total > UINT32_MAX) return fail(ERR_FORMAT, "%s: a vocabulary of %zu bytes", list->where, total);
+    if (total > UINT32_MAX)
+        return fail(ERR_FORMAT, "%s: a vocabulary of %zu bytes", list->where, total);
     t->n_ids = list->n;
     t->offset = ARENA_ARRAY(&t->arena, uint32_t, (size_t)list->n + 1);
     t->kind = arena_copy(&t->arena, list->kind, (size_t)list->n);
@@ -124,16 +125,20 @@ static Status fill_vocab(Tokenizer *t, const char *where)
         Bytes b = token_bytes(t, id);
         PieceKey key = piece_key(b.at, b.n, 16);
         VocabSlot *slot = vocab_slot(t, b.at, key);
-        if (!slot) return fail(ERR_REFUSED, "%s: token %d collides with %d others", where, id, MAX_PROBES);
-        if (slot->n) return fail(ERR_FORMAT, "%s: tokens %d and %d are the same bytes", where, slot->id, id);
+        if (!slot)
+            return fail(ERR_REFUSED, "%s: token %d collides with %d others", where, id, MAX_PROBES);
+        if (slot->n)
+            return fail(ERR_FORMAT, "%s: tokens %d and %d are the same bytes", where, slot->id, id);
         *slot = (VocabSlot){key.low, key.high, key.n, id};
     }
     for (int b = 0; b < 256; b++) {
         uint8_t byte = (uint8_t)b;
         t->byte_id[b] = vocab_find_bytes(t, &byte, 1);
         if (t->byte_id[b] < 0)
-            return fail(ERR_UNSUPPORTED,
-                        "%s: no token for byte 0x%02x: only byte-level vocabularies with all 256 are read", where, b);
+            return fail(
+                ERR_UNSUPPORTED,
+                "%s: no token for byte 0x%02x: only byte-level vocabularies with all 256 are read",
+                where, b);
     }
     return OK;
 }
@@ -161,8 +166,8 @@ static Status sort_added(Tokenizer *t, const char *where)
     qsort_r(t->added, (size_t)n, sizeof *t->added, compare_added, t);
     for (int32_t i = 1; i < n; i++)
         if (compare_added(&t->added[i - 1], &t->added[i], t) == 0)
-            return fail(ERR_FORMAT, "%s: added tokens %d and %d have the same text", where, t->added[i - 1],
-                        t->added[i]);
+            return fail(ERR_FORMAT, "%s: added tokens %d and %d have the same text", where,
+                        t->added[i - 1], t->added[i]);
     return OK;
 }
 
@@ -239,15 +244,19 @@ static Status hash_merges(Tokenizer *t, const char *where)
     for (size_t i = 0; i < t->n_merges; i++) {
         const MergeRule *rule = &t->merges[i];
         MergeRule *slot = pair_slot(t, rule->left, rule->right);
-        if (!slot) return fail(ERR_REFUSED, "%s: merge %zu collides with %d others", where, i, MAX_PROBES);
-        if (slot->left != NO_MERGE) return fail(ERR_FORMAT, "%s: merge %zu is listed before", where, i);
+        if (!slot)
+            return fail(ERR_REFUSED, "%s: merge %zu collides with %d others", where, i, MAX_PROBES);
+        if (slot->left != NO_MERGE)
+            return fail(ERR_FORMAT, "%s: merge %zu is listed before", where, i);
         *slot = *rule;
     }
     t->byte_pairs = ARENA_ARRAY(&t->arena, MergeRule, 256 * 256);
     for (int a = 0; a < 256; a++) {
         for (int b = 0; b < 256; b++) {
             const MergeRule *rule = merge_find(t, t->byte_id[a], t->byte_id[b]);
-            t->byte_pairs[a << 8 | b] = rule ? *rule : (MergeRule){NO_MERGE, NO_MERGE, NO_MERGE, PRIORITY_NONE};
+            t->byte_pairs[a << 8 | b] = rule ? *rule
+                                             : (MergeRule){NO_MERGE, NO_MERGE, NO_MERGE,
+                                                           PRIORITY_NONE};
         }
     }
     return OK;
@@ -283,7 +292,8 @@ Status build_merges_by_rank(Tokenizer *t, const char *where)
             if (right < 0) continue;
             VEC_PUSH(&rules, ((MergeRule){left, right, id, (uint32_t)id}));
         }
-        if (rules.n > first + 1) qsort(rules.at + first, rules.n - first, sizeof *rules.at, compare_rules);
+        if (rules.n > first + 1)
+            qsort(rules.at + first, rules.n - first, sizeof *rules.at, compare_rules);
     }
     Status status = build_merges(t, rules.at, rules.n, where);
     VEC_FREE(&rules);
@@ -327,8 +337,10 @@ static void add_stop(Tokenizer *t, int32_t id)
 static uint64_t content_hash(const Tokenizer *t)
 {
     uint64_t pairs = 0;
-    for (size_t i = 0; i < t->n_merges; i++) { /* the order counts, the priorities may be ranks or indices */
-        int32_t link[4] = {t->merges[i].left, t->merges[i].right, (int32_t)(pairs >> 32), (int32_t)pairs};
+    for (size_t i = 0; i < t->n_merges;
+         i++) { /* the order counts, the priorities may be ranks or indices */
+        int32_t link[4] = {t->merges[i].left, t->merges[i].right, (int32_t)(pairs >> 32),
+                           (int32_t)pairs};
         pairs = hash_bytes(link, sizeof link);
     }
     uint64_t part[] = {
@@ -338,7 +350,9 @@ static uint64_t content_hash(const Tokenizer *t)
         pairs,
         hash_bytes(t->pattern, strlen(t->pattern)),
         t->whole_piece,
-        (uint64_t)t->bos, (uint64_t)t->eos, (uint64_t)t->pad,
+        (uint64_t)t->bos,
+        (uint64_t)t->eos,
+        (uint64_t)t->pad,
     };
     return hash_bytes(part, sizeof part);
 }
@@ -347,9 +361,10 @@ void build_finish(Tokenizer *t)
 {
     static const char *const bos[] = {"<|begin_of_text|>", "<s>", "<|startoftext|>"};
     static const char *const eos[] = {"<|end_of_text|>", "</s>", "<|endoftext|>"};
-    static const char *const pad[] = {"<|finetune_right_pad|>", "<|finetune_right_pad_id|>", "<pad>"};
-    static const char *const stops[] = {"<|end_of_text|>", "<|eom|>", "<|eom_id|>", "<|eot|>", "<|eot_id|>",
-                                        "<|endoftext|>", "</s>"};
+    static const char *const pad[] = {"<|finetune_right_pad|>", "<|finetune_right_pad_id|>",
+                                      "<pad>"};
+    static const char *const stops[] = {"<|end_of_text|>", "<|eom|>",       "<|eom_id|>", "<|eot|>",
+                                        "<|eot_id|>",      "<|endoftext|>", "</s>"};
     if (t->bos < 0) t->bos = first_of(t, bos, COUNT_OF(bos));
     if (t->eos < 0) t->eos = first_of(t, eos, COUNT_OF(eos));
     if (t->pad < 0) t->pad = first_of(t, pad, COUNT_OF(pad));

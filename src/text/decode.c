@@ -22,7 +22,10 @@ static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
 /* Whether held[0..n) may still become a character when more bytes come. */
 static bool is_beginning(const uint8_t *held, int n)
 {
-    int need = held[0] >= 0xc2 && held[0] <= 0xdf ? 2 : (held[0] & 0xf0) == 0xe0 ? 3 : held[0] >= 0xf0 && held[0] <= 0xf4 ? 4 : 0;
+    int need = held[0] >= 0xc2 && held[0] <= 0xdf   ? 2
+               : (held[0] & 0xf0) == 0xe0           ? 3
+               : held[0] >= 0xf0 && held[0] <= 0xf4 ? 4
+                                                    : 0;
     if (n >= need) return false;
     for (int i = 1; i < n; i++)
         if ((held[i] & 0xc0) != 0x80) return false;

@@ -55,11 +55,13 @@ Status encoder_create(const Tokenizer *tokenizer, Encoder **out)
     e->cache = aligned_alloc(sizeof(CacheSlot), CACHE_SLOTS * sizeof(CacheSlot));
     if (!e->cache) {
         free(e);
-        return fail(ERR_MEMORY, "no memory for an encoder's cache of %zu bytes", CACHE_SLOTS * sizeof(CacheSlot));
+        return fail(ERR_MEMORY, "no memory for an encoder's cache of %zu bytes",
+                    CACHE_SLOTS * sizeof(CacheSlot));
     }
     memset(e->cache, 0, CACHE_SLOTS * sizeof(CacheSlot));
     if (tokenizer->regex) matcher_init(&e->matcher, tokenizer->regex);
-    for (int specials = 0; specials < 2; specials++) fill_filter(tokenizer, specials, &e->added[specials]);
+    for (int specials = 0; specials < 2; specials++)
+        fill_filter(tokenizer, specials, &e->added[specials]);
     *out = e;
     return OK;
 }

@@ -63,7 +63,8 @@ static void fast_merging_equals_slow(void **state)
             uint8_t text[300];
             size_t n = 1 + rng_below(round, i, i % 4 ? MERGE_SHORT_BYTES : sizeof text);
             int letters = i % 3 ? 4 : 1 + (int)(i % 2);
-            for (size_t k = 0; k < n; k++) text[k] = (uint8_t)('a' + rng_below(round * 1000 + i, k, (uint64_t)letters));
+            for (size_t k = 0; k < n; k++)
+                text[k] = (uint8_t)('a' + rng_below(round * 1000 + i, k, (uint64_t)letters));
             merge_slowly(t, (Bytes){text, n}, &slow);
             fast.n = 0;
             merge_long(t, &scratch, (Bytes){text, n}, &fast);
@@ -89,7 +90,8 @@ static void cache_changes_nothing(void **state)
     Str text = {0};
     Encoder *e;
     random_text(77, 4000, &text);
-    for (int i = 0; i < 3000; i++) str_printf(&text, " %c%c%cab", 'a' + i % 4, 'a' + i / 4 % 4, 'a' + i / 16 % 4);
+    for (int i = 0; i < 3000; i++)
+        str_printf(&text, " %c%c%cab", 'a' + i % 4, 'a' + i / 4 % 4, 'a' + i / 16 % 4);
     assert_ok(encoder_create(t, &e));
     assert_ok(encoder_encode(e, text.at, text.n, ENCODE_TEXT, &first));
     assert_ok(encoder_encode(e, text.at, text.n, ENCODE_TEXT, &again));
@@ -139,7 +141,8 @@ static void round_trips(void **state)
         }
         str_clear(&text);
         for (uint32_t c = 0; c < CODE_POINTS; c++) { /* surrogates too: as three invalid bytes */
-            uint8_t utf8[4] = {(uint8_t)(0xe0 | c >> 12), (uint8_t)(0x80 | (c >> 6 & 0x3f)), (uint8_t)(0x80 | (c & 0x3f)), 0};
+            uint8_t utf8[4] = {(uint8_t)(0xe0 | c >> 12), (uint8_t)(0x80 | (c >> 6 & 0x3f)),
+                               (uint8_t)(0x80 | (c & 0x3f)), 0};
             int n = c >= 0xd800 && c < 0xe000 ? 3 : utf8_encode(c, utf8);
             str_add_n(&text, (const char *)utf8, (size_t)n);
         }
@@ -175,7 +178,8 @@ static void added_tokens_are_recognised(void **state)
 {
     (void)state;
     Tokenizer *t = make_tokenizer(1, 50, pattern_llama4);
-    int32_t a = tokenizer_id_of(t, "<|a|>"), ab = tokenizer_id_of(t, "<|ab|>"), ok = tokenizer_id_of(t, "<ok>");
+    int32_t a = tokenizer_id_of(t, "<|a|>"), ab = tokenizer_id_of(t, "<|ab|>"),
+            ok = tokenizer_id_of(t, "<ok>");
     assert_true(a == 306 && ab == 307 && ok == 308);
     assert_int_equal(tokenizer_id_of(t, "<|abc|>"), -1);
     IdVec ids = {0};
@@ -199,7 +203,8 @@ static void streaming_decoder_gives_whole_characters(void **state)
 {
     (void)state;
     Tokenizer *t = make_tokenizer(1, 10, pattern_llama4);
-    static const uint8_t bytes[] = {'a', 0xe6, 0x9d, 0xb1, 0xff, 0xe6, 'b', 0xf0, 0x9f, 0x98, 0x80, 0xc3};
+    static const uint8_t bytes[] = {'a', 0xe6, 0x9d, 0xb1, 0xff, 0xe6,
+                                    'b', 0xf0, 0x9f, 0x98, 0x80, 0xc3};
     Decoder d = {.tokenizer = t};
     Str out = {0};
     for (int i = 0; i < COUNT_OF(bytes); i++) {
@@ -207,7 +212,8 @@ static void streaming_decoder_gives_whole_characters(void **state)
         assert_true(utf8_valid((const uint8_t *)out.at, out.n));
     }
     decoder_finish(&d, &out);
-    assert_string_equal(out.at, "a\xe6\x9d\xb1\xef\xbf\xbd\xef\xbf\xbd" "b\xf0\x9f\x98\x80\xef\xbf\xbd");
+    assert_string_equal(out.at, "a\xe6\x9d\xb1\xef\xbf\xbd\xef\xbf\xbd"
+                                "b\xf0\x9f\x98\x80\xef\xbf\xbd");
     assert_int_equal(decoder_push(&d, 1 << 20, &out), ERR_ARG);
     int32_t wrong = -1;
     assert_int_equal(tokenizer_decode(t, &wrong, 1, &out), ERR_ARG);
@@ -223,7 +229,9 @@ typedef struct Spot {
 } Spot;
 
 static const Spot spots[] = {
-    {"The quick brown fox jumps.", {791, 4062, 14198, 39935, 35308, 13}, {954, 7202, 27756, 92637, 67072, 26}},
+    {"The quick brown fox jumps.",
+     {791, 4062, 14198, 39935, 35308, 13},
+     {954, 7202, 27756, 92637, 67072, 26}},
     {"na\xc3\xafve caf\xc3\xa9 \xe2\x80\x94 \xe6\x9d\xb1\xe4\xba\xac 2025!",
      {3458, 38672, 588, 53050, 2001, 119109, 220, 2366, 20, 0},
      {1499, 164301, 49652, 2290, 124590, 220, 837, 33, 13}},
@@ -254,7 +262,8 @@ static void check_spots(const Tokenizer *t, bool is_llama4)
     IdVec ids = {0};
     for (int i = 0; i < COUNT_OF(spots); i++) {
         const int32_t *expected = is_llama4 ? spots[i].llama4 : spots[i].llama3;
-        encode(t, (Bytes){(const uint8_t *)spots[i].text, strlen(spots[i].text)}, ENCODE_TEXT, &ids);
+        encode(t, (Bytes){(const uint8_t *)spots[i].text, strlen(spots[i].text)}, ENCODE_TEXT,
+               &ids);
         for (size_t k = 0; k < ids.n; k++) assert_int_equal(ids.at[k], expected[k]);
         assert_true(ids.n == 16 || expected[ids.n] == 0);
     }

@@ -22,7 +22,10 @@ typedef struct Reader {
 /* ---- the byte map ---------------------------------------------------------------------- */
 
 /* Printable bytes stand for themselves; the other 68, in order, for U+0100 and on. */
-static bool is_printable_byte(int b) { return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174; }
+static bool is_printable_byte(int b)
+{
+    return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+}
 
 int32_t byte_char(uint8_t byte)
 {
@@ -63,7 +66,10 @@ static bool is_null(const json_t *object, const char *key)
     return !value || json_is_null(value);
 }
 
-static bool is_true(const json_t *object, const char *key) { return json_is_true(json_object_get(object, key)); }
+static bool is_true(const json_t *object, const char *key)
+{
+    return json_is_true(json_object_get(object, key));
+}
 
 static const char *text_of(const json_t *object, const char *key)
 {
@@ -71,17 +77,23 @@ static const char *text_of(const json_t *object, const char *key)
     return text ? text : "";
 }
 
-static bool type_is(const json_t *object, const char *type) { return strcmp(text_of(object, "type"), type) == 0; }
+static bool type_is(const json_t *object, const char *type)
+{
+    return strcmp(text_of(object, "type"), type) == 0;
+}
 
 /* ---- vocabulary ------------------------------------------------------------------------ */
 
-static Status check_id(const Reader *r, const char *what, const char *token, const json_t *value, int32_t *id)
+static Status check_id(const Reader *r, const char *what, const char *token, const json_t *value,
+                       int32_t *id)
 {
-    if (!json_is_integer(value)) return fail(ERR_FORMAT, "%s: %s \"%.60s\" has no integer id", r->name, what, token);
+    if (!json_is_integer(value))
+        return fail(ERR_FORMAT, "%s: %s \"%.60s\" has no integer id", r->name, what, token);
     json_int_t n = json_integer_value(value);
     if (n < 0 || n >= r->id_limit)
         return fail(ERR_FORMAT,
-                    "%s: %s \"%.60s\" has id %lld; with that many entries ids are from 0 to %d (at most half unused)",
+                    "%s: %s \"%.60s\" has id %lld; with that many entries ids are from 0 to %d (at "
+                    "most half unused)",
                     r->name, what, token, (long long)n, r->id_limit - 1);
     *id = (int32_t)n;
     return OK;
@@ -91,15 +103,18 @@ static Status read_added_token(Reader *r, const json_t *entry)
 {
     static const char *const unknown[] = {"lstrip", "rstrip", "single_word"};
     const char *content = json_string_value(json_object_get(entry, "content"));
-    if (!content) return fail(ERR_FORMAT, "%s: an entry of added_tokens has no \"content\"", r->name);
+    if (!content)
+        return fail(ERR_FORMAT, "%s: an entry of added_tokens has no \"content\"", r->name);
     int32_t id = -1;
     TRY(check_id(r, "added token", content, json_object_get(entry, "id"), &id));
     for (int i = 0; i < COUNT_OF(unknown); i++)
         if (is_true(entry, unknown[i]))
-            return fail(ERR_UNSUPPORTED, "%s: added token \"%.60s\" has \"%s\": true, which is not supported", r->name,
-                        content, unknown[i]);
+            return fail(ERR_UNSUPPORTED,
+                        "%s: added token \"%.60s\" has \"%s\": true, which is not supported",
+                        r->name, content, unknown[i]);
     if (r->list.kind[id] != TOKEN_NONE)
-        return fail(ERR_FORMAT, "%s: added token \"%.60s\" has id %d, which another one has too", r->name, content, id);
+        return fail(ERR_FORMAT, "%s: added token \"%.60s\" has id %d, which another one has too",
+                    r->name, content, id);
     r->list.token[id] = (Bytes){(const uint8_t *)content, strlen(content)};
     r->list.kind[id] = is_true(entry, "special") ? TOKEN_SPECIAL : TOKEN_ADDED;
     if (id >= r->list.n) r->list.n = id + 1;
@@ -112,14 +127,18 @@ static Status read_vocab_entry(Reader *r, const char *key, size_t n, const json_
     TRY(check_id(r, "vocab entry", key, value, &id));
     Bytes *token = &r->list.token[id];
     uint8_t *kind = &r->list.kind[id];
-    if (*kind >= TOKEN_ADDED && token->n == n && memcmp(token->at, key, n) == 0) return OK; /* listed twice */
-    if (*kind != TOKEN_NONE) return fail(ERR_FORMAT, "%s: vocab entry \"%.60s\" has id %d, which another one has too", r->name, key, id);
+    if (*kind >= TOKEN_ADDED && token->n == n && memcmp(token->at, key, n) == 0)
+        return OK; /* listed twice */
+    if (*kind != TOKEN_NONE)
+        return fail(ERR_FORMAT, "%s: vocab entry \"%.60s\" has id %d, which another one has too",
+                    r->name, key, id);
     uint8_t *bytes = arena_alloc(&r->arena, n);
     int64_t n_bytes = decode_token(key, n, bytes);
     if (n_bytes < 0)
         return fail(ERR_UNSUPPORTED,
-                    "%s: vocab entry \"%.60s\" (id %d) has a character outside the byte map: not a byte-level BPE", r->name,
-                    key, id);
+                    "%s: vocab entry \"%.60s\" (id %d) has a character outside the byte map: not a "
+                    "byte-level BPE",
+                    r->name, key, id);
     *token = (Bytes){bytes, (size_t)n_bytes};
     *kind = TOKEN_PLAIN;
     if (id >= r->list.n) r->list.n = id + 1;
@@ -128,17 +147,26 @@ static Status read_vocab_entry(Reader *r, const char *key, size_t n, const json_
 
 static Status read_vocabulary(Reader *r, json_t *model)
 {
-    json_t *vocab = json_object_get(model, "vocab"), *added = json_object_get(r->root, "added_tokens"), *value;
-    if (!json_is_object(vocab)) return fail(ERR_FORMAT, "%s: model.vocab is not an object", r->name);
-    if (added && !json_is_array(added)) return fail(ERR_FORMAT, "%s: added_tokens is not a list", r->name);
+    json_t *vocab = json_object_get(model, "vocab"),
+           *added = json_object_get(r->root, "added_tokens"), *value;
+    if (!json_is_object(vocab))
+        return fail(ERR_FORMAT, "%s: model.vocab is not an object", r->name);
+    if (added && !json_is_array(added))
+        return fail(ERR_FORMAT, "%s: added_tokens is not a list", r->name);
     size_t n = json_object_size(vocab) + json_array_size(added);
-    if (n > MAX_TOKENS) return fail(ERR_REFUSED, "%s: %zu tokens; at most %d are read", r->name, n, MAX_TOKENS);
+    if (n > MAX_TOKENS)
+        return fail(ERR_REFUSED, "%s: %zu tokens; at most %d are read", r->name, n, MAX_TOKENS);
     r->id_limit = (int32_t)(2 * n);
-    r->list = (TokenList){0, ARENA_ARRAY(&r->arena, Bytes, 2 * n), arena_alloc(&r->arena, 2 * n), r->name};
-    for (size_t i = 0; i < json_array_size(added); i++) TRY(read_added_token(r, json_array_get(added, i)));
+    r->list = (TokenList){0, ARENA_ARRAY(&r->arena, Bytes, 2 * n), arena_alloc(&r->arena, 2 * n),
+                          r->name};
+    for (size_t i = 0; i < json_array_size(added); i++)
+        TRY(read_added_token(r, json_array_get(added, i)));
     const char *key;
     size_t key_n;
-    json_object_keylen_foreach(vocab, key, key_n, value) { TRY(read_vocab_entry(r, key, key_n, value)); }
+    json_object_keylen_foreach(vocab, key, key_n, value)
+    {
+        TRY(read_vocab_entry(r, key, key_n, value));
+    }
     return build_vocabulary(r->t, &r->list);
 }
 
@@ -166,7 +194,8 @@ static Status read_merge(Reader *r, const json_t *entry, size_t index)
 {
     Bytes part[2];
     if (!merge_parts(entry, part))
-        return fail(ERR_FORMAT, "%s: merge %zu is neither \"a b\" nor [\"a\", \"b\"]", r->name, index);
+        return fail(ERR_FORMAT, "%s: merge %zu is neither \"a b\" nor [\"a\", \"b\"]", r->name,
+                    index);
     uint8_t bytes[2 * MAX_TOKEN_BYTES];
     int32_t id[3];
     size_t n = 0;
@@ -176,14 +205,15 @@ static Status read_merge(Reader *r, const json_t *entry, size_t index)
                              : decode_token((const char *)part[i].at, part[i].n, bytes + n);
         id[i] = n_part < 0 ? -1 : vocab_find_bytes(r->t, bytes + n, (size_t)n_part);
         if (id[i] < 0)
-            return fail(ERR_FORMAT, "%s: merge %zu joins \"%.*s\", which is no entry of vocab", r->name, index,
-                        (int)min_i64(60, (int64_t)part[i].n), (const char *)part[i].at);
+            return fail(ERR_FORMAT, "%s: merge %zu joins \"%.*s\", which is no entry of vocab",
+                        r->name, index, (int)min_i64(60, (int64_t)part[i].n),
+                        (const char *)part[i].at);
         n += (size_t)n_part;
     }
     id[2] = vocab_find_bytes(r->t, bytes, n);
     if (id[2] < 0)
-        return fail(ERR_FORMAT, "%s: merge %zu gives \"%.*s%.*s\", which is no entry of vocab", r->name, index,
-                    (int)min_i64(60, (int64_t)part[0].n), (const char *)part[0].at,
+        return fail(ERR_FORMAT, "%s: merge %zu gives \"%.*s%.*s\", which is no entry of vocab",
+                    r->name, index, (int)min_i64(60, (int64_t)part[0].n), (const char *)part[0].at,
                     (int)min_i64(60, (int64_t)part[1].n), (const char *)part[1].at);
     VEC_PUSH(&r->rules, ((MergeRule){id[0], id[1], id[2], (uint32_t)index}));
     return OK;
@@ -194,7 +224,8 @@ static Status read_merges(Reader *r, const json_t *model)
     const json_t *merges = json_object_get(model, "merges");
     if (!json_is_array(merges)) return fail(ERR_FORMAT, "%s: model.merges is not a list", r->name);
     size_t n = json_array_size(merges);
-    if (n > MAX_TOKENS) return fail(ERR_REFUSED, "%s: %zu merges; at most %d are read", r->name, n, MAX_TOKENS);
+    if (n > MAX_TOKENS)
+        return fail(ERR_REFUSED, "%s: %zu merges; at most %d are read", r->name, n, MAX_TOKENS);
     for (size_t i = 0; i < n; i++) TRY(read_merge(r, json_array_get(merges, i), i));
     return build_merges(r->t, r->rules.at, r->rules.n, r->name);
 }
@@ -205,10 +236,12 @@ static Status check_model(const Reader *r, const json_t *model)
 {
     if (!json_is_object(model)) return fail(ERR_FORMAT, "%s has no \"model\"", r->name);
     if (!type_is(model, "BPE"))
-        return fail(ERR_UNSUPPORTED, "%s: model type \"%.40s\"; only byte-level BPE is read", r->name,
-                    text_of(model, "type"));
+        return fail(ERR_UNSUPPORTED, "%s: model type \"%.40s\"; only byte-level BPE is read",
+                    r->name, text_of(model, "type"));
     if (is_true(model, "byte_fallback"))
-        return fail(ERR_UNSUPPORTED, "%s: byte_fallback is on: a SentencePiece vocabulary, which is not read", r->name);
+        return fail(ERR_UNSUPPORTED,
+                    "%s: byte_fallback is on: a SentencePiece vocabulary, which is not read",
+                    r->name);
     if (*text_of(model, "continuing_subword_prefix") || *text_of(model, "end_of_word_suffix"))
         return fail(ERR_UNSUPPORTED, "%s: subword prefixes or suffixes are not supported", r->name);
     const json_t *dropout = json_object_get(model, "dropout");
@@ -221,21 +254,27 @@ static Status read_split(Reader *r, const json_t *split)
 {
     const json_t *pattern = json_object_get(split, "pattern");
     const char *regex = json_string_value(json_object_get(pattern, "Regex"));
-    if (!regex) return fail(ERR_UNSUPPORTED, "%s: a Split without a Regex pattern is not supported", r->name);
+    if (!regex)
+        return fail(ERR_UNSUPPORTED, "%s: a Split without a Regex pattern is not supported",
+                    r->name);
     if (strcmp(text_of(split, "behavior"), "Isolated") != 0 || is_true(split, "invert"))
-        return fail(ERR_UNSUPPORTED, "%s: Split with behavior \"%.40s\"%s; only Isolated is supported", r->name,
+        return fail(ERR_UNSUPPORTED,
+                    "%s: Split with behavior \"%.40s\"%s; only Isolated is supported", r->name,
                     text_of(split, "behavior"), is_true(split, "invert") ? ", inverted" : "");
-    if (r->t->pattern) return fail(ERR_UNSUPPORTED, "%s: more than one pre-tokenizer pattern", r->name);
+    if (r->t->pattern)
+        return fail(ERR_UNSUPPORTED, "%s: more than one pre-tokenizer pattern", r->name);
     return build_pattern(r->t, regex, r->name);
 }
 
 static Status read_byte_level(Reader *r, const json_t *part)
 {
     if (is_true(part, "add_prefix_space"))
-        return fail(ERR_UNSUPPORTED, "%s: ByteLevel with add_prefix_space is not supported", r->name);
+        return fail(ERR_UNSUPPORTED, "%s: ByteLevel with add_prefix_space is not supported",
+                    r->name);
     const json_t *use_regex = json_object_get(part, "use_regex");
     if (use_regex && !json_is_true(use_regex)) return OK;
-    if (r->t->pattern) return fail(ERR_UNSUPPORTED, "%s: more than one pre-tokenizer pattern", r->name);
+    if (r->t->pattern)
+        return fail(ERR_UNSUPPORTED, "%s: more than one pre-tokenizer pattern", r->name);
     return build_pattern(r->t, pattern_gpt2, r->name);
 }
 
@@ -246,7 +285,8 @@ static Status read_pre_tokenizer(Reader *r, const json_t *part, bool *has_byte_l
         *has_byte_level = true;
         return read_byte_level(r, part);
     }
-    return fail(ERR_UNSUPPORTED, "%s: pre_tokenizer \"%.40s\" is not supported", r->name, text_of(part, "type"));
+    return fail(ERR_UNSUPPORTED, "%s: pre_tokenizer \"%.40s\" is not supported", r->name,
+                text_of(part, "type"));
 }
 
 static Status read_pre_tokenizers(Reader *r)
@@ -261,17 +301,22 @@ static Status read_pre_tokenizers(Reader *r)
         TRY(read_pre_tokenizer(r, pre, &has_byte_level));
     }
     if (!has_byte_level) return fail(ERR_UNSUPPORTED, "%s: no ByteLevel pre_tokenizer", r->name);
-    if (!r->t->pattern) return build_pattern(r->t, "[\\s\\S]+", r->name); /* no split: the text is one piece */
+    if (!r->t->pattern)
+        return build_pattern(r->t, "[\\s\\S]+", r->name); /* no split: the text is one piece */
     return OK;
 }
 
 static Status check_normalizer_and_decoder(const Reader *r)
 {
-    const json_t *normalizer = json_object_get(r->root, "normalizer"), *decoder = json_object_get(r->root, "decoder");
-    bool is_empty = type_is(normalizer, "Sequence") && json_array_size(json_object_get(normalizer, "normalizers")) == 0;
+    const json_t *normalizer = json_object_get(r->root, "normalizer"),
+                 *decoder = json_object_get(r->root, "decoder");
+    bool is_empty = type_is(normalizer, "Sequence") &&
+                    json_array_size(json_object_get(normalizer, "normalizers")) == 0;
     if (!is_null(r->root, "normalizer") && !is_empty)
-        return fail(ERR_UNSUPPORTED, "%s: normalizer \"%.40s\" is not supported: decoding would not give the text back",
-                    r->name, text_of(normalizer, "type"));
+        return fail(
+            ERR_UNSUPPORTED,
+            "%s: normalizer \"%.40s\" is not supported: decoding would not give the text back",
+            r->name, text_of(normalizer, "type"));
     if (!is_null(r->root, "decoder") && !type_is(decoder, "ByteLevel"))
         return fail(ERR_UNSUPPORTED, "%s: decoder \"%.40s\"; only ByteLevel is supported", r->name,
                     text_of(decoder, "type"));
@@ -286,14 +331,18 @@ static Status read_post_processor(Reader *r, const json_t *post)
         const json_t *parts = json_object_get(post, "processors");
         for (size_t i = 0; i < json_array_size(parts); i++) {
             const json_t *part = json_array_get(parts, i);
-            if (type_is(part, "Sequence")) return fail(ERR_UNSUPPORTED, "%s: a post_processor Sequence in a Sequence", r->name);
+            if (type_is(part, "Sequence"))
+                return fail(ERR_UNSUPPORTED, "%s: a post_processor Sequence in a Sequence",
+                            r->name);
             TRY(read_post_processor(r, part));
         }
         return OK;
     }
     if (!type_is(post, "TemplateProcessing"))
-        return fail(ERR_UNSUPPORTED, "%s: post_processor \"%.40s\" is not supported", r->name, text_of(post, "type"));
-    const json_t *special = json_object_get(json_array_get(json_object_get(post, "single"), 0), "SpecialToken");
+        return fail(ERR_UNSUPPORTED, "%s: post_processor \"%.40s\" is not supported", r->name,
+                    text_of(post, "type"));
+    const json_t *special = json_object_get(json_array_get(json_object_get(post, "single"), 0),
+                                            "SpecialToken");
     if (!special) return OK;
     r->t->adds_bos = true;
     r->t->bos = tokenizer_id_of(r->t, text_of(special, "id"));
@@ -334,13 +383,15 @@ Status hf_parse(Bytes file, const char *name, Tokenizer **out)
 /* ---- tokenizer_config.json ------------------------------------------------------------- */
 
 /* "name" or {"content": "name", ...}; absent or null leaves *id as it is. */
-static Status read_named_token(const json_t *root, const char *key, const char *name, const Tokenizer *t, int32_t *id)
+static Status read_named_token(const json_t *root, const char *key, const char *name,
+                               const Tokenizer *t, int32_t *id)
 {
     const json_t *value = json_object_get(root, key);
     const char *text = json_is_object(value) ? text_of(value, "content") : json_string_value(value);
     if (!text) return OK;
     int32_t found = tokenizer_id_of(t, text);
-    if (found < 0) return fail(ERR_FORMAT, "%s: %s \"%.60s\" is no token of the vocabulary", name, key, text);
+    if (found < 0)
+        return fail(ERR_FORMAT, "%s: %s \"%.60s\" is no token of the vocabulary", name, key, text);
     *id = found;
     return OK;
 }
@@ -358,8 +409,10 @@ static Status read_config(const json_t *root, const char *name, Tokenizer *t)
 
 Status hf_parse_config(Bytes file, const char *name, Tokenizer *t)
 {
-    json_error_t error; /* transformers writes "no limit" as an integer of 31 digits: read as real */
-    json_t *root = json_loadb((const char *)file.at, file.n, JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &error);
+    json_error_t
+        error; /* transformers writes "no limit" as an integer of 31 digits: read as real */
+    json_t *root = json_loadb((const char *)file.at, file.n,
+                              JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &error);
     if (!root) return fail(ERR_FORMAT, "%s line %d: %s", name, error.line, error.text);
     Status status = read_config(root, name, t);
     json_decref(root);

@@ -47,7 +47,8 @@ static void add_added_tokens(Str *s, const Tokenizer *t)
         str_printf(s, "%s\n    {\"id\": %d, \"content\": ", comma, id);
         add_json(s, token_bytes(t, id));
         str_printf(s,
-                   ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, "
+                   ", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
+                   "\"normalized\": false, "
                    "\"special\": %s}",
                    t->kind[id] == TOKEN_SPECIAL ? "true" : "false");
         comma = ",";
@@ -61,30 +62,36 @@ static void add_split(Str *s, const Tokenizer *t)
                "    {\"type\": \"Split\", \"pattern\": {\"Regex\": ");
     add_json(s, (Bytes){(const uint8_t *)t->pattern, strlen(t->pattern)});
     str_add(s, "}, \"behavior\": \"Isolated\", \"invert\": false},\n"
-               "    {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": "
+               "    {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
+               "\"use_regex\": "
                "false}\n  ]},\n");
 }
 
 static void add_post_processor(Str *s, const Tokenizer *t)
 {
-    const char *byte_level =
-        "{\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": false, \"use_regex\": true}";
+    const char *byte_level = "{\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+                             "\"trim_offsets\": false, \"use_regex\": true}";
     if (!t->adds_bos || t->bos < 0) {
         str_printf(s, "  \"post_processor\": %s,\n", byte_level);
         return;
     }
     Str bos = {0};
     add_json(&bos, token_bytes(t, t->bos));
-    str_printf(s, "  \"post_processor\": {\"type\": \"Sequence\", \"processors\": [\n    %s,\n", byte_level);
-    str_printf(s,
-               "    {\"type\": \"TemplateProcessing\",\n"
-               "     \"single\": [{\"SpecialToken\": {\"id\": %s, \"type_id\": 0}}, {\"Sequence\": {\"id\": \"A\", "
-               "\"type_id\": 0}}],\n"
-               "     \"pair\": [{\"SpecialToken\": {\"id\": %s, \"type_id\": 0}}, {\"Sequence\": {\"id\": \"A\", "
-               "\"type_id\": 0}}, {\"SpecialToken\": {\"id\": %s, \"type_id\": 1}}, {\"Sequence\": {\"id\": \"B\", "
-               "\"type_id\": 1}}],\n"
-               "     \"special_tokens\": {%s: {\"id\": %s, \"ids\": [%d], \"tokens\": [%s]}}}\n  ]},\n",
-               bos.at, bos.at, bos.at, bos.at, bos.at, t->bos, bos.at);
+    str_printf(s, "  \"post_processor\": {\"type\": \"Sequence\", \"processors\": [\n    %s,\n",
+               byte_level);
+    str_printf(
+        s,
+        "    {\"type\": \"TemplateProcessing\",\n"
+        "     \"single\": [{\"SpecialToken\": {\"id\": %s, \"type_id\": 0}}, {\"Sequence\": "
+        "{\"id\": \"A\", "
+        "\"type_id\": 0}}],\n"
+        "     \"pair\": [{\"SpecialToken\": {\"id\": %s, \"type_id\": 0}}, {\"Sequence\": {\"id\": "
+        "\"A\", "
+        "\"type_id\": 0}}, {\"SpecialToken\": {\"id\": %s, \"type_id\": 1}}, {\"Sequence\": "
+        "{\"id\": \"B\", "
+        "\"type_id\": 1}}],\n"
+        "     \"special_tokens\": {%s: {\"id\": %s, \"ids\": [%d], \"tokens\": [%s]}}}\n  ]},\n",
+        bos.at, bos.at, bos.at, bos.at, bos.at, t->bos, bos.at);
     str_deinit(&bos);
 }
 
@@ -92,7 +99,8 @@ static void add_model(Str *s, const Tokenizer *t)
 {
     str_printf(s,
                "  \"model\": {\n    \"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
-               "\"continuing_subword_prefix\": null,\n    \"end_of_word_suffix\": null, \"fuse_unk\": false, "
+               "\"continuing_subword_prefix\": null,\n    \"end_of_word_suffix\": null, "
+               "\"fuse_unk\": false, "
                "\"byte_fallback\": false, \"ignore_merges\": %s,\n    \"vocab\": {",
                t->whole_piece ? "true" : "false");
     const char *comma = "";
@@ -135,7 +143,8 @@ static void add_config(Str *s, const Tokenizer *t)
         add_json(s, (Bytes){(const uint8_t *)t->chat_template, strlen(t->chat_template)});
         str_add(s, ",\n");
     }
-    if (t->model_max_length > 0) str_printf(s, "  \"model_max_length\": %.17g,\n", t->model_max_length);
+    if (t->model_max_length > 0)
+        str_printf(s, "  \"model_max_length\": %.17g,\n", t->model_max_length);
     str_add(s, "  \"clean_up_tokenization_spaces\": false,\n"
                "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n"
                "  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
@@ -150,7 +159,8 @@ Status tokenizer_save(const Tokenizer *t, const char *dir)
     str_add(&model, "  \"normalizer\": null,\n");
     add_split(&model, t);
     add_post_processor(&model, t);
-    str_add(&model, "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": true, "
+    str_add(&model, "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+                    "\"trim_offsets\": true, "
                     "\"use_regex\": true},\n");
     add_model(&model, t);
     str_add(&model, "}\n");
@@ -158,7 +168,9 @@ Status tokenizer_save(const Tokenizer *t, const char *dir)
     Status status;
     TRY_GOTO(dir_create(dir), done);
     TRY_GOTO(file_write_atomic(path_join(&arena, dir, "tokenizer.json"), model.at, model.n), done);
-    TRY_GOTO(file_write_atomic(path_join(&arena, dir, "tokenizer_config.json"), config.at, config.n), done);
+    TRY_GOTO(
+        file_write_atomic(path_join(&arena, dir, "tokenizer_config.json"), config.at, config.n),
+        done);
 done:
     str_deinit(&model);
     str_deinit(&config);

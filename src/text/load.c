@@ -19,8 +19,10 @@ static Status read_tokenizer(Arena *arena, const char *path, const char *dir, To
     while (start < file.n && strchr(" \n\r\t", file.at[start]) && file.at[start]) start++;
     if (start == file.n) return fail(ERR_FORMAT, "%s is empty", path);
     if (file.at[start] < 0x20)
-        return fail(ERR_UNSUPPORTED, "%s looks like a SentencePiece model; tokenizer.json and tiktoken files are read",
-                    path);
+        return fail(
+            ERR_UNSUPPORTED,
+            "%s looks like a SentencePiece model; tokenizer.json and tiktoken files are read",
+            path);
     if (file.at[start] != '{') return tiktoken_parse(file, path, false, out);
     TRY(hf_parse(file, path, out));
     Status status = read_config(arena, dir, *out);
@@ -39,7 +41,8 @@ static Status load(Arena *arena, const char *path, Tokenizer **out)
         const char *dir = stem ? arena_strndup(arena, path, stem) : ".";
         return read_tokenizer(arena, path, dir, out);
     }
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "original/tokenizer.model"};
+    static const char *const names[] = {"tokenizer.json", "tokenizer.model",
+                                        "original/tokenizer.model"};
     for (int i = 0; i < COUNT_OF(names); i++) {
         const char *file = path_join(arena, path, names[i]);
         if (file_exists(file)) return read_tokenizer(arena, file, path, out);

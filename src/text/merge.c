@@ -92,7 +92,8 @@ void merge_scratch_deinit(MergeScratch *s)
     *s = (MergeScratch){0};
 }
 
-static inline void push_pair(const Tokenizer *t, MergeScratch *s, size_t *n_heap, uint32_t left, uint32_t right)
+static inline void push_pair(const Tokenizer *t, MergeScratch *s, size_t *n_heap, uint32_t left,
+                             uint32_t right)
 {
     const MergeRule *rule = merge_find(t, s->id[left], s->id[right]);
     if (rule) heap_push(s->heap, n_heap, (HeapItem){rule->priority, left, rule->left, rule->right});
@@ -123,7 +124,8 @@ void merge_long(const Tokenizer *t, MergeScratch *s, Bytes piece, IdVec *ids)
         if (left > 0) push_pair(t, s, &n_heap, s->before[left], left);
     }
     for (uint32_t i = 0; i < n; i = s->after[i]) VEC_PUSH(ids, s->id[i]);
-    if (s->cap > MAX_PIECE_BYTES / 16) merge_scratch_deinit(s); /* such a piece is rare: do not keep 10 MB */
+    if (s->cap > MAX_PIECE_BYTES / 16)
+        merge_scratch_deinit(s); /* such a piece is rare: do not keep 10 MB */
 }
 
 void merge_piece(const Tokenizer *t, MergeScratch *scratch, Bytes piece, IdVec *ids)

@@ -15,8 +15,8 @@ Status pattern_compile(const char *pattern, const char *where, void **regex)
 {
     size_t n = strlen(pattern);
     if (n == 0 || n > MAX_PATTERN_BYTES)
-        return fail(ERR_FORMAT, "%s: a pre-tokenizer pattern of %zu bytes; 1 to %d are allowed", where, n,
-                    MAX_PATTERN_BYTES);
+        return fail(ERR_FORMAT, "%s: a pre-tokenizer pattern of %zu bytes; 1 to %d are allowed",
+                    where, n, MAX_PATTERN_BYTES);
     int error;
     PCRE2_SIZE at;
     /* \C would cut characters in two, which the split must not. */
@@ -25,8 +25,8 @@ Status pattern_compile(const char *pattern, const char *where, void **regex)
     if (!code) {
         PCRE2_UCHAR reason[128];
         pcre2_get_error_message(error, reason, sizeof reason);
-        return fail(ERR_FORMAT, "%s: the pre-tokenizer pattern is wrong at its byte %zu: %s", where, at,
-                    (const char *)reason);
+        return fail(ERR_FORMAT, "%s: the pre-tokenizer pattern is wrong at its byte %zu: %s", where,
+                    at, (const char *)reason);
     }
     (void)pcre2_jit_compile(code, PCRE2_JIT_COMPLETE); /* without it pcre2_match interprets */
     *regex = code;

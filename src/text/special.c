@@ -80,7 +80,9 @@ static const SpecialRun trained[] = {
 
 char *special_name(Arena *arena, SpecialSet set, int i)
 {
-    const SpecialRun *run = set == SPECIALS_LLAMA3 ? llama3 : set == SPECIALS_LLAMA4 ? llama4 : trained;
+    const SpecialRun *run = set == SPECIALS_LLAMA3   ? llama3
+                            : set == SPECIALS_LLAMA4 ? llama4
+                                                     : trained;
     while (i >= run->first + run->n) run++;
     if (!strstr(run->name, "%d")) return arena_printf(arena, "<|%s|>", run->name);
     size_t stem = strlen(run->name) - strlen("%d");

@@ -9,9 +9,9 @@
  */
 #include "text/text_internal.h"
 
-const char pattern_llama3[] =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+const char pattern_llama3[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,"
+                              "3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                              "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 const char pattern_llama4[] =
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+"
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
@@ -22,11 +22,11 @@ const char pattern_gpt2[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 enum {
-    NEITHER_L_N = CHAR_OTHER | CHAR_MARK,              /* of [^\s\p{L}\p{N}] */
-    PREFIX = CHAR_OTHER | CHAR_MARK | CHAR_SPACE,      /* [^\r\n\p{L}\p{N}] */
-    CASELESS = CHAR_LETTER | CHAR_MARK,                /* in both of the next two */
-    HEAD = CHAR_UPPER | CASELESS,                      /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] */
-    TAIL = CHAR_LOWER | CASELESS,                      /* [\p{Ll}\p{Lm}\p{Lo}\p{M}] */
+    NEITHER_L_N = CHAR_OTHER | CHAR_MARK,         /* of [^\s\p{L}\p{N}] */
+    PREFIX = CHAR_OTHER | CHAR_MARK | CHAR_SPACE, /* [^\r\n\p{L}\p{N}] */
+    CASELESS = CHAR_LETTER | CHAR_MARK,           /* in both of the next two */
+    HEAD = CHAR_UPPER | CASELESS,                 /* [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}] */
+    TAIL = CHAR_LOWER | CASELESS,                 /* [\p{Ll}\p{Lm}\p{Lo}\p{M}] */
 };
 
 typedef struct Scan {
@@ -52,8 +52,8 @@ static inline uint8_t class_at(const Scan *c, size_t i, size_t *length)
         return c->classes[(b & 0x0f) << 12 | (uint32_t)(s[1] & 0x3f) << 6 | (s[2] & 0x3f)];
     }
     *length = 4;
-    return c->classes[(b & 0x07) << 18 | (uint32_t)(s[1] & 0x3f) << 12 | (uint32_t)(s[2] & 0x3f) << 6 |
-                      (s[3] & 0x3f)];
+    return c->classes[(b & 0x07) << 18 | (uint32_t)(s[1] & 0x3f) << 12 |
+                      (uint32_t)(s[2] & 0x3f) << 6 | (s[3] & 0x3f)];
 }
 
 /* The end of the run of characters in `mask` that begins at i. */
@@ -96,7 +96,8 @@ static size_t white_space(const Scan *c, size_t i)
         if (class & CHAR_NEWLINE) newline_end = end;
     }
     if (newline_end) return newline_end;
-    return end == c->n || last == i ? end : last; /* before a non-space the last one is given back */
+    return end == c->n || last == i ? end
+                                    : last; /* before a non-space the last one is given back */
 }
 
 /*  ?[^\s\p{L}\p{N}]+ at i: its end, or i. */
@@ -164,7 +165,9 @@ size_t split_llama4(const uint8_t *classes, Bytes text, size_t pos)
     if (class & CHAR_NUMBER) return digits(&c, pos);
     end = symbols(&c, pos);
     if (end > pos) {
-        while (end < text.n && (text.at[end] == '\r' || text.at[end] == '\n' || text.at[end] == '/')) end++;
+        while (end < text.n &&
+               (text.at[end] == '\r' || text.at[end] == '\n' || text.at[end] == '/'))
+            end++;
         return end;
     }
     return white_space(&c, pos);

@@ -46,7 +46,8 @@ static void classes_agree_with_pcre2(void **state)
     assert_true(differ < 20000);
     assert_int_equal(classes[0x10ffff], CHAR_OTHER);
     assert_int_equal(classes[0x1c89], CHAR_UPPER); /* new in Unicode 16 */
-    assert_int_equal(classes[0x180e], CHAR_OTHER); /* no white space since Unicode 6.3, still so in PCRE2 */
+    assert_int_equal(classes[0x180e],
+                     CHAR_OTHER); /* no white space since Unicode 6.3, still so in PCRE2 */
     assert_int_equal(classes[0x85], CHAR_SPACE);
     free(classes);
     free(found);
@@ -76,8 +77,8 @@ static void compare(Split *split, const uint8_t *classes, Matcher *m, void *rege
         size_t expected = 0, end = split(classes, text, pos);
         assert_ok(matcher_split(m, regex, text, pos, &expected));
         if (end != expected)
-            fail_msg("piece at %zu of \"%.*s\" (%zu bytes): ends at %zu, PCRE2 says %zu", pos, (int)text.n,
-                     (const char *)text.at, text.n, end, expected);
+            fail_msg("piece at %zu of \"%.*s\" (%zu bytes): ends at %zu, PCRE2 says %zu", pos,
+                     (int)text.n, (const char *)text.at, text.n, end, expected);
         pos = end;
     }
 }
@@ -120,7 +121,8 @@ static void llama4_scanner_equals_pcre2(void **state)
 static void utf8_runs(void **state)
 {
     (void)state;
-    static const char *const invalid[] = {"\x80", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8\x88", "\xff\xfe"};
+    static const char *const invalid[] = {
+        "\x80", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8\x88", "\xff\xfe"};
     for (int i = 0; i < COUNT_OF(invalid); i++) {
         Str s = {0};
         str_add(&s, "caf\xc3\xa9 12345678 ");
@@ -131,7 +133,8 @@ static void utf8_runs(void **state)
         assert_int_equal(utf8_valid_run(at, s.n), n_valid);
         assert_int_equal(utf8_invalid_run(at + n_valid, s.n - n_valid), n_bad);
         assert_int_equal(utf8_valid_run(at + n_valid + n_bad, s.n - n_valid - n_bad), 4);
-        assert_int_equal(utf8_valid_run(at + n_valid + n_bad, 3), 1); /* cut in the middle of a character */
+        assert_int_equal(utf8_valid_run(at + n_valid + n_bad, 3),
+                         1); /* cut in the middle of a character */
         str_deinit(&s);
     }
 }
@@ -140,9 +143,11 @@ static void utf8_runs(void **state)
 static void hostile_patterns(void **state)
 {
     (void)state;
-    static const char *const wrong[] = {"", "(", "[a", "a{5,1}", "\\p{Nothing}", "\\C+", "((((a{999}){999}){999}){999})"};
+    static const char *const wrong[] = {
+        "", "(", "[a", "a{5,1}", "\\p{Nothing}", "\\C+", "((((a{999}){999}){999}){999})"};
     void *regex = NULL;
-    for (int i = 0; i < COUNT_OF(wrong); i++) assert_int_equal(pattern_compile(wrong[i], "test", &regex), ERR_FORMAT);
+    for (int i = 0; i < COUNT_OF(wrong); i++)
+        assert_int_equal(pattern_compile(wrong[i], "test", &regex), ERR_FORMAT);
     assert_ok(pattern_compile("(a+)+$|(a|aa)+b", "test", &regex));
     Matcher m;
     matcher_init(&m, regex);
@@ -159,6 +164,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(classes_agree_with_pcre2), cmocka_unit_test(llama3_scanner_equals_pcre2),
-        cmocka_unit_test(llama4_scanner_equals_pcre2), cmocka_unit_test(utf8_runs), cmocka_unit_test(hostile_patterns)};
+        cmocka_unit_test(llama4_scanner_equals_pcre2), cmocka_unit_test(utf8_runs),
+        cmocka_unit_test(hostile_patterns)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

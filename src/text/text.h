@@ -106,7 +106,8 @@ void decoder_finish(Decoder *decoder, Str *out); /* what is held becomes U+FFFD 
 
 /* Texts one after another. A piece never spans two texts. */
 typedef struct TextSource {
-    Status (*next)(void *context, Bytes *text); /* at == NULL after the last; valid until the next call */
+    Status (*next)(void *context,
+                   Bytes *text); /* at == NULL after the last; valid until the next call */
     void *context;
 } TextSource;
 
@@ -128,6 +129,7 @@ typedef struct TokenizerTrainOptions {
 /* Learns merges with the Llama 4 pattern: the most frequent pair first, among equals the one with
  * the lowest ids. Ids: the 256 bytes, the merges, the special tokens by their Llama 4 names and, to
  * make up vocab_size, <|reserved_special_token_N|>. */
-Status tokenizer_train(const TokenizerTrainOptions *options, const TextSource *source, Tokenizer **out);
+Status tokenizer_train(const TokenizerTrainOptions *options, const TextSource *source,
+                       Tokenizer **out);
 
 #endif

@@ -12,7 +12,8 @@ enum {
     MAX_TOKEN_BYTES = 512,         /* longest published: 128 */
     MAX_PATTERN_BYTES = 16 << 10,
     MAX_PIECE_BYTES = 4 << 20,
-    MAX_PROBES = 1000, /* of a hash table half full: far beyond chance, so only a forged file has it */
+    MAX_PROBES =
+        1000, /* of a hash table half full: far beyond chance, so only a forged file has it */
     MAX_STOPS = 8,
 };
 
@@ -71,7 +72,7 @@ typedef struct Tokenizer {
     int32_t n_ids;
     uint32_t *offset; /* [n_ids + 1] into bytes */
     uint8_t *bytes;
-    uint8_t *kind;    /* [n_ids] TokenKind */
+    uint8_t *kind; /* [n_ids] TokenKind */
     int32_t byte_id[256];
     uint32_t max_plain_bytes; /* longest plain token */
     VocabSlot *vocab;         /* plain tokens by bytes */

@@ -11,9 +11,9 @@
 #include <cmocka.h>
 #include <stdlib.h>
 
-#define assert_ok(call)                                                                                      \
-    do {                                                                                                     \
-        if ((call) != OK) fail_msg("%s", status_message());                                                  \
+#define assert_ok(call)                                                                            \
+    do {                                                                                           \
+        if ((call) != OK) fail_msg("%s", status_message());                                        \
     } while (0)
 
 /* 256 bytes, then n_more tokens, each two earlier ones joined, mostly of the letters a to d so that
@@ -61,13 +61,14 @@ static inline Tokenizer *make_tokenizer(uint64_t seed, int n_more, const char *p
  * spaces, apostrophes, slashes, and now and then any code point. */
 static inline uint32_t random_char(uint64_t seed, uint64_t i)
 {
-    static const uint32_t some[] = {'a',    'b',    's',    't',    'r',    'e',     'l',     'v',    'm',    'd',
-                                    'A',    'B',    'S',    'L',    'E',    ' ',     ' ',     ' ',    '\n',   '\r',
-                                    '\t',   '\'',   '\'',   '/',    '.',    '!',     '_',     '0',    '7',    0x0b,
-                                    0x85,   0xa0,   0x2003, 0x3000, 0x2028, 0x17f,   0x301,   0x300,  0x5d0,  0x6771,
-                                    0x4eac, 0x1c5,  0x2b0,  0x660,  0xb2,   0x2167,  0x1f600, 0x200d, 0x94d,  0x915,
-                                    0xe9,   0xc9,   0x3b1,  0x391,  0x434,  0x414,   0x10400, 0xad,   0xfeff, 0x1f1e6,
-                                    0x212a, 0x130,  0x131,  0xdf,   0x1e9e, 0xfb05,  0x2019,  0x1160, 0xac00, 0xe0001};
+    static const uint32_t some[] = {
+        'a',    'b',   's',    't',    'r',    'e',    'l',     'v',    'm',    'd',
+        'A',    'B',   'S',    'L',    'E',    ' ',    ' ',     ' ',    '\n',   '\r',
+        '\t',   '\'',  '\'',   '/',    '.',    '!',    '_',     '0',    '7',    0x0b,
+        0x85,   0xa0,  0x2003, 0x3000, 0x2028, 0x17f,  0x301,   0x300,  0x5d0,  0x6771,
+        0x4eac, 0x1c5, 0x2b0,  0x660,  0xb2,   0x2167, 0x1f600, 0x200d, 0x94d,  0x915,
+        0xe9,   0xc9,  0x3b1,  0x391,  0x434,  0x414,  0x10400, 0xad,   0xfeff, 0x1f1e6,
+        0x212a, 0x130, 0x131,  0xdf,   0x1e9e, 0xfb05, 0x2019,  0x1160, 0xac00, 0xe0001};
     uint64_t pick = rng_below(seed, 2 * i, 80);
     if (pick < COUNT_OF(some)) return some[pick];
     uint32_t code_point = (uint32_t)rng_below(seed, 2 * i + 1, pick < 78 ? 0x3000 : CODE_POINTS);

@@ -45,17 +45,20 @@ static Status parse_line(Ranks *ranks, Bytes line, const char *name)
     size_t n = 0;
     while (n < line.n && line.at[n] != ' ') n++;
     if (n > (MAX_TOKEN_BYTES + 2) / 3 * 4)
-        return fail(ERR_FORMAT, "%s line %zu: a token of more than %d bytes", name, n_line, MAX_TOKEN_BYTES);
+        return fail(ERR_FORMAT, "%s line %zu: a token of more than %d bytes", name, n_line,
+                    MAX_TOKEN_BYTES);
     int n_bytes = base64_decode(line.at, n, bytes);
-    if (n_bytes <= 0) return fail(ERR_FORMAT, "%s line %zu: not base64, a space and a rank", name, n_line);
+    if (n_bytes <= 0)
+        return fail(ERR_FORMAT, "%s line %zu: not base64, a space and a rank", name, n_line);
     char digits[24] = "";
     size_t n_digits = line.n - n;
     if (n_digits >= 2 && n_digits <= sizeof digits) memcpy(digits, line.at + n + 1, n_digits - 1);
     int64_t rank;
     if (!parse_i64(digits, &rank)) return fail(ERR_FORMAT, "%s line %zu: no rank", name, n_line);
     if (rank != (int64_t)ranks->token.n)
-        return fail(ERR_FORMAT, "%s line %zu: rank %lld where %zu has to come: ranks are dense from 0", name, n_line,
-                    (long long)rank, ranks->token.n);
+        return fail(ERR_FORMAT,
+                    "%s line %zu: rank %lld where %zu has to come: ranks are dense from 0", name,
+                    n_line, (long long)rank, ranks->token.n);
     Bytes token = {arena_copy(&ranks->arena, bytes, (size_t)n_bytes), (size_t)n_bytes};
     VEC_PUSH(&ranks->token, token);
     return OK;
@@ -113,7 +116,8 @@ Status tiktoken_parse(Bytes file, const char *name, bool any_size, Tokenizer **o
     size_t n = ranks.token.n;
     if (!any_size && n != 128000 && n != 200000) {
         status = fail(ERR_UNSUPPORTED,
-                      "%s has %zu tokens: neither Llama 3's 128000 nor Llama 4's 200000, so its pattern and special "
+                      "%s has %zu tokens: neither Llama 3's 128000 nor Llama 4's 200000, so its "
+                      "pattern and special "
                       "tokens are unknown; give a tokenizer.json instead",
                       name, n);
         goto done;

@@ -184,7 +184,8 @@ static void init(Trainer *t, const WordCounts *words)
     for (uint32_t w = 0; w < t->words.n; w++) {
         const Symbols *word = &t->words.at[w];
         const int32_t *s = t->symbols.at + word->at;
-        for (uint32_t k = 0; k + 1 < word->n; k++) pair_gains(t, pair_index(t, s[k], s[k + 1]), w, word->count);
+        for (uint32_t k = 0; k + 1 < word->n; k++)
+            pair_gains(t, pair_index(t, s[k], s[k + 1]), w, word->count);
     }
     for (uint32_t i = 0; i < t->pairs.n; i++) heap_push(t, i);
 }
@@ -244,7 +245,8 @@ static void merge_pair(Trainer *t, uint32_t index)
     }
     t->pairs.at[index] = (Pair){.left = pair.left, .right = pair.right, .result = pair.result};
     t->risen.n = 0;
-    for (uint32_t i = 0; i < pair.n_words; i++) merge_in_word(t, pair.words[i], pair.left, pair.right, pair.result);
+    for (uint32_t i = 0; i < pair.n_words; i++)
+        merge_in_word(t, pair.words[i], pair.left, pair.right, pair.result);
     t->pairs.at[index].count = 0; /* "aaa" counted its second pair too: it is gone with the first */
     for (size_t i = 0; i < t->risen.n; i++) {
         t->pairs.at[t->risen.at[i]].is_risen = false;
@@ -260,8 +262,11 @@ static Status find_merges(Trainer *t, int32_t n_tokens, TrainProgress *seen)
         PairItem item = heap_pop(t);
         const Pair *pair = &t->pairs.at[item.pair];
         if (item.count > pair->count) heap_push(t, item.pair);
-        if (item.count != pair->count) continue; /* lower: the higher item has been merged or will be */
-        if ((int32_t)(t->tokens.at[pair->left].n + t->tokens.at[pair->right].n) > t->max_token_bytes) continue;
+        if (item.count != pair->count)
+            continue; /* lower: the higher item has been merged or will be */
+        if ((int32_t)(t->tokens.at[pair->left].n + t->tokens.at[pair->right].n) >
+            t->max_token_bytes)
+            continue;
         merge_pair(t, item.pair);
         seen->n_merges = (int64_t)t->tokens.n - 256;
         if (t->options->progress && seen->n_merges % PROGRESS_EVERY == 0)
@@ -324,19 +329,25 @@ static Status train(Trainer *t, CountOptions *count, const TextSource *source, T
     return build(t, tokenizer);
 }
 
-Status tokenizer_train(const TokenizerTrainOptions *options, const TextSource *source, Tokenizer **out)
+Status tokenizer_train(const TokenizerTrainOptions *options, const TextSource *source,
+                       Tokenizer **out)
 {
     int least = 256 + TRAINED_SPECIALS;
     if (options->vocab_size < least || options->vocab_size > MAX_TOKENS)
-        return fail(ERR_ARG, "a vocabulary of %d: from %d (256 bytes and %d special tokens) to %d are possible",
-                    options->vocab_size, least, TRAINED_SPECIALS, MAX_TOKENS);
+        return fail(
+            ERR_ARG,
+            "a vocabulary of %d: from %d (256 bytes and %d special tokens) to %d are possible",
+            options->vocab_size, least, TRAINED_SPECIALS, MAX_TOKENS);
     Trainer t = {.options = options,
                  .max_token_bytes = options->max_token_bytes ? options->max_token_bytes : 128,
                  .min_count = options->min_count ? options->min_count : 2};
     if (t.max_token_bytes < 2 || t.max_token_bytes > MAX_TOKEN_BYTES)
-        return fail(ERR_ARG, "tokens of up to %d bytes: 2 to %d are possible", t.max_token_bytes, MAX_TOKEN_BYTES);
-    CountOptions count = {options->threads > 0 ? options->threads : cpu_count(), options->progress,
-                          options->progress_context, {0}};
+        return fail(ERR_ARG, "tokens of up to %d bytes: 2 to %d are possible", t.max_token_bytes,
+                    MAX_TOKEN_BYTES);
+    CountOptions count = {options->threads > 0 ? options->threads : cpu_count(),
+                          options->progress,
+                          options->progress_context,
+                          {0}};
     Tokenizer *tokenizer = tokenizer_new();
     Status status = train(&t, &count, source, tokenizer);
     trainer_deinit(&t);

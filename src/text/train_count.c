@@ -127,9 +127,12 @@ static Status count_chunks(Counter *c, Chunks *chunks)
     for (int i = 0; i < c->options->threads; i++) n_words += c->per_thread[i].n;
     chunks->n = 0;
     if (n_words > MAX_WORDS)
-        return fail(ERR_REFUSED, "more than %d different pieces in %llu bytes of text: train the tokenizer on a sample",
-                    MAX_WORDS, (unsigned long long)c->options->seen.read_bytes);
-    if (c->options->progress) TRY(c->options->progress(c->options->progress_context, &c->options->seen));
+        return fail(
+            ERR_REFUSED,
+            "more than %d different pieces in %llu bytes of text: train the tokenizer on a sample",
+            MAX_WORDS, (unsigned long long)c->options->seen.read_bytes);
+    if (c->options->progress)
+        TRY(c->options->progress(c->options->progress_context, &c->options->seen));
     return OK;
 }
 
@@ -163,7 +166,8 @@ static Status count_texts(Counter *c, const TextSource *source, Str *batch, Chun
 
 Status words_count(CountOptions *options, const TextSource *source, WordCounts *words)
 {
-    Counter c = {options, xmalloc(CODE_POINTS), xcalloc((size_t)options->threads, sizeof(WordCounts))};
+    Counter c = {options, xmalloc(CODE_POINTS),
+                 xcalloc((size_t)options->threads, sizeof(WordCounts))};
     Str batch = {0};
     Chunks chunks = {0};
     unicode_expand(c.classes);
@@ -174,7 +178,8 @@ Status words_count(CountOptions *options, const TextSource *source, WordCounts *
         for (uint64_t k = 0; other->slots && status == OK && k <= other->mask; k++) {
             const Word *word = &other->slots[k];
             PieceKey key = {word->low, word->high, word->n};
-            if (word->n) words_add(words, (const uint8_t *)other->bytes.at + word->at, key, word->count);
+            if (word->n)
+                words_add(words, (const uint8_t *)other->bytes.at + word->at, key, word->count);
         }
         words_deinit(other);
     }

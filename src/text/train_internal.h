@@ -5,7 +5,7 @@
 #include "text/text_internal.h"
 
 enum {
-    MAX_WORD_BYTES = 256,         /* longer pieces (data, not language) are counted in slices of this */
+    MAX_WORD_BYTES = 256, /* longer pieces (data, not language) are counted in slices of this */
     MAX_WORDS = 64 * 1000 * 1000, /* different pieces; beyond, a sample of the text would do */
 };
 

@@ -1,0 +1,348 @@
+/* Files: what is written is read back the same; what is not understood is refused by name. */
+#include "text/text_test_util.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+typedef struct Scratch {
+    Arena arena;
+    char *dir;
+} Scratch;
+
+static int make_dir(void **state)
+{
+    Scratch *s = xcalloc(1, sizeof *s);
+    char name[] = "/tmp/drover-text-XXXXXX";
+    if (!mkdtemp(name)) return -1;
+    s->dir = arena_strdup(&s->arena, name);
+    *state = s;
+    return 0;
+}
+
+static int remove_dir(void **state)
+{
+    Scratch *s = *state;
+    Status status = dir_remove_tree(s->dir);
+    arena_deinit(&s->arena);
+    free(s);
+    return status == OK ? 0 : -1;
+}
+
+static void assert_same_tokenizer(const Tokenizer *a, const Tokenizer *b)
+{
+    assert_true(tokenizer_hash(a) == tokenizer_hash(b));
+    assert_int_equal(tokenizer_bos(a), tokenizer_bos(b));
+    assert_int_equal(tokenizer_eos(a), tokenizer_eos(b));
+    assert_int_equal(tokenizer_pad(a), tokenizer_pad(b));
+    assert_int_equal(tokenizer_adds_bos(a), tokenizer_adds_bos(b));
+    assert_string_equal(tokenizer_pattern(a), tokenizer_pattern(b));
+}
+
+static void save_and_load(void **state)
+{
+    Scratch *s = *state;
+    static const char *const patterns[] = {pattern_llama3, pattern_llama4, pattern_gpt2,
+                                           "[a-z\"\\\\]+|\\s"};
+    for (int i = 0; i < COUNT_OF(patterns); i++) {
+        Tokenizer *t = make_tokenizer(7 + (uint64_t)i, 300, patterns[i]), *again = NULL;
+        char *dir = arena_printf(&s->arena, "%s/tok%d/deeper", s->dir, i);
+        t->chat_template = arena_strdup(&t->arena, "{{ \"a\\n\" }}\n\t{%- x -%}\x01");
+        t->model_max_length = 1e30;
+        t->whole_piece = i % 2;
+        t->bos = tokenizer_id_of(t, "<|a|>");
+        t->adds_bos = i != 3;
+        build_finish(t);
+        assert_ok(tokenizer_save(t, dir));
+        assert_ok(tokenizer_load(dir, &again));
+        assert_same_tokenizer(t, again);
+        assert_string_equal(tokenizer_chat_template(again), tokenizer_chat_template(t));
+        assert_true(again->model_max_length == 1e30);
+        assert_int_equal(tokenizer_token_kind(again, 558), TOKEN_ADDED);
+        tokenizer_destroy(again);
+        assert_ok(tokenizer_load(path_join(&s->arena, dir, "tokenizer.json"), &again));
+        assert_same_tokenizer(t, again);
+        tokenizer_destroy(again);
+        tokenizer_destroy(t);
+    }
+}
+
+/* Bytes that are written in the byte map come back; every character of the map is its byte. */
+static void byte_map(void **state)
+{
+    (void)state;
+    for (int b = 0; b < 256; b++)
+        assert_int_equal(byte_of_char((uint32_t)byte_char((uint8_t)b)), b);
+    assert_int_equal(byte_char(' '), 0x120);
+    assert_int_equal(byte_char('\n'), 0x10a);
+    assert_int_equal(byte_char(0xad), 0x143);
+    for (uint32_t c = 0x144; c < 0x3000; c++) assert_int_equal(byte_of_char(c), -1);
+    assert_int_equal(byte_of_char(' '), -1);
+}
+
+/* ---- refusals of tokenizer.json -------------------------------------------------------- */
+
+/* A small file with one place changed: the first `from` becomes `to`. */
+static char *sample(Arena *arena, const char *from, const char *to)
+{
+    Str s = {0};
+    str_add(&s, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n"
+                " \"added_tokens\": [{\"id\": 258, \"content\": \"<|eot|>\", \"single_word\": "
+                "false, \"lstrip\": false,"
+                " \"rstrip\": false, \"normalized\": false, \"special\": true}],\n"
+                " \"normalizer\": null,\n"
+                " \"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": "
+                "\"Split\", \"pattern\": "
+                "{\"Regex\": \"\\\\p{L}+\"}, \"behavior\": \"Isolated\", \"invert\": false}, "
+                "{\"type\": \"ByteLevel\", "
+                "\"add_prefix_space\": false, \"use_regex\": false}]},\n"
+                " \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"},\n"
+                " \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
+                "\"byte_fallback\": false,"
+                " \"ignore_merges\": false, \"vocab\": {");
+    for (int b = 0; b < 256; b++) {
+        uint8_t utf8[4];
+        int n = utf8_encode((uint32_t)byte_char((uint8_t)b), utf8);
+        str_printf(&s, "\"%s%.*s\": %d, ", b == '"' || b == '\\' ? "\\" : "", n, (const char *)utf8,
+                   b);
+    }
+    str_add(&s, "\"ab\": 256, \"abc\": 257}, \"merges\": [\"a b\", [\"ab\", \"c\"]]}}");
+    char *text = arena_strdup(arena, s.at), *place = strstr(s.at, from);
+    if (!place) fail_msg("the sample has no %s", from);
+    text = arena_printf(arena, "%.*s%s%s", (int)(place - s.at), text, to,
+                        text + (place - s.at) + strlen(from));
+    str_deinit(&s);
+    return text;
+}
+
+typedef struct Refusal {
+    const char *from, *to, *reason; /* reason: part of the sentence; NULL = must be accepted */
+    Status status;
+} Refusal;
+
+static const Refusal refusals[] = {
+    {"}", "}", NULL, OK},
+    {"\"normalizer\": null", "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": []}", NULL,
+     OK},
+    {"\"special\": true", "\"special\": false", NULL, OK},
+    {"{\"version\"", "{\"version\": 1, \"version\"", "duplicate", ERR_FORMAT},
+    {"\"type\": \"BPE\"", "\"type\": \"Unigram\"", "\"Unigram\"", ERR_UNSUPPORTED},
+    {"\"byte_fallback\": false", "\"byte_fallback\": true", "byte_fallback", ERR_UNSUPPORTED},
+    {"\"dropout\": null", "\"dropout\": 0.1", "dropout", ERR_UNSUPPORTED},
+    {"\"unk_token\": null", "\"end_of_word_suffix\": \"</w>\"", "suffix", ERR_UNSUPPORTED},
+    {"\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}", "\"NFC\"", ERR_UNSUPPORTED},
+    {"\"decoder\": {\"type\": \"ByteLevel\"}", "\"decoder\": {\"type\": \"WordPiece\"}",
+     "\"WordPiece\"", ERR_UNSUPPORTED},
+    {"\"post_processor\": null", "\"post_processor\": {\"type\": \"BertProcessing\"}",
+     "\"BertProcessing\"", ERR_UNSUPPORTED},
+    {"\"type\": \"Split\"", "\"type\": \"Digits\"", "\"Digits\"", ERR_UNSUPPORTED},
+    {"\"Isolated\"", "\"Removed\"", "\"Removed\"", ERR_UNSUPPORTED},
+    {"\"invert\": false", "\"invert\": true", "inverted", ERR_UNSUPPORTED},
+    {"\"Regex\"", "\"String\"", "Regex", ERR_UNSUPPORTED},
+    {"\\\\p{L}+", "(((", "pattern is wrong", ERR_FORMAT},
+    {"\"add_prefix_space\": false", "\"add_prefix_space\": true", "add_prefix_space",
+     ERR_UNSUPPORTED},
+    {"\"use_regex\": false", "\"use_regex\": true", "more than one", ERR_UNSUPPORTED},
+    {"\"lstrip\": false", "\"lstrip\": true", "\"lstrip\"", ERR_UNSUPPORTED},
+    {"\"id\": 258", "\"id\": 99999", "\"<|eot|>\" has id 99999", ERR_FORMAT},
+    {"\"id\": 258", "\"id\": -1", "\"<|eot|>\" has id -1", ERR_FORMAT},
+    {"\"id\": 258", "\"id\": 257", "\"abc\" has id 257", ERR_FORMAT},
+    {"\"abc\": 257", "\"abc\": 256", "\"abc\" has id 256", ERR_FORMAT},
+    {"\"abc\": 257", "\"abc\": 4294967296", "\"abc\" has id 4294967296", ERR_FORMAT},
+    {"\"abc\": 257", "\"abc\": 99999999999999999999", "big integer", ERR_FORMAT},
+    {"\"abc\": 257", "\"abc\": 257.0", "\"abc\" has no integer id", ERR_FORMAT},
+    {"\"abc\": 257", "\"a bc\": 257", "\"a bc\"", ERR_UNSUPPORTED},
+    {"\"A\": 65, ", "", "byte 0x41", ERR_UNSUPPORTED},
+    {"\"a b\"", "\"ab\"", "merge 0", ERR_FORMAT},
+    {"\"a b\"", "\"a q\"", "merge 0 gives \"aq\"", ERR_FORMAT},
+    {"\"a b\"", "\"a b c\"", "merge 0", ERR_FORMAT},
+    {"\"a b\"", "\"xyz b\"", "merge 0 joins \"xyz\"", ERR_FORMAT},
+    {"\"a b\"", "\"a \"", "merge 0", ERR_FORMAT},
+    {"[\"ab\", \"c\"]", "\"a b\"", "merge 1 is listed before", ERR_FORMAT},
+    {"[\"ab\", \"c\"]", "[\"ab\"]", "merge 1", ERR_FORMAT},
+    {"[\"ab\", \"c\"]", "[\"ab\", 3]", "merge 1", ERR_FORMAT},
+};
+
+static void what_is_not_understood_is_refused_by_name(void **state)
+{
+    Scratch *s = *state;
+    for (int i = 0; i < COUNT_OF(refusals); i++) {
+        const Refusal *r = &refusals[i];
+        const char *text = sample(&s->arena, r->from, r->to);
+        Tokenizer *t = NULL;
+        Status status = hf_parse((Bytes){(const uint8_t *)text, strlen(text)}, "T.json", &t);
+        if (status != r->status) fail_msg("%s: %s", r->to, status_message());
+        if (r->reason &&
+            (!strstr(status_message(), r->reason) || !strstr(status_message(), "T.json")))
+            fail_msg("%s: the sentence is \"%s\"", r->to, status_message());
+        tokenizer_destroy(t);
+    }
+}
+
+static void merges_go_by_their_order(void **state)
+{
+    Scratch *s = *state;
+    const char *text = sample(&s->arena, "\"abc\": 257}, \"merges\": [\"a b\", [\"ab\", \"c\"]]",
+                              "\"bc\": 257}, \"merges\": [\"b c\", \"a b\"]");
+    Tokenizer *t = NULL;
+    assert_ok(hf_parse((Bytes){(const uint8_t *)text, strlen(text)}, "T.json", &t));
+    Encoder *e;
+    IdVec ids = {0};
+    assert_ok(encoder_create(t, &e));
+    assert_ok(encoder_encode(e, "abc", 3, ENCODE_TEXT, &ids));
+    assert_int_equal(ids.n, 2); /* by rank "ab" (256) would come first */
+    assert_int_equal(ids.at[0], 'a');
+    assert_int_equal(ids.at[1], 257);
+    VEC_FREE(&ids);
+    encoder_destroy(e);
+    tokenizer_destroy(t);
+}
+
+static void config_is_checked(void **state)
+{
+    (void)state;
+    Tokenizer *t = make_tokenizer(1, 5, pattern_llama4);
+    static const char good[] =
+        "{\"eos_token\": {\"content\": \"<|ab|>\"}, \"bos_token\": null, \"pad_token\": \"<|a|>\","
+        " \"model_max_length\": 1000000000000000019884624838656}";
+    static const char *const bad[] = {"{\"eos_token\": \"<|none|>\"}", "{", "[",
+                                      "{\"eos_token\": 1, \"eos_token\": 1}"};
+    assert_ok(hf_parse_config((Bytes){(const uint8_t *)good, strlen(good)}, "C.json", t));
+    assert_int_equal(t->eos, tokenizer_id_of(t, "<|ab|>"));
+    assert_int_equal(t->pad, tokenizer_id_of(t, "<|a|>"));
+    assert_true(t->bos == -1 && t->model_max_length > 9e29);
+    for (int i = 0; i < COUNT_OF(bad); i++)
+        assert_int_equal(
+            hf_parse_config((Bytes){(const uint8_t *)bad[i], strlen(bad[i])}, "C.json", t),
+            ERR_FORMAT);
+    tokenizer_destroy(t);
+}
+
+/* ---- tiktoken -------------------------------------------------------------------------- */
+
+static void add_base64(Str *s, const uint8_t *bytes, size_t n)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < n; i += 3) {
+        uint32_t bits = (uint32_t)bytes[i] << 16;
+        if (i + 1 < n) bits |= (uint32_t)bytes[i + 1] << 8;
+        if (i + 2 < n) bits |= bytes[i + 2];
+        for (size_t k = 0; k < 4; k++)
+            str_add_n(s, i + k > n ? "=" : &digits[bits >> (18 - 6 * k) & 63], 1);
+    }
+}
+
+/* The plain tokens of a tokenizer as a tiktoken file. */
+static Str tiktoken_file(const Tokenizer *t)
+{
+    Str s = {0};
+    for (int32_t id = 0; id < t->n_ids; id++) {
+        if (t->kind[id] != TOKEN_PLAIN) continue;
+        add_base64(&s, token_bytes(t, id).at, token_bytes(t, id).n);
+        str_printf(&s, " %d\n", id);
+    }
+    return s;
+}
+
+static void tiktoken_files(void **state)
+{
+    (void)state;
+    Tokenizer *t = make_tokenizer(11, 200, pattern_llama4), *read = NULL;
+    Str file = tiktoken_file(t);
+    Bytes bytes = {(const uint8_t *)file.at, file.n};
+    assert_int_equal(tiktoken_parse(bytes, "T.model", false, &read), ERR_UNSUPPORTED);
+    assert_non_null(strstr(status_message(), "456 tokens"));
+    assert_ok(tiktoken_parse(bytes, "T.model", true, &read));
+    assert_int_equal(tokenizer_merge_count(read), tokenizer_merge_count(t));
+    for (int32_t id = 0; id < 456; id++) {
+        Bytes a = token_bytes(t, id), b = token_bytes(read, id);
+        assert_int_equal(a.n, b.n);
+        assert_memory_equal(a.at, b.at, a.n);
+    }
+    assert_int_equal(tokenizer_bos(read), 456);
+    tokenizer_destroy(read);
+    tokenizer_destroy(t);
+    str_deinit(&file);
+}
+
+static void damaged_tiktoken_files_are_refused(void **state)
+{
+    (void)state;
+    static const char *const bad[] = {"IQ==",
+                                      "IQ== ",
+                                      "IQ== x",
+                                      "IQ== 1",
+                                      "IQ== 0\nIg== 2\n",
+                                      "IQ= 0",
+                                      "I*== 0",
+                                      "IR== 0",
+                                      "IQ== 0\nIQ== 1",
+                                      "=== 0",
+                                      " 0",
+                                      "==== 0",
+                                      "IQ== 00000000000000000000000000001",
+                                      "IQ==\t0",
+                                      "IQ== 0 0\n",
+                                      "\x0a\x0b\x01",
+                                      "IQ== -1"};
+    Tokenizer *t = NULL;
+    for (int i = 0; i < COUNT_OF(bad); i++) {
+        Status status = tiktoken_parse((Bytes){(const uint8_t *)bad[i], strlen(bad[i])}, "T.model",
+                                       true, &t);
+        assert_true(status == ERR_FORMAT || status == ERR_UNSUPPORTED);
+        assert_non_null(strstr(status_message(), "T.model"));
+        assert_null(t);
+    }
+}
+
+static void wrong_paths(void **state)
+{
+    Scratch *s = *state;
+    Tokenizer *t = NULL;
+    char *file = path_join(&s->arena, s->dir, "tokenizer.model");
+    assert_int_equal(tokenizer_load(s->dir, &t), ERR_IO);
+    assert_int_equal(tokenizer_load(file, &t), ERR_IO);
+    assert_ok(file_write_atomic(file, "\n\x0e\n\x05<unk>", 10));
+    assert_int_equal(tokenizer_load(s->dir, &t), ERR_UNSUPPORTED);
+    assert_non_null(strstr(status_message(), "SentencePiece"));
+    assert_ok(file_write_atomic(file, "", 0));
+    assert_int_equal(tokenizer_load(s->dir, &t), ERR_FORMAT);
+    assert_null(t);
+}
+
+/* Loading from a tiktoken file and from what is saved of it gives one tokenizer. */
+static void published_survive_saving(void **state)
+{
+    Scratch *s = *state;
+    static const char *const names[] = {"llama3.model", "llama4.model"};
+    const char *dir = getenv("DROVER_TOKENIZERS");
+    if (!dir) skip();
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        Tokenizer *t = NULL, *again = NULL;
+        const char *path = path_join(&s->arena, dir, names[i]);
+        if (!file_exists(path)) skip();
+        assert_ok(tokenizer_load(path, &t));
+        char *saved = path_join(&s->arena, s->dir, names[i]);
+        assert_ok(tokenizer_save(t, saved));
+        assert_ok(tokenizer_load(saved, &again));
+        assert_same_tokenizer(t, again);
+        tokenizer_destroy(t);
+        tokenizer_destroy(again);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(save_and_load, make_dir, remove_dir),
+        cmocka_unit_test(byte_map),
+        cmocka_unit_test_setup_teardown(what_is_not_understood_is_refused_by_name, make_dir,
+                                        remove_dir),
+        cmocka_unit_test_setup_teardown(merges_go_by_their_order, make_dir, remove_dir),
+        cmocka_unit_test(config_is_checked),
+        cmocka_unit_test(tiktoken_files),
+        cmocka_unit_test(damaged_tiktoken_files_are_refused),
+        cmocka_unit_test_setup_teardown(wrong_paths, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(published_survive_saving, make_dir, remove_dir),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
