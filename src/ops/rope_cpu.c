@@ -25,7 +25,7 @@ SIMD Vf neighbours(Vf x)
 {
     Vi order;
     for (int i = 0; i < VL; i++) order[i] = i ^ 1;
-    return __builtin_shuffle(x, order);
+    return vf_shuffle(x, x, order);
 }
 
 /* n <= VL elements at x + i and their partners */

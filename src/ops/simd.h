@@ -44,6 +44,18 @@ SIMD Vf vf_load(const float *p)
     return v;
 }
 SIMD void vf_store(float *p, Vf v) { memcpy(p, &v, sizeof v); }
+/* Element i is element order[i] of a and b laid end to end. clang asks for constants where gcc finds out. */
+SIMD Vf vf_shuffle(Vf a, Vf b, Vi order)
+{
+#if defined(__clang__)
+    Vf y;
+    for (int i = 0; i < VL; i++) y[i] = order[i] < VL ? a[order[i]] : b[order[i] - VL];
+    return y;
+#else
+    return __builtin_shuffle(a, b, order);
+#endif
+}
+
 SIMD Vi vi_bits(Vf v)
 {
     Vi b;

@@ -227,8 +227,8 @@ SIMD void transpose(Vf m[VL])
         Vf t[VL];
 #pragma GCC unroll 16
         for (int i = 0; i < VL / 2; i++) {
-            t[2 * i] = __builtin_shuffle(m[i], m[i + VL / 2], low);
-            t[2 * i + 1] = __builtin_shuffle(m[i], m[i + VL / 2], high);
+            t[2 * i] = vf_shuffle(m[i], m[i + VL / 2], low);
+            t[2 * i + 1] = vf_shuffle(m[i], m[i + VL / 2], high);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < VL; i++) m[i] = t[i];
