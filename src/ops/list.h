@@ -43,6 +43,9 @@ OP(attention_cached)
 OP(cache_append)
 
 /* mixture of experts */
+OP(grouped_linear)
+OP(grouped_linear_dx)
+OP(grouped_linear_dw)
 
 /* update */
 OP(grad_norm)

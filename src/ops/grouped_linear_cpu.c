@@ -1,0 +1,231 @@
+/* Kernels of grouped_linear and its gradients.
+ *
+ * How many rows an expert has is known only now: the work is a list of items, each a block of one
+ * expert's product for one thread, taken in turn so that uneven experts leave nobody idle. An item packs
+ * its part of the weight once for up to ITEM_ROWS rows. An element of the result is summed the same way
+ * whatever the item it falls into.
+ */
+#include "ops/gemm.h"
+#include "ops/ops.h"
+#include "ops/simd.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+enum {
+    ITEM_ROWS = 512,
+    ITEM_LINES = 384,     /* most columns of an item, and rows of one of dw */
+    L2_WORDS = 96 * 1024, /* of packed weight */
+    ITEMS_PER_THREAD = 6,
+};
+
+/* The product of an expert is m x n from k; an item is at most cut_m x cut_n of it. */
+typedef struct Job {
+    Rows first, second, out; /* x or dy; dy in dw; y or dx */
+    const int32_t *offsets;
+    int64_t n_experts, rows;
+    int64_t w_in, w_out; /* I, O */
+    int64_t m, n;        /* of an expert's product; m is 0 where it is the expert's number of rows */
+    int64_t cut_m, cut_n;
+    GemmBlock block; /* what all items share */
+    size_t scratch_bytes;
+} Job;
+
+static int thread_index(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int64_t part(int64_t length, int64_t parts, int64_t unit)
+{
+    return ceil_div(ceil_div(length, parts), unit) * unit;
+}
+
+static int64_t expert_start(const Job *job, int64_t e) { return max_i64(0, min_i64(job->offsets[e], job->rows)); }
+
+static int64_t expert_rows(const Job *job, int64_t e)
+{
+    return max_i64(0, expert_start(job, e + 1) - expert_start(job, e));
+}
+
+/* Columns of an item: packed weight fits L2, and there are items enough for the team. */
+static void cut_rows(Job *job, int threads)
+{
+    int64_t words = ceil_div(job->block.k * (int64_t)dtype_bytes(job->first.dtype), 4);
+    int64_t widest = max_i64(64, min_i64(ITEM_LINES, L2_WORDS / words));
+    int64_t chunks = max_i64(1, job->rows / ITEM_ROWS);
+    int64_t parts = max_i64(ceil_div(job->n, widest), ceil_div(ITEMS_PER_THREAD * threads, chunks));
+    parts = min_i64(parts, ceil_div(job->n, 64));
+    job->cut_m = ITEM_ROWS;
+    job->cut_n = part(job->n, parts, CPU(gemm).columns);
+}
+
+/* x [R I] times w[e] as `axis` says: 0: [I O], lines are o; 1: transposed, lines are i. */
+static Job job_rows(Rows first, Rows out, const Shape *w, DType w_dtype, int axis, int threads)
+{
+    Job job = {.first = first, .out = out, .rows = first.n};
+    job.n_experts = w->dim[0], job.w_in = w->dim[1], job.w_out = w->dim[2];
+    job.n = axis ? job.w_in : job.w_out;
+    job.block = (GemmBlock){.m = ITEM_ROWS,
+                            .k = axis ? job.w_out : job.w_in,
+                            .a = {NULL, first.dtype, first.pitch, 1},
+                            .b = {NULL, w_dtype, axis ? job.w_out : 1, axis ? 1 : job.w_out},
+                            .c_dtype = out.dtype,
+                            .c_pitch = out.pitch};
+    cut_rows(&job, threads);
+    job.block.n = job.cut_n;
+    job.scratch_bytes = CPU(gemm).block_scratch(&job.block);
+    return job;
+}
+
+static Job job_dw(Rows dy, Rows x, const Shape *w, int threads)
+{
+    Job job = {.first = x, .second = dy, .rows = x.n};
+    job.n_experts = w->dim[0], job.m = job.w_in = w->dim[1], job.n = job.w_out = w->dim[2];
+    job.block = (GemmBlock){.k = x.n,
+                            .a = {NULL, x.dtype, 1, x.pitch},
+                            .b = {NULL, dy.dtype, 1, dy.pitch},
+                            .c_dtype = DTYPE_F32,
+                            .c_pitch = job.w_out};
+    int64_t n_parts = ceil_div(job.n, ITEM_LINES);
+    int64_t m_parts = max_i64(ceil_div(job.m, ITEM_LINES), ceil_div(2 * threads, n_parts));
+    job.cut_m = part(job.m, m_parts, CPU(gemm).rows);
+    job.cut_n = part(job.n, n_parts, CPU(gemm).columns);
+    job.block.n = job.cut_n;
+    job.scratch_bytes = CPU(gemm).block_scratch(&job.block);
+    return job;
+}
+
+/* ---- items --------------------------------------------------------------------------------- */
+
+typedef struct Item {
+    int64_t expert, i, j; /* where in the expert's product it begins */
+} Item;
+
+static int64_t expert_m(const Job *job, int64_t e) { return job->m ? job->m : expert_rows(job, e); }
+
+static int64_t expert_items(const Job *job, int64_t e)
+{
+    return ceil_div(expert_m(job, e), job->cut_m) * ceil_div(job->n, job->cut_n);
+}
+
+static int64_t count_items(const Job *job)
+{
+    int64_t items = 0;
+    for (int64_t e = 0; e < job->n_experts; e++) items += expert_items(job, e);
+    return items;
+}
+
+static Item item_at(const Job *job, int64_t index)
+{
+    Item item = {0};
+    while (index >= expert_items(job, item.expert)) index -= expert_items(job, item.expert++);
+    int64_t parts = ceil_div(job->n, job->cut_n);
+    item.i = index / parts * job->cut_m;
+    item.j = index % parts * job->cut_n;
+    return item;
+}
+
+static GemmBlock block_of(const Job *job, Item item, char *scratch)
+{
+    GemmBlock block = job->block;
+    block.m = min_i64(job->cut_m, expert_m(job, item.expert) - item.i);
+    block.n = min_i64(job->cut_n, job->n - item.j);
+    block.scratch = scratch + (size_t)thread_index() * job->scratch_bytes;
+    return block;
+}
+
+static const char *at(const void *data, int64_t elements, DType dtype)
+{
+    return (const char *)data + elements * (int64_t)dtype_bytes(dtype);
+}
+
+static void run_rows_item(const Job *job, const void *w, Item item, char *scratch)
+{
+    GemmBlock block = block_of(job, item, scratch);
+    int64_t row = expert_start(job, item.expert) + item.i;
+    int64_t weight = item.expert * job->w_in * job->w_out + item.j * block.b.line_stride;
+    block.a.data = at(job->first.data, row * job->first.pitch, job->first.dtype);
+    block.b.data = at(w, weight, block.b.dtype);
+    block.c = job->out.data + (row * job->out.pitch + item.j) * (int64_t)dtype_bytes(job->out.dtype);
+    CPU(gemm).run(&block);
+}
+
+static void run_dw_item(const Job *job, float *dw, Item item, char *scratch)
+{
+    GemmBlock block = block_of(job, item, scratch);
+    int64_t row = expert_start(job, item.expert);
+    float *to = dw + (item.expert * job->w_in + item.i) * job->w_out + item.j;
+    block.k = expert_rows(job, item.expert);
+    if (block.k == 0) {
+        for (int64_t i = 0; i < block.m; i++) memset(to + i * job->w_out, 0, (size_t)block.n * sizeof *to);
+        return;
+    }
+    block.a.data = at(job->first.data, row * job->first.pitch + item.i, job->first.dtype);
+    block.b.data = at(job->second.data, row * job->second.pitch + item.j, job->second.dtype);
+    block.c = to;
+    CPU(gemm).run(&block);
+}
+
+/* ---- kernels -------------------------------------------------------------------------------- */
+
+static Status run_rows(KernelArgs *args, int axis)
+{
+    const Tensor *w = &args->in[1];
+    Job job = job_rows(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->out[0], 1), &w->shape, w->dtype, axis,
+                       args->threads);
+    job.offsets = args->in[2].data;
+    int64_t items = count_items(&job);
+#pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
+    for (int64_t i = 0; i < items; i++) run_rows_item(&job, w->data, item_at(&job, i), args->workspace);
+    return OK;
+}
+
+static size_t workspace_rows(const Graph *graph, const Node *node, const Target *target, int axis)
+{
+    const Value *w = graph_value(graph, node->in[1]);
+    Job job = job_rows(value_as_rows(graph_value(graph, node->in[0]), 1),
+                       value_as_rows(graph_value(graph, node->out[0]), 1), &w->shape, w->dtype, axis, target->threads);
+    return job.scratch_bytes * (size_t)target->threads;
+}
+
+static Status run(KernelArgs *args) { return run_rows(args, 0); }
+static Status run_dx(KernelArgs *args) { return run_rows(args, 1); }
+
+static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    return workspace_rows(graph, node, target, 0);
+}
+
+static size_t workspace_dx(const Graph *graph, const Node *node, const Target *target)
+{
+    return workspace_rows(graph, node, target, 1);
+}
+
+static Status run_dw(KernelArgs *args)
+{
+    Job job = job_dw(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), &args->out[0].shape, args->threads);
+    job.offsets = args->in[2].data;
+    int64_t items = count_items(&job);
+#pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
+    for (int64_t i = 0; i < items; i++) run_dw_item(&job, args->out[0].data, item_at(&job, i), args->workspace);
+    return OK;
+}
+
+static size_t workspace_dw(const Graph *graph, const Node *node, const Target *target)
+{
+    Job job = job_dw(value_as_rows(graph_value(graph, node->in[0]), 1), value_as_rows(graph_value(graph, node->in[1]), 1),
+                     &graph_value(graph, node->out[0])->shape, target->threads);
+    return job.scratch_bytes * (size_t)target->threads;
+}
+
+const CpuKernel CPU(grouped_linear) = {.run = run, .workspace = workspace};
+const CpuKernel CPU(grouped_linear_dx) = {.run = run_dx, .workspace = workspace_dx};
+const CpuKernel CPU(grouped_linear_dw) = {.run = run_dw, .workspace = workspace_dw};
