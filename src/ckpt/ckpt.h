@@ -12,10 +12,9 @@
  *               names a verified checkpoint; it and one more are never removed.
  * Use:
  *     CkptTensors state = {weights, n_weights, moments, n_moments};
- *     Ckpt *found;
+ *     TRY(ckpt_store_open("runs/demo/ckpt", (CkptOptions){.keep = 3}, &store));    the lock, first
  *     TRY(ckpt_find("runs/demo/ckpt", &found));            found is NULL in a fresh run
  *     if (found) TRY(ckpt_load(found, &state));
- *     TRY(ckpt_store_open("runs/demo/ckpt", (CkptOptions){.keep = 3}, &store));
  *     TRY(ckpt_reserve(store, &state));                    the snapshot buffer, once
  *     TRY(ckpt_snapshot(store, &(CkptSave){.step = 1000, .tensors = state, .run_json = "{}"}));
  *     while (ckpt_poll(store, &result)) ...                a later step asks how it went
@@ -51,7 +50,8 @@ const SafetensorsEntry *safetensors_at(const Safetensors *file, int i); /* in or
 const SafetensorsEntry *safetensors_find(const Safetensors *file, const char *name); /* or NULL */
 /* Elements first .. first+n-1 of the tensor, as `to`, into out. A file cut short after it was opened
  * gives ERR_IO. */
-Status safetensors_read(const SafetensorsEntry *entry, int64_t first, int64_t n, DType to, void *out);
+Status safetensors_read(const SafetensorsEntry *entry, int64_t first, int64_t n, DType to,
+                        void *out);
 
 /* ---- one safetensors file, written ----------------------------------------------------- */
 
@@ -96,9 +96,9 @@ Status modeldir_open(const char *path, ModelDir **out);
 void modeldir_close(ModelDir *dir);
 const char *modeldir_path(const ModelDir *dir);
 int modeldir_count(const ModelDir *dir);
-const SafetensorsEntry *modeldir_at(const ModelDir *dir, int i); /* by name, sorted */
+const SafetensorsEntry *modeldir_at(const ModelDir *dir, int i);              /* by name, sorted */
 const SafetensorsEntry *modeldir_find(const ModelDir *dir, const char *name); /* or NULL */
-uint64_t modeldir_bytes(const ModelDir *dir); /* of all tensors */
+uint64_t modeldir_bytes(const ModelDir *dir);                                 /* of all tensors */
 /* Fills every tensor, converting element types, on all cores. A name that the directory lacks or a
  * shape that differs is an error, found before anything is written; what the directory has beyond the
  * list is said in a warning. */
@@ -177,7 +177,8 @@ typedef struct CkptResult {
 } CkptResult;
 
 /* Takes the directory (made if needed) for this process, refused at once when another has it, and
- * clears away what a crash left. */
+ * clears away what a crash left. The disk needs room for keep + 1 checkpoints: the oldest goes only
+ * when the newest is complete. */
 Status ckpt_store_open(const char *run_ckpt_dir, CkptOptions options, CkptStore **out);
 void ckpt_store_close(CkptStore *store); /* waits for a save that is under way */
 
@@ -190,6 +191,7 @@ Status ckpt_reserve(CkptStore *store, const CkptTensors *tensors);
  * it passed. ERR_ARG without a buffer or while a save is under way (ask ckpt_busy; ckpt_wait). */
 Status ckpt_snapshot(CkptStore *store, const CkptSave *save);
 bool ckpt_busy(CkptStore *store);
+double ckpt_busy_s(CkptStore *store); /* how long it has been at it; 0 when idle: for an alarm */
 /* True and the result, once for each save; poll: false while it is under way, wait: waits for it. */
 bool ckpt_poll(CkptStore *store, CkptResult *result);
 bool ckpt_wait(CkptStore *store, CkptResult *result);

@@ -10,9 +10,9 @@
 
 struct Safetensors {
     FileMap map;
-    bool in_memory;            /* map.at is the caller's */
-    char *text;                /* a copy of the header; strings are decoded in place, names point here */
-    size_t header_bytes;       /* the length field and the JSON: where the data begin */
+    bool in_memory;      /* map.at is the caller's */
+    char *text;          /* a copy of the header; strings are decoded in place, names point here */
+    size_t header_bytes; /* the length field and the JSON: where the data begin */
     SafetensorsEntry *entries; /* [n], in order of offset */
     int *by_name;              /* [n], indices of entries, sorted by name */
     int n;
@@ -81,17 +81,17 @@ typedef struct WrittenFile {
     char *name;
     uint64_t bytes;
     Hash128 hash;
-    Hash128 header;                                /* of a safetensors file */
-    int n_tensors;                                 /* 0: not a safetensors file */
-    const char **tensor_names;                     /* [n_tensors] */
-    Hash128 *tensors;                              /* [n_tensors] */
+    Hash128 header;            /* of a safetensors file */
+    int n_tensors;             /* 0: not a safetensors file */
+    const char **tensor_names; /* [n_tensors] */
+    Hash128 *tensors;          /* [n_tensors] */
 } WrittenFile;
 
 typedef VEC(WrittenFile) WrittenFiles;
 
 /* stem "model" gives model-00001-of-00002.safetensors ...; names and hashes live in the arena. */
-Status shards_write(Arena *arena, const char *dir, const char *stem, const NamedTensor *tensors, int n,
-                    uint64_t shard_bytes, WrittenFiles *written);
+Status shards_write(Arena *arena, const char *dir, const char *stem, const NamedTensor *tensors,
+                    int n, uint64_t shard_bytes, WrittenFiles *written);
 /* model.safetensors.index.json for the safetensors files in `written` from `first` on. */
 Status index_write(Arena *arena, const char *dir, const NamedTensor *tensors, int n, size_t first,
                    WrittenFiles *written);
@@ -111,7 +111,8 @@ typedef struct ModelIndex {
     int64_t total_bytes; /* -1: not said */
 } ModelIndex;
 
-Status model_index_parse(Arena *arena, const char *path, const char *text, size_t n, ModelIndex *index);
+Status model_index_parse(Arena *arena, const char *path, const char *text, size_t n,
+                         ModelIndex *index);
 
 /* ---- manifest -------------------------------------------------------------------------- */
 
@@ -140,15 +141,16 @@ typedef struct Manifest {
 Status manifest_print(int64_t step, const WrittenFiles *files, const char *run_json, Str *out);
 /* Puts the hash of the text into its first digits. */
 void manifest_seal(Str *text);
-Status manifest_parse(Arena *arena, const char *path, const char *text, size_t n, Manifest *manifest);
+Status manifest_parse(Arena *arena, const char *path, const char *text, size_t n,
+                      Manifest *manifest);
 Status manifest_read(Arena *arena, const char *path, Manifest *manifest);
 const ManifestFile *manifest_find(const Manifest *manifest, const char *name);
 
 /* ---- names in a run's checkpoint directory --------------------------------------------- */
 
 enum { STEP_NAME = 32 };
-void step_name(int64_t step, char out[STEP_NAME]);   /* "step-00001000" */
-bool step_parse(const char *name, int64_t *step);    /* exactly what step_name writes */
+void step_name(int64_t step, char out[STEP_NAME]); /* "step-00001000" */
+bool step_parse(const char *name, int64_t *step);  /* exactly what step_name writes */
 Status latest_write(const char *root, const char *name);
 /* The step that `latest` names; ERR_FORMAT when it is damaged; *step = -1 when there is none. */
 Status latest_read(const char *root, int64_t *step);

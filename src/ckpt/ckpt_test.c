@@ -24,7 +24,8 @@ static void test_save_and_load(void **state)
     assert_ok(ckpt_find(root, &found));
     assert_int_equal(ckpt_step(found), 2000);
     assert_true(ckpt_has_manifest(found));
-    assert_string_equal(ckpt_run_json(found), "{\"data\":{\"position\":12345},\"lr\":0.10000000000000001}");
+    assert_string_equal(ckpt_run_json(found),
+                        "{\"data\":{\"position\":12345},\"lr\":0.10000000000000001}");
     assert_int_equal(modeldir_count(ckpt_model(found)), TINY_MODEL);
     assert_int_equal(ckpt_optimizer_count(found), TINY_OPTIMIZER);
     memset(s->memory, 0xee, s->bytes);
@@ -114,7 +115,8 @@ static void test_keep_counts_verified(void **state)
     ckpt_store_close(store);
     Arena arena = {0};
     assert_int_equal(truncate(arena_printf(&arena, "%s/step-00000002/config.json", root), 3), 0);
-    assert_ok(ckpt_store_open(root, (CkptOptions){.keep = 2}, &store)); /* a new process: nothing known */
+    assert_ok(
+        ckpt_store_open(root, (CkptOptions){.keep = 2}, &store)); /* a new process: nothing known */
     assert_ok(tiny_save_step(store, s, 3));
     assert_true(dir_exists(arena_printf(&arena, "%s/step-00000001", root)));
     assert_ok(tiny_save_step(store, s, 4));
@@ -162,6 +164,7 @@ static void test_snapshot_isolation(void **state)
         save = tiny_save(s, step);
         assert_ok(ckpt_snapshot(store, &save));
         memset(s->memory, 0x55, s->bytes);
+        assert_true(ckpt_busy_s(store) < 60);
         assert_true(ckpt_wait(store, &result));
         assert_int_equal(result.step, step);
         assert_int_equal(result.status, OK);
@@ -169,6 +172,7 @@ static void test_snapshot_isolation(void **state)
         assert_int_equal(tiny_load_newest(root), step);
     }
     assert_false(ckpt_wait(store, &result)); /* each result once */
+    assert_true(ckpt_busy_s(store) == 0);
     ckpt_store_close(store);
     tiny_destroy(s);
     scratch_destroy(root);
@@ -216,6 +220,31 @@ static void test_reserve_without_memory(void **state)
     scratch_destroy(root);
 }
 
+/* Nothing is left to the kernel's leisure: each of the six files, the directory before it gets its name, the
+ * parent after, then `latest` and the parent once more. */
+static void test_everything_is_synced(void **state)
+{
+    (void)state;
+    char *root = scratch_create();
+    TinyState *s = tiny_create();
+    CkptStore *store;
+    assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
+    assert_ok(fault_set(NULL)); /* counts from zero */
+    assert_ok(tiny_save_step(store, s, 1));
+    assert_int_equal(fault_count("fsync"), 6 + 1 + 1 + 2);
+    assert_int_equal(fault_count("rename"), 1 + 1);
+    assert_ok(
+        fault_set("fsync:8")); /* the parent's: the step must have its name, and lose it again */
+    log_set_level(LOG_SILENT);
+    assert_int_equal(tiny_save_step(store, s, 2), ERR_IO);
+    log_set_level(LOG_INFO);
+    assert_int_equal(fault_count("rename"), 1 + 1);
+    assert_int_equal(tiny_load_newest(root), 1);
+    ckpt_store_close(store);
+    tiny_destroy(s);
+    scratch_destroy(root);
+}
+
 static void test_bad_saves(void **state)
 {
     (void)state;
@@ -224,7 +253,8 @@ static void test_bad_saves(void **state)
     CkptStore *store;
     assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
     tiny_fill(s, 1);
-    static const char *const names[] = {"../config.json", "", "a/b", "manifest.json", "x.safetensors", ".hidden"};
+    static const char *const names[] = {"../config.json", "",       "a/b", "manifest.json",
+                                        "x.safetensors",  ".hidden"};
     for (int i = 0; i < COUNT_OF(names); i++) {
         CkptFile file = {names[i], {(const uint8_t *)"x", 1}};
         CkptSave save = tiny_save(s, 1);
@@ -260,6 +290,7 @@ int main(void)
         cmocka_unit_test(test_snapshot_isolation),
         cmocka_unit_test(test_snapshot_reports_failure),
         cmocka_unit_test(test_reserve_without_memory),
+        cmocka_unit_test(test_everything_is_synced),
         cmocka_unit_test(test_bad_saves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

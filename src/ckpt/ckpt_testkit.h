@@ -60,7 +60,8 @@ static inline TinyState *tiny_create(void)
     TinyState *s = xcalloc(1, sizeof *s);
     s->memory = xcalloc(1, 1 << 16);
     tiny_add(s, &s->model[0], "model.embed_tokens.weight", DTYPE_F32, 2, (int64_t[]){37, 8});
-    tiny_add(s, &s->model[1], "model.layers.0.mlp.up_proj.weight", DTYPE_BF16, 2, (int64_t[]){9, 8});
+    tiny_add(s, &s->model[1], "model.layers.0.mlp.up_proj.weight", DTYPE_BF16, 2,
+             (int64_t[]){9, 8});
     tiny_add(s, &s->model[2], "model.norm.weight", DTYPE_F32, 1, (int64_t[]){8});
     tiny_add(s, &s->model[3], "model.empty", DTYPE_F32, 1, (int64_t[]){0});
     tiny_add(s, &s->optimizer[0], "m.model.embed_tokens.weight", DTYPE_F32, 2, (int64_t[]){37, 8});
@@ -84,7 +85,8 @@ static inline void tiny_fill(TinyState *s, int64_t step)
     for (size_t i = 0; i < s->bytes; i++) s->memory[i] = (char)rng_u64(key, i);
     /* what lies between the tensors is not stored */
     for (int i = 0; i < TINY_MODEL + TINY_OPTIMIZER; i++) {
-        const Tensor *t = i < TINY_MODEL ? &s->model[i].tensor : &s->optimizer[i - TINY_MODEL].tensor;
+        const Tensor *t = i < TINY_MODEL ? &s->model[i].tensor
+                                         : &s->optimizer[i - TINY_MODEL].tensor;
         size_t bytes = tensor_bytes(t);
         memset((char *)t->data + bytes, 0, round_up(bytes, 64) - bytes);
     }
@@ -102,9 +104,13 @@ static inline bool tiny_is(const TinyState *s, int64_t step)
 /* config.json and run state as a trainer would give them. */
 static inline CkptSave tiny_save(const TinyState *s, int64_t step)
 {
-    static const CkptFile files[] = {{"config.json", {(const uint8_t *)"{\"model_type\": \"llama\"}\n", 24}},
-                                     {"tokenizer.json", {(const uint8_t *)"{}\n", 3}}};
-    return (CkptSave){.step = step, .tensors = s->tensors, .files = files, .n_files = COUNT_OF(files),
+    static const CkptFile files[] = {
+        {"config.json", {(const uint8_t *)"{\"model_type\": \"llama\"}\n", 24}},
+        {"tokenizer.json", {(const uint8_t *)"{}\n", 3}}};
+    return (CkptSave){.step = step,
+                      .tensors = s->tensors,
+                      .files = files,
+                      .n_files = COUNT_OF(files),
                       .run_json = "{\"data\":{\"position\":12345},\"lr\":0.1}"};
 }
 

@@ -14,7 +14,8 @@
 
 #include "ckpt/ckpt_internal.h"
 
-static const char temporary[] = ".tmp-", aside[] = ".tmp-old-"; /* the second: a step being replaced */
+static const char temporary[] = ".tmp-",
+                  aside[] = ".tmp-old-"; /* the second: a step being replaced */
 
 typedef struct Paths {
     char step[STEP_NAME];
@@ -29,7 +30,9 @@ static Paths make_paths(Arena *arena, const char *root, int64_t step)
     p.final = path_join(arena, root, p.step);
     p.old = arena_printf(arena, "%s/%s%s", root, aside, p.step);
     int attempt = 0;
-    do p.work = arena_printf(arena, "%s/%s%s-%d-%d", root, temporary, p.step, (int)getpid(), attempt++);
+    do
+        p.work = arena_printf(arena, "%s/%s%s-%d-%d", root, temporary, p.step, (int)getpid(),
+                              attempt++);
     while (dir_exists(p.work) && attempt < 1000);
     return p;
 }
@@ -44,7 +47,8 @@ static Status check_save(const CkptSave *save)
         bool twice = false;
         for (int k = 0; k < i; k++) twice = twice || !strcmp(name, save->files[k].name);
         if (!path_is_plain_name(name) || name[0] == '.' || ours || twice)
-            return fail(ERR_ARG, "a checkpoint cannot hold a file called '%s'%s", name, twice ? " twice" : "");
+            return fail(ERR_ARG, "a checkpoint cannot hold a file called '%s'%s", name,
+                        twice ? " twice" : "");
     }
     return OK;
 }
@@ -60,8 +64,10 @@ static Status check_space(const char *root, const CkptSave *save)
     for (int i = 0; i < save->n_files; i++) need += save->files[i].bytes.n;
     TRY(dir_free_bytes(root, &have));
     if (need <= have) return OK;
-    return fail(ERR_IO, "%s has %s free, a checkpoint needs %s: free some space there, or keep fewer checkpoints",
-                root, format_bytes((double)have, have_text), format_bytes((double)need, need_text));
+    return fail(
+        ERR_IO,
+        "%s has %s free, a checkpoint needs %s: free some space there, or keep fewer checkpoints",
+        root, format_bytes((double)have, have_text), format_bytes((double)need, need_text));
 }
 
 static Status write_all(Arena *arena, const char *dir, const CkptSave *save, uint64_t shard_bytes,
@@ -79,7 +85,8 @@ static Status write_all(Arena *arena, const char *dir, const CkptSave *save, uin
     Str manifest = {0};
     Status status = manifest_print(save->step, files, save->run_json, &manifest);
     if (status == OK)
-        status = plain_file_write(arena, dir, "manifest.json", (Bytes){(uint8_t *)manifest.at, manifest.n}, files);
+        status = plain_file_write(arena, dir, "manifest.json",
+                                  (Bytes){(uint8_t *)manifest.at, manifest.n}, files);
     str_deinit(&manifest);
     return status;
 }
@@ -134,7 +141,8 @@ Status commit_save(const Commit *commit, const CkptSave *save, uint64_t *bytes)
     for (size_t i = 0; i < files.n; i++) *bytes += files.at[i].bytes;
     /* from here the checkpoint is good; when `latest` cannot be moved it is still found by its name */
     status = latest_write(commit->root, p.step);
-    if (status != OK) fail_context("%s is complete, but `latest` could not be moved to it", p.final);
+    if (status != OK)
+        fail_context("%s is complete, but `latest` could not be moved to it", p.final);
     if (dir_exists(p.old) && dir_remove_tree(p.old) != OK) log_warn("cannot remove %s", p.old);
     goto done;
 remove_work:
@@ -186,7 +194,8 @@ static bool is_verified(const char *path, int64_t step, Steps *known, int thread
 }
 
 /* In one move out of sight, so that no reader finds half a checkpoint; who has it open keeps it. */
-static Status remove_step(Arena *arena, const char *root, const char *path, int64_t step, Steps *known)
+static Status remove_step(Arena *arena, const char *root, const char *path, int64_t step,
+                          Steps *known)
 {
     const char *gone = arena_printf(arena, "%s/%sgone-%s", root, temporary, path_base(path));
     size_t left = 0;

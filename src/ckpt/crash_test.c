@@ -9,7 +9,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
-static const char *const points[] = {"open", "read", "write", "fsync", "rename", "close", "unlink", "mkdir", "map"};
+static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
+                                     "close", "unlink", "mkdir", "map"};
 
 /* ---- the process that is killed -------------------------------------------------------- */
 
@@ -49,9 +50,9 @@ static pid_t start_child(const char *role, const char *root, int64_t step, const
     char step_text[32], variable[64];
     snprintf(step_text, sizeof step_text, "%lld", (long long)step);
     snprintf(variable, sizeof variable, "FAULT=%s", fault);
-    char *const arguments[] = {(char *)(uintptr_t)"crash_test", (char *)(uintptr_t)role, (char *)(uintptr_t)root,
-                               step_text, NULL};
-    char *const environment[] = {variable, (char *)(uintptr_t)"OMP_NUM_THREADS=1", NULL};
+    char *const arguments[] = {(char *)(uintptr_t) "crash_test", (char *)(uintptr_t)role,
+                               (char *)(uintptr_t)root, step_text, NULL};
+    char *const environment[] = {variable, (char *)(uintptr_t) "OMP_NUM_THREADS=1", NULL};
     pid_t pid;
     assert_int_equal(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, arguments, environment), 0);
     return pid;
@@ -122,7 +123,8 @@ static bool kill_at(const char *point, int k, int64_t step)
     if (!killed) assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
     int64_t newest = tiny_load_newest(root);
     /* the step before it only while the same step is being replaced */
-    bool good = killed ? newest == 2 || newest == step || (step == 2 && newest == 1) : newest == step;
+    bool good = killed ? newest == 2 || newest == step || (step == 2 && newest == 1)
+                       : newest == step;
     if (!good) fail_msg("killed at %s: newest is %lld", fault, (long long)newest);
     check_goes_on(root, 4);
     scratch_destroy(root);
@@ -170,7 +172,9 @@ static void test_kill_at_any_time(void **state)
         if (round % 2) sleep_us(us);
         while (clock_s() < end) {
             int64_t seen = tiny_load_newest(root); /* while checkpoints are made and removed */
-            if (seen < newest) fail_msg("found %lld after %lld: %s", (long long)seen, (long long)newest, status_message());
+            if (seen < newest)
+                fail_msg("found %lld after %lld: %s", (long long)seen, (long long)newest,
+                         status_message());
             newest = seen;
         }
         assert_int_equal(kill(pid, SIGKILL), 0);
@@ -249,7 +253,8 @@ static Status save_many(CkptStore *store, int64_t step, const float *data)
         tensors[i] = (NamedTensor){names[i], tensor_make((void *)(uintptr_t)data, DTYPE_F32,
                                                          shape_make(1, (int64_t[]){64}, axis))};
     }
-    return ckpt_save(store, &(CkptSave){.step = step, .tensors = {.model = tensors, .n_model = MANY}});
+    return ckpt_save(store,
+                     &(CkptSave){.step = step, .tensors = {.model = tensors, .n_model = MANY}});
 }
 
 static void test_disk_full_at_every_write(void **state)
@@ -344,9 +349,12 @@ int main(int argc, char **argv)
     if (argc == 4 && parse_i64(argv[3], &step))
         return !strcmp(argv[1], "--save") ? child_save(argv[2], step) : child_loop(argv[2], step);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kill_at_every_call),       cmocka_unit_test(test_kill_while_replacing),
-        cmocka_unit_test(test_kill_at_any_time),         cmocka_unit_test(test_fail_at_every_call),
-        cmocka_unit_test(test_disk_full_at_every_write), cmocka_unit_test(test_small_disk),
+        cmocka_unit_test(test_kill_at_every_call),
+        cmocka_unit_test(test_kill_while_replacing),
+        cmocka_unit_test(test_kill_at_any_time),
+        cmocka_unit_test(test_fail_at_every_call),
+        cmocka_unit_test(test_disk_full_at_every_write),
+        cmocka_unit_test(test_small_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

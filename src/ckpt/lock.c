@@ -23,7 +23,8 @@ static Status name_owner(int fd, const char *root)
     ssize_t n = pread(fd, owner, sizeof owner - 1, 0);
     owner[n > 0 ? n : 0] = 0;
     owner[strcspn(owner, "\n")] = 0;
-    return fail(ERR_REFUSED, "%s is in use by %s; stop that job first, or give this run another name", root,
+    return fail(ERR_REFUSED,
+                "%s is in use by %s; stop that job first, or give this run another name", root,
                 owner[0] ? owner : "another process");
 }
 
@@ -45,7 +46,8 @@ Status lock_take(const char *root, int *out)
         gethostname(host, sizeof host - 1);
         int n = snprintf(owner, sizeof owner, "process %d on %s\n", (int)getpid(), host);
         /* only a help for readers: a full disk must not stop the run here */
-        if (ftruncate(fd, 0) < 0 || pwrite(fd, owner, (size_t)n, 0) != n) log_warn("cannot write %s", path);
+        if (ftruncate(fd, 0) < 0 || pwrite(fd, owner, (size_t)n, 0) != n)
+            log_warn("cannot write %s", path);
         *out = fd;
     }
     arena_deinit(&arena);

@@ -55,8 +55,9 @@ Status manifest_print(int64_t step, const WrittenFiles *files, const char *run_j
     for (size_t i = 0; i < files->n; i++)
         json_object_set_new(list, files->at[i].name, file_json(&files->at[i]));
     /* jansson keeps the order of insertion, so the hash comes first */
-    json_t *root = json_pack("{s:s, s:s, s:i, s:I, s:o, s:o}", "xxh3_128", zeros, "format", format_name,
-                             "version", VERSION, "step", (json_int_t)step, "files", list, "run", run);
+    json_t *root = json_pack("{s:s, s:s, s:i, s:I, s:o, s:o}", "xxh3_128", zeros, "format",
+                             format_name, "version", VERSION, "step", (json_int_t)step, "files",
+                             list, "run", run);
     CHECK(root != NULL);
     char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
     json_decref(root);
@@ -82,7 +83,8 @@ static Status check_seal(const char *path, const char *text, size_t n)
     manifest_seal(&copy);
     bool same = memcmp(copy.at + at, text + at, DIGITS) == 0;
     str_deinit(&copy);
-    return same ? OK : fail(ERR_FORMAT, "%s is damaged: its content does not match its own hash", path);
+    return same ? OK
+                : fail(ERR_FORMAT, "%s is damaged: its content does not match its own hash", path);
 }
 
 static bool read_hash(const json_t *value, Hash128 *hash)
@@ -128,10 +130,12 @@ static Status read_tensors(Arena *arena, const char *path, json_t *tensors, Mani
 static Status read_file_entry(Arena *arena, const char *path, json_t *entry, ManifestFile *file)
 {
     json_t *bytes = json_object_get(entry, "bytes"), *tensors = json_object_get(entry, "tensors");
-    bool good = path_is_plain_name(file->name) && json_is_integer(bytes) && json_integer_value(bytes) >= 0 &&
+    bool good = path_is_plain_name(file->name) && json_is_integer(bytes) &&
+                json_integer_value(bytes) >= 0 &&
                 read_hash(json_object_get(entry, "xxh3_128"), &file->hash);
     if (good && tensors)
-        good = json_is_object(tensors) && read_hash(json_object_get(entry, "header"), &file->header);
+        good = json_is_object(tensors) &&
+               read_hash(json_object_get(entry, "header"), &file->header);
     if (!good) return fail(ERR_FORMAT, "%s: the entry of file '%s' is not right", path, file->name);
     file->bytes = (uint64_t)json_integer_value(bytes);
     return tensors ? read_tensors(arena, path, tensors, file) : OK;
@@ -145,8 +149,8 @@ static Status read_root(Arena *arena, const char *path, const json_t *root, Mani
     if (!format || strcmp(format, format_name) != 0)
         return fail(ERR_FORMAT, "%s is not the manifest of a drover checkpoint", path);
     if (!json_is_integer(version) || json_integer_value(version) != VERSION)
-        return fail(ERR_UNSUPPORTED, "%s has a version that this drover does not read (it reads %d)", path,
-                    VERSION);
+        return fail(ERR_UNSUPPORTED,
+                    "%s has a version that this drover does not read (it reads %d)", path, VERSION);
     if (!json_is_integer(step) || json_integer_value(step) < 0 || !json_is_object(files) ||
         !json_is_object(run))
         return fail(ERR_FORMAT, "%s lacks step, files or run", path);
@@ -169,7 +173,8 @@ static Status read_root(Arena *arena, const char *path, const json_t *root, Mani
     return OK;
 }
 
-Status manifest_parse(Arena *arena, const char *path, const char *text, size_t n, Manifest *manifest)
+Status manifest_parse(Arena *arena, const char *path, const char *text, size_t n,
+                      Manifest *manifest)
 {
     TRY(check_seal(path, text, n));
     json_t *root;

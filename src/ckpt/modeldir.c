@@ -52,7 +52,8 @@ static Status read_map(Arena *arena, const json_t *map, const char *path, ModelI
         const char *name = json_string_value(shard);
         if (!name) return fail(ERR_FORMAT, "%s: the file of tensor %s is not a text", path, tensor);
         if (!path_is_plain_name(name))
-            return fail(ERR_FORMAT, "%s: tensor %s is said to be in '%s', which is not a plain file name", path,
+            return fail(ERR_FORMAT,
+                        "%s: tensor %s is said to be in '%s', which is not a plain file name", path,
                         tensor, name);
         entries[n++] = (IndexEntry){arena_strdup(arena, tensor), arena_strdup(arena, name)};
     }
@@ -63,7 +64,8 @@ static Status read_map(Arena *arena, const json_t *map, const char *path, ModelI
     return OK;
 }
 
-Status model_index_parse(Arena *arena, const char *path, const char *text, size_t n, ModelIndex *index)
+Status model_index_parse(Arena *arena, const char *path, const char *text, size_t n,
+                         ModelIndex *index)
 {
     json_t *root;
     TRY(json_parse_object(text, n, path, &root));
@@ -86,7 +88,8 @@ static Status add_file(ModelDir *dir, const char *name)
 
 static int by_entry_name(const void *a, const void *b)
 {
-    return strcmp((*(const SafetensorsEntry *const *)a)->name, (*(const SafetensorsEntry *const *)b)->name);
+    return strcmp((*(const SafetensorsEntry *const *)a)->name,
+                  (*(const SafetensorsEntry *const *)b)->name);
 }
 
 static Status collect_entries(ModelDir *dir)
@@ -103,8 +106,8 @@ static Status collect_entries(ModelDir *dir)
     for (int i = 1; i < dir->n; i++) {
         const SafetensorsEntry *a = dir->entries[i - 1], *b = dir->entries[i];
         if (!strcmp(a->name, b->name))
-            return fail(ERR_FORMAT, "tensor %s is in %s and in %s", a->name, safetensors_path(a->file),
-                        safetensors_path(b->file));
+            return fail(ERR_FORMAT, "tensor %s is in %s and in %s", a->name,
+                        safetensors_path(a->file), safetensors_path(b->file));
     }
     return OK;
 }
@@ -117,19 +120,21 @@ static Status check_index(const ModelDir *dir, const ModelIndex *index, const ch
         const IndexEntry *listed = i < index->n ? &index->entries[i] : NULL;
         int order = !entry ? -1 : !listed ? 1 : strcmp(listed->tensor, entry->name);
         if (order < 0)
-            return fail(ERR_FORMAT, "%s lists tensor %s in %s, which does not hold it", path, listed->tensor,
-                        listed->shard);
+            return fail(ERR_FORMAT, "%s lists tensor %s in %s, which does not hold it", path,
+                        listed->tensor, listed->shard);
         if (order > 0)
             return fail(ERR_FORMAT, "%s holds tensor %s, which %s does not list",
                         safetensors_path(entry->file), entry->name, path);
         if (strcmp(listed->shard, path_base(safetensors_path(entry->file))) != 0)
-            return fail(ERR_FORMAT, "%s lists tensor %s in %s, but %s holds it", path, listed->tensor,
-                        listed->shard, safetensors_path(entry->file));
+            return fail(ERR_FORMAT, "%s lists tensor %s in %s, but %s holds it", path,
+                        listed->tensor, listed->shard, safetensors_path(entry->file));
         i++;
         k++;
     }
     if (index->total_bytes >= 0 && (uint64_t)index->total_bytes != dir->bytes)
-        return fail(ERR_FORMAT, "%s: metadata.total_size is %lld, but the tensors have %llu bytes; if the shards are right, remove that key",
+        return fail(ERR_FORMAT,
+                    "%s: metadata.total_size is %lld, but the tensors have %llu bytes; if the "
+                    "shards are right, remove that key",
                     path, (long long)index->total_bytes, (unsigned long long)dir->bytes);
     return OK;
 }
@@ -152,7 +157,8 @@ static Status open_shards(ModelDir *dir, Arena *arena, const char *path)
     qsort(shards, (size_t)index.n, sizeof *shards, by_text);
     dir->files = xcalloc((size_t)index.n, sizeof *dir->files);
     for (int i = 0; i < index.n; i++)
-        if (i == 0 || strcmp(shards[i], shards[i - 1]) != 0) TRY_AS(add_file(dir, shards[i]), "%s", path);
+        if (i == 0 || strcmp(shards[i], shards[i - 1]) != 0)
+            TRY_AS(add_file(dir, shards[i]), "%s", path);
     TRY(collect_entries(dir));
     return check_index(dir, &index, path);
 }
@@ -167,8 +173,8 @@ static Status open_files(ModelDir *dir, Arena *arena)
         return collect_entries(dir);
     }
     if (!file_exists(index))
-        return fail(ERR_FORMAT, "%s is not a model directory: it has neither %s nor %s", dir->path, single_name,
-                    index_name);
+        return fail(ERR_FORMAT, "%s is not a model directory: it has neither %s nor %s", dir->path,
+                    single_name, index_name);
     return open_shards(dir, arena, index);
 }
 
@@ -179,8 +185,10 @@ Status modeldir_open(const char *path, ModelDir **out)
     dir->path = xstrdup(path);
     Status status = open_files(dir, &arena);
     arena_deinit(&arena);
-    if (status == OK) *out = dir;
-    else modeldir_close(dir);
+    if (status == OK)
+        *out = dir;
+    else
+        modeldir_close(dir);
     return status;
 }
 
@@ -208,7 +216,8 @@ const SafetensorsEntry *modeldir_find(const ModelDir *dir, const char *name)
 {
     SafetensorsEntry key = {.name = name};
     const SafetensorsEntry *wanted = &key;
-    const SafetensorsEntry **found =
-        dir->n ? bsearch(&wanted, dir->entries, (size_t)dir->n, sizeof *dir->entries, by_entry_name) : NULL;
+    const SafetensorsEntry **found = dir->n ? bsearch(&wanted, dir->entries, (size_t)dir->n,
+                                                      sizeof *dir->entries, by_entry_name)
+                                            : NULL;
     return found ? *found : NULL;
 }

@@ -4,7 +4,8 @@
 static NamedTensor named(const char *name, DType dtype, void *data, int64_t rows, int64_t columns)
 {
     Axis axes[] = {AXIS_ANY, AXIS_ANY};
-    return (NamedTensor){name, tensor_make(data, dtype, shape_make(2, (int64_t[]){rows, columns}, axes))};
+    return (NamedTensor){name,
+                         tensor_make(data, dtype, shape_make(2, (int64_t[]){rows, columns}, axes))};
 }
 
 static void write_text(const char *dir, const char *name, const char *text)
@@ -21,12 +22,15 @@ static void test_shards(void **state)
     Arena arena = {0};
     float data[60], back[60] = {0};
     for (int i = 0; i < 60; i++) data[i] = (float)i / 7;
-    NamedTensor tensors[] = {named("c", DTYPE_F32, data, 2, 10), named("a", DTYPE_F32, data + 20, 1, 10),
+    NamedTensor tensors[] = {named("c", DTYPE_F32, data, 2, 10),
+                             named("a", DTYPE_F32, data + 20, 1, 10),
                              named("b", DTYPE_F32, data + 30, 3, 10)};
-    assert_ok(modeldir_write(dir, tensors, 3, 100)); /* 80, 40, 120 bytes: each in a shard of its own */
+    assert_ok(
+        modeldir_write(dir, tensors, 3, 100)); /* 80, 40, 120 bytes: each in a shard of its own */
     assert_true(file_exists(path_join(&arena, dir, "model-00003-of-00003.safetensors")));
     Bytes index;
-    assert_ok(file_read(&arena, path_join(&arena, dir, "model.safetensors.index.json"), 1 << 20, &index));
+    assert_ok(
+        file_read(&arena, path_join(&arena, dir, "model.safetensors.index.json"), 1 << 20, &index));
     assert_non_null(strstr((const char *)index.at, "\"total_size\": 240"));
     ModelDir *opened;
     assert_ok(modeldir_open(dir, &opened));
@@ -34,14 +38,17 @@ static void test_shards(void **state)
     assert_int_equal(modeldir_bytes(opened), 240);
     assert_string_equal(modeldir_at(opened, 0)->name, "a");
     assert_null(modeldir_find(opened, "d"));
-    NamedTensor wanted[] = {named("a", DTYPE_F32, back + 20, 1, 10), named("b", DTYPE_F32, back + 30, 3, 10),
+    NamedTensor wanted[] = {named("a", DTYPE_F32, back + 20, 1, 10),
+                            named("b", DTYPE_F32, back + 30, 3, 10),
                             named("c", DTYPE_F32, back, 2, 10)};
     assert_ok(modeldir_load(opened, wanted, 3));
     assert_memory_equal(data, back, sizeof data);
-    NamedTensor missing = named("d", DTYPE_F32, back, 2, 10), other = named("a", DTYPE_F32, back, 10, 1);
+    NamedTensor missing = named("d", DTYPE_F32, back, 2, 10),
+                other = named("a", DTYPE_F32, back, 10, 1);
     assert_int_equal(modeldir_load(opened, &missing, 1), ERR_FORMAT);
     assert_int_equal(modeldir_load(opened, &other, 1), ERR_SHAPE);
-    assert_non_null(strstr(status_message(), "tensor a is [any=1 any=10], but [any=10 any=1] is needed"));
+    assert_non_null(
+        strstr(status_message(), "tensor a is [any=1 any=10], but [any=10 any=1] is needed"));
     modeldir_close(opened);
     arena_deinit(&arena);
     scratch_destroy(dir);
@@ -60,7 +67,8 @@ static void test_convert_and_strides(void **state)
     assert_ok(modeldir_open(dir, &opened));
     float wide[16], across[6];
     for (int i = 0; i < 16; i++) wide[i] = -1;
-    NamedTensor pitch = named("w", DTYPE_F32, wide, 2, 3), transposed = named("w", DTYPE_F32, across, 2, 3);
+    NamedTensor pitch = named("w", DTYPE_F32, wide, 2, 3),
+                transposed = named("w", DTYPE_F32, across, 2, 3);
     pitch.tensor.stride[0] = 8;
     transposed.tensor.stride[0] = 1;
     transposed.tensor.stride[1] = 2;
@@ -97,8 +105,10 @@ static const Case cases[] = {
     {"no size", "{\"weight_map\":{" A1 "," B2 "}}", OK},
     {"size as float", "{\"metadata\":{\"total_size\":80.0},\"weight_map\":{" A1 "," B2 "}}", OK},
     {"wrong size", "{\"metadata\":{\"total_size\":81},\"weight_map\":{" A1 "," B2 "}}", ERR_FORMAT},
-    {"negative size", "{\"metadata\":{\"total_size\":-1},\"weight_map\":{" A1 "," B2 "}}", ERR_FORMAT},
-    {"size a text", "{\"metadata\":{\"total_size\":\"80\"},\"weight_map\":{" A1 "," B2 "}}", ERR_FORMAT},
+    {"negative size", "{\"metadata\":{\"total_size\":-1},\"weight_map\":{" A1 "," B2 "}}",
+     ERR_FORMAT},
+    {"size a text", "{\"metadata\":{\"total_size\":\"80\"},\"weight_map\":{" A1 "," B2 "}}",
+     ERR_FORMAT},
     {"not listed", "{\"weight_map\":{\"a\":\"model-00001-of-00002.safetensors\"}}", OK},
     {"absolute", "{\"weight_map\":{" A1 ",\"b\":\"/etc/passwd\"}}", ERR_FORMAT},
     {"dotted", "{\"weight_map\":{" A1 ",\"b\":\"../x.safetensors\"}}", ERR_FORMAT},
@@ -106,9 +116,14 @@ static const Case cases[] = {
     {"itself", "{\"weight_map\":{" A1 ",\"b\":\"model.safetensors.index.json\"}}", ERR_FORMAT},
     {"dot", "{\"weight_map\":{" A1 ",\"b\":\".\"}}", ERR_FORMAT},
     {"empty name", "{\"weight_map\":{" A1 ",\"b\":\"\"}}", ERR_FORMAT},
-    {"absent shard", "{\"weight_map\":{" A1 ",\"b\":\"model-00003-of-00002.safetensors\"}}", ERR_IO},
-    {"wrong shard", "{\"weight_map\":{\"b\":\"model-00001-of-00002.safetensors\",\"a\":\"model-00002-of-00002.safetensors\"}}", ERR_FORMAT},
-    {"tensor too many", "{\"weight_map\":{" A1 "," B2 ",\"c\":\"model-00002-of-00002.safetensors\"}}", ERR_FORMAT},
+    {"absent shard", "{\"weight_map\":{" A1 ",\"b\":\"model-00003-of-00002.safetensors\"}}",
+     ERR_IO},
+    {"wrong shard",
+     "{\"weight_map\":{\"b\":\"model-00001-of-00002.safetensors\",\"a\":\"model-00002-of-00002."
+     "safetensors\"}}",
+     ERR_FORMAT},
+    {"tensor too many",
+     "{\"weight_map\":{" A1 "," B2 ",\"c\":\"model-00002-of-00002.safetensors\"}}", ERR_FORMAT},
     {"tensor twice", "{\"weight_map\":{" A1 "," A1 "," B2 "}}", ERR_FORMAT},
     {"number", "{\"weight_map\":{" A1 ",\"b\":2}}", ERR_FORMAT},
     {"no map", "{}", ERR_FORMAT},
@@ -124,7 +139,8 @@ static void test_index(void **state)
     (void)state;
     char *dir = scratch_create();
     float data[20] = {0};
-    NamedTensor tensors[] = {named("a", DTYPE_F32, data, 1, 10), named("b", DTYPE_F32, data + 10, 1, 10)};
+    NamedTensor tensors[] = {named("a", DTYPE_F32, data, 1, 10),
+                             named("b", DTYPE_F32, data + 10, 1, 10)};
     assert_ok(modeldir_write(dir, tensors, 2, 40));
     for (int i = 0; i < COUNT_OF(cases); i++) {
         write_text(dir, "model.safetensors.index.json", cases[i].index);
@@ -132,7 +148,8 @@ static void test_index(void **state)
         Status status = modeldir_open(dir, &opened);
         modeldir_close(opened);
         if (status != cases[i].want)
-            fail_msg("%s: %s (%s)", cases[i].what, status_name(status), status == OK ? "" : status_message());
+            fail_msg("%s: %s (%s)", cases[i].what, status_name(status),
+                     status == OK ? "" : status_message());
     }
     scratch_destroy(dir);
 }
@@ -144,7 +161,8 @@ static void test_shards_disagree(void **state)
     char *dir = scratch_create();
     Arena arena = {0};
     float data[20] = {0};
-    NamedTensor tensors[] = {named("a", DTYPE_F32, data, 1, 10), named("b", DTYPE_F32, data + 10, 1, 10)};
+    NamedTensor tensors[] = {named("a", DTYPE_F32, data, 1, 10),
+                             named("b", DTYPE_F32, data + 10, 1, 10)};
     ModelDir *opened = NULL;
     const char *one = path_join(&arena, dir, "model-00001-of-00001.safetensors");
     const char *index = "{\"weight_map\":{\"a\":\"model-00001-of-00001.safetensors\"}}";
@@ -154,8 +172,9 @@ static void test_shards_disagree(void **state)
     assert_non_null(strstr(status_message(), "holds tensor b, which"));
     assert_ok(file_rename(one, path_join(&arena, dir, "x.safetensors")));
     assert_ok(modeldir_write(dir, tensors, 1, 0));
-    write_text(dir, "model.safetensors.index.json",
-               "{\"weight_map\":{\"a\":\"model-00001-of-00001.safetensors\",\"b\":\"x.safetensors\"}}");
+    write_text(
+        dir, "model.safetensors.index.json",
+        "{\"weight_map\":{\"a\":\"model-00001-of-00001.safetensors\",\"b\":\"x.safetensors\"}}");
     assert_int_equal(modeldir_open(dir, &opened), ERR_FORMAT);
     assert_non_null(strstr(status_message(), "tensor a is in"));
     /* a single file wins over an index, and needs none */
@@ -184,8 +203,9 @@ static void test_deep_index(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shards), cmocka_unit_test(test_convert_and_strides), cmocka_unit_test(test_index),
-        cmocka_unit_test(test_shards_disagree), cmocka_unit_test(test_deep_index),
+        cmocka_unit_test(test_shards),     cmocka_unit_test(test_convert_and_strides),
+        cmocka_unit_test(test_index),      cmocka_unit_test(test_shards_disagree),
+        cmocka_unit_test(test_deep_index),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

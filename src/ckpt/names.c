@@ -7,7 +7,10 @@
 
 enum { MAX_LATEST_BYTES = 256 };
 
-void step_name(int64_t step, char out[STEP_NAME]) { snprintf(out, STEP_NAME, "step-%08" PRId64, step); }
+void step_name(int64_t step, char out[STEP_NAME])
+{
+    snprintf(out, STEP_NAME, "step-%08" PRId64, step);
+}
 
 bool step_parse(const char *name, int64_t *step)
 {
@@ -88,7 +91,8 @@ Status steps_list(Arena *arena, const char *root, int64_t **steps, int *n)
     int64_t *found = ARENA_ARRAY(arena, int64_t, entries.n);
     int count = 0;
     for (int i = 0; i < entries.n; i++)
-        if (step_parse(entries.name[i], &found[count]) && dir_exists(path_join(arena, root, entries.name[i])))
+        if (step_parse(entries.name[i], &found[count]) &&
+            dir_exists(path_join(arena, root, entries.name[i])))
             count++;
     qsort(found, (size_t)count, sizeof *found, newest_first);
     *steps = found;

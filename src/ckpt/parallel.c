@@ -7,10 +7,7 @@
 /* Below this, waking threads costs more than the work, and they spin afterwards. */
 enum { SENTENCE = 1024, SMALL_BYTES = 4 << 20 };
 
-int parallel_threads(uint64_t bytes)
-{
-    return bytes < SMALL_BYTES ? 1 : cpu_count();
-}
+int parallel_threads(uint64_t bytes) { return bytes < SMALL_BYTES ? 1 : cpu_count(); }
 
 Status parallel_each(int n, int threads, Status (*run)(void *context, int i), void *context)
 {
@@ -22,7 +19,7 @@ Status parallel_each(int n, int threads, Status (*run)(void *context, int i), vo
     for (int i = 0; i < n; i++) {
         Status status = run(context, i);
         if (status == OK) continue;
-        /* the sentence belongs to the thread that failed: it is carried over */
+            /* the sentence belongs to the thread that failed: it is carried over */
 #pragma omp critical(ckpt_parallel_each)
         if (i < first_i) {
             first_i = i;

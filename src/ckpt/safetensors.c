@@ -5,22 +5,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LENGTH_BYTES = 8, PIECE_BYTES = 1 << 20 };
+/* A piece stays in the cache between copying and converting or hashing. */
+enum { LENGTH_BYTES = 8, PIECE_BYTES = 1 << 18 };
 
 static Status read_length(const FileMap *map, size_t *header)
 {
     uint8_t raw[LENGTH_BYTES];
     if (map->n < LENGTH_BYTES)
-        return fail(ERR_FORMAT, "%s has %zu bytes, too few for a safetensors file", map->path, map->n);
+        return fail(ERR_FORMAT, "%s has %zu bytes, too few for a safetensors file", map->path,
+                    map->n);
     TRY(file_map_copy(map, 0, raw, LENGTH_BYTES));
     uint64_t length = 0;
     for (int i = LENGTH_BYTES - 1; i >= 0; i--) length = length << 8 | raw[i];
     if (length > SAFETENSORS_MAX_HEADER)
-        return fail(ERR_FORMAT, "%s: a header of %llu bytes is announced, at most %d are accepted", map->path,
-                    (unsigned long long)length, SAFETENSORS_MAX_HEADER);
+        return fail(ERR_FORMAT, "%s: a header of %llu bytes is announced, at most %d are accepted",
+                    map->path, (unsigned long long)length, SAFETENSORS_MAX_HEADER);
     if (length > map->n - LENGTH_BYTES)
-        return fail(ERR_FORMAT, "%s: a header of %llu bytes is announced, but the file has %zu", map->path,
-                    (unsigned long long)length, map->n);
+        return fail(ERR_FORMAT, "%s: a header of %llu bytes is announced, but the file has %zu",
+                    map->path, (unsigned long long)length, map->n);
     *header = (size_t)length;
     return OK;
 }
@@ -62,8 +64,10 @@ Status safetensors_open_memory(Bytes bytes, const char *name, Safetensors **out)
 void safetensors_close(Safetensors *file)
 {
     if (!file) return;
-    if (file->in_memory) free(file->map.path);
-    else file_unmap(&file->map);
+    if (file->in_memory)
+        free(file->map.path);
+    else
+        file_unmap(&file->map);
     free(file->text);
     free(file->entries);
     free(file->by_name);
@@ -87,47 +91,54 @@ const SafetensorsEntry *safetensors_find(const Safetensors *file, const char *na
         const SafetensorsEntry *entry = &file->entries[file->by_name[middle]];
         int order = strcmp(name, entry->name);
         if (order == 0) return entry;
-        if (order < 0) high = middle;
-        else low = middle + 1;
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
     }
     return NULL;
 }
 
 /* Through a small buffer that stays in the cache. */
-static Status read_converted(const SafetensorsEntry *entry, int64_t first, int64_t n, DType to, void *out)
+static Status read_converted(const SafetensorsEntry *entry, int64_t first, int64_t n, DType to,
+                             void *out)
 {
     size_t from_size = dtype_bytes(entry->dtype), to_size = dtype_bytes(to);
     int64_t at_once = PIECE_BYTES / (int64_t)from_size;
-    void *piece = xmalloc(PIECE_BYTES);
+    void *piece = xmalloc((size_t)min_i64(at_once, n) * from_size);
     Status status = OK;
     for (int64_t done = 0; done < n && status == OK; done += at_once) {
         int64_t count = min_i64(at_once, n - done);
         size_t offset = (size_t)entry->offset + (size_t)(first + done) * from_size;
         status = file_map_copy(&entry->file->map, offset, piece, (size_t)count * from_size);
         if (status == OK)
-            status = dtype_convert(entry->dtype, piece, to, (char *)out + (size_t)done * to_size, count);
+            status = dtype_convert(entry->dtype, piece, to, (char *)out + (size_t)done * to_size,
+                                   count);
     }
     free(piece);
     return status;
 }
 
-Status safetensors_read(const SafetensorsEntry *entry, int64_t first, int64_t n, DType to, void *out)
+Status safetensors_read(const SafetensorsEntry *entry, int64_t first, int64_t n, DType to,
+                        void *out)
 {
     const char *path = entry->file->map.path;
     int64_t count = shape_count(&entry->shape);
     if (entry->dtype == DTYPE_COUNT)
-        return fail(ERR_UNSUPPORTED, "%s: tensor %s has elements of type %s, which drover cannot read", path,
+        return fail(ERR_UNSUPPORTED,
+                    "%s: tensor %s has elements of type %s, which drover cannot read", path,
                     entry->name, entry->type_name);
     if (first < 0 || n < 0 || first > count || n > count - first)
-        return fail(ERR_ARG, "%s: elements %lld to %lld of tensor %s, which has %lld", path, (long long)first,
-                    (long long)first + n, entry->name, (long long)count);
+        return fail(ERR_ARG, "%s: elements %lld to %lld of tensor %s, which has %lld", path,
+                    (long long)first, (long long)first + n, entry->name, (long long)count);
     if (n == 0) return OK;
     size_t offset = (size_t)entry->offset + (size_t)first * dtype_bytes(entry->dtype);
     Status status = entry->dtype == to
                         ? file_map_copy(&entry->file->map, offset, out, (size_t)n * dtype_bytes(to))
                         : read_converted(entry, first, n, to, out);
     if (status != OK)
-        fail_context("tensor %s (bytes %llu to %llu)", entry->name, (unsigned long long)entry->offset,
+        fail_context("tensor %s (bytes %llu to %llu)", entry->name,
+                     (unsigned long long)entry->offset,
                      (unsigned long long)(entry->offset + entry->bytes));
     return status;
 }
@@ -137,7 +148,7 @@ Status safetensors_hash(const Safetensors *file, const SafetensorsEntry *entry, 
     size_t at = entry ? (size_t)entry->offset : 0;
     size_t end = at + (entry ? (size_t)entry->bytes : file->header_bytes);
     HashStream *stream = hash_stream_create();
-    void *piece = xmalloc(PIECE_BYTES);
+    void *piece = xmalloc(end - at < PIECE_BYTES ? end - at : PIECE_BYTES);
     Status status = OK;
     while (at < end && status == OK) {
         size_t n = end - at < PIECE_BYTES ? end - at : PIECE_BYTES;

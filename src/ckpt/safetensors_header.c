@@ -18,13 +18,27 @@ static const struct {
     int bits;
     DType dtype;
 } types[] = {
-    {"BOOL", 8, DTYPE_COUNT},       {"F4", 4, DTYPE_COUNT},         {"F6_E2M3", 6, DTYPE_COUNT},
-    {"F6_E3M2", 6, DTYPE_COUNT},    {"U8", 8, DTYPE_U8},            {"I8", 8, DTYPE_I8},
-    {"F8_E5M2", 8, DTYPE_F8_E5M2},  {"F8_E4M3", 8, DTYPE_F8_E4M3},  {"F8_E8M0", 8, DTYPE_COUNT},
-    {"F8_E4M3FNUZ", 8, DTYPE_COUNT}, {"F8_E5M2FNUZ", 8, DTYPE_COUNT}, {"I16", 16, DTYPE_COUNT},
-    {"U16", 16, DTYPE_COUNT},       {"F16", 16, DTYPE_F16},         {"BF16", 16, DTYPE_BF16},
-    {"I32", 32, DTYPE_I32},         {"U32", 32, DTYPE_COUNT},       {"F32", 32, DTYPE_F32},
-    {"C64", 64, DTYPE_COUNT},       {"F64", 64, DTYPE_F64},         {"I64", 64, DTYPE_I64},
+    {"BOOL", 8, DTYPE_COUNT},
+    {"F4", 4, DTYPE_COUNT},
+    {"F6_E2M3", 6, DTYPE_COUNT},
+    {"F6_E3M2", 6, DTYPE_COUNT},
+    {"U8", 8, DTYPE_U8},
+    {"I8", 8, DTYPE_I8},
+    {"F8_E5M2", 8, DTYPE_F8_E5M2},
+    {"F8_E4M3", 8, DTYPE_F8_E4M3},
+    {"F8_E8M0", 8, DTYPE_COUNT},
+    {"F8_E4M3FNUZ", 8, DTYPE_COUNT},
+    {"F8_E5M2FNUZ", 8, DTYPE_COUNT},
+    {"I16", 16, DTYPE_COUNT},
+    {"U16", 16, DTYPE_COUNT},
+    {"F16", 16, DTYPE_F16},
+    {"BF16", 16, DTYPE_BF16},
+    {"I32", 32, DTYPE_I32},
+    {"U32", 32, DTYPE_COUNT},
+    {"F32", 32, DTYPE_F32},
+    {"C64", 64, DTYPE_COUNT},
+    {"F64", 64, DTYPE_F64},
+    {"I64", 64, DTYPE_I64},
     {"U64", 64, DTYPE_COUNT},
 };
 
@@ -49,11 +63,13 @@ typedef struct Scan {
 
 static Status expected(const Scan *s, const char *what)
 {
-    if (s->i >= s->n) return fail(ERR_FORMAT, "%s: the header ends where %s should be", s->path, what);
+    if (s->i >= s->n)
+        return fail(ERR_FORMAT, "%s: the header ends where %s should be", s->path, what);
     unsigned char c = (unsigned char)s->text[s->i];
     char shown[8];
     snprintf(shown, sizeof shown, c >= 0x20 && c < 0x7f ? "'%c'" : "0x%02x", c);
-    return fail(ERR_FORMAT, "%s: header byte %zu is %s where %s should be", s->path, s->i, shown, what);
+    return fail(ERR_FORMAT, "%s: header byte %zu is %s where %s should be", s->path, s->i, shown,
+                what);
 }
 
 static void skip_space(Scan *s)
@@ -83,10 +99,14 @@ static bool hex4(const Scan *s, size_t at, uint32_t *value)
     for (size_t k = 0; k < 4; k++) {
         char c = s->text[at + k];
         uint32_t digit;
-        if (c >= '0' && c <= '9') digit = (uint32_t)(c - '0');
-        else if (c >= 'a' && c <= 'f') digit = (uint32_t)(c - 'a') + 10;
-        else if (c >= 'A' && c <= 'F') digit = (uint32_t)(c - 'A') + 10;
-        else return false;
+        if (c >= '0' && c <= '9')
+            digit = (uint32_t)(c - '0');
+        else if (c >= 'a' && c <= 'f')
+            digit = (uint32_t)(c - 'a') + 10;
+        else if (c >= 'A' && c <= 'F')
+            digit = (uint32_t)(c - 'A') + 10;
+        else
+            return false;
         v = v << 4 | digit;
     }
     *value = v;
@@ -107,7 +127,8 @@ static Status unicode_escape(Scan *s, size_t *to)
         s->i += 6;
         code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
     } else if (code == 0 || (code >= 0xdc00 && code < 0xe000)) {
-        return fail(ERR_FORMAT, "%s: the escape before header byte %zu is no character", s->path, s->i);
+        return fail(ERR_FORMAT, "%s: the escape before header byte %zu is no character", s->path,
+                    s->i);
     }
     uint8_t bytes[4];
     int length = utf8_encode(code, bytes);
@@ -157,10 +178,12 @@ static Status scan_count(Scan *s, uint64_t *out)
     for (; s->i < s->n && s->text[s->i] >= '0' && s->text[s->i] <= '9'; s->i++)
         if (__builtin_mul_overflow(value, 10u, &value) ||
             __builtin_add_overflow(value, (uint64_t)(s->text[s->i] - '0'), &value))
-            return fail(ERR_FORMAT, "%s: the number at header byte %zu is too large", s->path, start);
+            return fail(ERR_FORMAT, "%s: the number at header byte %zu is too large", s->path,
+                        start);
     bool leading_zero = s->i - start > 1 && s->text[start] == '0';
     bool fraction = s->i < s->n && memchr(".eE", s->text[s->i], 3);
-    if (s->i == start || leading_zero || fraction) return expected(s, "a whole number, not negative");
+    if (s->i == start || leading_zero || fraction)
+        return expected(s, "a whole number, not negative");
     *out = value;
     return OK;
 }
@@ -176,8 +199,8 @@ static Status scan_shape(Scan *s, SafetensorsEntry *entry)
             uint64_t dim;
             TRY(scan_count(s, &dim));
             if (dim > INT64_MAX)
-                return fail(ERR_FORMAT, "%s: tensor %s has a dimension of %llu", s->path, entry->name,
-                            (unsigned long long)dim);
+                return fail(ERR_FORMAT, "%s: tensor %s has a dimension of %llu", s->path,
+                            entry->name, (unsigned long long)dim);
             if (shape.rank == MAX_RANK)
                 return fail(ERR_UNSUPPORTED, "%s: tensor %s has more than %d dimensions", s->path,
                             entry->name, MAX_RANK);
@@ -200,8 +223,8 @@ static Status scan_extent(Scan *s, SafetensorsEntry *entry, uint64_t data_bytes)
     TRY(scan_count(s, &end));
     TRY(need(s, ']'));
     if (begin > end || end > data_bytes)
-        return fail(ERR_FORMAT, "%s: tensor %s lies at bytes %llu to %llu of %llu bytes of data", s->path,
-                    entry->name, (unsigned long long)begin, (unsigned long long)end,
+        return fail(ERR_FORMAT, "%s: tensor %s lies at bytes %llu to %llu of %llu bytes of data",
+                    s->path, entry->name, (unsigned long long)begin, (unsigned long long)end,
                     (unsigned long long)data_bytes);
     entry->offset = begin;
     entry->bytes = end - begin;
@@ -213,7 +236,8 @@ static Status scan_type(Scan *s, SafetensorsEntry *entry, int *bits)
     char *name;
     TRY(scan_string(s, &name));
     if (!safetensors_type(name, &entry->dtype, bits))
-        return fail(ERR_FORMAT, "%s: tensor %s has the unknown type '%.40s'", s->path, entry->name, name);
+        return fail(ERR_FORMAT, "%s: tensor %s has the unknown type '%.40s'", s->path, entry->name,
+                    name);
     entry->type_name = name;
     return OK;
 }
@@ -230,8 +254,8 @@ static Status check_size(const Scan *s, const SafetensorsEntry *entry, int bits)
     if (__builtin_mul_overflow(count, (uint64_t)bits, &all_bits)) goto overflow;
     if (all_bits % 8 != 0 || all_bits / 8 != entry->bytes) {
         char text[SHAPE_TEXT];
-        return fail(ERR_FORMAT, "%s: tensor %s is %s [%s], %llu bits, but has %llu bytes of data", s->path,
-                    entry->name, entry->type_name, shape_text(&entry->shape, text),
+        return fail(ERR_FORMAT, "%s: tensor %s is %s [%s], %llu bits, but has %llu bytes of data",
+                    s->path, entry->name, entry->type_name, shape_text(&entry->shape, text),
                     (unsigned long long)all_bits, (unsigned long long)entry->bytes);
     }
     return OK;
@@ -254,8 +278,8 @@ static Status scan_tensor(Scan *s, SafetensorsEntry *entry, uint64_t data_bytes)
         int which = 0;
         while (which < 3 && strcmp(keys[which], key) != 0) which++;
         if (which == 3 || (seen >> which & 1))
-            return fail(ERR_FORMAT, "%s: tensor %s has the key '%.40s' %s", s->path, entry->name, key,
-                        which == 3 ? "that the format does not know" : "twice");
+            return fail(ERR_FORMAT, "%s: tensor %s has the key '%.40s' %s", s->path, entry->name,
+                        key, which == 3 ? "that the format does not know" : "twice");
         seen |= 1u << which;
         if (which == 0) TRY(scan_type(s, entry, &bits));
         if (which == 1) TRY(scan_shape(s, entry));
@@ -302,8 +326,10 @@ static Status check_tiling(Safetensors *file, uint64_t data_bytes)
     for (int i = 0; i < file->n; i++) {
         SafetensorsEntry *entry = &file->entries[i];
         if (entry->offset != end)
-            return fail(ERR_FORMAT, "%s: tensor %s begins at data byte %llu, but the one before it ends at %llu",
-                        path, entry->name, (unsigned long long)entry->offset, (unsigned long long)end);
+            return fail(
+                ERR_FORMAT,
+                "%s: tensor %s begins at data byte %llu, but the one before it ends at %llu", path,
+                entry->name, (unsigned long long)entry->offset, (unsigned long long)end);
         end += entry->bytes;
         entry->offset += file->header_bytes;
     }

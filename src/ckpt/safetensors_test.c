@@ -13,7 +13,8 @@ static void write_bytes(const char *path, const void *data, size_t n)
 }
 
 /* A file of length field, header and `data` zero bytes. */
-static void write_file(const char *path, uint64_t length, const char *header, size_t header_n, size_t data)
+static void write_file(const char *path, uint64_t length, const char *header, size_t header_n,
+                       size_t data)
 {
     Str s = {0};
     for (int i = 0; i < 8; i++) str_add_n(&s, (char[]){(char)(length >> (8 * i))}, 1);
@@ -37,7 +38,8 @@ static Status open_text(const char *dir, const char *header, size_t data)
 }
 
 #define T(name, dtype, shape, from, to)                                                            \
-    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" from "," to "]}"
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" from "," to   \
+    "]}"
 
 typedef struct Case {
     const char *what, *header;
@@ -53,9 +55,11 @@ static const Case cases[] = {
     {"scalar", "{" T("a", "F32", "", "0", "4") "}", 4, OK},
     {"no elements", "{" T("a", "F32", "0", "0", "0") "," T("b", "F32", "0,3", "0", "0") "}", 0, OK},
     {"padded", "{" T("a", "U8", "1", "0", "1") "}    ", 1, OK},
-    {"white space", "{ \"a\" : {\n\"shape\":[ 1 ] , \"dtype\" : \"U8\",\t\"data_offsets\":[0 , 1]}\r\n}", 1, OK},
+    {"white space",
+     "{ \"a\" : {\n\"shape\":[ 1 ] , \"dtype\" : \"U8\",\t\"data_offsets\":[0 , 1]}\r\n}", 1, OK},
     {"unordered", "{" T("a", "U8", "1", "1", "2") "," T("b", "U8", "1", "0", "1") "}", 2, OK},
-    {"type we cannot read", "{" T("a", "BOOL", "3", "0", "3") "," T("b", "F4", "2", "3", "4") "}", 4, OK},
+    {"type we cannot read", "{" T("a", "BOOL", "3", "0", "3") "," T("b", "F4", "2", "3", "4") "}",
+     4, OK},
     {"escaped name", "{" T("\\u00e9\\ud83d\\ude00\\n\\\"", "U8", "1", "0", "1") "}", 1, OK},
     {"leading space", " {}", 0, ERR_FORMAT},
     {"array", "[]", 0, ERR_FORMAT},
@@ -70,20 +74,27 @@ static const Case cases[] = {
     {"zero in a name", "{" T("a\\u0000b", "U8", "1", "0", "1") "}", 1, ERR_FORMAT},
     {"control character", "{" T("a\nb", "U8", "1", "0", "1") "}", 1, ERR_FORMAT},
     {"wrong escape", "{" T("a\\x41", "U8", "1", "0", "1") "}", 1, ERR_FORMAT},
-    {"duplicate", "{" T("a", "U8", "1", "0", "1") "," T("a", "U8", "1", "1", "2") "}", 2, ERR_FORMAT},
-    {"duplicate, escaped", "{" T("a", "U8", "1", "0", "1") "," T("\\u0061", "U8", "1", "1", "2") "}", 2, ERR_FORMAT},
-    {"duplicate, empty", "{" T("a", "U8", "0", "0", "0") "," T("a", "U8", "0", "0", "0") "}", 0, ERR_FORMAT},
-    {"duplicate key", "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, ERR_FORMAT},
+    {"duplicate", "{" T("a", "U8", "1", "0", "1") "," T("a", "U8", "1", "1", "2") "}", 2,
+     ERR_FORMAT},
+    {"duplicate, escaped",
+     "{" T("a", "U8", "1", "0", "1") "," T("\\u0061", "U8", "1", "1", "2") "}", 2, ERR_FORMAT},
+    {"duplicate, empty", "{" T("a", "U8", "0", "0", "0") "," T("a", "U8", "0", "0", "0") "}", 0,
+     ERR_FORMAT},
+    {"duplicate key",
+     "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+     ERR_FORMAT},
     {"metadata twice", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, ERR_FORMAT},
     {"metadata number", "{\"__metadata__\":{\"a\":1}}", 0, ERR_FORMAT},
     {"metadata nested", "{\"__metadata__\":{\"a\":{}}}", 0, ERR_FORMAT},
     {"key missing", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 0, ERR_FORMAT},
-    {"key unknown", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":1}}", 1, ERR_FORMAT},
+    {"key unknown", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":1}}", 1,
+     ERR_FORMAT},
     {"type unknown", "{" T("a", "F31", "1", "0", "4") "}", 4, ERR_FORMAT},
     {"type empty", "{" T("a", "", "1", "0", "4") "}", 4, ERR_FORMAT},
     {"type a number", "{\"a\":{\"dtype\":1,\"shape\":[1],\"data_offsets\":[0,1]}}", 1, ERR_FORMAT},
     {"product overflows", "{" T("a", "F32", "4294967296,4294967296", "0", "0") "}", 0, ERR_FORMAT},
-    {"product overflows, then zero", "{" T("a", "F32", "4294967296,4294967296,0", "0", "0") "}", 0, ERR_FORMAT},
+    {"product overflows, then zero", "{" T("a", "F32", "4294967296,4294967296,0", "0", "0") "}", 0,
+     ERR_FORMAT},
     {"bits overflow", "{" T("a", "F32", "576460752303423488", "0", "0") "}", 0, ERR_FORMAT},
     {"dimension 2^63", "{" T("a", "U8", "9223372036854775808", "0", "1") "}", 1, ERR_FORMAT},
     {"dimension 2^64", "{" T("a", "U8", "18446744073709551616", "0", "0") "}", 0, ERR_FORMAT},
@@ -91,20 +102,24 @@ static const Case cases[] = {
     {"float dimension", "{" T("a", "U8", "1.0", "0", "1") "}", 1, ERR_FORMAT},
     {"exponent", "{" T("a", "U8", "1e0", "0", "1") "}", 1, ERR_FORMAT},
     {"leading zero", "{" T("a", "U8", "01", "0", "1") "}", 1, ERR_FORMAT},
-    {"shape not a list", "{\"a\":{\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]}}", 1, ERR_FORMAT},
+    {"shape not a list", "{\"a\":{\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]}}", 1,
+     ERR_FORMAT},
     {"too many axes", "{" T("a", "U8", "1,1,1,1,1,1", "0", "1") "}", 1, ERR_UNSUPPORTED},
     {"half a byte", "{" T("a", "F4", "3", "0", "2") "}", 2, ERR_FORMAT},
     {"negative offset", "{" T("a", "U8", "1", "-1", "0") "}", 1, ERR_FORMAT},
     {"float offset", "{" T("a", "U8", "1", "0.0", "1") "}", 1, ERR_FORMAT},
     {"one offset", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0]}}", 1, ERR_FORMAT},
-    {"three offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,1]}}", 1, ERR_FORMAT},
+    {"three offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,1]}}", 1,
+     ERR_FORMAT},
     {"reverse", "{" T("a", "U8", "1", "1", "0") "}", 1, ERR_FORMAT},
     {"out of range", "{" T("a", "U8", "2", "0", "2") "}", 1, ERR_FORMAT},
-    {"far out of range", "{" T("a", "U8", "1", "18446744073709551614", "18446744073709551615") "}", 1, ERR_FORMAT},
+    {"far out of range", "{" T("a", "U8", "1", "18446744073709551614", "18446744073709551615") "}",
+     1, ERR_FORMAT},
     {"larger than its shape", "{" T("a", "U8", "1", "0", "2") "}", 2, ERR_FORMAT},
     {"smaller than its shape", "{" T("a", "F32", "1", "0", "2") "}", 2, ERR_FORMAT},
     {"overlap", "{" T("a", "U8", "2", "0", "2") "," T("b", "U8", "2", "1", "3") "}", 3, ERR_FORMAT},
-    {"same place", "{" T("a", "U8", "2", "0", "2") "," T("b", "U8", "2", "0", "2") "}", 2, ERR_FORMAT},
+    {"same place", "{" T("a", "U8", "2", "0", "2") "," T("b", "U8", "2", "0", "2") "}", 2,
+     ERR_FORMAT},
     {"hole", "{" T("a", "U8", "1", "0", "1") "," T("b", "U8", "1", "2", "3") "}", 3, ERR_FORMAT},
     {"hole at the start", "{" T("a", "U8", "1", "1", "2") "}", 2, ERR_FORMAT},
     {"trailing data", "{" T("a", "U8", "1", "0", "1") "}", 2, ERR_FORMAT},
@@ -119,7 +134,8 @@ static void test_headers(void **state)
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Status status = open_text(dir, cases[i].header, cases[i].data);
         if (status != cases[i].want)
-            fail_msg("%s: %s (%s)", cases[i].what, status_name(status), status == OK ? "" : status_message());
+            fail_msg("%s: %s (%s)", cases[i].what, status_name(status),
+                     status == OK ? "" : status_message());
     }
     scratch_destroy(dir);
 }
@@ -129,7 +145,8 @@ static void test_every_prefix(void **state)
 {
     (void)state;
     char *dir = scratch_create();
-    const char *good = "{\"__metadata__\":{\"k\":\"v\\u00e9\"}," T("a", "F32", "2,3", "0", "24") "}";
+    const char *good = "{\"__metadata__\":{\"k\":\"v\\u00e9\"}," T("a", "F32", "2,3", "0",
+                                                                   "24") "}";
     char prefix[256];
     for (size_t n = 0; n < strlen(good); n++) {
         memcpy(prefix, good, n);
@@ -146,7 +163,8 @@ static void test_lengths(void **state)
     char *dir = scratch_create();
     Arena arena = {0};
     const char *path = path_join(&arena, dir, "x.safetensors");
-    static const uint64_t lengths[] = {0, 3, 1 << 20, 99999999, 100000001, 1ull << 32, 1ull << 63, ~0ull, ~0ull - 7};
+    static const uint64_t lengths[] = {0,          3,          1 << 20, 99999999, 100000001,
+                                       1ull << 32, 1ull << 63, ~0ull,   ~0ull - 7};
     Safetensors *file;
     for (int i = 0; i < COUNT_OF(lengths); i++) {
         write_file(path, lengths[i], "{}", 2, 0);
@@ -212,7 +230,8 @@ static void test_not_a_file(void **state)
 static SafetensorsItem make_item(const char *name, DType dtype, int64_t count, const void *data)
 {
     Axis axis[] = {AXIS_ANY};
-    return (SafetensorsItem){.name = name, .dtype = dtype, .shape = shape_make(1, &count, axis), .data = data};
+    return (SafetensorsItem){
+        .name = name, .dtype = dtype, .shape = shape_make(1, &count, axis), .data = data};
 }
 
 static Status fill_counting(void *context, uint64_t offset, void *out, size_t bytes)
@@ -235,8 +254,9 @@ static void test_round_trip(void **state)
     int64_t big[] = {-5};
     uint64_t filled = 0;
     enum { FILLED = 9 << 20 }; /* more than one piece */
-    SafetensorsItem items[] = {make_item("b\"\\\n\x01\xc3\xa9", DTYPE_F32, 3, f), make_item("a", DTYPE_BF16, 2, h),
-                               make_item("i", DTYPE_I64, 1, big), make_item("u", DTYPE_U8, FILLED, NULL)};
+    SafetensorsItem items[] = {make_item("b\"\\\n\x01\xc3\xa9", DTYPE_F32, 3, f),
+                               make_item("a", DTYPE_BF16, 2, h), make_item("i", DTYPE_I64, 1, big),
+                               make_item("u", DTYPE_U8, FILLED, NULL)};
     items[3].fill = fill_counting;
     items[3].context = &filled;
     Hash128 hashes[4];
@@ -248,15 +268,18 @@ static void test_round_trip(void **state)
     assert_int_equal(digest.bytes, all.n);
     assert_memory_equal(&whole, &digest.file, sizeof whole);
     assert_memory_equal(&one, &hashes[0], sizeof one);
-    const char *header = "{\"__metadata__\":{\"format\":\"pt\"},\"i\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[0,8]},"
-                         "\"b\\\"\\\\\\n\\u0001\xc3\xa9\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[8,20]},"
-                         "\"a\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[20,24]},";
+    const char *header =
+        "{\"__metadata__\":{\"format\":\"pt\"},\"i\":{\"dtype\":\"I64\",\"shape\":[1],\"data_"
+        "offsets\":[0,8]},"
+        "\"b\\\"\\\\\\n\\u0001\xc3\xa9\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[8,20]},"
+        "\"a\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[20,24]},";
     assert_memory_equal(all.at + 8, header, strlen(header));
 
     Safetensors *file;
     assert_ok(safetensors_open(path, &file));
     assert_int_equal(safetensors_count(file), 4);
-    const SafetensorsEntry *b = safetensors_find(file, items[0].name), *a = safetensors_find(file, "a");
+    const SafetensorsEntry *b = safetensors_find(file, items[0].name),
+                           *a = safetensors_find(file, "a");
     assert_non_null(b);
     assert_null(safetensors_find(file, "nothing"));
     float back[3];
@@ -310,12 +333,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         /* first: it needs the handler of SIGBUS that the first mapping installs, and cmocka puts its own in
          * that place before each test */
-        cmocka_unit_test(test_cut_while_open),
-        cmocka_unit_test(test_headers),
-        cmocka_unit_test(test_every_prefix),
-        cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_deep_and_wide),
-        cmocka_unit_test(test_not_a_file),
+        cmocka_unit_test(test_cut_while_open), cmocka_unit_test(test_headers),
+        cmocka_unit_test(test_every_prefix),   cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_deep_and_wide),  cmocka_unit_test(test_not_a_file),
         cmocka_unit_test(test_round_trip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,8 +12,9 @@ enum { PIECE_BYTES = 4 << 20 };
  * is aligned to its element. */
 static int type_order(DType dtype)
 {
-    static const DType last_first[] = {DTYPE_I64,  DTYPE_F64, DTYPE_F32,     DTYPE_I32,     DTYPE_BF16,
-                                       DTYPE_F16,  DTYPE_F8_E4M3, DTYPE_F8_E5M2, DTYPE_I8, DTYPE_U8};
+    static const DType last_first[] = {DTYPE_I64,  DTYPE_F64, DTYPE_F32,     DTYPE_I32,
+                                       DTYPE_BF16, DTYPE_F16, DTYPE_F8_E4M3, DTYPE_F8_E5M2,
+                                       DTYPE_I8,   DTYPE_U8};
     for (int i = 0; i < COUNT_OF(last_first); i++)
         if (last_first[i] == dtype) return i;
     return COUNT_OF(last_first);
@@ -45,9 +46,12 @@ static void print_json_string(Str *s, const char *text)
     str_add(s, "\"");
     for (const char *c = text; *c; c++) {
         const char *special = strchr(from, *c);
-        if (special) str_printf(s, "\\%c", to[special - from]);
-        else if ((unsigned char)*c < 0x20) str_printf(s, "\\u%04x", (unsigned)(unsigned char)*c);
-        else str_add_n(s, c, 1);
+        if (special)
+            str_printf(s, "\\%c", to[special - from]);
+        else if ((unsigned char)*c < 0x20)
+            str_printf(s, "\\u%04x", (unsigned)(unsigned char)*c);
+        else
+            str_add_n(s, c, 1);
     }
     str_add(s, "\"");
 }
@@ -68,9 +72,10 @@ static Status check_items(const SafetensorsItem *items, const int *order, int n,
 }
 
 /* The length field and the JSON text, padded. */
-static Status print_header(const SafetensorsItem *items, const int *order, int n, const char *path, Str *s)
+static Status print_header(const SafetensorsItem *items, const int *order, int n, const char *path,
+                           Str *s)
 {
-    str_add_n(s, "\0\0\0\0\0\0\0\0", 8); /* the length, set below */
+    str_add_n(s, "\0\0\0\0\0\0\0\0", 8);                 /* the length, set below */
     str_add(s, "{\"__metadata__\":{\"format\":\"pt\"}"); /* transformers refuses files without it */
     size_t offset = 0;
     for (int i = 0; i < n; i++) {
@@ -88,7 +93,8 @@ static Status print_header(const SafetensorsItem *items, const int *order, int n
     while (s->n % 8 != 0) str_add(s, " ");
     uint64_t length = s->n - 8;
     if (length > SAFETENSORS_MAX_HEADER)
-        return fail(ERR_ARG, "%s: the header of %d tensors would have %llu bytes, at most %d are allowed",
+        return fail(ERR_ARG,
+                    "%s: the header of %d tensors would have %llu bytes, at most %d are allowed",
                     path, n, (unsigned long long)length, SAFETENSORS_MAX_HEADER);
     for (int i = 0; i < 8; i++) s->at[i] = (char)(length >> (8 * i));
     return OK;
@@ -98,7 +104,7 @@ typedef struct Output {
     int fd;
     const char *path;
     HashStream *file, *part;
-    void *piece; /* for items that fill */
+    void *piece; /* for items that fill; NULL until the first */
     uint64_t bytes;
 } Output;
 
@@ -114,6 +120,7 @@ static Status put(Output *out, const void *data, size_t n)
 static Status put_item(Output *out, const SafetensorsItem *item)
 {
     size_t bytes = item_bytes(item);
+    if (!item->data && !out->piece) out->piece = xmalloc(PIECE_BYTES);
     for (size_t done = 0; done < bytes;) {
         size_t n = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
         const void *from = item->data ? (const char *)item->data + done : out->piece;
@@ -124,8 +131,8 @@ static Status put_item(Output *out, const SafetensorsItem *item)
     return OK;
 }
 
-static Status put_all(Output *out, const Str *header, const SafetensorsItem *items, const int *order, int n,
-                      SafetensorsDigest *digest)
+static Status put_all(Output *out, const Str *header, const SafetensorsItem *items,
+                      const int *order, int n, SafetensorsDigest *digest)
 {
     hash_stream_reset(out->part);
     TRY(put(out, header->at, header->n));
@@ -140,24 +147,26 @@ static Status put_all(Output *out, const Str *header, const SafetensorsItem *ite
     return file_sync(out->fd, out->path);
 }
 
-static Status write_file(const char *path, const Str *header, const SafetensorsItem *items, const int *order,
-                         int n, SafetensorsDigest *digest)
+static Status write_file(const char *path, const Str *header, const SafetensorsItem *items,
+                         const int *order, int n, SafetensorsDigest *digest)
 {
     Output out = {.path = path};
     TRY(file_create(path, &out.fd));
     out.file = hash_stream_create();
     out.part = hash_stream_create();
-    out.piece = xmalloc(PIECE_BYTES);
     Status status = put_all(&out, header, items, order, n, digest);
-    if (status == OK) status = file_close(out.fd, path);
-    else close(out.fd); /* the file is given up; its first error is the one that counts */
+    if (status == OK)
+        status = file_close(out.fd, path);
+    else
+        close(out.fd); /* the file is given up; its first error is the one that counts */
     free(out.piece);
     hash_stream_destroy(out.part);
     hash_stream_destroy(out.file);
     return status;
 }
 
-Status safetensors_write(const char *path, const SafetensorsItem *items, int n, SafetensorsDigest *digest)
+Status safetensors_write(const char *path, const SafetensorsItem *items, int n,
+                         SafetensorsDigest *digest)
 {
     SafetensorsDigest ignored = {0};
     int *order = xmalloc(sizeof *order * (size_t)n);
@@ -168,7 +177,8 @@ Status safetensors_write(const char *path, const SafetensorsItem *items, int n, 
     Status status = check_items(items, order, n, path);
     qsort_r(order, (size_t)n, sizeof *order, by_type_and_name, context);
     if (status == OK) status = print_header(items, order, n, path, &header);
-    if (status == OK) status = write_file(path, &header, items, order, n, digest ? digest : &ignored);
+    if (status == OK)
+        status = write_file(path, &header, items, order, n, digest ? digest : &ignored);
     str_deinit(&header);
     free(order);
     return status;

@@ -40,8 +40,8 @@ static int shard_end(const NamedTensor *tensors, int n, int first, uint64_t shar
     return end;
 }
 
-static Status write_shard(Arena *arena, const char *dir, const char *name, const NamedTensor *tensors, int n,
-                          WrittenFiles *written)
+static Status write_shard(Arena *arena, const char *dir, const char *name,
+                          const NamedTensor *tensors, int n, WrittenFiles *written)
 {
     SafetensorsItem *items = xmalloc(sizeof *items * (size_t)n);
     const char **names = ARENA_ARRAY(arena, const char *, n);
@@ -53,15 +53,19 @@ static Status write_shard(Arena *arena, const char *dir, const char *name, const
     Status status = safetensors_write(path_join(arena, dir, name), items, n, &digest);
     free(items);
     TRY(status);
-    WrittenFile file = {.name = arena_strdup(arena, name), .bytes = digest.bytes, .hash = digest.file,
-                        .header = digest.header, .n_tensors = n, .tensor_names = names,
+    WrittenFile file = {.name = arena_strdup(arena, name),
+                        .bytes = digest.bytes,
+                        .hash = digest.file,
+                        .header = digest.header,
+                        .n_tensors = n,
+                        .tensor_names = names,
                         .tensors = digest.tensors};
     VEC_PUSH(written, file);
     return OK;
 }
 
-Status shards_write(Arena *arena, const char *dir, const char *stem, const NamedTensor *tensors, int n,
-                    uint64_t shard_bytes, WrittenFiles *written)
+Status shards_write(Arena *arena, const char *dir, const char *stem, const NamedTensor *tensors,
+                    int n, uint64_t shard_bytes, WrittenFiles *written)
 {
     if (shard_bytes == 0) shard_bytes = (uint64_t)DEFAULT_SHARD_BYTES_GB * 1000000000;
     int n_shards = 0;
@@ -85,8 +89,10 @@ Status index_write(Arena *arena, const char *dir, const NamedTensor *tensors, in
     json_t *map = json_object(), *root;
     for (size_t f = first; f < written->n; f++)
         for (int i = 0; i < written->at[f].n_tensors; i++)
-            json_object_set_new(map, written->at[f].tensor_names[i], json_string(written->at[f].name));
-    root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
+            json_object_set_new(map, written->at[f].tensor_names[i],
+                                json_string(written->at[f].name));
+    root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map",
+                     map);
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
     CHECK(text != NULL);
     json_decref(root);
@@ -96,7 +102,8 @@ Status index_write(Arena *arena, const char *dir, const NamedTensor *tensors, in
     return status;
 }
 
-Status plain_file_write(Arena *arena, const char *dir, const char *name, Bytes bytes, WrittenFiles *written)
+Status plain_file_write(Arena *arena, const char *dir, const char *name, Bytes bytes,
+                        WrittenFiles *written)
 {
     const char *path = path_join(arena, dir, name);
     int fd;
@@ -108,7 +115,8 @@ Status plain_file_write(Arena *arena, const char *dir, const char *name, Bytes b
         return status;
     }
     TRY(file_close(fd, path));
-    WrittenFile file = {.name = arena_strdup(arena, name), .bytes = bytes.n,
+    WrittenFile file = {.name = arena_strdup(arena, name),
+                        .bytes = bytes.n,
                         .hash = hash128_bytes(bytes.at, bytes.n)};
     VEC_PUSH(written, file);
     return OK;
@@ -120,7 +128,8 @@ Status modeldir_write(const char *path, const NamedTensor *tensors, int n, uint6
     Arena arena = {0};
     WrittenFiles written = {0};
     Status status = dir_create(path);
-    if (status == OK) status = shards_write(&arena, path, "model", tensors, n, shard_bytes, &written);
+    if (status == OK)
+        status = shards_write(&arena, path, "model", tensors, n, shard_bytes, &written);
     if (status == OK) status = index_write(&arena, path, tensors, n, 0, &written);
     if (status == OK) status = dir_sync(path);
     VEC_FREE(&written);

@@ -28,6 +28,7 @@ struct CkptStore {
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t finished;
     bool busy;
+    double busy_since_s;
     VEC(CkptResult) results; /* not yet asked for */
 };
 
@@ -87,12 +88,14 @@ Status ckpt_reserve(CkptStore *store, const CkptTensors *tensors)
 {
     char need[32], have[32];
     size_t bytes = round_up(ckpt_snapshot_bytes(tensors), PAGE);
-    if (ckpt_busy(store)) return fail(ERR_ARG, "the snapshot buffer cannot change while a save is under way");
+    if (ckpt_busy(store))
+        return fail(ERR_ARG, "the snapshot buffer cannot change while a save is under way");
     void *buffer = fault_hit("tensor_alloc") ? NULL : aligned_alloc(PAGE, bytes ? bytes : PAGE);
     if (!buffer)
         return fail(ERR_MEMORY, "no memory for a checkpoint snapshot of %s (%s are free)",
-                    format_bytes((double)bytes, need), format_bytes((double)memory_available_bytes(), have));
-    /* touched now, so that the first snapshot does not wait for the kernel to find the pages */
+                    format_bytes((double)bytes, need),
+                    format_bytes((double)memory_available_bytes(), have));
+        /* touched now, so that the first snapshot does not wait for the kernel to find the pages */
 #pragma omp parallel for schedule(static) num_threads(parallel_threads(bytes))
     for (size_t i = 0; i < bytes; i += PAGE) ((char *)buffer)[i] = 0;
     free(store->buffer);
@@ -117,7 +120,8 @@ static Status copy_piece(void *context, int i)
 }
 
 /* The list again, with packed tensors in the buffer from *at on; the copies to make go to `pieces`. */
-static const NamedTensor *shadow(CkptStore *store, const NamedTensor *tensors, int n, size_t *at, Pieces *pieces)
+static const NamedTensor *shadow(CkptStore *store, const NamedTensor *tensors, int n, size_t *at,
+                                 Pieces *pieces)
 {
     NamedTensor *copies = ARENA_ARRAY(&store->arena, NamedTensor, n);
     for (int i = 0; i < n; i++) {
@@ -127,7 +131,8 @@ static const NamedTensor *shadow(CkptStore *store, const NamedTensor *tensors, i
         *at += round_up(tensor_bytes(from), ALIGN);
         int64_t count = tensor_count(from);
         for (int64_t first = 0; first < count; first += PIECE_ELEMENTS)
-            VEC_PUSH(pieces, ((Piece){from, &copies[i].tensor, first, min_i64(PIECE_ELEMENTS, count - first)}));
+            VEC_PUSH(pieces, ((Piece){from, &copies[i].tensor, first,
+                                      min_i64(PIECE_ELEMENTS, count - first)}));
     }
     return copies;
 }
@@ -177,7 +182,8 @@ static void *write_snapshot(void *context)
     double start = clock_s();
     CkptResult result = {.step = store->save.step, .snapshot_s = store->snapshot_s};
     result.status = save_now(store, &store->save, 1, &result.bytes);
-    if (result.status != OK) snprintf(result.message, sizeof result.message, "%s", status_message());
+    if (result.status != OK)
+        snprintf(result.message, sizeof result.message, "%s", status_message());
     result.write_s = clock_s() - start;
     pthread_mutex_lock(&store->mutex);
     VEC_PUSH(&store->results, result);
@@ -191,6 +197,7 @@ static void set_busy(CkptStore *store, bool busy)
 {
     pthread_mutex_lock(&store->mutex);
     store->busy = busy;
+    store->busy_since_s = clock_s();
     pthread_mutex_unlock(&store->mutex);
 }
 
@@ -200,8 +207,8 @@ Status ckpt_snapshot(CkptStore *store, const CkptSave *save)
         return fail(ERR_ARG, "step %lld: the previous checkpoint is still being written",
                     (long long)save->step);
     if (!store->buffer || ckpt_snapshot_bytes(&save->tensors) > store->buffer_bytes)
-        return fail(ERR_ARG, "step %lld: no snapshot buffer of %zu bytes was reserved", (long long)save->step,
-                    ckpt_snapshot_bytes(&save->tensors));
+        return fail(ERR_ARG, "step %lld: no snapshot buffer of %zu bytes was reserved",
+                    (long long)save->step, ckpt_snapshot_bytes(&save->tensors));
     join_writer(store);
     take_snapshot(store, save);
     set_busy(store, true);
@@ -220,6 +227,14 @@ bool ckpt_busy(CkptStore *store)
     bool busy = store->busy;
     pthread_mutex_unlock(&store->mutex);
     return busy;
+}
+
+double ckpt_busy_s(CkptStore *store)
+{
+    pthread_mutex_lock(&store->mutex);
+    double seconds = store->busy ? clock_s() - store->busy_since_s : 0;
+    pthread_mutex_unlock(&store->mutex);
+    return seconds;
 }
 
 /* With the mutex held. */

@@ -20,8 +20,10 @@ static void copy_elements(const Tensor *t, int64_t first, int64_t n, char *packe
         for (int d = 0; d <= last; d++) at += index[d] * t->stride[d];
         if (last >= 0 && t->stride[last] == 1) run = min_i64(n, shape->dim[last] - index[last]);
         char *memory = (char *)t->data + (size_t)at * size;
-        if (gather) memcpy(packed, memory, (size_t)run * size);
-        else memcpy(memory, packed, (size_t)run * size);
+        if (gather)
+            memcpy(packed, memory, (size_t)run * size);
+        else
+            memcpy(memory, packed, (size_t)run * size);
         packed += (size_t)run * size;
         n -= run;
         if (last < 0) break;

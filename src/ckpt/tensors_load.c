@@ -21,10 +21,12 @@ static Status match(const NamedTensor *named, const SafetensorsEntry *entry, con
     char have[SHAPE_TEXT], want[SHAPE_TEXT];
     if (!entry) return fail(ERR_FORMAT, "%s has no tensor %s", where, named->name);
     if (!shape_equal(&named->tensor.shape, &entry->shape))
-        return fail(ERR_SHAPE, "%s: tensor %s is [%s], but [%s] is needed", safetensors_path(entry->file),
-                    named->name, shape_text(&entry->shape, have), shape_text(&named->tensor.shape, want));
+        return fail(ERR_SHAPE, "%s: tensor %s is [%s], but [%s] is needed",
+                    safetensors_path(entry->file), named->name, shape_text(&entry->shape, have),
+                    shape_text(&named->tensor.shape, want));
     if (entry->dtype == DTYPE_COUNT)
-        return fail(ERR_UNSUPPORTED, "%s: tensor %s has elements of type %s, which drover cannot read",
+        return fail(ERR_UNSUPPORTED,
+                    "%s: tensor %s has elements of type %s, which drover cannot read",
                     safetensors_path(entry->file), named->name, entry->type_name);
     return OK;
 }
@@ -46,7 +48,8 @@ static Status read_piece(void *context, int i)
 
 Status tensors_match(TensorSource source, const NamedTensor *tensors, int n)
 {
-    for (int i = 0; i < n; i++) TRY(match(&tensors[i], source.find(source.from, tensors[i].name), source.where));
+    for (int i = 0; i < n; i++)
+        TRY(match(&tensors[i], source.find(source.from, tensors[i].name), source.where));
     if (source.count > n)
         log_warn("%s holds %d tensors that are not used", source.where, source.count - n);
     return OK;
@@ -62,16 +65,21 @@ Status tensors_load(TensorSource source, const NamedTensor *tensors, int n)
         int64_t count = shape_count(&entry->shape);
         bytes += entry->bytes;
         for (int64_t first = 0; first < count; first += PIECE_ELEMENTS)
-            VEC_PUSH(&pieces, ((Piece){entry, &tensors[i].tensor, first, min_i64(PIECE_ELEMENTS, count - first)}));
+            VEC_PUSH(&pieces, ((Piece){entry, &tensors[i].tensor, first,
+                                       min_i64(PIECE_ELEMENTS, count - first)}));
     }
     Status status = parallel_each((int)pieces.n, parallel_threads(bytes), read_piece, &pieces);
     VEC_FREE(&pieces);
     return status;
 }
 
-static const SafetensorsEntry *find_in_dir(const void *dir, const char *name) { return modeldir_find(dir, name); }
+static const SafetensorsEntry *find_in_dir(const void *dir, const char *name)
+{
+    return modeldir_find(dir, name);
+}
 
 Status modeldir_load(const ModelDir *dir, const NamedTensor *tensors, int n)
 {
-    return tensors_load((TensorSource){find_in_dir, dir, modeldir_path(dir), modeldir_count(dir)}, tensors, n);
+    return tensors_load((TensorSource){find_in_dir, dir, modeldir_path(dir), modeldir_count(dir)},
+                        tensors, n);
 }

@@ -41,7 +41,8 @@ static Status check_plain(const Check *check)
     Bytes bytes;
     Status status = file_read(&arena, check->path, MAX_PLAIN_FILE, &bytes);
     if (status == OK && !same_hash(hash128_bytes(bytes.at, bytes.n), check->want))
-        status = fail(ERR_FORMAT, "%s is damaged: its %zu bytes do not match the manifest", check->path, bytes.n);
+        status = fail(ERR_FORMAT, "%s is damaged: its %zu bytes do not match the manifest",
+                      check->path, bytes.n);
     arena_deinit(&arena);
     return status;
 }
@@ -54,9 +55,11 @@ static Status run_check(void *context, int i)
     TRY(safetensors_hash(check->file, check->entry, &have));
     if (same_hash(have, check->want)) return OK;
     if (!check->entry)
-        return fail(ERR_FORMAT, "%s is damaged: its header, bytes 0 to %zu, does not match the manifest",
+        return fail(ERR_FORMAT,
+                    "%s is damaged: its header, bytes 0 to %zu, does not match the manifest",
                     check->path, check->file->header_bytes);
-    return fail(ERR_FORMAT, "%s is damaged: tensor %s, bytes %llu to %llu, does not match the manifest",
+    return fail(ERR_FORMAT,
+                "%s is damaged: tensor %s, bytes %llu to %llu, does not match the manifest",
                 check->path, check->entry->name, (unsigned long long)check->entry->offset,
                 (unsigned long long)(check->entry->offset + check->entry->bytes));
 }
@@ -70,7 +73,8 @@ static Status list_tensors(Verify *v, const char *path, const ManifestFile *file
     VEC_PUSH(&v->opened, opened);
     VEC_PUSH(&v->checks, ((Check){path, opened, NULL, file->header}));
     if (opened->n != file->n_tensors)
-        return fail(ERR_FORMAT, "%s holds %d tensors, the manifest has %d", path, opened->n, file->n_tensors);
+        return fail(ERR_FORMAT, "%s holds %d tensors, the manifest has %d", path, opened->n,
+                    file->n_tensors);
     for (int i = 0; i < file->n_tensors; i++) {
         const SafetensorsEntry *entry = safetensors_find(opened, file->tensors[i].name);
         if (!entry) return fail(ERR_FORMAT, "%s has no tensor %s", path, file->tensors[i].name);
@@ -85,8 +89,8 @@ static Status list_file(Verify *v, Arena *arena, const ManifestFile *file)
     uint64_t bytes;
     TRY(file_size(path, &bytes));
     if (bytes != file->bytes)
-        return fail(ERR_FORMAT, "%s has %llu bytes, the manifest says %llu", path, (unsigned long long)bytes,
-                    (unsigned long long)file->bytes);
+        return fail(ERR_FORMAT, "%s has %llu bytes, the manifest says %llu", path,
+                    (unsigned long long)bytes, (unsigned long long)file->bytes);
     if (file->tensors) return list_tensors(v, path, file);
     VEC_PUSH(&v->checks, ((Check){path, NULL, NULL, file->hash}));
     return OK;
@@ -98,7 +102,8 @@ static Status check_extra(const Ckpt *ckpt, Arena *arena)
     DirEntries entries;
     TRY(dir_list(arena, ckpt->path, &entries));
     for (int i = 0; i < entries.n; i++)
-        if (strstr(entries.name[i], ".safetensors") && !manifest_find(&ckpt->manifest, entries.name[i]))
+        if (strstr(entries.name[i], ".safetensors") &&
+            !manifest_find(&ckpt->manifest, entries.name[i]))
             return fail(ERR_FORMAT, "%s/%s is not in the manifest", ckpt->path, entries.name[i]);
     return OK;
 }
@@ -135,7 +140,8 @@ static Status open_optimizer(Ckpt *ckpt)
     for (int i = 0; i < ckpt->manifest.n_files; i++) {
         const ManifestFile *file = &ckpt->manifest.files[i];
         if (!is_optimizer(file)) continue;
-        TRY(safetensors_open(path_join(&ckpt->arena, ckpt->path, file->name), &ckpt->optimizer[ckpt->n_optimizer]));
+        TRY(safetensors_open(path_join(&ckpt->arena, ckpt->path, file->name),
+                             &ckpt->optimizer[ckpt->n_optimizer]));
         ckpt->n_optimizer++;
     }
     return OK;
@@ -146,7 +152,8 @@ static Status check_step(const Ckpt *ckpt)
 {
     int64_t step;
     if (step_parse(path_base(ckpt->path), &step) && step != ckpt->manifest.step)
-        return fail(ERR_FORMAT, "%s holds step %lld by its manifest", ckpt->path, (long long)ckpt->manifest.step);
+        return fail(ERR_FORMAT, "%s holds step %lld by its manifest", ckpt->path,
+                    (long long)ckpt->manifest.step);
     return OK;
 }
 
@@ -169,8 +176,10 @@ Status ckpt_open_verified(const char *path, CkptVerify level, int threads, Ckpt 
     ckpt->path = xstrdup(path);
     for (size_t n = strlen(path); n > 1 && ckpt->path[n - 1] == '/'; n--) ckpt->path[n - 1] = 0;
     Status status = open_parts(ckpt, level, threads);
-    if (status == OK) *out = ckpt;
-    else ckpt_close(ckpt);
+    if (status == OK)
+        *out = ckpt;
+    else
+        ckpt_close(ckpt);
     return status;
 }
 
@@ -193,7 +202,10 @@ void ckpt_close(Ckpt *ckpt)
 const char *ckpt_path(const Ckpt *ckpt) { return ckpt->path; }
 bool ckpt_has_manifest(const Ckpt *ckpt) { return ckpt->has_manifest; }
 int64_t ckpt_step(const Ckpt *ckpt) { return ckpt->has_manifest ? ckpt->manifest.step : -1; }
-const char *ckpt_run_json(const Ckpt *ckpt) { return ckpt->has_manifest ? ckpt->manifest.run_json : "{}"; }
+const char *ckpt_run_json(const Ckpt *ckpt)
+{
+    return ckpt->has_manifest ? ckpt->manifest.run_json : "{}";
+}
 const ModelDir *ckpt_model(const Ckpt *ckpt) { return ckpt->model; }
 
 int ckpt_optimizer_count(const Ckpt *ckpt)
@@ -206,7 +218,8 @@ int ckpt_optimizer_count(const Ckpt *ckpt)
 const SafetensorsEntry *ckpt_optimizer_find(const Ckpt *ckpt, const char *name)
 {
     const SafetensorsEntry *entry = NULL;
-    for (int i = 0; i < ckpt->n_optimizer && !entry; i++) entry = safetensors_find(ckpt->optimizer[i], name);
+    for (int i = 0; i < ckpt->n_optimizer && !entry; i++)
+        entry = safetensors_find(ckpt->optimizer[i], name);
     return entry;
 }
 
@@ -219,7 +232,8 @@ Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors)
 {
     if (tensors->n_optimizer > 0 && ckpt->n_optimizer == 0)
         return fail(ERR_FORMAT, "%s holds weights only, no optimizer state", ckpt->path);
-    if (tensors->n_optimizer == 0) return modeldir_load(ckpt->model, tensors->model, tensors->n_model);
+    if (tensors->n_optimizer == 0)
+        return modeldir_load(ckpt->model, tensors->model, tensors->n_model);
     TensorSource source = {find_optimizer, ckpt, ckpt->path, ckpt_optimizer_count(ckpt)};
     /* both lists are matched before the first element is written */
     TRY(tensors_match(source, tensors->optimizer, tensors->n_optimizer));
