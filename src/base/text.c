@@ -13,6 +13,9 @@ enum { MAX_NAME = 64 };
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 
+/* In ASCII: keys and flags have no other letters, and no locale has a say. */
+static char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c; }
+
 /* Optimal string alignment: insertions, deletions, substitutions, swaps of neighbours. Letters that
  * differ only in case are equal. */
 static int distance(const char *a, int n, const char *b, int m)
@@ -23,10 +26,9 @@ static int distance(const char *a, int n, const char *b, int m)
     for (int i = 1; i <= n; i++) {
         row[0] = i;
         for (int j = 1; j <= m; j++) {
-            int x = tolower((unsigned char)a[i - 1]), y = tolower((unsigned char)b[j - 1]);
+            char x = lower(a[i - 1]), y = lower(b[j - 1]);
             int best = min_int(above[j - 1] + (x != y), 1 + min_int(above[j], row[j - 1]));
-            if (i > 1 && j > 1 && x == tolower((unsigned char)b[j - 2]) &&
-                y == tolower((unsigned char)a[i - 2]))
+            if (i > 1 && j > 1 && x == lower(b[j - 2]) && y == lower(a[i - 2]))
                 best = min_int(best, before[j - 2] + 1);
             row[j] = best;
         }
