@@ -80,6 +80,7 @@ Status tensors_load(TensorSource source, const NamedTensor *tensors, int n);
 typedef struct WrittenFile {
     char *name;
     uint64_t bytes;
+    uint64_t tensor_bytes;
     Hash128 hash;
     Hash128 header;            /* of a safetensors file */
     int n_tensors;             /* 0: not a safetensors file */
@@ -87,17 +88,22 @@ typedef struct WrittenFile {
     Hash128 *tensors;          /* [n_tensors] */
 } WrittenFile;
 
-typedef VEC(WrittenFile) WrittenFiles;
+/* A directory that is being filled. Zeroed but for dir; fileset_deinit frees the lists, not the files. */
+typedef struct FileSet {
+    const char *dir;
+    Arena arena; /* of names and hashes */
+    WrittenFile *at;
+    size_t n, cap;
+} FileSet;
 
-/* stem "model" gives model-00001-of-00002.safetensors ...; names and hashes live in the arena. */
-Status shards_write(Arena *arena, const char *dir, const char *stem, const NamedTensor *tensors,
-                    int n, uint64_t shard_bytes, WrittenFiles *written);
-/* model.safetensors.index.json for the safetensors files in `written` from `first` on. */
-Status index_write(Arena *arena, const char *dir, const NamedTensor *tensors, int n, size_t first,
-                   WrittenFiles *written);
-/* Any other file: created, written, synced. */
-Status plain_file_write(Arena *arena, const char *dir, const char *name, Bytes bytes,
-                        WrittenFiles *written);
+void fileset_deinit(FileSet *set);
+/* stem "model" gives model-00001-of-00002.safetensors ... */
+Status fileset_write_shards(FileSet *set, const char *stem, const NamedTensor *tensors, int n,
+                            uint64_t shard_bytes);
+/* model.safetensors.index.json for the safetensors files of the set from `first` on. */
+Status fileset_write_index(FileSet *set, size_t first);
+/* Any other file. */
+Status fileset_write_file(FileSet *set, const char *name, Bytes bytes);
 
 /* ---- the model directory's parser, open to the fuzzer ----------------------------------- */
 
@@ -138,7 +144,7 @@ typedef struct Manifest {
 } Manifest;
 
 /* The text, in `out`. run_json must be a JSON object. */
-Status manifest_print(int64_t step, const WrittenFiles *files, const char *run_json, Str *out);
+Status manifest_print(int64_t step, const FileSet *files, const char *run_json, Str *out);
 /* Puts the hash of the text into its first digits. */
 void manifest_seal(Str *text);
 Status manifest_parse(Arena *arena, const char *path, const char *text, size_t n,

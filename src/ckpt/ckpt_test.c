@@ -253,8 +253,8 @@ static void test_bad_saves(void **state)
     CkptStore *store;
     assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
     tiny_fill(s, 1);
-    static const char *const names[] = {"../config.json", "",       "a/b", "manifest.json",
-                                        "x.safetensors",  ".hidden"};
+    static const char *const names[] = {"../config.json", "",        "a/b", "manifest.json",
+                                        "x.safetensors",  ".hidden", "\xff"};
     for (int i = 0; i < COUNT_OF(names); i++) {
         CkptFile file = {names[i], {(const uint8_t *)"x", 1}};
         CkptSave save = tiny_save(s, 1);

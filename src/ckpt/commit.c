@@ -46,7 +46,8 @@ static Status check_save(const CkptSave *save)
         bool ours = !strcmp(name, "manifest.json") || strstr(name, ".safetensors");
         bool twice = false;
         for (int k = 0; k < i; k++) twice = twice || !strcmp(name, save->files[k].name);
-        if (!path_is_plain_name(name) || name[0] == '.' || ours || twice)
+        bool text = utf8_valid((const uint8_t *)name, strlen(name));
+        if (!path_is_plain_name(name) || !text || name[0] == '.' || ours || twice)
             return fail(ERR_ARG, "a checkpoint cannot hold a file called '%s'%s", name,
                         twice ? " twice" : "");
     }
@@ -70,25 +71,28 @@ static Status check_space(const char *root, const CkptSave *save)
         root, format_bytes((double)have, have_text), format_bytes((double)need, need_text));
 }
 
-static Status write_all(Arena *arena, const char *dir, const CkptSave *save, uint64_t shard_bytes,
-                        WrittenFiles *files)
+static Status write_manifest(FileSet *set, const CkptSave *save)
+{
+    Str text = {0};
+    Status status = manifest_print(save->step, set, save->run_json, &text);
+    if (status == OK)
+        status = fileset_write_file(set, "manifest.json", (Bytes){(uint8_t *)text.at, text.n});
+    str_deinit(&text);
+    return status;
+}
+
+static Status write_all(FileSet *set, const CkptSave *save, uint64_t shard_bytes)
 {
     const CkptTensors *t = &save->tensors;
     for (int i = 0; i < save->n_files; i++)
-        TRY(plain_file_write(arena, dir, save->files[i].name, save->files[i].bytes, files));
-    size_t first = files->n;
-    TRY(shards_write(arena, dir, "model", t->model, t->n_model, shard_bytes, files));
+        TRY(fileset_write_file(set, save->files[i].name, save->files[i].bytes));
+    size_t first = set->n;
+    TRY(fileset_write_shards(set, "model", t->model, t->n_model, shard_bytes));
     /* always with an index, even for one shard: loaders that take every *.safetensors of a directory
      * without one would read the optimizer's too */
-    TRY(index_write(arena, dir, t->model, t->n_model, first, files));
-    TRY(shards_write(arena, dir, "optimizer", t->optimizer, t->n_optimizer, shard_bytes, files));
-    Str manifest = {0};
-    Status status = manifest_print(save->step, files, save->run_json, &manifest);
-    if (status == OK)
-        status = plain_file_write(arena, dir, "manifest.json",
-                                  (Bytes){(uint8_t *)manifest.at, manifest.n}, files);
-    str_deinit(&manifest);
-    return status;
+    TRY(fileset_write_index(set, first));
+    TRY(fileset_write_shards(set, "optimizer", t->optimizer, t->n_optimizer, shard_bytes));
+    return write_manifest(set, save);
 }
 
 static Status verify_written(const char *dir, int threads)
@@ -127,18 +131,19 @@ static Status publish(const char *root, const Paths *p)
 Status commit_save(const Commit *commit, const CkptSave *save, uint64_t *bytes)
 {
     Arena arena = {0};
-    WrittenFiles files = {0};
+    FileSet set = {0};
     Status status;
     TRY(check_save(save));
     TRY(check_space(commit->root, save));
     Paths p = make_paths(&arena, commit->root, save->step);
+    set.dir = p.work;
     TRY_GOTO(dir_create(p.work), remove_work);
-    TRY_GOTO(write_all(&arena, p.work, save, commit->shard_bytes, &files), remove_work);
+    TRY_GOTO(write_all(&set, save, commit->shard_bytes), remove_work);
     TRY_GOTO(dir_sync(p.work), remove_work);
     TRY_GOTO(verify_written(p.work, commit->threads), remove_work);
     TRY_GOTO(publish(commit->root, &p), remove_work);
     *bytes = 0;
-    for (size_t i = 0; i < files.n; i++) *bytes += files.at[i].bytes;
+    for (size_t i = 0; i < set.n; i++) *bytes += set.at[i].bytes;
     /* from here the checkpoint is good; when `latest` cannot be moved it is still found by its name */
     status = latest_write(commit->root, p.step);
     if (status != OK)
@@ -148,7 +153,7 @@ Status commit_save(const Commit *commit, const CkptSave *save, uint64_t *bytes)
 remove_work:
     give_up(&p);
 done:
-    VEC_FREE(&files);
+    fileset_deinit(&set);
     arena_deinit(&arena);
     return status;
 }

@@ -43,7 +43,7 @@ void manifest_seal(Str *text)
     memcpy(text->at + sizeof head - 1, hex, DIGITS);
 }
 
-Status manifest_print(int64_t step, const WrittenFiles *files, const char *run_json, Str *out)
+Status manifest_print(int64_t step, const FileSet *files, const char *run_json, Str *out)
 {
     json_t *run;
     if (!run_json) run_json = "{}";

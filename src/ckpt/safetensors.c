@@ -136,10 +136,8 @@ Status safetensors_read(const SafetensorsEntry *entry, int64_t first, int64_t n,
     Status status = entry->dtype == to
                         ? file_map_copy(&entry->file->map, offset, out, (size_t)n * dtype_bytes(to))
                         : read_converted(entry, first, n, to, out);
-    if (status != OK)
-        fail_context("tensor %s (bytes %llu to %llu)", entry->name,
-                     (unsigned long long)entry->offset,
-                     (unsigned long long)(entry->offset + entry->bytes));
+    unsigned long long from = entry->offset, end = from + entry->bytes;
+    if (status != OK) fail_context("tensor %s (bytes %llu to %llu)", entry->name, from, end);
     return status;
 }
 

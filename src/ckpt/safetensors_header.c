@@ -74,7 +74,7 @@ static Status expected(const Scan *s, const char *what)
 
 static void skip_space(Scan *s)
 {
-    while (s->i < s->n && memchr(" \t\r\n", s->text[s->i], 4)) s->i++;
+    while (s->i < s->n && s->text[s->i] && strchr(" \t\r\n", s->text[s->i])) s->i++;
 }
 
 /* Takes the character if it is next, after white space. */
@@ -181,7 +181,7 @@ static Status scan_count(Scan *s, uint64_t *out)
             return fail(ERR_FORMAT, "%s: the number at header byte %zu is too large", s->path,
                         start);
     bool leading_zero = s->i - start > 1 && s->text[start] == '0';
-    bool fraction = s->i < s->n && memchr(".eE", s->text[s->i], 3);
+    bool fraction = s->i < s->n && s->text[s->i] && strchr(".eE", s->text[s->i]);
     if (s->i == start || leading_zero || fraction)
         return expected(s, "a whole number, not negative");
     *out = value;

@@ -40,72 +40,72 @@ static int shard_end(const NamedTensor *tensors, int n, int first, uint64_t shar
     return end;
 }
 
-static Status write_shard(Arena *arena, const char *dir, const char *name,
-                          const NamedTensor *tensors, int n, WrittenFiles *written)
+static Status write_shard(FileSet *set, const char *name, const NamedTensor *tensors, int n)
 {
     SafetensorsItem *items = xmalloc(sizeof *items * (size_t)n);
-    const char **names = ARENA_ARRAY(arena, const char *, n);
+    const char **names = ARENA_ARRAY(&set->arena, const char *, n);
+    uint64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         items[i] = make_item(&tensors[i]);
-        names[i] = arena_strdup(arena, tensors[i].name);
+        names[i] = arena_strdup(&set->arena, tensors[i].name);
+        bytes += tensor_bytes(&tensors[i].tensor);
     }
-    SafetensorsDigest digest = {.tensors = ARENA_ARRAY(arena, Hash128, n)};
-    Status status = safetensors_write(path_join(arena, dir, name), items, n, &digest);
+    SafetensorsDigest digest = {.tensors = ARENA_ARRAY(&set->arena, Hash128, n)};
+    Status status = safetensors_write(path_join(&set->arena, set->dir, name), items, n, &digest);
     free(items);
     TRY(status);
-    WrittenFile file = {.name = arena_strdup(arena, name),
+    WrittenFile file = {.name = arena_strdup(&set->arena, name),
                         .bytes = digest.bytes,
+                        .tensor_bytes = bytes,
                         .hash = digest.file,
                         .header = digest.header,
                         .n_tensors = n,
                         .tensor_names = names,
                         .tensors = digest.tensors};
-    VEC_PUSH(written, file);
+    VEC_PUSH(set, file);
     return OK;
 }
 
-Status shards_write(Arena *arena, const char *dir, const char *stem, const NamedTensor *tensors,
-                    int n, uint64_t shard_bytes, WrittenFiles *written)
+Status fileset_write_shards(FileSet *set, const char *stem, const NamedTensor *tensors, int n,
+                            uint64_t shard_bytes)
 {
     if (shard_bytes == 0) shard_bytes = (uint64_t)DEFAULT_SHARD_BYTES_GB * 1000000000;
     int n_shards = 0;
     for (int first = 0; first < n; first = shard_end(tensors, n, first, shard_bytes)) n_shards++;
     for (int first = 0, shard = 1; first < n; shard++) {
         int end = shard_end(tensors, n, first, shard_bytes);
-        char *name = arena_printf(arena, "%s-%05d-of-%05d.safetensors", stem, shard, n_shards);
-        TRY(write_shard(arena, dir, name, &tensors[first], end - first, written));
+        char *name = arena_printf(&set->arena, "%s-%05d-of-%05d.safetensors", stem, shard,
+                                  n_shards);
+        TRY(write_shard(set, name, &tensors[first], end - first));
         first = end;
     }
     return OK;
 }
 
-/* ---- the index ------------------------------------------------------------------------- */
-
-Status index_write(Arena *arena, const char *dir, const NamedTensor *tensors, int n, size_t first,
-                   WrittenFiles *written)
+Status fileset_write_index(FileSet *set, size_t first)
 {
     uint64_t total = 0;
-    for (int i = 0; i < n; i++) total += tensor_bytes(&tensors[i].tensor);
-    json_t *map = json_object(), *root;
-    for (size_t f = first; f < written->n; f++)
-        for (int i = 0; i < written->at[f].n_tensors; i++)
-            json_object_set_new(map, written->at[f].tensor_names[i],
-                                json_string(written->at[f].name));
-    root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map",
-                     map);
+    json_t *map = json_object();
+    for (size_t f = first; f < set->n; f++) {
+        const WrittenFile *file = &set->at[f];
+        total += file->tensor_bytes;
+        for (int i = 0; i < file->n_tensors; i++)
+            json_object_set_new(map, file->tensor_names[i], json_string(file->name));
+    }
+    json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total,
+                             "weight_map", map);
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
-    CHECK(text != NULL);
     json_decref(root);
+    if (!text) return fail(ERR_ARG, "%s: the index cannot be written as JSON", set->dir);
     Bytes bytes = {(const uint8_t *)text, strlen(text)};
-    Status status = plain_file_write(arena, dir, "model.safetensors.index.json", bytes, written);
+    Status status = fileset_write_file(set, "model.safetensors.index.json", bytes);
     free(text);
     return status;
 }
 
-Status plain_file_write(Arena *arena, const char *dir, const char *name, Bytes bytes,
-                        WrittenFiles *written)
+Status fileset_write_file(FileSet *set, const char *name, Bytes bytes)
 {
-    const char *path = path_join(arena, dir, name);
+    const char *path = path_join(&set->arena, set->dir, name);
     int fd;
     TRY(file_create(path, &fd));
     Status status = file_write(fd, bytes.at, bytes.n, path);
@@ -115,24 +115,28 @@ Status plain_file_write(Arena *arena, const char *dir, const char *name, Bytes b
         return status;
     }
     TRY(file_close(fd, path));
-    WrittenFile file = {.name = arena_strdup(arena, name),
+    WrittenFile file = {.name = arena_strdup(&set->arena, name),
                         .bytes = bytes.n,
                         .hash = hash128_bytes(bytes.at, bytes.n)};
-    VEC_PUSH(written, file);
+    VEC_PUSH(set, file);
     return OK;
+}
+
+void fileset_deinit(FileSet *set)
+{
+    free(set->at);
+    arena_deinit(&set->arena);
+    *set = (FileSet){0};
 }
 
 Status modeldir_write(const char *path, const NamedTensor *tensors, int n, uint64_t shard_bytes)
 {
     if (n <= 0) return fail(ERR_ARG, "%s: a model needs at least one tensor", path);
-    Arena arena = {0};
-    WrittenFiles written = {0};
+    FileSet set = {.dir = path};
     Status status = dir_create(path);
-    if (status == OK)
-        status = shards_write(&arena, path, "model", tensors, n, shard_bytes, &written);
-    if (status == OK) status = index_write(&arena, path, tensors, n, 0, &written);
+    if (status == OK) status = fileset_write_shards(&set, "model", tensors, n, shard_bytes);
+    if (status == OK) status = fileset_write_index(&set, 0);
     if (status == OK) status = dir_sync(path);
-    VEC_FREE(&written);
-    arena_deinit(&arena);
+    fileset_deinit(&set);
     return status;
 }

@@ -58,10 +58,10 @@ static Status run_check(void *context, int i)
         return fail(ERR_FORMAT,
                     "%s is damaged: its header, bytes 0 to %zu, does not match the manifest",
                     check->path, check->file->header_bytes);
+    unsigned long long from = check->entry->offset, to = from + check->entry->bytes;
     return fail(ERR_FORMAT,
                 "%s is damaged: tensor %s, bytes %llu to %llu, does not match the manifest",
-                check->path, check->entry->name, (unsigned long long)check->entry->offset,
-                (unsigned long long)(check->entry->offset + check->entry->bytes));
+                check->path, check->entry->name, from, to);
 }
 
 /* ---- what must be there ---------------------------------------------------------------- */
