@@ -18,7 +18,7 @@
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
-#include "base/base.h"
+#include "infer/infer.h"
 
 typedef enum OptionType {
     OPTION_FLAG,   /* bool; no value */
@@ -33,7 +33,7 @@ typedef struct Option {
     OptionType type;
     const char *unit;         /* what stands for the value in help: TEXT, FILE, N, SECONDS */
     double min, max;          /* of numbers */
-    const char *default_text; /* as it would be typed; NULL: zero, or no text */
+    const char *default_text; /* as it would be typed; NULL: NAN, INT64_MIN, no text, the first choice */
     const char *choices;      /* words separated by a bar, or NULL */
     size_t offset;            /* in the command's struct of options */
     const char *sentence;
@@ -84,7 +84,29 @@ void help_command(const Command *command, Str *out);
 bool help_group(const char *name, Str *out);
 const char *drover_version(void);
 
-/* ---- for commands ------------------------------------------------------------------------ */
+/* ---- for commands that load a model (model_flags.c) ---------------------------------------- */
+
+typedef struct ModelFlags {
+    int dtype; /* auto, f32, bf16 */
+    int64_t threads, memory;
+} ModelFlags;
+#define MODEL_FLAGS(T, member)                                                                                     \
+    {"dtype", OPTION_CHOICE, "TYPE", 0, 0, "auto", "auto|f32|bf16", offsetof(T, member.dtype),                     \
+     "of weights and products; auto: 16 bits where the files have them"},                                          \
+        {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(T, member.threads), "0: all cores"},             \
+        {"memory", OPTION_INT, "BYTES", 0, 1e18, "0", NULL, offsetof(T, member.memory),                            \
+         "refuse to take more; 0: what is free"}
+
+void model_flags_apply(const ModelFlags *flags, InferOptions *options);
+
+/* {"ids": [[1, 2], [3]]}: every row has at least one id, and all are below 2^31. */
+typedef struct IdRows {
+    IdVec *row; /* in the arena, as are the ids */
+    int n;
+} IdRows;
+Status ids_read(Arena *arena, const char *path, IdRows *rows);
+
+/* ---- for all commands ------------------------------------------------------------------------ */
 
 /* Everything but the program itself: returns the exit code of design section 4. */
 int cli_main(int argc, const char *const *argv);

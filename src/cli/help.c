@@ -14,20 +14,15 @@ enum { WIDTH = 80, MAX_SHOWN_NAME = 24 };
 /* Adds text wrapped at WIDTH, `column` characters of the first line being there already. */
 static void wrap(Str *out, int column, int indent, const char *text)
 {
-    while (*text) {
+    bool first = true;
+    for (text += strspn(text, " "); *text; text += strspn(text, " "), first = false) {
         int n = (int)strcspn(text, " ");
-        if (column + n > WIDTH && column > indent) {
-            str_printf(out, "\n%*s", indent, "");
-            column = indent;
-        }
+        bool fits = column + n + !first <= WIDTH;
+        if (!fits) str_printf(out, "\n%*s", indent, "");
+        else if (!first) str_add(out, " ");
+        column = fits ? column + n + !first : indent + n;
         str_add_n(out, text, (size_t)n);
-        column += n;
         text += n;
-        if (*text == ' ') {
-            if (column < WIDTH) str_add(out, " ");
-            column++;
-            text++;
-        }
     }
     str_add(out, "\n");
 }

@@ -1,2 +1,5 @@
 /* Every command, in the order of the help. A line names the constant command_NAME of a file. */
+COMMAND(generate)
+COMMAND(chat)
+COMMAND(logits)
 COMMAND(help)

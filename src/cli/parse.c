@@ -1,6 +1,7 @@
 /* The command line, read by the tables. */
 #include "cli/cli.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { MAX_CANDIDATES = 256 };
@@ -131,6 +132,15 @@ static Status read_value(const Option *o, const char *text, void *options)
     return OK;
 }
 
+static Status set_default(const Option *o, void *options)
+{
+    void *at = (char *)options + o->offset;
+    if (o->default_text) return read_value(o, o->default_text, options);
+    if (o->type == OPTION_INT) *(int64_t *)at = INT64_MIN;
+    if (o->type == OPTION_FLOAT) *(double *)at = (double)NAN;
+    return OK;
+}
+
 typedef struct Cursor {
     int argc, at;
     const char *const *argv;
@@ -212,9 +222,6 @@ Status cli_parse(Arena *arena, int argc, const char *const *argv, ParsedLine *li
     int used = 0;
     TRY(find_command(arena, argc, argv, &line->command, &used));
     line->options = arena_alloc(arena, line->command->options_bytes + 1);
-    for (int i = 0; i < line->command->n_options; i++) {
-        const Option *o = &line->command->options[i];
-        if (o->default_text) TRY(read_value(o, o->default_text, line->options));
-    }
+    for (int i = 0; i < line->command->n_options; i++) TRY(set_default(&line->command->options[i], line->options));
     return read_words(arena, &(Cursor){argc, used, argv}, line);
 }

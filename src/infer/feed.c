@@ -1,0 +1,109 @@
+/* Tokens in, logits out: whole rows without a cache, and slots that grow. */
+#include "infer/infer_internal.h"
+
+#include <string.h>
+
+/* ---- rows ------------------------------------------------------------------------------------------- */
+
+static Status check_ids(const Infer *infer, const int32_t *ids, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= infer->model->config.vocab)
+            return fail(ERR_FORMAT, "token %d at place %lld is not one of the model's %lld", ids[i], (long long)i,
+                        (long long)infer->model->config.vocab);
+    return OK;
+}
+
+/* A shorter row is filled up with token 0: what comes after a token does not change its logits. */
+Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **logits)
+{
+    int64_t width = infer->options.logits_tokens;
+    if (infer->logits < 0 || n < 1 || n > width)
+        return fail(ERR_ARG, "logits of %lld tokens were asked for; this model was loaded for up to %lld", (long long)n,
+                    (long long)width);
+    TRY(check_ids(infer, ids, n));
+    int32_t *in = session_input(infer->session, infer->logits, "ids");
+    int32_t *pos = session_input(infer->session, infer->logits, "pos");
+    for (int64_t i = 0; i < width; i++) {
+        in[i] = i < n ? ids[i] : 0;
+        pos[i] = (int32_t)i;
+    }
+    TRY(session_run(infer->session, infer->logits, PHASE_FORWARD, PHASE_FORWARD));
+    *logits = session_output(infer->session, infer->logits, "logits");
+    return OK;
+}
+
+/* ---- slots ------------------------------------------------------------------------------------------- */
+
+int64_t infer_length(const Infer *infer, int slot) { return infer->length[slot]; }
+
+void infer_truncate(Infer *infer, int slot, int64_t length)
+{
+    if (length >= 0 && length < infer->length[slot]) infer->length[slot] = length;
+}
+
+static Status check_feed(const Infer *infer, const SlotTokens *feed, int n)
+{
+    for (int i = 0; i < n; i++) {
+        const SlotTokens *f = &feed[i];
+        if (f->slot < 0 || f->slot >= infer->options.batch || f->n < 1)
+            return fail(ERR_ARG, "%lld tokens for slot %d of %lld", (long long)f->n, f->slot,
+                        (long long)infer->options.batch);
+        if (f->n > infer->options.context - infer->length[f->slot])
+            return fail(ERR_REFUSED, "%lld tokens after %lld do not fit in a context of %lld", (long long)f->n,
+                        (long long)infer->length[f->slot], (long long)infer->options.context);
+        TRY(check_ids(infer, f->ids, f->n));
+    }
+    return OK;
+}
+
+typedef struct Grid {
+    int32_t *ids, *pos; /* [batch, width] of a program; pos < 0: nothing there */
+    int64_t width;
+} Grid;
+
+static Grid empty_grid(Infer *infer, int program, int64_t width)
+{
+    Grid grid = {session_input(infer->session, program, "ids"), session_input(infer->session, program, "pos"), width};
+    for (int64_t i = 0; i < infer->options.batch * width; i++) {
+        grid.ids[i] = 0;
+        grid.pos[i] = -1;
+    }
+    return grid;
+}
+
+/* Takes a slot's tokens [first, first + n) into the grid and the slot's length. */
+static void put(Infer *infer, Grid *grid, const SlotTokens *feed, int64_t first, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        grid->ids[feed->slot * grid->width + i] = feed->ids[first + i];
+        grid->pos[feed->slot * grid->width + i] = (int32_t)infer->length[feed->slot]++;
+    }
+}
+
+/* All tokens but the last of each slot, a piece of every slot at a time. */
+static Status prefill(Infer *infer, const SlotTokens *feed, int n)
+{
+    int64_t width = infer->options.prefill;
+    for (int64_t first = 0;; first += width) {
+        bool any = false;
+        for (int i = 0; i < n; i++) any |= feed[i].n - 1 > first;
+        if (!any) return OK;
+        Grid grid = empty_grid(infer, infer->prefill, width);
+        for (int i = 0; i < n; i++) put(infer, &grid, &feed[i], first, min_i64(width, feed[i].n - 1 - first));
+        TRY(session_run(infer->session, infer->prefill, PHASE_FORWARD, PHASE_FORWARD));
+    }
+}
+
+Status infer_feed(Infer *infer, const SlotTokens *feed, int n, const float **logits)
+{
+    if (infer->decode < 0) return fail(ERR_ARG, "this model was loaded without slots");
+    TRY(check_feed(infer, feed, n));
+    TRY(prefill(infer, feed, n));
+    Grid grid = empty_grid(infer, infer->decode, 1);
+    for (int i = 0; i < n; i++) put(infer, &grid, &feed[i], feed[i].n - 1, 1);
+    TRY(session_run(infer->session, infer->decode, PHASE_FORWARD, PHASE_FORWARD));
+    const float *all = session_output(infer->session, infer->decode, "logits");
+    for (int i = 0; i < n; i++) logits[i] = all + feed[i].slot * infer->model->config.vocab;
+    return OK;
+}

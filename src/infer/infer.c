@@ -1,0 +1,203 @@
+/* Loading a model for inference: programs, plan, memory, weights. */
+#include "infer/infer_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEFAULT_PREFILL = 64 };
+
+/* ---- programs ---------------------------------------------------------------------------------- */
+
+static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int64_t seq, int *index)
+{
+    const InferOptions *o = &infer->options;
+    Graph *graph;
+    TRY(model_build(&infer->model->config,
+                    (ModelOptions){.purpose = purpose, .batch = batch, .seq = seq, .cache = o->context,
+                                   .dtype = o->dtype, .no_master = true},
+                    &graph));
+    TRY(program_compile(graph, device_target(infer->device), infer->store, &infer->program[infer->n_programs]));
+    *index = infer->n_programs++;
+    return OK;
+}
+
+static Status complete_options(const InferModel *model, InferOptions *o)
+{
+    if (!o->dtype_set) o->dtype = infer_model_dtype(model);
+    o->dtype_set = true;
+    if (o->dtype != DTYPE_F32 && o->dtype != DTYPE_BF16)
+        return fail(ERR_ARG, "inference computes in f32 or bf16, not in %s", dtype_name(o->dtype));
+    int64_t most = model->config.max_positions;
+    if (o->context <= 0) o->context = most;
+    if (o->context > most || o->logits_tokens > most)
+        return fail(ERR_REFUSED, "%s has %lld positions (max_position_embeddings), but %lld are needed", model->path,
+                    (long long)most, (long long)max_i64(o->context, o->logits_tokens));
+    if (o->prefill <= 0) o->prefill = DEFAULT_PREFILL;
+    o->prefill = min_i64(o->prefill, o->context);
+    return OK;
+}
+
+static Status compile(Infer *infer)
+{
+    InferOptions *o = &infer->options;
+    infer->logits = infer->prefill = infer->decode = -1;
+    TRY(complete_options(infer->model, o));
+    TRY(device_create_cpu((CpuOptions){.threads = o->threads}, &infer->device));
+    infer->store = store_create();
+    if (o->logits_tokens > 0) TRY(add_program(infer, MODEL_LOGITS, 1, o->logits_tokens, &infer->logits));
+    if (o->batch <= 0) return OK;
+    TRY(add_program(infer, MODEL_DECODE, o->batch, 1, &infer->decode));
+    return add_program(infer, MODEL_PREFILL, o->batch, o->prefill, &infer->prefill);
+}
+
+static InferPlan make_plan(const Infer *infer)
+{
+    MemoryPlan memory = session_plan(infer->store, infer->program, infer->n_programs);
+    size_t cache = store_role_bytes(infer->store, STATE_CACHE);
+    return (InferPlan){.dtype = infer->options.dtype, .context = infer->options.context,
+                       .weight_bytes = memory.state_bytes - cache, .cache_bytes = cache,
+                       .step_bytes = memory.step_bytes, .io_bytes = memory.io_bytes,
+                       .total_bytes = memory.total_bytes};
+}
+
+Status infer_plan(const InferModel *model, const InferOptions *options, InferPlan *plan)
+{
+    Infer *infer = xcalloc(1, sizeof *infer);
+    infer->model = model;
+    infer->options = *options;
+    Status status = compile(infer);
+    if (status == OK) *plan = make_plan(infer);
+    infer_destroy(infer);
+    return status;
+}
+
+/* ---- refusal -------------------------------------------------------------------------------------- */
+
+/* The largest context whose caches fit, by the plan's bytes per position; 0: not even one of 16. */
+static int64_t context_that_fits(const InferPlan *plan, size_t limit)
+{
+    size_t fixed = plan->total_bytes - plan->cache_bytes;
+    if (plan->cache_bytes == 0 || fixed >= limit) return 0;
+    double per_position = (double)plan->cache_bytes / (double)plan->context;
+    int64_t fits = (int64_t)((double)(limit - fixed) / per_position) / 16 * 16;
+    return min_i64(fits, plan->context);
+}
+
+static void add_remedy(const Infer *infer, size_t limit, Str *out)
+{
+    int64_t context = context_that_fits(&infer->plan, limit);
+    if (context > 0) str_printf(out, "; a context of %lld would fit", (long long)context);
+    InferOptions o = infer->options;
+    InferPlan plan;
+    char size[32];
+    if (o.dtype == DTYPE_BF16) return;
+    o.dtype = DTYPE_BF16;
+    if (infer_plan(infer->model, &o, &plan) != OK) return;
+    context = context_that_fits(&plan, limit);
+    if (plan.total_bytes <= limit) str_printf(out, "; bf16 would fit, in %s", format_bytes((double)plan.total_bytes, size));
+    else if (context > 0) str_printf(out, "; bf16 with a context of %lld would fit", (long long)context);
+}
+
+static Status check_memory(const Infer *infer)
+{
+    const InferPlan *p = &infer->plan;
+    size_t limit = infer->options.memory_limit_bytes ? infer->options.memory_limit_bytes : memory_available_bytes();
+    if (p->total_bytes <= limit) return OK;
+    char total[32], weights[32], cache[32], rest[32], have[32];
+    Str remedy = {0};
+    add_remedy(infer, limit, &remedy);
+    Status status = fail(ERR_REFUSED, "%s needs %s in %s (weights %s, caches %s, work %s), but %s can be had%s",
+                         infer->model->path, format_bytes((double)p->total_bytes, total), dtype_name(p->dtype),
+                         format_bytes((double)p->weight_bytes, weights), format_bytes((double)p->cache_bytes, cache),
+                         format_bytes((double)(p->step_bytes + p->io_bytes), rest), format_bytes((double)limit, have),
+                         remedy.n ? remedy.at : "; a machine with more memory or a smaller model is needed");
+    str_deinit(&remedy);
+    return status;
+}
+
+/* ---- weights ------------------------------------------------------------------------------------- */
+
+static bool is_weight(const StateEntry *e) { return e->role == STATE_PARAM || e->role == STATE_BUFFER; }
+
+static Status load_weights(Infer *infer)
+{
+    Arena arena = {0};
+    int n = 0, count = 0;
+    for (int i = 0; i < infer->store->n_entries; i++) count += infer->store->entry[i].n_parts;
+    NamedTensor *tensors = ARENA_ARRAY(&arena, NamedTensor, count + 1);
+    for (int i = 0; i < infer->store->n_entries; i++) {
+        const StateEntry *e = &infer->store->entry[i];
+        for (int k = 0; is_weight(e) && k < e->n_parts; k++)
+            tensors[n++] = (NamedTensor){arena_printf(&arena, "%s%s", infer->model->config.weight_prefix, e->part[k].name),
+                                         session_state_part(infer->session, i, k)};
+    }
+    Status status = ckpt_load(infer->model->ckpt, &(CkptTensors){.model = tensors, .n_model = n});
+    arena_deinit(&arena);
+    return status;
+}
+
+static void fill_part(const StatePart *part, uint64_t seed, float *out)
+{
+    Arena arena = {0};
+    size_t n = (size_t)shape_count(&part->shape);
+    uint64_t key = rng_key(seed, arena_printf(&arena, "init/%s", part->name));
+    arena_deinit(&arena);
+    if (part->init_deviation > 0) rng_fill_normal(key, 0, (double)part->init_deviation, out, n);
+    else for (size_t i = 0; i < n; i++) out[i] = part->init_value;
+}
+
+/* The same numbers as a training run's start with this seed. */
+static Status random_weights(Infer *infer)
+{
+    for (int i = 0; i < infer->store->n_entries; i++) {
+        const StateEntry *e = &infer->store->entry[i];
+        for (int k = 0; e->role == STATE_PARAM && k < e->n_parts; k++) {
+            int64_t n = shape_count(&e->part[k].shape);
+            float *wide = xmalloc(sizeof(float) * (size_t)n);
+            fill_part(&e->part[k], infer->model->seed, wide);
+            Status status = dtype_convert(DTYPE_F32, wide, e->dtype, session_state_part(infer->session, i, k).data, n);
+            free(wide);
+            TRY(status);
+        }
+    }
+    return OK;
+}
+
+/* ---- entry --------------------------------------------------------------------------------------- */
+
+static Status load(Infer *infer)
+{
+    TRY(compile(infer));
+    infer->plan = make_plan(infer);
+    TRY(check_memory(infer));
+    TRY(session_create(infer->device, infer->store, infer->program, infer->n_programs, &infer->session));
+    infer->length = xcalloc((size_t)max_i64(infer->options.batch, 1), sizeof *infer->length);
+    infer->sampler = sampler_create(infer->model->config.vocab);
+    return infer->model->ckpt ? load_weights(infer) : random_weights(infer);
+}
+
+Status infer_create(const InferModel *model, InferOptions options, Infer **out)
+{
+    Infer *infer = xcalloc(1, sizeof *infer);
+    infer->model = model;
+    infer->options = options;
+    Status status = load(infer);
+    if (status == OK) *out = infer;
+    else infer_destroy(infer);
+    return status;
+}
+
+void infer_destroy(Infer *infer)
+{
+    if (!infer) return;
+    session_destroy(infer->session);
+    for (int i = 0; i < infer->n_programs; i++) program_destroy(infer->program[i]);
+    store_destroy(infer->store);
+    device_destroy(infer->device);
+    sampler_destroy(infer->sampler);
+    free(infer->length);
+    free(infer);
+}
+
+InferPlan infer_planned(const Infer *infer) { return infer->plan; }
+const char *infer_device_text(const Infer *infer) { return device_text(infer->device); }
