@@ -133,7 +133,8 @@ Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind,
  * R = B T k + E * EXPERT_ROW_ALIGN, a bound that dropless dispatch never exceeds. */
 Status op_expert_sort(Graph *g, ValueId choice, int64_t n_experts, ValueId *offsets, ValueId *source,
                       ValueId *place, ValueId *load);
-/* rows[r,:] = score[source r] * x[token of source r, :], zero for padding rows. x [B T D] -> [R D].
+/* rows[r,:] = score[source r] * x[token of source r, :], zero for padding rows and rows past the end.
+ * x [B T D] -> [R D]; score [B T k] f32, or NO_VALUE for ones.
  * place is for the gradient: each token sums its rows in slot order. */
 Status op_expert_gather(Graph *g, ValueId x, ValueId score, ValueId source, ValueId place,
                         ValueId *rows);
@@ -204,5 +205,14 @@ Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, Va
 Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                     ValueId dloss, float z_loss, ValueId *loss, ValueId *nll,
                                     ValueId *dx, ValueId *dw);
+
+Status op_route_grad(Graph *g, ValueId logits, ValueId choice, ValueId score, ValueId dscore, RouterScore kind,
+                     ValueId *dlogits);
+/* dx[t] = sum over slots of score drows[place]; dscore[t, slot] = dot(x[t], drows[place]). Without a
+ * score (NO_VALUE) the factor is one. expert_combine's gradient is made of this and op_expert_gather. */
+Status op_expert_gather_grad(Graph *g, ValueId x, ValueId score, ValueId place, ValueId drows, ValueId *dx,
+                             ValueId *dscore);
+Status op_router_loss_grad(Graph *g, ValueId logits, ValueId choice, ValueId weights, ValueId dloss, float aux, float z,
+                           RouterScore kind, ValueId *dlogits);
 
 #endif

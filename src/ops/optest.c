@@ -18,6 +18,7 @@ void optest_destroy(OpTest *t)
     for (size_t i = 0; i < t->input.n; i++) free(t->input.at[i].data);
     VEC_FREE(&t->input);
     VEC_FREE(&t->output);
+    VEC_FREE(&t->kept);
     arena_deinit(&t->arena);
     graph_destroy(t->graph);
     free(t);
@@ -455,6 +456,7 @@ static const char *check_isas(const Check *c)
     for (size_t i = 0; i < c->t->output.n; i++) VEC_PUSH(&wanted.value, c->t->output.at[i].value);
     for (size_t i = 0; i < c->n_inputs; i++)
         if (value_ok(c->grad[i])) VEC_PUSH(&wanted.value, c->grad[i]);
+    for (size_t i = 0; i < wanted.value.n; i++) VEC_PUSH(&c->t->kept, wanted.value.at[i]);
     for (Isa isa = ISA_GENERIC; isa < ISA_COUNT && !fault; isa++)
         if (optest_isa_available(isa) && (isa == ISA_GENERIC || !same_kernels(c->t->graph, isa, isa - 1)))
             fault = check_isa(c, isa, &wanted);

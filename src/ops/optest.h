@@ -64,6 +64,7 @@ struct OpTest {
     Arena arena;
     VEC(OpTestInput) input;
     VEC(OpTestOutput) output;
+    VEC(ValueId) kept; /* read after the run: nothing may be made in their place */
     bool has_backward;
 };
 

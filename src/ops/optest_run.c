@@ -126,6 +126,8 @@ static bool is_named(const OpTest *t, ValueId root)
 {
     for (size_t i = 0; i < t->output.n; i++)
         if (graph_root(t->graph, t->output.at[i].value).id == root.id) return true;
+    for (size_t i = 0; i < t->kept.n; i++)
+        if (graph_root(t->graph, t->kept.at[i]).id == root.id) return true;
     return false;
 }
 
