@@ -178,6 +178,31 @@ static void test_snapshot_isolation(void **state)
     scratch_destroy(root);
 }
 
+/* While one save is under way the next is refused at once, not queued and not waited for. */
+static void test_snapshot_while_busy(void **state)
+{
+    (void)state;
+    char *root = scratch_create();
+    int64_t count = 4 << 20;
+    NamedTensor large = {"w", tensor_make(xcalloc((size_t)count, 4), DTYPE_F32,
+                                          shape_make(1, &count, (Axis[]){AXIS_ANY}))};
+    CkptTensors tensors = {.model = &large, .n_model = 1};
+    CkptStore *store;
+    CkptResult result;
+    assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
+    assert_ok(ckpt_reserve(store, &tensors));
+    bool refused = false;
+    for (int64_t step = 1; step <= 20 && !refused; step++) {
+        assert_ok(ckpt_snapshot(store, &(CkptSave){.step = step, .tensors = tensors}));
+        refused = ckpt_snapshot(store, &(CkptSave){.step = 99, .tensors = tensors}) == ERR_ARG;
+        while (ckpt_wait(store, &result)) assert_int_equal(result.status, OK);
+    }
+    assert_true(refused);
+    ckpt_store_close(store);
+    free(large.tensor.data);
+    scratch_destroy(root);
+}
+
 static void test_snapshot_reports_failure(void **state)
 {
     (void)state;
@@ -268,6 +293,13 @@ static void test_bad_saves(void **state)
         save.run_json = run[i];
         assert_int_equal(ckpt_save(store, &save), ERR_FORMAT);
     }
+    Shape real =
+        s->model[0].tensor.shape; /* more than any disk has: said before a byte is written */
+    s->model[0].tensor.shape.dim[0] = (int64_t)1 << 50;
+    CkptSave huge = tiny_save(s, 1);
+    assert_int_equal(ckpt_save(store, &huge), ERR_IO);
+    assert_non_null(strstr(status_message(), "free, a checkpoint needs"));
+    s->model[0].tensor.shape = real;
     s->model[0].name = s->model[2].name; /* two tensors of one name */
     CkptSave save = tiny_save(s, 1);
     assert_int_equal(ckpt_save(store, &save), ERR_ARG);
@@ -288,6 +320,7 @@ int main(void)
         cmocka_unit_test(test_keep_counts_verified),
         cmocka_unit_test(test_two_jobs),
         cmocka_unit_test(test_snapshot_isolation),
+        cmocka_unit_test(test_snapshot_while_busy),
         cmocka_unit_test(test_snapshot_reports_failure),
         cmocka_unit_test(test_reserve_without_memory),
         cmocka_unit_test(test_everything_is_synced),

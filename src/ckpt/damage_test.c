@@ -216,6 +216,10 @@ static void test_files(void **state)
     put(bed_path(bed, 2, files[2]), bed->content[4].at, bed->content[4].n);
     assert_found(bed, "the optimizer in place of", files[2]);
     restore(bed);
+    put(bed_path(bed, 2, "config.json"), "x", 1); /* sizes are checked even without hashing */
+    Ckpt *quick = NULL;
+    assert_int_equal(ckpt_open(bed_path(bed, 2, ""), CKPT_VERIFY_SIZES, &quick), ERR_FORMAT);
+    restore(bed);
     put(bed_path(bed, 2, "notes.txt"), "mine", 4); /* does not matter */
     assert_int_equal(open_step(bed, 2), OK);
     /* a whole checkpoint under another step's name */

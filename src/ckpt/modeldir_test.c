@@ -194,6 +194,12 @@ static void test_deep_index(void **state)
     Str deep = {0};
     Arena arena = {0};
     ModelIndex index;
+    str_add(&deep, "{\"weight_map\":{\"a\":\"m\"},\"x\":");
+    for (int i = 0; i < 100; i++) str_add(&deep, "[");
+    for (int i = 0; i < 100; i++) str_add(&deep, "]");
+    str_add(&deep, "}");
+    assert_int_equal(model_index_parse(&arena, "deep", deep.at, deep.n, &index), ERR_FORMAT);
+    str_clear(&deep);
     for (int i = 0; i < 100000; i++) str_add(&deep, "{\"a\":");
     assert_int_equal(model_index_parse(&arena, "deep", deep.at, deep.n, &index), ERR_FORMAT);
     str_deinit(&deep);

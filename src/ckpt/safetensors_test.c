@@ -106,6 +106,7 @@ static const Case cases[] = {
      ERR_FORMAT},
     {"too many axes", "{" T("a", "U8", "1,1,1,1,1,1", "0", "1") "}", 1, ERR_UNSUPPORTED},
     {"half a byte", "{" T("a", "F4", "3", "0", "2") "}", 2, ERR_FORMAT},
+    {"half a byte, rounded down", "{" T("a", "F4", "3", "0", "1") "}", 1, ERR_FORMAT},
     {"negative offset", "{" T("a", "U8", "1", "-1", "0") "}", 1, ERR_FORMAT},
     {"float offset", "{" T("a", "U8", "1", "0.0", "1") "}", 1, ERR_FORMAT},
     {"one offset", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0]}}", 1, ERR_FORMAT},
@@ -121,6 +122,8 @@ static const Case cases[] = {
     {"same place", "{" T("a", "U8", "2", "0", "2") "," T("b", "U8", "2", "0", "2") "}", 2,
      ERR_FORMAT},
     {"hole", "{" T("a", "U8", "1", "0", "1") "," T("b", "U8", "1", "2", "3") "}", 3, ERR_FORMAT},
+    {"overlap and hole of one size",
+     "{" T("a", "U8", "2", "0", "2") "," T("b", "U8", "2", "1", "3") "}", 4, ERR_FORMAT},
     {"hole at the start", "{" T("a", "U8", "1", "1", "2") "}", 2, ERR_FORMAT},
     {"trailing data", "{" T("a", "U8", "1", "0", "1") "}", 2, ERR_FORMAT},
     {"nothing but trailing data", "{}", 1, ERR_FORMAT},
@@ -170,6 +173,11 @@ static void test_lengths(void **state)
         write_file(path, lengths[i], "{}", 2, 0);
         assert_int_equal(safetensors_open(path, &file), ERR_FORMAT);
     }
+    write_file(path, SAFETENSORS_MAX_HEADER + 1, "{}", 2,
+               0); /* over the cap, though the file has it */
+    assert_int_equal(truncate(path, SAFETENSORS_MAX_HEADER + 100), 0);
+    assert_int_equal(safetensors_open(path, &file), ERR_FORMAT);
+    assert_non_null(strstr(status_message(), "at most 100000000 are accepted"));
     for (size_t n = 0; n < 8; n++) {
         write_bytes(path, "\2\0\0\0\0\0\0", n);
         assert_int_equal(safetensors_open(path, &file), ERR_FORMAT);
