@@ -50,22 +50,19 @@ static size_t space_layout(const Job *job, char *base, Space *space)
     return parts_layout(parts, COUNT_OF(parts), base);
 }
 
-/* Sizes that follow from the shapes alone. */
-static void job_cut(Job *job, int64_t max_keys)
+/* Pieces as large as leaves several for each thread. Blocks of keys start at multiples of their size,
+ * whatever the piece, so that the number of threads does not change a bit. */
+static void job_cut(Job *job, int64_t max_keys, int threads)
 {
+    int64_t most = job->mask.cache_rows ? 256 : 512;
+    bool one_block = !job->mask.cache_rows && max_keys <= most;
     job->group = job->heads / job->kv_heads;
-    job->piece = job->tokens;
-    int64_t pairs_of_heads = job->batch * job->kv_heads;
-    for (int64_t piece = 256; piece >= 64; piece /= 2) {
-        if (job->tokens <= piece) continue;
-        job->piece = piece;
-        if (pairs_of_heads * (job->tokens / piece) >= 64) break;
-    }
+    job->block = min_i64(most, (int64_t)round_up((size_t)max_keys, 16));
+    job->piece = min_i64(job->tokens, one_block ? 512 : 256);
+    while (job->piece > 64 &&
+           job->batch * job->kv_heads * (job->tokens + job->piece - 1) / job->piece < 8 * threads)
+        job->piece = (job->piece + 1) / 2;
     job->n_pieces = (job->tokens + job->piece - 1) / job->piece;
-    int64_t block = job->mask.cache_rows ? 256 : 512;
-    job->block = min_i64(block, (int64_t)round_up((size_t)max_keys + 16, 16));
-    if (!job->mask.cache_rows && max_keys <= block) job->block = (int64_t)round_up((size_t)max_keys, 16);
-    bool one_block = !job->mask.cache_rows && max_keys <= block;
     int64_t rows = job->piece * job->group;
     job->state_rows = one_block ? min_i64(rows, TILE_ROWS) : rows;
 }
@@ -141,18 +138,35 @@ SIMD void softmax_row(const Job *job, const Tile *tile, const Space *w, int64_t 
 
 /* ---- one piece of work ----------------------------------------------------------------------- */
 
+/* All rows of the tile; q: the queries, o: the outputs, both from the first row of the piece on, where the
+ * tile starts at row `row` of n. */
+typedef struct Ahead {
+    Source q, o;
+    int64_t row, n;
+} Ahead;
+
+PHASE void softmax(const Job *job, const Tile *tile, const Space *w, int64_t state, const Ahead *ahead)
+{
+    for (int64_t r = 0; r < tile->rows; r++) {
+        prefetch_row(&ahead->q, ahead->row + tile->rows + r, ahead->n, 0);
+        prefetch_row(&ahead->o, ahead->row + r, ahead->n, 1);
+        softmax_row(job, tile, w, r, state + r);
+    }
+}
+
 SIMD void tile_forward(const Job *job, const Piece *piece, const Space *w, const Tile *tile,
                        int64_t row, int64_t keys)
 {
-    Source q = source_make(&job->q, piece->b * job->tokens + piece->first, piece->h * job->group, job->group,
-                      job->d);
+    int64_t token = piece->b * job->tokens + piece->first, head = piece->h * job->group;
     int64_t state = job->state_rows > TILE_ROWS ? row : 0;
+    Source q = source_make(&job->q, token, head, job->group, job->d);
+    Ahead ahead = {q, source_make(&job->o, token, head, job->group, job->d), row, piece->n * job->group};
     pack_words(&q, row, tile->rows, w->q, w->lda, job->pairs);
     if (tile->rows % 2) memset(w->q + tile->rows * w->lda, 0, (size_t)w->lda * sizeof(float));
     RowsTimesKeys scores = {.c = w->s, .a = w->q, .b = w->keys, .ldc = w->lds, .lda = w->lda,
                             .words = w->words, .keys = keys};
     rows_times_keys(tile, &scores, job->pairs);
-    for (int64_t r = 0; r < tile->rows; r++) softmax_row(job, tile, w, r, state + r);
+    softmax(job, tile, w, state, &ahead);
     KeysTimesValues out = {.c = w->o + state * w->lanes, .a = w->s, .b = w->values, .ldc = w->lanes,
                            .lda = w->lds, .lanes = w->lanes, .keys = keys};
     keys_times_values(tile, &out, job->pairs);
@@ -190,6 +204,7 @@ static void piece_forward(const Job *job, const Piece *piece, const Space *w)
     int64_t sequence = piece->b * (job->mask.cache_rows ? job->mask.cache_rows : job->tokens);
     bool at_once = job->state_rows <= TILE_ROWS; /* one block or one tile: no state outlives its tile */
     KeyRange all = piece_range(&job->mask, piece);
+    all.first = all.first / job->block * job->block;
     state_clear(w, job->state_rows < rows ? job->state_rows : rows);
     if (all.first >= all.end) {
         for (int64_t row = 0; row < rows; row += job->state_rows)
@@ -242,12 +257,13 @@ static void job_run(const Job *job, KernelArgs *args)
 }
 
 /* Shapes: q [B n H d], k and v [B S K d]. */
-static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr, int pairs)
+static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr, int pairs,
+                    int threads)
 {
     Job job = {.batch = q->dim[0], .tokens = q->dim[1], .heads = q->dim[2], .d = q->dim[3],
                .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
     job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0};
-    job_cut(&job, k->dim[1]);
+    job_cut(&job, k->dim[1], threads);
     return job;
 }
 
@@ -255,7 +271,7 @@ static size_t job_workspace(const Graph *graph, const Node *node, const Target *
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
     const Value *v = graph_value(graph, node->in[2]);
-    Job job = job_make(&q->shape, &k->shape, cached, node->attr, pairs_of(q->dtype, k->dtype, v->dtype));
+    Job job = job_make(&q->shape, &k->shape, cached, node->attr, pairs_of(q->dtype, k->dtype, v->dtype), target->threads);
     Space space;
     return space_layout(&job, NULL, &space) * (size_t)target->threads;
 }
@@ -264,7 +280,7 @@ static Status run_any(KernelArgs *args, bool cached)
 {
     const Tensor *in = args->in;
     Job job = job_make(&in[0].shape, &in[1].shape, cached, args->attr,
-                       pairs_of(in[0].dtype, in[1].dtype, in[2].dtype));
+                       pairs_of(in[0].dtype, in[1].dtype, in[2].dtype), args->threads);
     job.q = tensor_as_rows(&in[0], 2);
     job.k = tensor_as_rows(&in[1], 2);
     job.v = tensor_as_rows(&in[2], 2);

@@ -81,12 +81,13 @@ static void job_cut(Job *job, int threads)
 
 /* ---- one tile against one block --------------------------------------------------------------- */
 
-SIMD void pack_tile(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
+PHASE void pack_tile(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
 {
     int64_t token = piece->b * job->tokens + piece->first, head = piece->h * job->group, d = job->d;
     int pairs = job->pairs;
     Source q = source_make(&job->q, token, head, job->group, d);
     Source dout = source_make(&job->dout, token, head, job->group, d);
+    Source o = source_make(&job->o, token, head, job->group, d);
     pack_words(&q, row, n, w->q, w->lda, pairs);
     pack_words(&dout, row, n, w->dout, w->lda, pairs);
     if (pairs) {
@@ -97,7 +98,6 @@ SIMD void pack_tile(const Job *job, const Piece *piece, const Space *w, int64_t 
         memset(w->q + n * w->lda, 0, (size_t)w->lda * sizeof(float));
         memset(w->dout + n * w->lda, 0, (size_t)w->lda * sizeof(float));
     }
-    Source o = source_make(&job->o, token, head, job->group, d);
     for (int64_t r = 0; r < n; r++) {
         const char *a = source_row(&o, row + r), *b = source_row(&dout, row + r);
         Vf sum = vf_zero();
@@ -147,33 +147,53 @@ SIMD void store_pair(const Space *w, int64_t r, int64_t i, const Vf low[2], cons
 }
 #endif
 
-/* Scores and do v^T of all rows become p and dz, over keys first..end-1 (whole vectors). */
-SIMD void tile_slopes(const Job *job, const Tile *tile, const Space *w, KeyRange keys)
+/* Rows r and r + 1 (which may be past the last): scores and do v^T become p and dz, over keys
+ * first..end-1 (whole vectors). */
+SIMD void pair_slopes(const Job *job, const Tile *tile, const Space *w, int64_t r, KeyRange keys)
 {
 #if defined(__AVX512BF16__)
     if (job->pairs) {
-        for (int64_t r = 0; r < tile->rows; r += 2)
-            for (int64_t i = keys.first; i < keys.end; i += VL) {
-                Vf low[2], high[2];
-                slopes(job, tile, w, r, i, low);
-                slopes(job, tile, w, r + 1, i, high);
-                store_pair(w, r, i, low, high);
-            }
+        for (int64_t i = keys.first; i < keys.end; i += VL) {
+            Vf low[2], high[2];
+            slopes(job, tile, w, r, i, low);
+            slopes(job, tile, w, r + 1, i, high);
+            store_pair(w, r, i, low, high);
+        }
         return;
     }
 #endif
-    for (int64_t r = 0; r < tile->rows; r++)
+    for (int64_t one = r; one < min_i64(r + 2, tile->rows); one++)
         for (int64_t i = keys.first; i < keys.end; i += VL) {
             Vf x[2];
-            slopes(job, tile, w, r, i, x);
-            vf_store(w->p + r * w->lds + i, x[0]);
-            vf_store(w->dz + r * w->lds + i, x[1]);
+            slopes(job, tile, w, one, i, x);
+            vf_store(w->p + one * w->lds + i, x[0]);
+            vf_store(w->dz + one * w->lds + i, x[1]);
         }
+}
+
+/* Rows of the operands from the first of the piece on; the tile starts at row `row` of n. */
+typedef struct Ahead {
+    Source q, dout, o, dq;
+    int64_t row, n;
+} Ahead;
+
+/* All rows of the tile, while those of the next are asked for. */
+PHASE void tile_slopes(const Job *job, const Tile *tile, const Space *w, KeyRange keys, const Ahead *ahead)
+{
+    for (int64_t r = 0; r < tile->rows; r += 2) {
+        for (int64_t i = ahead->row + r; i < ahead->row + r + 2; i++) {
+            prefetch_row(&ahead->q, i + TILE_ROWS, ahead->n, 0);
+            prefetch_row(&ahead->dout, i + TILE_ROWS, ahead->n, 0);
+            prefetch_row(&ahead->o, i + TILE_ROWS, ahead->n, 0);
+            if (job->dq.data && job->dq_rows <= TILE_ROWS) prefetch_row(&ahead->dq, i, ahead->n, 1);
+        }
+        pair_slopes(job, tile, w, r, keys);
+    }
 }
 
 /* c [keys, d] += a^T b over the rows of the tile; a [rows][lds] stacked in place (with pairs in every other
  * row), b stacked [rows / 2][lanes]. Keys go in groups of MR, each with the groups of rows that see it. */
-SIMD void keys_from_rows(const Tile *tile, const Space *w, float *c, const float *a, const float *b,
+PHASE void keys_from_rows(const Tile *tile, const Space *w, float *c, const float *a, const float *b,
                          KeyRange keys, int pairs)
 {
     int64_t per_word = pairs ? 2 : 1, groups = tile_groups(tile);
@@ -220,7 +240,12 @@ SIMD void tile_backward(const Job *job, const Piece *piece, const Space *w, cons
         keys.first = min_i64(keys.first, tile->group_first[g] / VL * VL);
         keys.end = max_i64(keys.end, tile->group_end[g]);
     }
-    tile_slopes(job, tile, w, (KeyRange){keys.first, vectors_up(keys.end)});
+    int64_t token = piece->b * job->tokens + piece->first, head = piece->h * job->group;
+    Ahead ahead = {source_make(&job->q, token, head, job->group, job->d),
+                   source_make(&job->dout, token, head, job->group, job->d),
+                   source_make(&job->o, token, head, job->group, job->d),
+                   source_make(job->dq.data ? &job->dq : &job->q, token, head, job->group, job->d), row, piece->n * job->group};
+    tile_slopes(job, tile, w, (KeyRange){keys.first, vectors_up(keys.end)}, &ahead);
     if (want & WANT_DQ) {
         float *dq = w->dq + (job->dq_rows > TILE_ROWS ? row : 0) * w->lanes;
         KeysTimesValues x = {.c = dq, .a = w->dz_words, .b = w->k_stacked, .ldc = w->lanes, .lda = w->ldz,

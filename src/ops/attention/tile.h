@@ -35,6 +35,9 @@ enum { HAS_PAIRS = 1 };
 enum { HAS_PAIRS = 0 };
 #endif
 
+/* The phases of a tile stand alone: they show by name in a profile, and have the registers for themselves. */
+#define PHASE static __attribute__((noinline))
+
 /* ---- products -------------------------------------------------------------------------------- */
 
 typedef struct Product {
@@ -68,13 +71,14 @@ SIMD Vf multiply_add(Vf a, Vf b, Vf c, int pairs)
 SIMD void multiply_block(const Product *x, int mr, int nv, int pairs)
 {
     Vf sum[MR][NV];
+    float *c = x->c;
     const float *a = x->a, *b = x->b;
-    const int64_t row = x->a_row, step = x->a_step, ldb = x->ldb;
+    const int64_t row = x->a_row, step = x->a_step, ldb = x->ldb, ldc = x->ldc;
 #pragma GCC unroll 8
     for (int r = 0; r < mr; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++)
-            sum[r][v] = x->fresh ? vf_zero() : vf_load(x->c + r * x->ldc + v * VL);
+            sum[r][v] = x->fresh ? vf_zero() : vf_load(c + r * ldc + v * VL);
     for (int64_t s = x->steps; s > 0; s--, a += step, b += ldb) {
         Vf right[NV];
 #pragma GCC unroll 8
@@ -89,7 +93,7 @@ SIMD void multiply_block(const Product *x, int mr, int nv, int pairs)
 #pragma GCC unroll 8
     for (int r = 0; r < mr; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < nv; v++) vf_store(x->c + r * x->ldc + v * VL, sum[r][v]);
+        for (int v = 0; v < nv; v++) vf_store(c + r * ldc + v * VL, sum[r][v]);
 }
 
 #define MULTIPLY(mr, nv)                                                                           \
@@ -131,6 +135,7 @@ SIMD void multiply(const Product *x, int64_t rows, int64_t vectors, int pairs)
 
 /* Rows of d elements: row i is head i % group of token i / group; tokens lie `pitch` apart, and after
  * `wrap` of them (0: never) comes the first again. */
+enum { PREFETCH_ROWS = 16 };
 typedef struct Source {
     const char *data;
     int64_t pitch_bytes, group, d, wrap;
@@ -144,15 +149,33 @@ SIMD const char *source_row(const Source *s, int64_t i)
     return s->data + token * s->pitch_bytes + head * s->d * (s->bf16 ? 2 : 4);
 }
 
+/* Asks for row i, if it is before `end`, for a later read or write. Rows lie too far apart for the hardware
+ * to foresee them; asked for one by one among the arithmetic they are there when they are needed. */
+SIMD void prefetch_row(const Source *s, int64_t i, int64_t end, int write)
+{
+    if (i >= end) return;
+    const char *row = source_row(s, i);
+    for (int64_t j = 0; j < s->d * (s->bf16 ? 2 : 4); j += 64) {
+        if (write)
+            __builtin_prefetch(row + j, 1);
+        else
+            __builtin_prefetch(row + j, 0);
+    }
+}
+
 /* VL words of a row from word j on, zeros past its end */
 SIMD Vf load_words(const char *row, int64_t j, int64_t d, int bf16, int pairs)
 {
     int64_t n = d - (pairs ? 2 * j : j);
     if (n <= 0) return vf_zero();
     if (!pairs) return n >= VL ? vf_load_as(row, j, bf16) : vf_load_as_n(row, j, n, bf16);
-    uint16_t t[2 * VL] = {0};
-    memcpy(t, row + 4 * j, (size_t)min_i64(n, 2 * VL) * 2);
     Vf v;
+    if (n >= 2 * VL) {
+        memcpy(&v, row + 4 * j, sizeof v);
+        return v;
+    }
+    uint16_t t[2 * VL] = {0};
+    memcpy(t, row + 4 * j, (size_t)n * 2);
     memcpy(&v, t, sizeof v);
     return v;
 }
@@ -182,10 +205,11 @@ SIMD void store_row(const float *from, char *to, int64_t n, float share, int bf1
 }
 
 /* n rows from row `first` on, as words; ld a multiple of VL */
-SIMD void pack_words(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
+PHASE void pack_words(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
 {
     for (int64_t i = 0; i < n; i++) {
         const char *row = source_row(s, first + i);
+        prefetch_row(s, first + i + PREFETCH_ROWS, first + n, 0);
         for (int64_t j = 0; j < ld; j += VL)
             vf_store(to + i * ld + j, load_words(row, j, s->d, s->bf16, pairs));
     }
@@ -194,14 +218,13 @@ SIMD void pack_words(const Source *s, int64_t first, int64_t n, float *to, int64
 /* the words (low[l], high[l]) of two rows of bf16 */
 SIMD Vf pair_rows(const char *low, const char *high, int64_t j, int64_t d)
 {
-    int64_t n = min_i64(VL, d - j);
-    Vi a = vi_bits(vf_load_as_n(low, j, n, 1));
-    Vi b = high ? vi_bits(vf_load_as_n(high, j, n, 1)) : (Vi){0};
+    Vi a = vi_bits(load_words(low, j, d, 1, 0));
+    Vi b = high ? vi_bits(load_words(high, j, d, 1, 0)) : (Vi){0};
     return vf_bits((Vi)(((a >> 16) & 0xffff) | b));
 }
 
 /* n rows stacked, ld = d rounded up to whole vectors; with pairs an odd last row is paired with zeros */
-SIMD void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
+PHASE void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
 {
     if (!pairs) {
         pack_words(s, first, n, to, ld, 0);
@@ -210,6 +233,8 @@ SIMD void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, int
     for (int64_t i = 0; i < n; i += 2) {
         const char *low = source_row(s, first + i);
         const char *high = i + 1 < n ? source_row(s, first + i + 1) : NULL;
+        prefetch_row(s, first + i + PREFETCH_ROWS, first + n, 0);
+        prefetch_row(s, first + i + PREFETCH_ROWS + 1, first + n, 0);
         for (int64_t j = 0; j < ld; j += VL) vf_store(to + i / 2 * ld + j, pair_rows(low, high, j, s->d));
     }
 }
@@ -236,13 +261,16 @@ SIMD void transpose(Vf m[VL])
 }
 
 /* n rows as panels of PANEL rows; rows past n up to the next whole vector are zeros */
-SIMD void pack_panels(const Source *s, int64_t first, int64_t n, float *to, int pairs)
+PHASE void pack_panels(const Source *s, int64_t first, int64_t n, float *to, int pairs)
 {
     int64_t words = pairs ? (s->d + 1) / 2 : s->d;
     for (int64_t i = 0; i < n; i += VL) {
         float *panel = to + i / PANEL * PANEL * words + i % PANEL;
         const char *row[VL];
-        for (int r = 0; r < VL; r++) row[r] = i + r < n ? source_row(s, first + i + r) : NULL;
+        for (int r = 0; r < VL; r++) {
+            row[r] = i + r < n ? source_row(s, first + i + r) : NULL;
+            prefetch_row(s, first + i + r + PREFETCH_ROWS, first + n, 0);
+        }
         for (int64_t j = 0; j < words; j += VL) {
             Vf m[VL];
 #pragma GCC unroll 16
@@ -327,7 +355,8 @@ SIMD Vf keep_inside(Vf x, int64_t i, int64_t first, int64_t end, Vf other)
 {
     if (i >= first && i + VL <= end) return x;
     Vi at;
-    for (int l = 0; l < VL; l++) at[l] = (int32_t)i + l;
+    for (int l = 0; l < VL; l++) at[l] = l;
+    at += (int32_t)i;
     Vi in = (at >= (int32_t)first) & (at < (int32_t)end);
     return vf_bits((vi_bits(x) & in) | (vi_bits(other) & ~in));
 }
@@ -443,7 +472,7 @@ typedef struct RowsTimesKeys {
     int64_t ldc, lda, words, keys;
 } RowsTimesKeys;
 
-SIMD void rows_times_keys(const Tile *tile, const RowsTimesKeys *m, int pairs)
+PHASE void rows_times_keys(const Tile *tile, const RowsTimesKeys *m, int pairs)
 {
     for (int64_t k = 0; k < m->keys; k += PANEL) {
         for (int64_t g = 0; g < tile_groups(tile); g++) {
@@ -474,7 +503,7 @@ typedef struct KeysTimesValues {
 
 enum { STEP_BLOCK = 128 };
 
-SIMD void keys_times_values(const Tile *tile, const KeysTimesValues *m, int pairs)
+PHASE void keys_times_values(const Tile *tile, const KeysTimesValues *m, int pairs)
 {
     int64_t per_word = pairs ? 2 : 1, steps = (m->keys + per_word - 1) / per_word;
     for (int64_t lane = 0; lane < m->lanes; lane += PANEL) {
