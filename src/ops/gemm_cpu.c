@@ -149,6 +149,14 @@ SIMD void transpose_16(__m512i v[16])
     }
 }
 
+/* Up to 16 words along k of one line. */
+SIMD __m512i words_of_line(const Window *w, int64_t line, int64_t k, __mmask16 mask)
+{
+    const char *p = element(w, line, k);
+    if (w->operand->dtype == DTYPE_F32 || PAIRS) return _mm512_maskz_loadu_epi32(mask, p);
+    return _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
+}
+
 /* k is contiguous in memory: 16 lines x 16 words at a time. */
 SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
 {
@@ -160,8 +168,7 @@ SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
                 __m512i v[16];
                 for (int r = 0; r < 16; r++)
                     v[r] = line + i + r < w->lines
-                               ? _mm512_maskz_loadu_epi32(mask_of(whole - q),
-                                                          element(w, line + i + r, w->k0 + q * per))
+                               ? words_of_line(w, line + i + r, w->k0 + q * per, mask_of(whole - q))
                                : _mm512_setzero_si512();
                 transpose_16(v);
                 uint32_t *to = out + line * words + q * width + i;
@@ -176,10 +183,9 @@ SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
 SIMD void pack(uint32_t *out, const int width, const Window *w)
 {
 #if defined(__AVX512F__)
-    bool whole_words = w->operand->dtype == DTYPE_F32 || PAIRS;
     if (w->operand->line_stride == 1)
         pack_neighbours(out, width, w);
-    else if (w->operand->k_stride == 1 && whole_words)
+    else if (w->operand->k_stride == 1)
         pack_transposing(out, width, w);
     else
 #endif
