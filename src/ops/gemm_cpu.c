@@ -24,6 +24,8 @@ enum {
     A_LINES = 8 * ROWS, /* packed at a time */
     BLOCK_WORDS = 256, /* of k, when C is f32 and can be added to */
     L2_WORDS = 96 * 1024,  /* of packed B */
+    CACHE_LINE = 64,
+    PACK_AHEAD = 8,        /* words along k */
     MIN_LINES = 96,        /* a block's rows, when there are that many */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
 };
@@ -107,13 +109,22 @@ SIMD __m512i words_of_16_lines(const Window *w, int64_t line, int64_t k, __mmask
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
+/* The rows to come are far apart in memory, beyond what the processor guesses. */
+SIMD void prefetch_lines(const Window *w, int64_t k, int64_t n)
+{
+    const int64_t bytes = w->lines * (int64_t)dtype_bytes(w->operand->dtype);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t b = 0; b < bytes; b += CACHE_LINE) __builtin_prefetch(element(w, 0, k + i) + b);
+}
+
 /* Lines are neighbours in memory: all panels of one k before the next k, so that memory is read in
  * long runs; a panel at a time would touch a page for every few words. */
 SIMD void pack_neighbours(uint32_t *out, const int width, const Window *w)
 {
     const int64_t per = per_word(w->operand->dtype), whole = (w->k1 - w->k0) / per;
     const int64_t words = ceil_div(w->k1 - w->k0, per);
-    for (int64_t q = 0; q < whole; q++)
+    for (int64_t q = 0; q < whole; q++) {
+        if (q + PACK_AHEAD < whole) prefetch_lines(w, w->k0 + (q + PACK_AHEAD) * per, per);
         for (int64_t line = 0; line < w->lines; line += width) {
             uint32_t *to = out + line * words + q * width;
             for (int i = 0; i < width; i += 16)
@@ -121,6 +132,7 @@ SIMD void pack_neighbours(uint32_t *out, const int width, const Window *w)
                                          words_of_16_lines(w, line + i, w->k0 + q * per,
                                                            mask_of(w->lines - line - i)));
         }
+    }
     pack_slow(out, width, w, whole, words);
 }
 
@@ -235,6 +247,14 @@ SIMD void store_half(const Tile *t, int row, int column, Vf sum)
         vf_store_n(c, t->add ? vf_load_n(c, lanes) + sum : sum, lanes);
 }
 
+/* C is needed when the tile is done: by then it is near. */
+SIMD void prefetch_row(const Tile *t, int row)
+{
+    const char *c = t->c + row * t->c_pitch * (t->c_bf16 ? 2 : 4);
+    __builtin_prefetch(c, 1);
+    if (!t->c_bf16) __builtin_prefetch(c + CACHE_LINE, 1);
+}
+
 /* rows, packed and pairs are constants where this is used: everything unrolls. Lines in place are
  * reached from every third one, so that few addresses are kept. */
 SIMD void tile(const int rows, const int packed, const int pairs, const Tile *t)
@@ -247,6 +267,7 @@ SIMD void tile(const int rows, const int packed, const int pairs, const Tile *t)
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = vf_zero();
 #pragma GCC unroll 4
     for (int i = 0; i < (rows + 2) / 3; i++) a[i] = t->a + 3 * i * line;
+    for (int i = 0; i < rows; i++) prefetch_row(t, i);
     for (int64_t q = 0; q < t->words; q++) {
         Vf b0 = vf_load(b), b1 = vf_load(b + VL);
         b += COLUMNS;
@@ -318,7 +339,21 @@ static bool a_in_place(const GemmBlock *block)
 static int64_t block_words(DType dtype, DType c_dtype, int64_t k)
 {
     int64_t words = ceil_div(k, per_word(dtype));
-    return c_dtype == DTYPE_F32 ? min_i64(words, BLOCK_WORDS) : words;
+    return c_dtype == DTYPE_F32 ? ceil_div(words, ceil_div(words, BLOCK_WORDS)) : words;
+}
+
+/* Part j of n of the ROWS lines of A in place that come after `row`, so that each tile finds its lines
+ * in the first cache. */
+static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
+{
+    const GemmBlock *block = work->block;
+    const int64_t a_bytes = (int64_t)dtype_bytes(block->a.dtype);
+    const int64_t lines = ceil_div(4 * work->words, CACHE_LINE), from = lines * j / n, to = lines * (j + 1) / n;
+    const int64_t end = min_i64(row + 2 * ROWS, block->m);
+    for (int64_t i = row + ROWS; i < end; i++) {
+        const char *line = (const char *)block->a.data + (i * block->a.line_stride + work->k0) * a_bytes;
+        for (int64_t b = from; b < to; b++) __builtin_prefetch(line + b * CACHE_LINE);
+    }
 }
 
 /* `rows` lines of A from `row` on, at most ROWS, against every panel of B */
@@ -342,6 +377,7 @@ static void run_row(const Work *work, int64_t row, int64_t rows, const uint32_t 
             t.b = work->b + j * work->words;
             t.c = (char *)block->c + ((row + done) * block->c_pitch + j) * c_bytes;
             t.columns = block->n - j;
+            if (in_place && done == 0) prefetch_a(work, row, j / COLUMNS, ceil_div(block->n, COLUMNS));
             tiles[kind].run[!in_place][work->pairs](&t);
         }
     }
