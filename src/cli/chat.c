@@ -104,7 +104,7 @@ static Status begin(Chat *chat)
     chat->history.n = 0;
     infer_truncate(chat->infer, 0, 0);
     int32_t bos = tokenizer_bos(chat->model->tokenizer);
-    if (bos >= 0) VEC_PUSH(&chat->history, bos);
+    if (bos >= 0 && tokenizer_adds_bos(chat->model->tokenizer)) VEC_PUSH(&chat->history, bos);
     if (!chat->flags->system) return OK;
     return chat->format ? add_message(chat, "system", chat->flags->system) : add_text(chat, chat->flags->system);
 }

@@ -46,7 +46,7 @@ static Status read_prompt(Arena *arena, const GenerateFlags *o, Bytes *text)
 static Status encode_prompt(const InferModel *model, Bytes text, bool no_bos, IdVec *ids)
 {
     int32_t bos = tokenizer_bos(model->tokenizer);
-    if (bos >= 0 && !no_bos) VEC_PUSH(ids, bos);
+    if (bos >= 0 && tokenizer_adds_bos(model->tokenizer) && !no_bos) VEC_PUSH(ids, bos);
     Encoder *encoder;
     TRY(encoder_create(model->tokenizer, &encoder));
     Status status = encoder_encode(encoder, text.at, text.n, ENCODE_TEXT, ids);

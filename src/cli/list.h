@@ -2,4 +2,7 @@
 COMMAND(generate)
 COMMAND(chat)
 COMMAND(logits)
+COMMAND(tokenizer_encode)
+COMMAND(tokenizer_decode)
+COMMAND(tokenizer_inspect)
 COMMAND(help)
