@@ -52,6 +52,7 @@ typedef struct Command {
     const char *operands; /* for help: "MODEL" */
     int min_operands, max_operands;
     const char *sentence;
+    const char *group;   /* of the first command of a group: what the group is about */
     const char *details; /* more for its help, wrapped by hand at 80 columns; or NULL */
     const Option *options;
     int n_options;

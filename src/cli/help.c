@@ -38,7 +38,7 @@ static void add_row(Str *out, const char *left, int width, const char *sentence)
 
 /* ---- all commands ----------------------------------------------------------------------------- */
 
-/* A group is one line: "tokenizer train|encode|decode|inspect", with the first one's sentence. */
+/* A group is one line: "tokenizer ..."; its own help has the rest. */
 static int add_group(Str *left, int index)
 {
     const Command *c = command_at(index);
@@ -49,8 +49,8 @@ static int add_group(Str *left, int index)
         return index + 1;
     }
     const char *group = c->name;
-    for (const char *bar = " "; (c = command_at(index)) && !strncmp(c->name, group, n + 1); index++, bar = "|")
-        str_printf(left, "%s%s", bar, c->name + n + 1);
+    str_add(left, " ...");
+    while ((c = command_at(index)) && !strncmp(c->name, group, n + 1)) index++;
     return index;
 }
 
@@ -61,7 +61,7 @@ void help_all(Str *out)
         const Command *first = command_at(i);
         Str left = {0};
         i = add_group(&left, i);
-        add_row(out, left.at, MAX_SHOWN_NAME, first->sentence);
+        add_row(out, left.at, MAX_SHOWN_NAME, first->group ? first->group : first->sentence);
         str_deinit(&left);
     }
     str_add(out, "\nMODEL is a Hugging Face model directory, a checkpoint, or a run's directory.\n"
