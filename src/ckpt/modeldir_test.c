@@ -206,12 +206,24 @@ static void test_deep_index(void **state)
     arena_deinit(&arena);
 }
 
+/* Shards and index as transformers writes them. */
+static void test_reference_shards(void **state)
+{
+    (void)state;
+    ModelDir *opened;
+    assert_ok(modeldir_open(SOURCE_DIR "/tests/golden/llama3-sharded", &opened));
+    assert_int_equal(modeldir_count(opened), 21);
+    assert_int_equal(modeldir_bytes(opened), 74736);
+    assert_non_null(modeldir_find(opened, "model.layers.1.self_attn.q_proj.weight"));
+    modeldir_close(opened);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shards),     cmocka_unit_test(test_convert_and_strides),
         cmocka_unit_test(test_index),      cmocka_unit_test(test_shards_disagree),
-        cmocka_unit_test(test_deep_index),
+        cmocka_unit_test(test_deep_index), cmocka_unit_test(test_reference_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
