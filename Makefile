@@ -14,7 +14,7 @@ SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
 .PHONY: all run test bench asan fuzz tidy format packages clean
 all: packages
-	@cmake --preset release --log-level=WARNING >/dev/null
+	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
 
 run: all
@@ -27,22 +27,23 @@ test: all
 	@ctest --test-dir build --output-on-failure -j 2
 
 bench: all
+	@ninja -C build -j $(JOBS) benches
 	@bench/run
 
 asan: packages
-	@cmake --preset asan --log-level=WARNING >/dev/null
+	@test -f build-asan/build.ninja || cmake --preset asan --log-level=WARNING >/dev/null
 	@ninja -C build-asan -j $(JOBS)
 	@ctest --test-dir build-asan --output-on-failure -j 2
 
 fuzz: packages
 	@tools/packages fuzz
-	@cmake --preset fuzz --log-level=WARNING >/dev/null
+	@test -f build-fuzz/build.ninja || cmake --preset fuzz --log-level=WARNING >/dev/null
 	@ninja -C build-fuzz -j $(JOBS)
 	@tools/fuzz build-fuzz $(SECONDS)
 
 tidy: packages
 	@tools/packages tidy
-	@cmake --preset clang --log-level=WARNING >/dev/null
+	@test -f build-clang/build.ninja || cmake --preset clang --log-level=WARNING >/dev/null
 	@ninja -C build-clang -j $(JOBS)
 	@tools/tidy build-clang
 
