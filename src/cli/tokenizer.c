@@ -162,7 +162,6 @@ const Command command_tokenizer_encode = {
     .operands = "TOKENIZER FILE",
     .min_operands = 2,
     .max_operands = 2,
-    .group = "train a tokenizer; encode, decode, inspect",
     .sentence = "print the ids of a text, separated by spaces, nothing put in front",
     .details = tokenizer_details,
     COMMAND_OPTIONS(EncodeFlags, encode_options),
