@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pass/pass.h"
+
 enum { DEFAULT_PREFILL = 64 };
 
 /* ---- programs ---------------------------------------------------------------------------------- */
@@ -16,6 +18,11 @@ static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int
                     (ModelOptions){.purpose = purpose, .batch = batch, .seq = seq, .cache = o->context,
                                    .dtype = o->dtype, .no_master = true},
                     &graph));
+    Status status = pass_fuse(&graph);
+    if (status != OK) {
+        graph_destroy(graph);
+        return status;
+    }
     TRY(program_compile(graph, device_target(infer->device), infer->store, &infer->program[infer->n_programs]));
     *index = infer->n_programs++;
     return OK;
