@@ -12,6 +12,7 @@ typedef struct ChatFlags {
     const char *system;
     int format;
     int64_t max_tokens, context;
+    bool no_bos;
     SamplingFlags sampling;
     ModelFlags model;
 } ChatFlags;
@@ -23,6 +24,7 @@ static const Option options[] = {
     {"max-tokens", OPTION_INT, "N", 1, 1 << 30, "512", NULL, offsetof(ChatFlags, max_tokens), "tokens of an answer at most"},
     {"context", OPTION_INT, "N", 1, 1 << 30, NULL, NULL, offsetof(ChatFlags, context),
      "tokens of the conversation at most; else 4096, or what the model can"},
+    {"no-bos", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ChatFlags, no_bos), "no begin-of-text token in front"},
     SAMPLING_FLAGS(ChatFlags, sampling),
     MODEL_FLAGS(ChatFlags, model),
 };
@@ -104,7 +106,7 @@ static Status begin(Chat *chat)
     chat->history.n = 0;
     infer_truncate(chat->infer, 0, 0);
     int32_t bos = tokenizer_bos(chat->model->tokenizer);
-    if (bos >= 0 && tokenizer_adds_bos(chat->model->tokenizer)) VEC_PUSH(&chat->history, bos);
+    if (bos >= 0 && tokenizer_adds_bos(chat->model->tokenizer) && !chat->flags->no_bos) VEC_PUSH(&chat->history, bos);
     if (!chat->flags->system) return OK;
     return chat->format ? add_message(chat, "system", chat->flags->system) : add_text(chat, chat->flags->system);
 }

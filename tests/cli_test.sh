@@ -1,0 +1,169 @@
+#!/bin/bash
+# tests/cli_test.sh DROVER SOURCE_DIR : the program as a user meets it. Each check says what it wanted; the exit code
+# is 1 when any failed.
+drover=$1 source=$2
+golden=$source/tests/golden
+work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+failed=0 checks=0
+
+# expect CODE STDERR-PATTERN ARGS... : runs drover; stdout goes to $work/out, stderr to $work/err
+expect() {
+  local code=$1 pattern=$2 got
+  shift 2
+  checks=$((checks + 1))
+  "$drover" "$@" >"$work/out" 2>"$work/err" </dev/null
+  got=$?
+  [ "$got" = "$code" ] || { echo "drover $*: exit code $got, not $code"; cat "$work/err"; failed=1; }
+  [ -z "$pattern" ] || grep -qE -- "$pattern" "$work/err" || { echo "drover $*: stderr has no '$pattern': $(cat "$work/err")"; failed=1; }
+}
+says() { # says PATTERN : the last command's stdout
+  checks=$((checks + 1))
+  grep -qE -- "$1" "$work/out" || { echo "stdout has no '$1': $(head -c 300 "$work/out")"; failed=1; }
+}
+one_line() { # the last command's error is exactly one line that begins with "drover: "
+  checks=$((checks + 1))
+  [ "$(wc -l <"$work/err")" = 1 ] && grep -q '^drover: ' "$work/err" || { echo "not one line: $(cat "$work/err")"; failed=1; }
+}
+
+# ---- help, version, wrong usage ----
+expect 0 '' --version
+says '^drover [0-9]+\.[0-9]+'
+expect 0 ''
+says '^  generate MODEL'
+[ "$(wc -l <"$work/out")" -le 24 ] || { echo "the help does not fit a screen"; failed=1; }
+"$drover" help | sed -nE 's/^  ([a-z]+) .*/\1/p' >"$work/commands"
+[ "$(wc -l <"$work/commands")" -ge 8 ] || { echo "too few commands in the help"; failed=1; }
+while read -r command; do
+  expect 0 '' "$command" --help
+  says "drover $command"
+  expect 0 '' help "$command"
+  awk 'length > 100' "$work/out" | grep . && { echo "$command: help wider than 100 columns"; failed=1; }
+done <"$work/commands"
+for sub in 'tokenizer train' 'tokenizer encode' 'tokenizer decode' 'tokenizer inspect' 'data build' 'data inspect'; do
+  expect 0 '' $sub --help
+  says "^usage: drover $sub"
+  expect 0 '' help $sub
+done
+expect 2 "did you mean 'generate'" genrate
+expect 2 'no command' zzzzzzzzzz
+expect 2 'did you mean --temperature' generate x --temprature 1
+one_line
+expect 2 'no option -t' generate x -t 1
+expect 2 'did you mean .encode' tokenizer encod a b
+expect 2 'needs one of: train, encode, decode, inspect' tokenizer
+expect 2 'needs MODEL' generate
+expect 2 'takes only MODEL' generate a b
+expect 2 'needs a value' generate x --prompt
+expect 2 'not a whole number' generate x --max-tokens many
+expect 2 'between 0 and 100' generate x --temperature 101
+expect 2 'auto\|f32\|bf16' generate x --dtype f64
+expect 2 'takes no value' generate x --json=yes
+expect 2 'needs --ids' logits "$golden/llama3-gqa"
+
+# ---- models that are not there, or not models ----
+for command in generate chat logits; do
+  extra=(); [ $command = logits ] && extra=(--ids "$golden/llama3-gqa/ids.json" --out "$work/l.safetensors")
+  expect 1 'there is no model at /nothing/here' $command /nothing/here "${extra[@]}"
+  one_line
+  expect 1 'is no model' $command "$golden" "${extra[@]}"
+  one_line
+done
+expect 1 'has no tokenizer' generate "$golden/llama3-gqa" --prompt x
+one_line
+expect 1 'there is nothing at' inspect "$work/nothing"
+mkdir "$work/broken" && cp "$golden/llama3-gqa/"* "$work/broken" && truncate -s -100 "$work/broken/model.safetensors"
+expect 1 'model.safetensors' logits "$work/broken" --ids "$golden/llama3-gqa/ids.json" --out "$work/l.safetensors"
+one_line
+
+# ---- logits ----
+expect 0 '' logits "$golden/llama4-scout" --ids "$golden/llama4-scout/ids.json" --out "$work/l.safetensors"
+expect 0 '' inspect "$work/l.safetensors"
+says 'F32 +\[2, [0-9]+, 64\] +logits'
+echo '{"ids": [[1, 2, 3], [4, 5]]}' >"$work/ids.json"
+expect 0 '' logits "$golden/llama3-gqa" --ids "$work/ids.json" --out "$work/l.safetensors"
+expect 0 '' inspect "$work/l.safetensors"
+says '\[3, [0-9]+\] +logits\.0'
+says '\[2, [0-9]+\] +logits\.1'
+echo '{"ids": [[1, 2, 99999]]}' >"$work/ids.json"
+rm -f "$work/l.safetensors"
+expect 1 'token 99999' logits "$golden/llama3-gqa" --ids "$work/ids.json" --out "$work/l.safetensors"
+ls "$work"/l.safetensors* 2>/dev/null && { echo "a failed command left a file"; failed=1; }
+echo '{"ids": [[1, -2]]}' >"$work/ids.json"
+expect 1 'ids\[0\]\[1\]' logits "$golden/llama3-gqa" --ids "$work/ids.json" --out "$work/l.safetensors"
+echo '{"ids": [' >"$work/ids.json"
+expect 1 'ids.json:' logits "$golden/llama3-gqa" --ids "$work/ids.json" --out "$work/l.safetensors"
+expect 3 'needs .* can be had' logits "$golden/llama3-gqa" --ids "$golden/llama3-gqa/ids.json" --out "$work/l" --memory 1000
+one_line
+expect 1 '' logits "$golden/llama3-gqa" --ids "$golden/llama3-gqa/ids.json" --out "$work/no/such/l"
+one_line
+
+# ---- tokenizer ----
+expect 0 'ids learnt' tokenizer train "$source/src/base" --vocab-size 320 --out "$work/tokenizer"
+printf 'int main(void)\n{ return 0; } naïve 東京 <|eot|> \xff\xfe\n' >"$work/text"
+expect 0 '' tokenizer encode "$work/tokenizer" "$work/text"
+cp "$work/out" "$work/ids"
+says '^[0-9]+( [0-9]+)*$'
+expect 0 '' tokenizer decode "$work/tokenizer" "$work/ids"
+cmp -s "$work/out" "$work/text" || { echo "decode of encode is another text"; failed=1; }
+expect 0 '' tokenizer inspect "$work/tokenizer"
+says '320 ids'
+echo '5 999999' >"$work/ids"
+expect 1 "'999999'" tokenizer decode "$work/tokenizer" "$work/ids"
+one_line
+expect 2 'between 288' tokenizer train "$source/src/base" --vocab-size 100 --out "$work/t2"
+expect 2 'needs --out' tokenizer train "$source/src/base"
+expect 1 '' tokenizer encode "$work/nothing" "$work/text"
+one_line
+
+# ---- data ----
+expect 0 '' data build "$source/src/base" --tokenizer "$work/tokenizer" --cache "$work/cache" --holdout 0.2 --verify
+says '^training +[0-9]+ documents'
+expect 0 '' data inspect "$source/src/base" --tokenizer "$work/tokenizer" --cache "$work/cache" --holdout 0.2
+says 'commonest tokens'
+expect 2 'needs --tokenizer' data build "$source/src/base"
+expect 1 '' data build "$work/nothing" --tokenizer "$work/tokenizer" --cache "$work/cache"
+one_line
+
+# ---- generation: a golden model's weights with a tokenizer that covers its ids ----
+mkdir "$work/model" && cp "$golden/llama3-gqa/"*.safetensors "$golden/llama3-gqa/"*.json "$work/model"
+cp "$work/tokenizer/"* "$work/model"
+vocab=$(sed -nE 's/.*"vocab_size": ([0-9]+).*/\1/p' "$work/model/config.json")
+if [ "$vocab" -ge 97 ]; then prompt='a'; else prompt='!'; fi # a byte's id is its value in a tokenizer of ours
+generate=(generate "$work/model" --no-bos --prompt "$prompt" --max-tokens 12)
+expect 0 'made in' "${generate[@]}" --temperature 1 --seed 3 --json
+cp "$work/out" "$work/first"
+says '"end":"(length|stop)"'
+expect 0 '' "${generate[@]}" --temperature 1 --seed 3 --json
+cmp -s <(grep -o '"ids":[^]]*' "$work/first") <(grep -o '"ids":[^]]*' "$work/out") || { echo "same seed, other ids"; failed=1; }
+expect 0 '' "${generate[@]}" --temperature 1 --samples 3
+says '^--- sample 3, seed 2 ---'
+expect 3 'positions' generate "$work/model" --no-bos --prompt "$prompt" --context 1000000
+expect 3 'would fit' generate "$work/model" --no-bos --prompt "$prompt" --context 256 --memory 420000
+printf '%s\n/reset\n!\n' "$prompt" | "$drover" chat "$work/model" --no-bos --max-tokens 4 --temperature 0 >"$work/out" 2>"$work/err" ||
+  { echo "chat failed: $(cat "$work/err")"; failed=1; }
+
+# ---- inspect ----
+expect 0 '' inspect "$golden/llama4-scout"
+says 'experts +4'
+expect 0 '' inspect llama4-nano --graph loss
+says 'linear_cross_entropy'
+expect 0 '' inspect llama4-nano --program step
+says 'adam m'
+expect 0 '' inspect "$golden/llama3-gqa" --graph decode --dot
+says '^digraph'
+expect 1 'did you mean llama4-nano' inspect llama4-nanu
+expect 2 'say which' inspect llama4-nano --dot
+expect 0 '' inspect "$work/tokenizer"
+says '320 ids'
+
+# ---- a full disk on standard output ----
+if [ -e /dev/full ]; then
+  "$drover" inspect llama4-nano >/dev/full 2>"$work/err" && { echo "a full disk on stdout went unnoticed"; failed=1; }
+  grep -q 'standard output' "$work/err" || { echo "no word on standard output: $(cat "$work/err")"; failed=1; }
+fi
+
+expect 0 '' doctor --json
+says '"peak_f32_flop_per_s"'
+
+echo "$checks checks, failed: $failed"
+exit $failed
