@@ -235,6 +235,18 @@ const MergeRule *merge_find(const Tokenizer *t, int32_t left, int32_t right)
     return slot && slot->left != NO_MERGE ? slot : NULL;
 }
 
+/* The rules that join two single bytes, where no hashing is needed to find them. */
+static void fill_byte_pairs(Tokenizer *t)
+{
+    t->byte_pairs = ARENA_ARRAY(&t->arena, MergeRule, 256 * 256);
+    for (int i = 0; i < 256 * 256; i++)
+        t->byte_pairs[i] = (MergeRule){NO_MERGE, NO_MERGE, NO_MERGE, PRIORITY_NONE};
+    for (size_t i = 0; i < t->n_merges; i++) {
+        Bytes b = token_bytes(t, t->merges[i].result);
+        if (b.n == 2) t->byte_pairs[b.at[0] << 8 | b.at[1]] = t->merges[i];
+    }
+}
+
 static Status hash_merges(Tokenizer *t, const char *where)
 {
     uint64_t size = table_size(t->n_merges);
@@ -250,15 +262,7 @@ static Status hash_merges(Tokenizer *t, const char *where)
             return fail(ERR_FORMAT, "%s: merge %zu is listed before", where, i);
         *slot = *rule;
     }
-    t->byte_pairs = ARENA_ARRAY(&t->arena, MergeRule, 256 * 256);
-    for (int a = 0; a < 256; a++) {
-        for (int b = 0; b < 256; b++) {
-            const MergeRule *rule = merge_find(t, t->byte_id[a], t->byte_id[b]);
-            t->byte_pairs[a << 8 | b] = rule ? *rule
-                                             : (MergeRule){NO_MERGE, NO_MERGE, NO_MERGE,
-                                                           PRIORITY_NONE};
-        }
-    }
+    fill_byte_pairs(t);
     return OK;
 }
 

@@ -72,7 +72,7 @@ static inline uint64_t slot_of(const Trainer *t, uint64_t key)
 
 static void grow_slots(Trainer *t)
 {
-    uint64_t size = t->slots ? 2 * (t->mask + 1) : 1 << 16;
+    uint64_t size = t->slots ? 2 * (t->mask + 1) : 1 << 10;
     PairSlot *old = t->slots;
     uint64_t n_old = old ? t->mask + 1 : 0;
     t->slots = xcalloc(size, sizeof *t->slots);
