@@ -43,6 +43,9 @@ typedef struct Gemm {
     size_t (*scratch)(const GemmBlock *product, int threads);
 } Gemm;
 
+/* A block of few rows, k contiguous in both operands, without scratch: gemm_dots_cpu.c. */
+void CPU(gemm_dots)(const GemmBlock *block);
+
 #if defined(__x86_64__)
 extern const Gemm cpu_gemm_generic, cpu_gemm_avx2, cpu_gemm_avx512, cpu_gemm_avx512bf16;
 #else

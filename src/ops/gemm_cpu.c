@@ -21,12 +21,14 @@ enum { ROWS = 6 };
 #endif
 enum {
     COLUMNS = 2 * VL,
-    A_LINES = 8 * ROWS, /* packed at a time */
-    BLOCK_WORDS = 256, /* of k, when C is f32 and can be added to */
+    A_LINES = 8 * ROWS,    /* packed at a time */
+    BLOCK_WORDS = 256,     /* of k, when C is f32 and can be added to */
     L2_WORDS = 96 * 1024,  /* of packed B */
     CACHE_LINE = 64,
     PACK_AHEAD = 8,        /* words along k */
     MIN_LINES = 96,        /* a block's rows, when there are that many */
+    FEW_ROWS = 8,          /* dot products instead of packing */
+    FEW_LINES = 64,        /* of B at a time then */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
 };
 #if defined(__AVX512BF16__)
@@ -455,8 +457,12 @@ static int thread_index(void)
 #endif
 }
 
+/* Too few rows for packing B to pay. */
+static bool is_few(const GemmBlock *p) { return p->m <= FEW_ROWS && p->a.k_stride == 1 && p->b.k_stride == 1; }
+
 static size_t scratch(const GemmBlock *product, int threads)
 {
+    if (is_few(product)) return 0;
     GemmBlock block = *product;
     block.n = cut_of(product, threads).n;
     return block_scratch(&block) * (size_t)threads;
@@ -473,12 +479,15 @@ static void run_part(const GemmBlock *product, Cut cut, int64_t item, size_t scr
     block.b.data = operand_line(&product->b, j);
     block.c = (char *)product->c + (i * product->c_pitch + j) * (int64_t)dtype_bytes(product->c_dtype);
     block.scratch = (char *)product->scratch + (size_t)thread_index() * scratch_bytes;
-    run(&block);
+    if (is_few(product))
+        CPU(gemm_dots)(&block);
+    else
+        run(&block);
 }
 
 static void multiply(const GemmBlock *product, int threads)
 {
-    Cut cut = cut_of(product, threads);
+    Cut cut = is_few(product) ? (Cut){.m = product->m, .n = FEW_LINES} : cut_of(product, threads);
     size_t scratch_bytes = scratch(product, threads) / (size_t)threads;
     int64_t items = ceil_div(product->m, cut.m) * ceil_div(product->n, cut.n);
     bool small = (double)product->m * (double)product->n * (double)product->k < SMALL_PRODUCT;

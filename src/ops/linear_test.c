@@ -35,7 +35,7 @@ static void check(DType dtype, DType out_dtype, Sizes s, int64_t pitch)
 static void test_values_and_gradients(void **state)
 {
     (void)state;
-    static const Sizes sizes[] = {{1, 1, 1}, {3, 17, 5}, {17, 63, 33}, {16, 64, 32}, {63, 3, 40}, {1, 70, 36}, {29, 2, 31}};
+    static const Sizes sizes[] = {{1, 1, 1}, {3, 17, 5}, {7, 41, 9}, {17, 63, 33}, {16, 64, 32}, {63, 3, 40}, {1, 70, 36}, {29, 2, 31}};
     for (int i = 0; i < COUNT_OF(sizes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
