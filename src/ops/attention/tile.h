@@ -204,23 +204,30 @@ SIMD void store_row(const float *from, char *to, int64_t n, float share, int bf1
     }
 }
 
+/* The same where all VL words are there. */
+SIMD Vf load_whole(const char *row, int64_t j, int bf16, int pairs)
+{
+    if (bf16 && !pairs) return vf_load_bf16((const uint16_t *)(const void *)row + j);
+    return vf_load((const float *)(const void *)row + j);
+}
+
 /* n rows from row `first` on, as words; ld a multiple of VL */
 PHASE void pack_words(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
 {
+    int64_t whole = (pairs ? s->d / 2 : s->d) / VL * VL;
     for (int64_t i = 0; i < n; i++) {
         const char *row = source_row(s, first + i);
+        int64_t j = 0;
         prefetch_row(s, first + i + PREFETCH_ROWS, first + n, 0);
-        for (int64_t j = 0; j < ld; j += VL)
-            vf_store(to + i * ld + j, load_words(row, j, s->d, s->bf16, pairs));
+        for (; j < whole; j += VL) vf_store(to + i * ld + j, load_whole(row, j, s->bf16, pairs));
+        for (; j < ld; j += VL) vf_store(to + i * ld + j, load_words(row, j, s->d, s->bf16, pairs));
     }
 }
 
-/* the words (low[l], high[l]) of two rows of bf16 */
-SIMD Vf pair_rows(const char *low, const char *high, int64_t j, int64_t d)
+/* the words (low[l], high[l]) of bf16 that were made f32 */
+SIMD Vf interleave(Vf low, Vf high)
 {
-    Vi a = vi_bits(load_words(low, j, d, 1, 0));
-    Vi b = high ? vi_bits(load_words(high, j, d, 1, 0)) : (Vi){0};
-    return vf_bits((Vi)(((a >> 16) & 0xffff) | b));
+    return vf_bits((Vi)(((vi_bits(low) >> 16) & 0xffff) | vi_bits(high)));
 }
 
 /* n rows stacked, ld = d rounded up to whole vectors; with pairs an odd last row is paired with zeros */
@@ -230,12 +237,19 @@ PHASE void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, in
         pack_words(s, first, n, to, ld, 0);
         return;
     }
+    int64_t whole = s->d / VL * VL;
     for (int64_t i = 0; i < n; i += 2) {
         const char *low = source_row(s, first + i);
         const char *high = i + 1 < n ? source_row(s, first + i + 1) : NULL;
         prefetch_row(s, first + i + PREFETCH_ROWS, first + n, 0);
         prefetch_row(s, first + i + PREFETCH_ROWS + 1, first + n, 0);
-        for (int64_t j = 0; j < ld; j += VL) vf_store(to + i / 2 * ld + j, pair_rows(low, high, j, s->d));
+        int64_t j = 0;
+        for (; high && j < whole; j += VL)
+            vf_store(to + i / 2 * ld + j, interleave(load_whole(low, j, 1, 0), load_whole(high, j, 1, 0)));
+        for (; j < ld; j += VL)
+            vf_store(to + i / 2 * ld + j,
+                     interleave(load_words(low, j, s->d, 1, 0),
+                                high ? load_words(high, j, s->d, 1, 0) : vf_zero()));
     }
 }
 
@@ -260,25 +274,38 @@ SIMD void transpose(Vf m[VL])
     }
 }
 
+/* VL words from word j on of up to VL rows, transposed, to rows of a panel; n of them are there, the others
+ * are zeros. */
+SIMD void pack_square(const Source *s, const char *const row[VL], int64_t n, int64_t j, float *to, int pairs)
+{
+    int64_t words = pairs ? (s->d + 1) / 2 : s->d;
+    Vf m[VL];
+    if (n == VL && j + VL <= (pairs ? s->d / 2 : s->d)) {
+#pragma GCC unroll 16
+        for (int r = 0; r < VL; r++) m[r] = load_whole(row[r], j, s->bf16, pairs);
+        transpose(m);
+#pragma GCC unroll 16
+        for (int r = 0; r < VL; r++) vf_store(to + (j + r) * PANEL, m[r]);
+        return;
+    }
+    for (int r = 0; r < VL; r++) m[r] = r < n ? load_words(row[r], j, s->d, s->bf16, pairs) : vf_zero();
+    transpose(m);
+    for (int r = 0; r < VL && j + r < words; r++) vf_store(to + (j + r) * PANEL, m[r]);
+}
+
 /* n rows as panels of PANEL rows; rows past n up to the next whole vector are zeros */
 PHASE void pack_panels(const Source *s, int64_t first, int64_t n, float *to, int pairs)
 {
     int64_t words = pairs ? (s->d + 1) / 2 : s->d;
     for (int64_t i = 0; i < n; i += VL) {
-        float *panel = to + i / PANEL * PANEL * words + i % PANEL;
         const char *row[VL];
-        for (int r = 0; r < VL; r++) {
-            row[r] = i + r < n ? source_row(s, first + i + r) : NULL;
+        int64_t there = min_i64(VL, n - i);
+        for (int64_t r = 0; r < there; r++) {
+            row[r] = source_row(s, first + i + r);
             prefetch_row(s, first + i + r + PREFETCH_ROWS, first + n, 0);
         }
-        for (int64_t j = 0; j < words; j += VL) {
-            Vf m[VL];
-#pragma GCC unroll 16
-            for (int r = 0; r < VL; r++)
-                m[r] = row[r] ? load_words(row[r], j, s->d, s->bf16, pairs) : vf_zero();
-            transpose(m);
-            for (int r = 0; r < VL && j + r < words; r++) vf_store(panel + (j + r) * PANEL, m[r]);
-        }
+        for (int64_t j = 0; j < words; j += VL)
+            pack_square(s, row, there, j, to + i / PANEL * PANEL * words + i % PANEL, pairs);
     }
 }
 
