@@ -35,7 +35,7 @@ typedef struct GemmBlock {
 /* One for each instruction-set level, as kernels are. */
 typedef struct Gemm {
     int rows, columns; /* of a tile; cuts at their multiples waste nothing */
-    /* One block on the calling thread; scratch: block_scratch bytes. */
+    /* One block on the calling thread; scratch: block_scratch bytes, which do for any smaller n and k. */
     void (*run)(const GemmBlock *block);
     size_t (*block_scratch)(const GemmBlock *block);
     /* A whole product on a team of threads; scratch: scratch bytes for that many threads. */

@@ -338,10 +338,11 @@ static bool a_in_place(const GemmBlock *block)
     return block->a.dtype == DTYPE_F32 || (PAIRS && block->k % 2 == 0);
 }
 
+/* Equal blocks of k. */
 static int64_t block_words(DType dtype, DType c_dtype, int64_t k)
 {
     int64_t words = ceil_div(k, per_word(dtype));
-    return c_dtype == DTYPE_F32 ? ceil_div(words, ceil_div(words, BLOCK_WORDS)) : words;
+    return c_dtype == DTYPE_F32 ? ceil_div(words, max_i64(1, ceil_div(words, BLOCK_WORDS))) : words;
 }
 
 /* Part j of n of the ROWS lines of A in place that come after `row`, so that each tile finds its lines
@@ -417,9 +418,11 @@ static void run(const GemmBlock *block)
     }
 }
 
+/* Enough for any smaller n and k too: a smaller k may be cut into longer blocks. */
 static size_t block_scratch(const GemmBlock *block)
 {
-    int64_t step = block_words(block->a.dtype, block->c_dtype, block->k);
+    int64_t step = ceil_div(block->k, per_word(block->a.dtype));
+    if (block->c_dtype == DTYPE_F32) step = min_i64(step, BLOCK_WORDS);
     int64_t words = (ceil_div(block->n, COLUMNS) * COLUMNS + A_LINES) * step;
     return ((size_t)words * 4 + 63) / 64 * 64;
 }

@@ -117,6 +117,8 @@ static void test_dw(void **state)
         DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
         check_dw(dtype, (Sizes){3, 5, 17, 16, {32, 0, 16}});
         check_dw(dtype, (Sizes){2, 401, 3, 0, {16, 48}});
+        /* one expert's rows are one block of k, all rows together are two shorter ones */
+        check_dw(dtype, (Sizes){2, 6, 33, 0, {bf16 ? 512 : 256, 16}});
         check_dw(dtype, (Sizes){4, 30, 410, 0, {0, 0, 640, 16}});
     }
 }
