@@ -1,7 +1,9 @@
 /* Every command, in the order of the help. A line names the constant command_NAME of a file. */
+COMMAND(train)
 COMMAND(generate)
 COMMAND(chat)
 COMMAND(logits)
+COMMAND(grads)
 COMMAND(tokenizer_train)
 COMMAND(tokenizer_encode)
 COMMAND(tokenizer_decode)

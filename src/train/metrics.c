@@ -23,8 +23,15 @@ static void warn_once(Metrics *m)
 static bool open_again(Metrics *m)
 {
     if (m->fd >= 0) return true;
-    m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    return m->fd >= 0;
+    m->fd = open(m->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (m->fd < 0) return false;
+    char last; /* a line that a kill or a full disk cut short must not spoil the next one */
+    off_t size = lseek(m->fd, 0, SEEK_END);
+    if (size > 0 && pread(m->fd, &last, 1, size - 1) == 1 && last != '\n') {
+        ssize_t ignored = write(m->fd, "\n", 1);
+        (void)ignored;
+    }
+    return true;
 }
 
 static void write_line(Metrics *m, const Str *line)

@@ -1,0 +1,161 @@
+/* drover grads MODEL --ids FILE.json --out FILE.safetensors */
+#include "cli/cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "ckpt/ckpt.h"
+#include "train/train.h"
+
+typedef struct GradsOptions {
+    const char *ids, *out;
+    int64_t threads;
+} GradsOptions;
+
+static const Option options[] = {
+    {"ids", OPTION_TEXT, "FILE.json", 0, 0, NULL, NULL, offsetof(GradsOptions, ids),
+     "token ids: {\"ids\": [[...], ...]}, rows of equal length"},
+    {"out", OPTION_TEXT, "FILE.safetensors", 0, 0, NULL, NULL, offsetof(GradsOptions, out),
+     "where loss and gradients go, one tensor per weight by its published name"},
+    {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(GradsOptions, threads), "0: all cores"},
+};
+
+/* ---- ids ------------------------------------------------------------------------------------------------- */
+
+typedef struct Rows {
+    int32_t *ids, *pos, *targets;
+    float *weights;
+    int64_t n, length;
+} Rows;
+
+static Status read_row(const json_t *row, int64_t index, int64_t vocab, Rows *r, const char *path)
+{
+    if (!json_is_array(row) || (int64_t)json_array_size(row) != r->length)
+        return fail(ERR_FORMAT, "%s: row %lld has not %lld ids as the first", path, (long long)index, (long long)r->length);
+    for (int64_t t = 0; t < r->length; t++) {
+        const json_t *id = json_array_get(row, (size_t)t);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab)
+            return fail(ERR_FORMAT, "%s: row %lld, place %lld is not an id from 0 to %lld", path, (long long)index,
+                        (long long)t, (long long)vocab - 1);
+        int64_t at = index * r->length + t;
+        r->ids[at] = (int32_t)json_integer_value(id);
+        r->pos[at] = (int32_t)t;
+        r->targets[at] = -1;
+        if (t == 0) continue;
+        r->targets[at - 1] = r->ids[at];
+        r->weights[at - 1] = 1.0f / (float)(r->n * (r->length - 1));
+    }
+    return OK;
+}
+
+/* Every token but a row's last predicts the next; the loss is the mean over all of them. */
+static Status read_rows(Arena *arena, const char *path, int64_t vocab, Rows *r)
+{
+    json_error_t error;
+    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
+    if (!json) return fail(ERR_FORMAT, "%s:%d: %s", path, error.line, error.text);
+    const json_t *rows = json_object_get(json, "ids");
+    *r = (Rows){.n = (int64_t)json_array_size(rows), .length = (int64_t)json_array_size(json_array_get(rows, 0))};
+    Status status = OK;
+    if (r->n < 1 || r->length < 2) status = fail(ERR_FORMAT, "%s: \"ids\" must hold rows of at least two ids", path);
+    if (status == OK) {
+        r->ids = ARENA_ARRAY(arena, int32_t, r->n * r->length);
+        r->pos = ARENA_ARRAY(arena, int32_t, r->n * r->length);
+        r->targets = ARENA_ARRAY(arena, int32_t, r->n * r->length);
+        r->weights = ARENA_ARRAY(arena, float, r->n * r->length);
+    }
+    for (int64_t i = 0; i < r->n && status == OK; i++) status = read_row(json_array_get(rows, (size_t)i), i, vocab, r, path);
+    json_decref(json);
+    return status;
+}
+
+/* ---- run -------------------------------------------------------------------------------------------------- */
+
+static Status load_weights(Session *session, const Store *store, const char *dir)
+{
+    Ckpt *ckpt;
+    VEC(NamedTensor) list = {0};
+    TRY(ckpt_open(dir, CKPT_VERIFY_SIZES, &ckpt));
+    for (int i = 0; i < store->n_entries; i++) {
+        bool wanted = store->entry[i].role == STATE_PARAM || store->entry[i].role == STATE_BUFFER;
+        for (int k = 0; wanted && k < store->entry[i].n_parts; k++)
+            VEC_PUSH(&list, ((NamedTensor){store->entry[i].part[k].name, session_state_part(session, i, k)}));
+    }
+    Status status = ckpt_load(ckpt, &(CkptTensors){.model = list.at, .n_model = (int)list.n});
+    VEC_FREE(&list);
+    ckpt_close(ckpt);
+    return status;
+}
+
+static Status write_gradients(Session *session, const Store *store, const char *path)
+{
+    VEC(SafetensorsItem) items = {0};
+    VEC_PUSH(&items, ((SafetensorsItem){.name = "loss", .dtype = DTYPE_F32, .data = session_output(session, 0, "loss")}));
+    for (int i = 0; i < store->n_entries; i++) {
+        const StateEntry *e = &store->entry[i];
+        const char *grad = e->role == STATE_PARAM ? session_output(session, 0, e->name) : NULL;
+        for (int k = 0; grad && k < e->n_parts; k++)
+            VEC_PUSH(&items, ((SafetensorsItem){.name = e->part[k].name, .dtype = DTYPE_F32, .shape = e->part[k].shape,
+                                                .data = grad + e->part[k].offset_bytes}));
+    }
+    Status status = safetensors_write(path, items.at, (int)items.n, NULL);
+    VEC_FREE(&items);
+    return status;
+}
+
+static Status compute(const ModelConfig *config, const Rows *r, const GradsOptions *o, const char *dir)
+{
+    StepPrograms p;
+    Session *session = NULL;
+    Device *device;
+    size_t n = (size_t)(r->n * r->length);
+    StepOptions step = {.micro_batch = r->n, .n_micro = 1, .seq = r->length, .dtype = DTYPE_F32};
+    TRY(device_create_cpu((CpuOptions){.threads = (int)o->threads}, &device));
+    Status status = step_grads_build(config, &step, device_target(device), &p);
+    if (status != OK) {
+        device_destroy(device);
+        return status;
+    }
+    TRY_GOTO(session_create(device, p.store, p.at, p.n, &session), done);
+    TRY_GOTO(load_weights(session, p.store, dir), done);
+    TRY_GOTO(session_write(session, 0, "ids", r->ids, 4 * n), done);
+    TRY_GOTO(session_write(session, 0, "pos", r->pos, 4 * n), done);
+    TRY_GOTO(session_write(session, 0, "targets", r->targets, 4 * n), done);
+    TRY_GOTO(session_write(session, 0, "weights", r->weights, 4 * n), done);
+    TRY_GOTO(session_run(session, 0, PHASE_FORWARD, PHASE_BACKWARD), done);
+    status = write_gradients(session, p.store, o->out);
+done:
+    session_destroy(session);
+    step_programs_destroy(&p);
+    device_destroy(device);
+    return status;
+}
+
+static Status run(const void *chosen, Operands operands)
+{
+    const GradsOptions *o = chosen;
+    if (!o->ids || !o->out) return fail(ERR_ARG, "grads needs --ids FILE.json and --out FILE.safetensors");
+    Arena arena = {0};
+    ModelConfig config;
+    Rows rows = {0};
+    Status status = model_config_load(path_join(&arena, operands.at[0], "config.json"), &config);
+    if (status == OK) {
+        status = read_rows(&arena, o->ids, config.vocab, &rows);
+        if (status == OK) status = compute(&config, &rows, o, operands.at[0]);
+        model_config_deinit(&config);
+    }
+    arena_deinit(&arena);
+    return status;
+}
+
+const Command command_grads = {
+    .name = "grads",
+    .operands = "MODEL",
+    .min_operands = 1,
+    .max_operands = 1,
+    .sentence = "loss and gradients of token ids, for comparing with other programs",
+    COMMAND_OPTIONS(GradsOptions, options),
+    .run = run,
+};

@@ -1,0 +1,93 @@
+/* drover train RUN.yaml [key=value ...] */
+#include "cli/cli.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/train.h"
+
+typedef struct TrainOptions {
+    bool dry_run;
+} TrainOptions;
+
+static const Option options[] = {
+    {"dry-run", OPTION_FLAG, NULL, 0, 0, NULL, NULL, offsetof(TrainOptions, dry_run),
+     "plan, check and say what the run needs; train nothing"},
+};
+
+/* The first signal asks for a checkpoint and an orderly end, the second one ends at once. */
+static void on_signal(int number)
+{
+    trainer_request_stop();
+    signal(number, SIG_DFL);
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* The run file, unless the first operand is a setting already. */
+static Status load_config(Operands operands, RunConfig *config)
+{
+    const char *path = operands.n > 0 && !strchr(operands.at[0], '=') ? operands.at[0] : NULL;
+    return run_config_load(path, operands.at + (path != NULL), operands.n - (path != NULL), config);
+}
+
+static void say_outcome(const RunConfig *config, const TrainOutcome *o)
+{
+    printf("%s: %lld steps", config->name, (long long)o->step);
+    if (!isnan(o->loss)) printf(", loss %.4f", o->loss);
+    if (!isnan(o->val_loss)) printf(", validation loss %.4f, %.4f bits per byte", o->val_loss, o->val_bits_per_byte);
+    if (o->tokens_per_s > 0) printf(", %.0f tokens/s", o->tokens_per_s);
+    printf("\n");
+}
+
+static Status train(const RunConfig *config, const TrainOptions *o)
+{
+    Trainer *trainer;
+    TrainOutcome outcome;
+    TRY(trainer_create(config, &trainer));
+    if (o->dry_run) {
+        Str text = {0};
+        trainer_plan_text(trainer, &text);
+        fputs(text.at, stdout);
+        str_deinit(&text);
+        trainer_destroy(trainer);
+        return OK;
+    }
+    Status status = trainer_run(trainer, &outcome);
+    trainer_destroy(trainer);
+    TRY(status);
+    say_outcome(config, &outcome);
+    if (!outcome.interrupted) return OK;
+    return fail(ERR_CANCELLED, "stopped after step %lld; the checkpoint is written, the same command goes on", (long long)outcome.step);
+}
+
+static Status run(const void *chosen, Operands operands)
+{
+    RunConfig config;
+    TRY(load_config(operands, &config));
+    catch_signals();
+    Status status = train(&config, chosen);
+    run_config_deinit(&config);
+    return status;
+}
+
+const Command command_train = {
+    .name = "train",
+    .operands = "RUN.yaml [key=value ...]",
+    .min_operands = 1,
+    .max_operands = ANY_NUMBER,
+    .sentence = "pretrain a model, or continue a run",
+    .details = "Everything that a run file can say: docs/run-file.md, or `drover help run-file`.\n"
+               "A run that was stopped goes on by the same command.\n",
+    COMMAND_OPTIONS(TrainOptions, options),
+    .run = run,
+};

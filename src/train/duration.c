@@ -1,0 +1,21 @@
+/* train.minutes: how many steps fit, found by running a few that leave no trace. The number is chosen once,
+ * at the start of a run, and stands in its resolved run file and checkpoints, so that the schedule, and
+ * with it every bit, is fixed from there on. */
+#include "train/trainer_internal.h"
+
+enum { TRIAL_STEPS = 4 };
+
+Status trainer_choose_steps(Trainer *t)
+{
+    double minutes = t->config->train.minutes, best = 1e30, start = clock_s();
+    if (minutes <= 0 || t->resumed) return OK;
+    for (int i = 0; i <= TRIAL_STEPS && clock_s() - start < 6 * minutes; i++) {
+        StepMetrics m;
+        TRY(trainer_run_step(t, &m));
+        if (i > 0 && m.step_s < best) best = m.step_s; /* the first one touches fresh memory */
+    }
+    double left = 60 * minutes - (clock_s() - start);
+    /* a twentieth goes to validation, checkpoints and slower moments of the machine */
+    t->steps = max_i64((int64_t)(0.95 * left / best), 10);
+    return OK;
+}

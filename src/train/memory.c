@@ -1,0 +1,133 @@
+/* The programs of the run, their memory, and the refusal of what does not fit, with what would. */
+#include <stdlib.h>
+
+#include "train/trainer_internal.h"
+
+size_t trainer_total_bytes(const Trainer *t)
+{
+    MemoryPlan plan = session_plan(t->programs.store, t->programs.at, t->programs.n);
+    return plan.total_bytes + t->snapshot_bytes + t->prefetch_bytes;
+}
+
+static size_t role(const Trainer *t, StateRole which) { return store_role_bytes(t->programs.store, which); }
+
+static void line(Str *out, const char *what, size_t bytes)
+{
+    char text[32];
+    if (bytes) str_printf(out, "  %-28s %14zu  %s\n", what, bytes, format_bytes((double)bytes, text));
+}
+
+void trainer_plan_text(const Trainer *t, Str *out)
+{
+    MemoryPlan plan = session_plan(t->programs.store, t->programs.at, t->programs.n);
+    str_add(out, "memory, bytes\n");
+    line(out, "weights (f32)", role(t, STATE_PARAM));
+    line(out, "working weights", role(t, STATE_COPY));
+    line(out, "Adam moments", role(t, STATE_ADAM_M) + role(t, STATE_ADAM_V));
+    line(out, "gradient sums", role(t, STATE_GRAD));
+    line(out, "expert biases and loads", role(t, STATE_BUFFER) + role(t, STATE_LOAD));
+    line(out, "step: activations, gradients", plan.step_bytes);
+    line(out, "step inputs", plan.io_bytes);
+    line(out, "prefetched batches", t->prefetch_bytes);
+    line(out, "checkpoint snapshot", t->snapshot_bytes);
+    line(out, "total", trainer_total_bytes(t));
+    str_add(out, "largest at the peak of a step\n");
+    const Program *step = t->programs.at[0];
+    for (int i = 0; i < step->n_top; i++) line(out, step->top[i].what, step->top[i].bytes);
+}
+
+/* ---- what would fit --------------------------------------------------------------------------------- */
+
+typedef struct Remedy {
+    const char *text;
+    StepOptions options;
+    bool no_snapshot;
+} Remedy;
+
+static size_t needed_with(Trainer *t, const Remedy *r)
+{
+    StepPrograms p;
+    if (step_programs_build(&t->model, &r->options, device_target(t->device), &p) != OK) return SIZE_MAX;
+    size_t bytes = session_plan(p.store, p.at, p.n).total_bytes + t->prefetch_bytes;
+    if (!r->no_snapshot) bytes += t->snapshot_bytes;
+    step_programs_destroy(&p);
+    return bytes;
+}
+
+/* Tries ever stronger measures, each on top of those before it. */
+static const char *find_remedy(Trainer *t, size_t limit)
+{
+    Remedy r = {.options = t->options};
+    Str text = {0};
+    const char *join = "";
+#define ATTEMPT(change, words)                                                                     \
+    do {                                                                                           \
+        change;                                                                                    \
+        str_printf(&text, "%s%s", join, words);                                                    \
+        join = " ";                                                                                \
+        if (needed_with(t, &r) <= limit) goto found;                                               \
+    } while (0)
+    if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
+    if (r.options.recompute != RECOMPUTE_FULL) ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
+    if (r.options.dtype != DTYPE_BF16) ATTEMPT(r.options.dtype = DTYPE_BF16, "train.precision=bf16");
+    if (r.options.micro_batch > 1) {
+        r.options.n_micro *= r.options.micro_batch;
+        ATTEMPT((r.options.micro_batch = r.options.eval_batch = 1), "train.micro_batch=1");
+    }
+#undef ATTEMPT
+    str_deinit(&text);
+    return NULL;
+found:;
+    const char *copy = arena_strdup(&t->arena, text.at);
+    str_deinit(&text);
+    return copy;
+}
+
+static Status check_fits(Trainer *t)
+{
+    size_t need = trainer_total_bytes(t), limit = (size_t)t->config->train.memory_limit;
+    if (!limit) limit = memory_available_bytes();
+    if (need <= limit) return OK;
+    char a[32], b[32];
+    const char *remedy = find_remedy(t, limit);
+    format_bytes((double)need, a);
+    format_bytes((double)limit, b);
+    if (remedy) return fail(ERR_REFUSED, "the run needs %s of memory, %s may be used; it fits with: %s", a, b, remedy);
+    return fail(ERR_REFUSED, "the run needs %s of memory, %s may be used; no setting makes this model fit here: take a smaller model, or train.seq below %lld",
+                a, b, (long long)t->options.seq);
+}
+
+/* Sizes alone: the snapshot is reserved once the session is there. */
+static size_t snapshot_bytes(const Trainer *t)
+{
+    if (!t->config->checkpoint.async) return 0;
+    const Store *store = t->programs.store;
+    VEC(NamedTensor) list = {0};
+    for (int i = 0; i < store->n_entries; i++) {
+        const StateEntry *e = &store->entry[i];
+        bool saved = e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M || e->role == STATE_ADAM_V;
+        for (int k = 0; saved && k < e->n_parts; k++)
+            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, tensor_make(NULL, e->dtype, e->part[k].shape)}));
+    }
+    size_t bytes = ckpt_snapshot_bytes(&(CkptTensors){.model = list.at, .n_model = (int)list.n});
+    VEC_FREE(&list);
+    return bytes;
+}
+
+Status trainer_setup_programs(Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    static const Recompute recompute[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
+    static const ModelBalance balance[] = {BALANCE_BIAS, BALANCE_AUX, BALANCE_NONE};
+    t->options = (StepOptions){.micro_batch = t->micro_batch, .n_micro = t->n_micro, .seq = r->seq, .dtype = t->dtype,
+                               .eval_batch = t->val_steps > 0 ? t->micro_batch : 0,
+                               .recompute = recompute[r->recompute], .balance = balance[r->balance],
+                               /* each micro-batch's share of losses that are means */
+                               .aux_loss = (float)(r->balance_aux / (double)t->n_micro),
+                               .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
+                               .z_loss = (float)r->z_loss};
+    if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
+    TRY(step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs));
+    t->snapshot_bytes = snapshot_bytes(t);
+    return check_fits(t);
+}

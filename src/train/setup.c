@@ -1,0 +1,179 @@
+/* From a run file to a tokenizer, a model's configuration and its data. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/trainer_internal.h"
+
+/* ---- model ------------------------------------------------------------------------------------------ */
+
+static Status base_json(const RunModel *m, json_t **out)
+{
+    ModelConfig config;
+    if (*m->from) {
+        Arena arena = {0};
+        Status status = model_config_load(path_join(&arena, m->from, "config.json"), &config);
+        arena_deinit(&arena);
+        TRY_AS(status, "model.from");
+    } else if (*m->preset) {
+        TRY(model_config_preset(m->preset, &config));
+    } else {
+        *out = json_object();
+        return OK;
+    }
+    *out = json_deep_copy(config.json);
+    model_config_deinit(&config);
+    return OK;
+}
+
+/* The preset or directory, with the run file's own fields laid over. */
+static Status read_model(Trainer *t)
+{
+    const RunModel *m = &t->config->model;
+    json_error_t error;
+    json_t *json, *fields = json_loads(m->fields_json, JSON_REJECT_DUPLICATES, &error);
+    if (!fields) return fail(ERR_FORMAT, "model: %s", error.text);
+    if (!*m->preset && !*m->from && json_object_size(fields) == 0) {
+        json_decref(fields);
+        return fail(ERR_ARG, "model: nothing is chosen; for instance `model: llama4-nano`");
+    }
+    Status status = base_json(m, &json);
+    if (status == OK) {
+        json_object_update(json, fields);
+        status = model_config_from_json(json, &t->model);
+        json_decref(json);
+    }
+    json_decref(fields);
+    return status;
+}
+
+/* ---- tokenizer ----------------------------------------------------------------------------------------- */
+
+static bool needs_text(const RunConfig *c)
+{
+    for (int i = 0; i < c->n_sources; i++)
+        if (c->sources[i].synthetic == RUN_SYNTHETIC_NONE) return true;
+    return false;
+}
+
+static DataSource *sources(Trainer *t)
+{
+    const RunConfig *c = t->config;
+    DataSource *list = ARENA_ARRAY(&t->arena, DataSource, c->n_sources);
+    for (int i = 0; i < c->n_sources; i++) {
+        const RunSource *s = &c->sources[i];
+        list[i] = (DataSource){.path = s->synthetic == RUN_SYNTHETIC_NONE ? s->path : NULL, .weight = s->weight,
+                               .key = s->key};
+    }
+    return list;
+}
+
+static Status show_data_progress(void *context, const DataProgress *p)
+{
+    Trainer *t = context;
+    if (trainer_stop_requested()) return fail(ERR_CANCELLED, "stopped while reading data");
+    if (clock_s() - t->progress.last_line_s < (t->progress.terminal ? 0.2 : 10)) return OK;
+    t->progress.last_line_s = clock_s();
+    char done[32], total[32];
+    log_info("tokenising %s: %s of %s, %lld documents, %lld tokens", p->path, format_bytes((double)p->done_bytes, done),
+             format_bytes((double)p->total_bytes, total), (long long)p->n_documents, (long long)p->n_tokens);
+    return OK;
+}
+
+static DataOptions data_options(Trainer *t)
+{
+    const RunDataset *d = &t->config->dataset;
+    const char *cache = *d->cache ? d->cache : path_join(&t->arena, t->dir, "data");
+    return (DataOptions){.sources = sources(t), .n_sources = t->config->n_sources, .tokenizer = t->tokenizer,
+                         .vocab_size = (int32_t)t->model.vocab, .cache_dir = cache, .holdout = d->holdout,
+                         .bad_share = d->bad_share, .line_limit = (size_t)d->line_limit, .bos = d->bos, .eos = d->eos,
+                         .shuffle = d->shuffle, .threads = (int)t->config->train.threads,
+                         .progress = show_data_progress, .progress_context = t};
+}
+
+static Status show_training(void *context, const TrainProgress *p)
+{
+    Trainer *t = context;
+    if (trainer_stop_requested()) return fail(ERR_CANCELLED, "stopped while training the tokenizer");
+    if (clock_s() - t->progress.last_line_s < 10) return OK;
+    t->progress.last_line_s = clock_s();
+    char read[32];
+    log_info("training the tokenizer: %s read, %lld of %lld merges", format_bytes((double)p->read_bytes, read),
+             (long long)p->n_merges, (long long)p->max_merges);
+    return OK;
+}
+
+static Status train_tokenizer(Trainer *t, const char *dir)
+{
+    DataOptions options = data_options(t);
+    DataTexts *texts;
+    double start = clock_s();
+    TRY(data_texts_open(&options, (uint64_t)t->config->tokenizer.train_limit, &texts));
+    TokenizerTrainOptions how = {.vocab_size = (int32_t)t->config->tokenizer.vocab_size,
+                                 .threads = (int)t->config->train.threads, .progress = show_training,
+                                 .progress_context = t};
+    Status status = tokenizer_train(&how, &(TextSource){data_texts_next, texts}, &t->tokenizer);
+    data_texts_close(texts);
+    TRY_AS(status, "training the tokenizer");
+    char took[32];
+    log_info("tokenizer: %d tokens learnt in %s", tokenizer_vocab_size(t->tokenizer),
+             format_duration(clock_s() - start, took));
+    TRY(dir_create(dir));
+    return tokenizer_save(t->tokenizer, dir);
+}
+
+static Status read_tokenizer(Trainer *t)
+{
+    const RunConfig *c = t->config;
+    if (*c->tokenizer.path) return tokenizer_load(c->tokenizer.path, &t->tokenizer);
+    if (*c->model.from && file_exists(path_join(&t->arena, c->model.from, "tokenizer.json")))
+        return tokenizer_load(c->model.from, &t->tokenizer);
+    const char *dir = path_join(&t->arena, t->dir, "tokenizer");
+    if (!file_exists(path_join(&t->arena, dir, "tokenizer.json"))) return train_tokenizer(t, dir);
+    TRY(tokenizer_load(dir, &t->tokenizer));
+    if (tokenizer_vocab_size(t->tokenizer) != c->tokenizer.vocab_size)
+        return fail(ERR_REFUSED, "%s has %d tokens, but tokenizer.train.vocab_size is %lld; remove the directory, or give the run another name",
+                    dir, tokenizer_vocab_size(t->tokenizer), (long long)c->tokenizer.vocab_size);
+    return OK;
+}
+
+Status trainer_setup_model(Trainer *t)
+{
+    TRY(read_model(t));
+    if (!needs_text(t->config)) return OK;
+    TRY(read_tokenizer(t));
+    int64_t vocab = tokenizer_vocab_size(t->tokenizer);
+    if (*t->config->model.from) {
+        if (vocab > t->model.vocab)
+            return fail(ERR_REFUSED, "the tokenizer has %lld tokens, the model of %s only %lld", (long long)vocab,
+                        t->config->model.from, (long long)t->model.vocab);
+        return OK;
+    }
+    return model_config_set_vocab(&t->model, vocab, tokenizer_bos(t->tokenizer), tokenizer_eos(t->tokenizer),
+                                  tokenizer_pad(t->tokenizer));
+}
+
+/* ---- data ------------------------------------------------------------------------------------------------ */
+
+Status trainer_setup_data(Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    if (t->config->n_sources == 0)
+        return fail(ERR_ARG, "data: no source; for instance `data: [{path: \"/usr/include/**/*.h\"}]`");
+    DataOptions options = data_options(t);
+    TRY(data_open(&options, &t->data));
+    DataPlan plan = {.split = DATA_TRAIN, .seed = (uint64_t)r->seed, .batch = r->batch, .micro_batch = t->micro_batch,
+                     .seq = r->seq};
+    TRY(data_loader_create(t->data, &plan, &t->loader));
+    TRY(data_prefetch_bytes(&plan, PREFETCH_DEPTH, &t->prefetch_bytes));
+    DataPlan held = {.split = DATA_HOLDOUT, .batch = t->micro_batch, .micro_batch = t->micro_batch, .seq = r->seq};
+    if (t->tokenizer) {
+        TRY(data_loader_create(t->data, &held, &t->val_loader));
+        t->val_steps = data_loader_steps(t->val_loader);
+        if (r->val_batches > 0) t->val_steps = min_i64(t->val_steps, r->val_batches);
+    }
+    DataStats s = data_stats(t->data, DATA_TRAIN), v = data_stats(t->data, DATA_HOLDOUT);
+    if (t->tokenizer)
+        log_info("data: %lld documents, %lld tokens; held out: %lld documents, %lld tokens", (long long)s.n_documents,
+                 (long long)s.n_tokens, (long long)v.n_documents, (long long)v.n_tokens);
+    return OK;
+}

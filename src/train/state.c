@@ -1,0 +1,223 @@
+/* What a run keeps across steps, and its way to the disk and back. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/trainer_internal.h"
+
+/* ---- lists ---------------------------------------------------------------------------------------------- */
+
+static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
+{
+    const Store *store = t->programs.store;
+    VEC(NamedTensor) list = {0};
+    for (int i = 0; i < store->n_entries; i++) {
+        const StateEntry *e = &store->entry[i];
+        if (!(roles >> e->role & 1)) continue;
+        for (int k = 0; k < e->n_parts; k++)
+            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, session_state_part(t->session, i, k)}));
+    }
+    NamedTensor *copy = arena_copy(&t->arena, list.at, list.n * sizeof *list.at);
+    *n = (int)list.n;
+    VEC_FREE(&list);
+    return copy;
+}
+
+void trainer_list_state(Trainer *t)
+{
+    t->weights = list_roles(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, &t->n_weights);
+    t->moments = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, &t->n_moments);
+}
+
+static CkptTensors tensors(const Trainer *t)
+{
+    return (CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->moments, .n_optimizer = t->n_moments};
+}
+
+/* ---- load ------------------------------------------------------------------------------------------------ */
+
+static double number(const json_t *json, const char *key, double otherwise)
+{
+    const json_t *v = json_object_get(json, key);
+    return json_is_number(v) ? json_number_value(v) : otherwise;
+}
+
+/* What must be the same for the same bits to follow; a difference is said, not refused. */
+static void compare_settings(const Trainer *t, const json_t *run)
+{
+    const RunTrain *r = &t->config->train;
+    const struct {
+        const char *key;
+        double now;
+    } list[] = {{"seed", (double)r->seed}, {"batch", (double)r->batch}, {"seq", (double)r->seq}};
+    for (int i = 0; i < COUNT_OF(list); i++) {
+        double was = number(run, list[i].key, list[i].now);
+        if (was != list[i].now)
+            log_warn("train.%s was %.0f when the checkpoint was written and is %.0f now; the data order changes", list[i].key,
+                     was, list[i].now);
+    }
+}
+
+static Status resume(Trainer *t, Ckpt *ckpt)
+{
+    json_t *run = json_loads(ckpt_run_json(ckpt), JSON_REJECT_DUPLICATES, NULL);
+    if (!run) return fail(ERR_FORMAT, "%s: the manifest's run object is not JSON", ckpt_path(ckpt));
+    CkptTensors all = tensors(t);
+    Status status = ckpt_load(ckpt, &all);
+    if (status == OK) {
+        t->step = ckpt_step(ckpt);
+        t->tokens = (int64_t)number(run, "tokens", 0);
+        t->steps = (int64_t)number(run, "steps", (double)t->steps);
+        if (t->config->train.minutes == 0) t->steps = t->config->train.steps; /* the user may have changed it */
+        t->bad_steps.mean_loss = number(run, "mean_loss", 0);
+        t->bad_steps.n_good = (int64_t)number(run, "good_steps", 0);
+        t->bad_steps.n_skipped = (int64_t)number(run, "skipped_steps", 0);
+        t->bad_steps.n_in_a_row = (int64_t)number(run, "skipped_in_a_row", 0);
+        compare_settings(t, run);
+        t->resumed = true;
+        log_info("resuming after step %lld from %s", (long long)t->step, ckpt_path(ckpt));
+    }
+    json_decref(run);
+    TRY(status);
+    return session_refresh_copies(t->session);
+}
+
+static Status start_from(Trainer *t)
+{
+    Ckpt *from;
+    CkptTensors only_weights = {.model = t->weights, .n_model = t->n_weights};
+    TRY_AS(ckpt_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
+    Status status = ckpt_load(from, &only_weights);
+    ckpt_close(from);
+    TRY_AS(status, "model.from");
+    log_info("weights from %s", t->config->model.from);
+    return session_refresh_copies(t->session);
+}
+
+Status trainer_load_or_init(Trainer *t)
+{
+    Ckpt *found;
+    TRY(ckpt_find(t->ckpt_dir, &found));
+    if (found) {
+        Status status = resume(t, found);
+        ckpt_close(found);
+        return status;
+    }
+    if (*t->config->model.from) return start_from(t);
+    return step_init_weights(t->session, t->programs.store, (uint64_t)t->config->train.seed);
+}
+
+/* ---- save ------------------------------------------------------------------------------------------------ */
+
+static char *run_json(const Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    json_t *json = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:s}", "step", (json_int_t)t->step, "steps",
+                             (json_int_t)t->steps, "tokens", (json_int_t)t->tokens, "seed", (json_int_t)r->seed, "batch",
+                             (json_int_t)r->batch, "seq", (json_int_t)r->seq, "mean_loss", t->bad_steps.mean_loss,
+                             "good_steps", (json_int_t)t->bad_steps.n_good, "skipped_steps",
+                             (json_int_t)t->bad_steps.n_skipped, "skipped_in_a_row", (json_int_t)t->bad_steps.n_in_a_row,
+                             "precision", dtype_name(t->dtype));
+    char *text = json_dumps(json, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+    json_decref(json);
+    return text;
+}
+
+static char *generation_config(const Trainer *t)
+{
+    json_t *json = json_object(), *eos = json_array();
+    if (t->model.bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(t->model.bos));
+    for (int i = 0; i < t->model.n_eos; i++) json_array_append_new(eos, json_integer(t->model.eos[i]));
+    json_object_set_new(json, "eos_token_id", eos);
+    json_object_set_new(json, "do_sample", json_true());
+    json_object_set_new(json, "temperature", json_real(0.6));
+    json_object_set_new(json, "top_p", json_real(0.9));
+    char *text = json_dumps(json, JSON_INDENT(2));
+    json_decref(json);
+    return text;
+}
+
+enum { MAX_FILES = 8 };
+
+/* The files besides tensors that make the directory a Hugging Face model directory. */
+static Status model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
+{
+    char *config = model_config_text(&t->model), *generation = generation_config(t);
+    files[(*n)++] = (CkptFile){"config.json", {arena_copy(arena, config, strlen(config)), strlen(config)}};
+    files[(*n)++] = (CkptFile){"generation_config.json", {arena_copy(arena, generation, strlen(generation)), strlen(generation)}};
+    free(config);
+    free(generation);
+    if (!t->tokenizer) return OK;
+    const char *dir = path_join(arena, t->dir, "tokenizer");
+    if (!file_exists(path_join(arena, dir, "tokenizer.json"))) {
+        TRY(dir_create(dir));
+        TRY(tokenizer_save(t->tokenizer, dir));
+    }
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json"};
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        Bytes text;
+        TRY(file_read(arena, path_join(arena, dir, names[i]), 1 << 30, &text));
+        files[(*n)++] = (CkptFile){names[i], text};
+    }
+    return OK;
+}
+
+static void report(Trainer *t, const CkptResult *r)
+{
+    char bytes[32], took[32];
+    if (r->status != OK) {
+        progress_note(&t->progress, "drover: checkpoint of step %lld was not written: %s; training goes on",
+                      (long long)r->step, r->message);
+        metrics_event(t->metrics, "checkpoint_failed", r->step, r->message);
+        return;
+    }
+    Str text = {0};
+    str_printf(&text, "checkpoint of step %lld: %s in %s", (long long)r->step, format_bytes((double)r->bytes, bytes),
+               format_duration(r->write_s, took));
+    progress_note(&t->progress, "%s", text.at);
+    metrics_event(t->metrics, "checkpoint", r->step, text.at);
+    str_deinit(&text);
+}
+
+Status trainer_save(Trainer *t, bool wait)
+{
+    Arena arena = {0};
+    CkptFile files[MAX_FILES];
+    CkptResult result;
+    CkptSave save = {.step = t->step, .tensors = tensors(t), .files = files};
+    if (ckpt_wait(t->store, &result)) report(t, &result); /* the one before, should it still be under way */
+    char *json = run_json(t);
+    save.run_json = json;
+    Status status = model_files(t, &arena, files, &save.n_files);
+    bool async = t->config->checkpoint.async;
+    if (status == OK) status = async ? ckpt_snapshot(t->store, &save) : ckpt_save(t->store, &save);
+    if (status == OK && wait && async) {
+        if (ckpt_wait(t->store, &result)) {
+            report(t, &result);
+            if (result.status != OK) status = fail(result.status, "%s", result.message);
+        }
+    } else if (status == OK && !async) {
+        if (ckpt_poll(t->store, &result)) report(t, &result);
+    }
+    free(json);
+    arena_deinit(&arena);
+    t->last_save_s = clock_s();
+    if (status == OK || wait) return status;
+    report(t, &(CkptResult){.step = t->step, .status = status});
+    return OK; /* the next one starts afresh */
+}
+
+Status trainer_poll_save(Trainer *t)
+{
+    CkptResult result;
+    if (ckpt_poll(t->store, &result)) report(t, &result);
+    return OK;
+}
+
+Status trainer_finish_saves(Trainer *t)
+{
+    CkptResult result;
+    if (!ckpt_wait(t->store, &result)) return OK;
+    report(t, &result);
+    return result.status == OK ? OK : fail(result.status, "%s", result.message);
+}

@@ -1,0 +1,109 @@
+/* One optimizer step: micro-batches forward and backward, the verdict, the update. */
+#include <math.h>
+#include <string.h>
+
+#include "train/trainer_internal.h"
+
+/* ---- inputs ------------------------------------------------------------------------------------------- */
+
+static Status feed(Trainer *t, int program, const DataBatch *b, int64_t rows)
+{
+    size_t n = (size_t)(rows * t->options.seq);
+    TRY(session_write(t->session, program, "ids", b->ids, n * sizeof *b->ids));
+    TRY(session_write(t->session, program, "targets", b->targets, n * sizeof *b->targets));
+    TRY(session_write(t->session, program, "pos", b->pos, n * sizeof *b->pos));
+    return session_write(t->session, program, "weights", b->weights, n * sizeof *b->weights);
+}
+
+static Status set_hyper(Trainer *t, int program, double lr)
+{
+    const RunTrain *r = &t->config->train;
+    double updates = (double)(t->bad_steps.n_good > 0 ? t->bad_steps.n_good : 1); /* this one included */
+    float hyper[HYPER_COUNT];
+    hyper[HYPER_LR] = (float)lr;
+    hyper[HYPER_BETA1] = (float)r->beta1;
+    hyper[HYPER_BETA2] = (float)r->beta2;
+    hyper[HYPER_BIAS1] = (float)(1 - pow(r->beta1, updates));
+    hyper[HYPER_BIAS2] = (float)(1 - pow(r->beta2, updates));
+    hyper[HYPER_EPS] = (float)r->eps;
+    hyper[HYPER_DECAY] = (float)r->weight_decay;
+    hyper[HYPER_CLIP] = (float)r->clip;
+    hyper[HYPER_BIAS_RATE] = (float)r->balance_rate;
+    return session_write(t->session, program, "hyper", hyper, sizeof hyper);
+}
+
+/* ---- phases -------------------------------------------------------------------------------------------- */
+
+static Status gradients(Trainer *t, double *loss, double *grad_norm, int64_t *tokens)
+{
+    int step = t->programs.index[PROGRAM_STEP], update = t->programs.index[PROGRAM_UPDATE];
+    float value;
+    *loss = 0;
+    for (int64_t micro = 0; micro < t->n_micro; micro++) {
+        const DataBatch *batch;
+        TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
+        TRY(feed(t, step, batch, t->micro_batch));
+        TRY(session_run(t->session, step, PHASE_FORWARD, PHASE_BACKWARD));
+        TRY(session_read(t->session, step, "loss", &value, sizeof value));
+        *loss += (double)value; /* weights count the targets of the whole step: losses add up to the mean */
+        *tokens += t->micro_batch * t->options.seq;
+    }
+    if (update >= 0) TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
+    TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &value, sizeof value));
+    *grad_norm = (double)value;
+    return OK;
+}
+
+/* A skipped step leaves nothing behind: sums over micro-batches start again from zero. */
+static void forget_sums(Trainer *t)
+{
+    const Store *store = t->programs.store;
+    for (int i = 0; i < store->n_entries; i++) {
+        if (store->entry[i].role != STATE_GRAD && store->entry[i].role != STATE_LOAD) continue;
+        Tensor sum = session_state(t->session, i);
+        memset(sum.data, 0, tensor_bytes(&sum));
+    }
+}
+
+static Status update(Trainer *t, double lr)
+{
+    int program = t->programs.index[PROGRAM_UPDATE];
+    if (program < 0) program = t->programs.index[PROGRAM_STEP];
+    TRY(set_hyper(t, program, lr));
+    return session_run(t->session, program, PHASE_UPDATE, PHASE_UPDATE);
+}
+
+static Status judge(Trainer *t, StepMetrics *m)
+{
+    const char *why;
+    StepVerdict verdict = bad_steps_judge(&t->bad_steps, m->loss, m->grad_norm, &why);
+    if (verdict == STEP_GOOD) return update(t, m->lr);
+    m->skipped = true;
+    forget_sums(t);
+    progress_note(&t->progress, "drover: step %lld skipped: %s (loss %g, gradient norm %g)", (long long)t->step + 1, why,
+                  m->loss, m->grad_norm);
+    metrics_event(t->metrics, "skip", t->step + 1, why);
+    if (verdict == STEP_SKIP) return OK;
+    return fail(ERR_ARG, "%lld bad steps in a row at step %lld, the last because %s; lower train.lr, or look at the data around this step",
+                (long long)t->bad_steps.n_in_a_row, (long long)t->step + 1, why);
+}
+
+Status trainer_run_step(Trainer *t, StepMetrics *m)
+{
+    double start = clock_s(), waited = data_prefetch_wait_s(t->prefetch);
+    *m = (StepMetrics){.val_loss = NAN, .val_bits_per_byte = NAN, .mfu = NAN, .lr = schedule_lr(&t->schedule, t->step)};
+    int64_t tokens = 0;
+    TRY(gradients(t, &m->loss, &m->grad_norm, &tokens));
+    TRY(judge(t, m));
+    t->step++;
+    t->tokens += tokens;
+    m->step = t->step;
+    m->tokens = t->tokens;
+    m->step_s = clock_s() - start;
+    m->tokens_per_s = (double)tokens / m->step_s;
+    m->data_wait_s = data_prefetch_wait_s(t->prefetch) - waited;
+    m->peak_bytes = trainer_total_bytes(t);
+    if (t->peak_flop_per_s > 0)
+        m->mfu = m->tokens_per_s * model_train_flop_per_token(&t->model, t->options.seq) / t->peak_flop_per_s;
+    return OK;
+}

@@ -1,0 +1,211 @@
+/* A run from its first byte to its last: set up, loop, stop in order. */
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/probe.h"
+#include "train/trainer_internal.h"
+
+static volatile sig_atomic_t stop_requested; /* set by signal handlers */
+
+void trainer_request_stop(void) { stop_requested = 1; }
+bool trainer_stop_requested(void) { return stop_requested != 0; }
+
+/* ---- create -------------------------------------------------------------------------------------------- */
+
+static Status check_combinations(Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    t->micro_batch = r->micro_batch ? r->micro_batch : r->batch;
+    t->n_micro = r->batch / t->micro_batch;
+    t->steps = r->steps;
+    if (r->canonical)
+        return fail(ERR_UNSUPPORTED, "train.canonical: the canonical order of sums is for runs of several ranks, which this build does not have; leave it false");
+    return OK;
+}
+
+static Status open_device(Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    TRY(device_create_cpu((CpuOptions){.threads = (int)r->threads}, &t->device));
+    bool fast_bf16 = device_target(t->device).isa == ISA_AVX512BF16;
+    t->dtype = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16) ? DTYPE_BF16 : DTYPE_F32;
+    if (t->dtype == DTYPE_BF16 && !fast_bf16)
+        log_warn("this processor has no bf16 products: train.precision=f32 is faster here");
+    const double probe_s = 0.03;
+    t->peak_flop_per_s = probe_peak_flop_per_s(device_target(t->device).isa, t->dtype, device_target(t->device).threads, probe_s);
+    log_info("device: %s, %s, peak %.0f GFLOP/s", device_text(t->device), dtype_name(t->dtype), t->peak_flop_per_s / 1e9);
+    return OK;
+}
+
+static Status open_session(Trainer *t)
+{
+    TRY(session_create(t->device, t->programs.store, t->programs.at, t->programs.n, &t->session));
+    trainer_list_state(t);
+    TRY(ckpt_store_open(t->ckpt_dir, (CkptOptions){.keep = (int)t->config->checkpoint.keep}, &t->store));
+    if (t->config->checkpoint.async)
+        TRY(ckpt_reserve(t->store, &(CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->moments,
+                                                  .n_optimizer = t->n_moments}));
+    return trainer_load_or_init(t);
+}
+
+static void set_schedule(Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    static const int64_t longest_warmup = 2000;
+    t->warmup = r->warmup >= 0 ? r->warmup : min_i64(t->steps / 20, longest_warmup);
+    t->schedule = (Schedule){.kind = r->schedule, .lr = r->lr, .min_ratio = r->min_lr_ratio, .steps = t->steps,
+                             .warmup = t->warmup, .decay_steps = (int64_t)llround(r->decay * (double)t->steps)};
+}
+
+/* The measuring of train.minutes runs real steps; their traces are wiped by starting again. */
+static Status choose_steps(Trainer *t)
+{
+    if (t->config->train.minutes <= 0 || t->resumed) return OK;
+    set_schedule(t);
+    BadSteps before = t->bad_steps;
+    TRY(trainer_choose_steps(t));
+    t->step = t->tokens = 0;
+    t->bad_steps = before;
+    for (int i = 0; i < t->programs.store->n_entries; i++) {
+        Tensor state = session_state(t->session, i);
+        memset(state.data, 0, tensor_bytes(&state));
+    }
+    data_prefetch_destroy(t->prefetch);
+    t->prefetch = NULL;
+    TRY(trainer_load_or_init(t));
+    return data_prefetch_create(t->loader, t->step, PREFETCH_DEPTH, &t->prefetch);
+}
+
+static Status write_resolved(Trainer *t)
+{
+    RunConfig resolved = *t->config;
+    resolved.train.steps = t->steps;
+    resolved.train.micro_batch = t->micro_batch;
+    resolved.train.warmup = t->warmup;
+    resolved.train.precision = t->dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
+    return run_config_write(&resolved, path_join(&t->arena, t->dir, "run.yaml"));
+}
+
+static Status begin(Trainer *t)
+{
+    const RunTrain *r = &t->config->train;
+    t->bad_steps = (BadSteps){.spike_factor = r->spike_factor, .max_skips = r->max_skips, .skip_nonfinite = r->skip_nonfinite};
+    TRY(open_session(t));
+    t->metrics = metrics_open(t->dir, t->config->log.tensorboard, t->step);
+    TRY(data_prefetch_create(t->loader, t->step, PREFETCH_DEPTH, &t->prefetch));
+    TRY(choose_steps(t));
+    set_schedule(t);
+    TRY(write_resolved(t));
+    metrics_event(t->metrics, t->resumed ? "resume" : "start", t->step, device_text(t->device));
+    return OK;
+}
+
+static Status create(Trainer *t)
+{
+    TRY(check_combinations(t));
+    t->dir = arena_strdup(&t->arena, t->config->dir);
+    t->ckpt_dir = path_join(&t->arena, t->dir, "ckpt");
+    TRY(dir_create(t->dir));
+    progress_begin(&t->progress, 0, t->steps);
+    TRY(open_device(t));
+    TRY(trainer_setup_model(t));
+    TRY(trainer_setup_data(t));
+    TRY(trainer_setup_programs(t));
+    return begin(t);
+}
+
+Status trainer_create(const RunConfig *config, Trainer **trainer)
+{
+    Trainer *t = xcalloc(1, sizeof *t);
+    t->config = config;
+    Status status = create(t);
+    if (status != OK) {
+        trainer_destroy(t);
+        return status;
+    }
+    ModelCounts n = model_counts(&t->model);
+    char total[32], active[32], bytes[32];
+    log_info("model: %s weights, %s active; %lld steps of %lld tokens; memory %s", format_count((double)n.total, total),
+             format_count((double)n.active, active), (long long)t->steps, (long long)(config->train.batch * config->train.seq),
+             format_bytes((double)trainer_total_bytes(t), bytes));
+    *trainer = t;
+    return OK;
+}
+
+void trainer_destroy(Trainer *t)
+{
+    if (!t) return;
+    progress_end(&t->progress);
+    data_prefetch_destroy(t->prefetch);
+    data_loader_destroy(t->loader);
+    data_loader_destroy(t->val_loader);
+    data_close(t->data);
+    ckpt_store_close(t->store);
+    metrics_close(t->metrics);
+    session_destroy(t->session);
+    step_programs_destroy(&t->programs);
+    device_destroy(t->device);
+    model_config_deinit(&t->model);
+    tokenizer_destroy(t->tokenizer);
+    arena_deinit(&t->arena);
+    free(t);
+}
+
+/* ---- loop ----------------------------------------------------------------------------------------------- */
+
+static bool is_multiple(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+static bool save_is_due(const Trainer *t)
+{
+    double minutes = t->config->checkpoint.minutes;
+    return is_multiple(t->step, t->config->checkpoint.every) || (minutes > 0 && clock_s() - t->last_save_s > 60 * minutes);
+}
+
+static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
+{
+    bool last = t->step >= t->steps;
+    if (t->val_steps > 0 && (last || is_multiple(t->step, t->config->train.val_every))) {
+        TRY(trainer_validate(t, &m->val_loss, &m->val_bits_per_byte));
+        if (!isnan(m->val_loss)) {
+            outcome->val_loss = m->val_loss;
+            outcome->val_bits_per_byte = m->val_bits_per_byte;
+            progress_note(&t->progress, "step %lld: validation loss %.4f, %.3f bits per byte", (long long)t->step, m->val_loss,
+                          m->val_bits_per_byte);
+        }
+    }
+    if (last || is_multiple(t->step, t->config->log.every) || !isnan(m->val_loss) || m->skipped) metrics_step(t->metrics, m);
+    progress_step(&t->progress, m, last);
+    TRY(trainer_poll_save(t));
+    return !last && save_is_due(t) ? trainer_save(t, false) : OK;
+}
+
+static Status loop(Trainer *t, TrainOutcome *outcome)
+{
+    int64_t first = t->step, first_tokens = t->tokens;
+    double start = clock_s();
+    t->last_save_s = start;
+    while (t->step < t->steps && !trainer_stop_requested()) {
+        StepMetrics m;
+        TRY(trainer_run_step(t, &m));
+        outcome->loss = m.loss;
+        TRY(after_step(t, &m, outcome));
+    }
+    if (t->step > first) outcome->tokens_per_s = (double)(t->tokens - first_tokens) / (clock_s() - start);
+    outcome->step = t->step;
+    outcome->interrupted = t->step < t->steps;
+    return t->step > first ? trainer_save(t, true) : trainer_finish_saves(t);
+}
+
+Status trainer_run(Trainer *t, TrainOutcome *outcome)
+{
+    *outcome = (TrainOutcome){.loss = NAN, .val_loss = NAN, .val_bits_per_byte = NAN};
+    progress_begin(&t->progress, t->step, t->steps);
+    if (t->step >= t->steps)
+        progress_note(&t->progress, "all %lld steps are done; a larger train.steps goes on", (long long)t->steps);
+    Status status = loop(t, outcome);
+    progress_end(&t->progress);
+    if (status == OK) metrics_event(t->metrics, outcome->interrupted ? "interrupted" : "done", t->step, "");
+    return status;
+}

@@ -1,0 +1,69 @@
+/* Shared by the files of the trainer. */
+#ifndef TRAIN_TRAINER_INTERNAL_H
+#define TRAIN_TRAINER_INTERNAL_H
+
+#include "ckpt/ckpt.h"
+#include "data/data.h"
+#include "train/progress.h"
+#include "train/train.h"
+
+enum { PREFETCH_DEPTH = 2 };
+
+struct Trainer {
+    const RunConfig *config; /* borrowed */
+    Arena arena;
+    const char *dir, *ckpt_dir;
+    int64_t steps;  /* of the whole run; chosen by measuring when train.minutes is set */
+    int64_t warmup; /* resolved */
+    int64_t micro_batch, n_micro;
+    DType dtype;
+
+    Tokenizer *tokenizer; /* NULL with random ids only */
+    ModelConfig model;
+    Data *data;
+    DataLoader *loader, *val_loader;
+    DataPrefetch *prefetch;
+    int64_t val_steps;
+
+    Device *device;
+    StepOptions options;
+    StepPrograms programs;
+    Session *session;
+    double peak_flop_per_s;
+
+    NamedTensor *weights, *moments; /* for checkpoints */
+    int n_weights, n_moments;
+    CkptStore *store;
+    size_t snapshot_bytes, prefetch_bytes;
+
+    int64_t step, tokens; /* done */
+    BadSteps bad_steps;
+    Schedule schedule;
+    Metrics *metrics;
+    Progress progress;
+    double last_save_s;
+    bool resumed;
+};
+
+/* setup.c */
+Status trainer_setup_model(Trainer *t);     /* tokenizer and configuration of the model */
+Status trainer_setup_data(Trainer *t);      /* shards, loaders */
+/* memory.c */
+Status trainer_setup_programs(Trainer *t);  /* compiles, plans, refuses what does not fit */
+size_t trainer_total_bytes(const Trainer *t);
+/* state.c */
+void trainer_list_state(Trainer *t);        /* weights and moments by their published names */
+Status trainer_load_or_init(Trainer *t);    /* newest good checkpoint, model.from, or initial weights */
+Status trainer_save(Trainer *t, bool wait); /* a checkpoint of the present step */
+Status trainer_poll_save(Trainer *t);       /* reports a finished save */
+Status trainer_finish_saves(Trainer *t);
+/* steps.c */
+Status trainer_run_step(Trainer *t, StepMetrics *m); /* one optimizer step, or a skipped one */
+/* validate.c */
+Status trainer_validate(Trainer *t, double *loss, double *bits_per_byte);
+/* duration.c */
+Status trainer_choose_steps(Trainer *t);    /* from train.minutes, by measuring */
+
+bool trainer_stop_requested(void);
+
+#endif
