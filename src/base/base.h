@@ -52,6 +52,9 @@ typedef enum MUST_USE_TYPE Status {
 /* Writes the sentence of the error (what, where, with the facts) and returns `status`. The one who
  * detects an error calls this, once; callers pass the status on. */
 Status fail(Status status, const char *format, ...) PRINTF_LIKE(2, 3);
+#if defined(__clang_analyzer__) /* it cannot know that what comes back is what went in, and never OK */
+#define fail(status, ...) ((void)fail(status, __VA_ARGS__), (status))
+#endif
 /* Puts "context: " in front of the sentence; for TRY_AS. */
 void fail_context(const char *format, ...) PRINTF_LIKE(1, 2);
 /* The sentence of this thread's latest failure; never NULL. */

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#undef fail
 
 static _Thread_local char sentence[2048] = "no error";
 
