@@ -102,9 +102,6 @@ void optest_check_grad(OpTest *t, OpReference reference, const void *user, doubl
 /* The same without failing: NULL, or a sentence that lives as long as t. */
 const char *optest_fault(OpTest *t, OpReference reference, const void *user, double tolerance, bool grad);
 
-/* Median seconds of one run of all nodes with warm kernels on the best instruction set. */
-double optest_time_s(OpTest *t, int threads, int runs);
-
 /* ---- between the files of optest ----------------------------------------------------------- */
 
 /* One run: how, and where its values lie. */

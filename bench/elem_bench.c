@@ -1,0 +1,349 @@
+/* elem_bench: the ops that are limited by memory, in GB/s of what their cost counts, beside a plain copy.
+ *
+ *     build/elem_bench [threads [filter]]     filter: a part of a line's name, e.g. "rmsnorm_grad bf16"
+ *
+ * A line is the median (and best) of up to 30 runs over about 0.3 s, caches as the previous run left them;
+ * with one thread the time is that of the processor, so that neighbours on the machine disturb it less.
+ */
+#include "ops/kernel.h"
+#include "ops/ops.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { MAX_RUNS = 30, TOKENS = 4096, WIDTH = 512, FFN = 1376, VOCAB = 8192, EXPERTS = 8, PARAMS = 24 << 20 };
+
+typedef struct Case {
+    const char *name;
+    Status (*build)(Graph *g, DType dtype); /* the last node is the one that is timed */
+    bool f32_only;
+} Case;
+
+/* ---- graphs -------------------------------------------------------------------------------- */
+
+static ValueId matrix(Graph *g, DType dtype, int64_t rows, int64_t width)
+{
+    char name[32];
+    snprintf(name, sizeof name, "x%d", g->n_values);
+    return graph_input(g, name, dtype, shape_make(width ? 2 : 1, (int64_t[]){rows, width}, NULL));
+}
+
+static Status build_add(Graph *g, DType d)
+{
+    ValueId y;
+    return op_add(g, matrix(g, d, TOKENS, WIDTH), matrix(g, d, TOKENS, WIDTH), &y);
+}
+static Status build_cast(Graph *g, DType d)
+{
+    ValueId y;
+    return op_cast(g, matrix(g, d, TOKENS, FFN), d == DTYPE_F32 ? DTYPE_BF16 : DTYPE_F32, &y);
+}
+static Status build_swiglu(Graph *g, DType d)
+{
+    ValueId y;
+    return op_swiglu(g, matrix(g, d, TOKENS, FFN), matrix(g, d, TOKENS, FFN), &y);
+}
+static Status build_swiglu_grad(Graph *g, DType d)
+{
+    ValueId y[2], gate = matrix(g, d, TOKENS, FFN), up = matrix(g, d, TOKENS, FFN);
+    return op_swiglu_grad(g, gate, up, matrix(g, d, TOKENS, FFN), &y[0], &y[1]);
+}
+static Status build_rmsnorm(Graph *g, DType d)
+{
+    ValueId y;
+    return op_rmsnorm(g, matrix(g, d, TOKENS, WIDTH), matrix(g, DTYPE_F32, WIDTH, 0), 1e-5f, &y);
+}
+static Status build_add_rmsnorm(Graph *g, DType d)
+{
+    ValueId h, y, a = matrix(g, d, TOKENS, WIDTH), b = matrix(g, d, TOKENS, WIDTH);
+    return op_add_rmsnorm(g, a, b, matrix(g, DTYPE_F32, WIDTH, 0), 1e-5f, &h, &y);
+}
+static Status build_rmsnorm_grad(Graph *g, DType d)
+{
+    ValueId dx, dw, dy = matrix(g, d, TOKENS, WIDTH), x = matrix(g, d, TOKENS, WIDTH);
+    ValueId residual = matrix(g, d, TOKENS, WIDTH);
+    return op_rmsnorm_grad(g, dy, x, matrix(g, DTYPE_F32, WIDTH, 0), residual, 1e-5f, &dx, &dw);
+}
+static ValueId whole(Graph *g, int64_t rows, int64_t width) { return matrix(g, DTYPE_I32, rows, width); }
+static Status build_embed(Graph *g, DType d)
+{
+    ValueId y;
+    return op_embed(g, whole(g, TOKENS, 0), matrix(g, DTYPE_F32, VOCAB, WIDTH), d, &y);
+}
+static Status build_embed_grad(Graph *g, DType d)
+{
+    ValueId dw;
+    Shape table = shape_make(2, (int64_t[]){VOCAB, WIDTH}, NULL);
+    return op_embed_grad(g, whole(g, TOKENS, 0), matrix(g, d, TOKENS, WIDTH), table, &dw);
+}
+static Status build_embed_grad_large(Graph *g, DType d)
+{
+    ValueId dw;
+    Shape table = shape_make(2, (int64_t[]){200000, WIDTH}, NULL);
+    return op_embed_grad(g, whole(g, TOKENS, 0), matrix(g, d, TOKENS, WIDTH), table, &dw);
+}
+
+typedef struct Sorted {
+    ValueId offsets, source, place, load, score;
+} Sorted;
+static Status sorted(Graph *g, Sorted *s)
+{
+    s->score = matrix(g, DTYPE_F32, TOKENS, 1);
+    return op_expert_sort(g, whole(g, TOKENS, 1), EXPERTS, &s->offsets, &s->source, &s->place, &s->load);
+}
+static Status build_sort(Graph *g, DType d)
+{
+    Sorted s;
+    (void)d;
+    return sorted(g, &s);
+}
+static Status build_gather(Graph *g, DType d)
+{
+    Sorted s;
+    ValueId rows;
+    TRY(sorted(g, &s));
+    return op_expert_gather(g, matrix(g, d, TOKENS, WIDTH), s.score, s.source, s.place, &rows);
+}
+static Status build_gather_grad(Graph *g, DType d)
+{
+    Sorted s;
+    ValueId dx, dscore, x = matrix(g, d, TOKENS, WIDTH);
+    TRY(sorted(g, &s));
+    ValueId drows = matrix(g, d, TOKENS + EXPERTS * EXPERT_ROW_ALIGN, WIDTH);
+    return op_expert_gather_grad(g, x, s.score, s.place, drows, &dx, &dscore);
+}
+static Status build_combine(Graph *g, DType d)
+{
+    Sorted s;
+    ValueId y, base = matrix(g, d, TOKENS, WIDTH);
+    TRY(sorted(g, &s));
+    ValueId rows = matrix(g, d, TOKENS + EXPERTS * EXPERT_ROW_ALIGN, WIDTH);
+    return op_expert_combine(g, rows, s.source, s.place, NO_VALUE, base, graph_value(g, base)->shape, &y);
+}
+static Status build_route(Graph *g, DType d)
+{
+    ValueId choice, score;
+    return op_route(g, matrix(g, d, TOKENS, 16 * EXPERTS), NO_VALUE, 2, ROUTER_SIGMOID, &choice, &score);
+}
+static Status build_router_loss(Graph *g, DType d)
+{
+    ValueId loss, logits = matrix(g, d, TOKENS, 16 * EXPERTS), weights = matrix(g, d, TOKENS, 0);
+    return op_router_loss(g, logits, whole(g, TOKENS, 1), weights, 0.01f, 0.001f, ROUTER_SIGMOID, &loss);
+}
+static Status build_router_loss_grad(Graph *g, DType d)
+{
+    ValueId dlogits, logits = matrix(g, d, TOKENS, 16 * EXPERTS), weights = matrix(g, d, TOKENS, 0);
+    ValueId choice = whole(g, TOKENS, 1), dloss = matrix(g, d, 1, 0);
+    return op_router_loss_grad(g, logits, choice, weights, dloss, 0.01f, 0.001f, ROUTER_SIGMOID, &dlogits);
+}
+static Status build_update(Graph *g, bool copy, bool zero_grad)
+{
+    ValueId s[4];
+    for (int k = 0; k < 4; k++) s[k] = matrix(g, DTYPE_F32, PARAMS, 0);
+    ValueId bf16 = copy ? matrix(g, DTYPE_BF16, PARAMS, 0) : NO_VALUE, factor = matrix(g, DTYPE_F32, 1, 0);
+    AdamWAttr attr = {.decay = true, .zero_grad = zero_grad};
+    return op_adamw(g, s[0], s[1], s[2], s[3], bf16, factor, matrix(g, DTYPE_F32, HYPER_COUNT, 0), attr);
+}
+static Status build_adamw(Graph *g, DType d)
+{
+    (void)d;
+    return build_update(g, false, false);
+}
+static Status build_adamw_copy(Graph *g, DType d)
+{
+    (void)d;
+    return build_update(g, true, true);
+}
+static Status build_grad_norm(Graph *g, DType d)
+{
+    ValueId norm, grad = matrix(g, d, PARAMS, 0);
+    return op_grad_norm(g, 1, &grad, &norm);
+}
+static Status build_accumulate(Graph *g, DType d)
+{
+    ValueId sum, state = matrix(g, DTYPE_F32, PARAMS, 0);
+    return op_accumulate(g, state, matrix(g, d, PARAMS, 0), &sum);
+}
+
+static const Case cases[] = {
+    {"add", build_add, false},
+    {"cast", build_cast, false},
+    {"swiglu", build_swiglu, false},
+    {"swiglu_grad", build_swiglu_grad, false},
+    {"rmsnorm", build_rmsnorm, false},
+    {"add_rmsnorm", build_add_rmsnorm, false},
+    {"rmsnorm_grad", build_rmsnorm_grad, false},
+    {"embed", build_embed, false},
+    {"embed_grad", build_embed_grad, false},
+    {"embed_grad 200k rows", build_embed_grad_large, false},
+    {"expert_sort", build_sort, true},
+    {"expert_gather", build_gather, false},
+    {"expert_gather_grad", build_gather_grad, false},
+    {"expert_combine", build_combine, false},
+    {"route 128 experts", build_route, true},
+    {"router_loss 128", build_router_loss, true},
+    {"router_loss_grad 128", build_router_loss_grad, true},
+    {"grad_norm", build_grad_norm, false},
+    {"accumulate", build_accumulate, false},
+    {"adamw", build_adamw, true},
+    {"adamw, copy, zero grad", build_adamw_copy, true},
+};
+
+/* ---- running ------------------------------------------------------------------------------- */
+
+static void fill(Tensor *t, uint64_t seed)
+{
+    for (int64_t i = 0; i < tensor_count(t); i++) {
+        uint64_t key = (uint64_t)i % 4096; /* enough to be odd, little enough to be quick */
+        float x = (float)rng_normal(seed, key);
+        if (t->dtype == DTYPE_F32) ((float *)t->data)[i] = x * x; /* second moments are not negative */
+        if (t->dtype == DTYPE_BF16) ((uint16_t *)t->data)[i] = bf16_from_f32(x);
+        if (t->dtype == DTYPE_I32) ((int32_t *)t->data)[i] = (int32_t)rng_below(seed, (uint64_t)i, EXPERTS);
+    }
+}
+
+static Tensor make_tensor(const Graph *g, ValueId id)
+{
+    const Value *v = graph_value(g, id);
+    Tensor t = tensor_make(NULL, v->dtype, v->shape);
+    size_t bytes = tensor_bytes(&t) + 64;
+    if (posix_memalign(&t.data, 64, bytes)) abort();
+    memset(t.data, 0, bytes);
+    if (!v->producer.id) fill(&t, (uint64_t)id.id);
+    return t;
+}
+
+typedef struct Prepared {
+    KernelArgs args;
+    Tensor in[8], out[NODE_MAX_OUT];
+} Prepared;
+
+static void prepare(Prepared *p, const Graph *g, const Node *node, Tensor *value, const Target *target)
+{
+    *p = (Prepared){0};
+    for (int i = 0; i < node->n_in; i++) p->in[i] = value[node->in[i].id];
+    for (int i = 0; i < node->n_out; i++) {
+        const Value *v = graph_value(g, node->out[i]);
+        p->out[i] = value_ok(v->base) ? value[v->base.id] : value[node->out[i].id];
+    }
+    p->args = (KernelArgs){.attr = node->attr, .in = p->in, .out = p->out, .n_in = node->n_in, .n_out = node->n_out};
+    p->args.threads = target->threads;
+    const CpuKernel *kernel = node->op->cpu[target->isa];
+    p->args.workspace_bytes = kernel->workspace ? kernel->workspace(g, node, target) : 0;
+    if (posix_memalign(&p->args.workspace, 64, p->args.workspace_bytes + 64)) abort();
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double now_s(int threads)
+{
+    struct timespec t;
+    if (threads > 1) return clock_s();
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Runs all nodes once, the last one many times; best and median seconds of it. */
+static Status time_last(const Graph *g, Tensor *value, const Target *target, double took_s[2])
+{
+    double run_s[MAX_RUNS];
+    for (int i = 1; i < g->n_nodes; i++) {
+        Prepared p;
+        const CpuKernel *kernel = g->node[i].op->cpu[target->isa];
+        prepare(&p, g, &g->node[i], value, target);
+        Status status = kernel->run(&p.args);
+        double start = clock_s();
+        int n = 0, runs = i == g->n_nodes - 1 ? MAX_RUNS : 0;
+        while (status == OK && n < runs && (n < 5 || clock_s() - start < 0.3)) {
+            double t = now_s(target->threads);
+            status = kernel->run(&p.args);
+            run_s[n++] = now_s(target->threads) - t;
+        }
+        free(p.args.workspace);
+        TRY(status);
+        if (!runs) continue;
+        qsort(run_s, (size_t)n, sizeof *run_s, compare_doubles);
+        took_s[0] = run_s[0];
+        took_s[1] = run_s[n / 2];
+    }
+    return OK;
+}
+
+static Status bench_case(const Case *c, DType dtype, const Target *target)
+{
+    Graph *g = graph_create("bench");
+    Status status = c->build(g, dtype);
+    Tensor *value = xcalloc((size_t)g->n_values, sizeof *value);
+    for (int i = 1; i < g->n_values; i++)
+        if (!value_ok(g->value[i].base)) value[i] = make_tensor(g, (ValueId){i});
+    double took_s[2];
+    if (status == OK) status = time_last(g, value, target, took_s);
+    if (status == OK) {
+        const Node *node = &g->node[g->n_nodes - 1];
+        Cost cost = node->op->cost(g, node);
+        double bytes = cost.read_bytes + cost.write_bytes;
+        printf("%-22s %-4s %8.2f MB %8.3f ms (best %8.3f) %7.1f GB/s (best %6.1f)\n", c->name, dtype_name(dtype),
+               bytes * 1e-6, took_s[1] * 1e3, took_s[0] * 1e3, bytes / took_s[1] * 1e-9, bytes / took_s[0] * 1e-9);
+    }
+    for (int i = 1; i < g->n_values; i++) free(value[i].data);
+    free(value);
+    graph_destroy(g);
+    return status;
+}
+
+static Isa best_isa(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16")) return ISA_AVX512BF16;
+    if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) return ISA_AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ISA_AVX2;
+#endif
+    return ISA_GENERIC;
+}
+
+/* What memory gives: a plain copy of as many bytes as adamw has parameters. */
+static void bench_copy(int threads)
+{
+    size_t bytes = (size_t)PARAMS * 4, block = 1 << 16;
+    char *from = xmalloc(bytes), *to = xmalloc(bytes);
+    double best = 1e9;
+    memset(from, 1, bytes);
+    memset(to, 1, bytes);
+    for (int run = 0; run < 10; run++) {
+        double start = now_s(threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (size_t at = 0; at < bytes; at += block) memcpy(to + at, from + at, block);
+        double took_s = now_s(threads) - start;
+        if (took_s < best) best = took_s;
+    }
+    printf("plain copy of %zu MB: %.1f GB/s read and written\n", bytes / 1000000, 2 * (double)bytes / best * 1e-9);
+    free(from);
+    free(to);
+}
+
+int main(int argc, char **argv)
+{
+    int64_t threads = 2;
+    const char *filter = argc > 2 ? argv[2] : "";
+    if (argc > 1 && (!parse_i64(argv[1], &threads) || threads < 1)) return 2;
+    Target target = {.isa = best_isa(), .threads = (int)threads};
+    printf("%s, %d threads\n", isa_name(target.isa), target.threads);
+    bench_copy(target.threads);
+    for (int i = 0; i < COUNT_OF(cases); i++)
+        for (int d = 0; d < (cases[i].f32_only ? 1 : 2); d++) {
+            DType dtype = d ? DTYPE_BF16 : DTYPE_F32;
+            char name[64];
+            snprintf(name, sizeof name, "%s %s", cases[i].name, dtype_name(dtype));
+            if (!strstr(name, filter)) continue;
+            if (bench_case(&cases[i], dtype, &target) == OK) continue;
+            fprintf(stderr, "elem_bench: %s\n", status_message());
+            return 1;
+        }
+    return 0;
+}
