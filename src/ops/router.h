@@ -22,45 +22,55 @@ enum { ROUTER_BLOCK = 128 };
 static inline int64_t router_blocks(int64_t tokens) { return (tokens + ROUTER_BLOCK - 1) / ROUTER_BLOCK; }
 
 #ifdef OPS_SIMD_H
-/* p = softmax(x); returns log sum exp(x). */
+/* n lanes of p, `rest` in the lanes past them. */
+SIMD Vf router_load(const float *p, int64_t n, float rest)
+{
+    float t[VL];
+    if (n >= VL) return vf_load(p);
+    vf_store(t, vf_set(rest));
+    memcpy(t, p, (size_t)n * sizeof *t);
+    return vf_load(t);
+}
+SIMD void router_store(float *p, Vf v, int64_t n)
+{
+    if (n >= VL)
+        vf_store(p, v);
+    else
+        vf_store_n(p, v, n);
+}
+
+/* p = softmax(x); returns log sum exp(x). Lanes past the end are -inf and weigh nothing. */
 SIMD float router_softmax(const float *x, int64_t n, float *p)
 {
-    float highest = x[0];
-    for (int64_t i = 1; i < n; i++) highest = x[i] > highest ? x[i] : highest;
-    Vf sums = vf_zero(), shift = vf_set(highest);
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        Vf e = vf_exp(vf_load(x + i) - shift);
+    Vf highest = vf_set(-INFINITY), sums = vf_zero();
+    for (int64_t i = 0; i < n; i += VL) highest = vf_max(highest, router_load(x + i, n - i, -INFINITY));
+    float shift = vf_max_lane(highest);
+    for (int64_t i = 0; i < n; i += VL) {
+        Vf e = vf_exp(router_load(x + i, n - i, -INFINITY) - vf_set(shift));
         sums += e;
-        vf_store(p + i, e);
-    }
-    if (i < n) { /* lanes past the end hold exp(-highest), which must not be counted */
-        float tail[VL] = {0};
-        vf_store_n(p + i, vf_exp(vf_load_n(x + i, n - i) - shift), n - i);
-        memcpy(tail, p + i, (size_t)(n - i) * sizeof *tail);
-        sums += vf_load(tail);
+        router_store(p + i, e, n - i);
     }
     float sum = vf_sum(sums);
-    for (int64_t j = 0; j < n; j++) p[j] /= sum;
-    return highest + logf(sum);
+    for (int64_t i = 0; i < n; i++) p[i] /= sum;
+    return shift + logf(sum);
 }
 
 /* s = sigmoid(x); returns their sum. */
 SIMD float router_sigmoid(const float *x, int64_t n, float *s)
 {
     Vf sums = vf_zero();
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        Vf v = vf_sigmoid(vf_load(x + i));
+    for (int64_t i = 0; i < n; i += VL) {
+        Vf v = vf_sigmoid(router_load(x + i, n - i, -INFINITY));
         sums += v;
-        vf_store(s + i, v);
+        router_store(s + i, v, n - i);
     }
-    if (i < n) {
-        float tail[VL] = {0};
-        vf_store_n(s + i, vf_sigmoid(vf_load_n(x + i, n - i)), n - i);
-        memcpy(tail, s + i, (size_t)(n - i) * sizeof *tail);
-        sums += vf_load(tail);
-    }
+    return vf_sum(sums);
+}
+
+SIMD float router_dot(const float *a, const float *b, int64_t n)
+{
+    Vf sums = vf_zero();
+    for (int64_t i = 0; i < n; i += VL) sums = vf_fma(router_load(a + i, n - i, 0), router_load(b + i, n - i, 0), sums);
     return vf_sum(sums);
 }
 #endif

@@ -102,7 +102,7 @@ static float make_slopes(const Operands *o, float dloss, float *slope)
 
 static void token_grad(const Operands *o, const float *logits, const float *slope, float z_slope, float *dlogits)
 {
-    float p[ROUTER_MAX_EXPERTS], soft[ROUTER_MAX_EXPERTS], divisor, mean = 0;
+    float p[ROUTER_MAX_EXPERTS], soft[ROUTER_MAX_EXPERTS], divisor;
     bool softmax = o->attr->kind == ROUTER_SOFTMAX;
     float lse = probabilities(o, logits, p, &divisor);
     const float *q = p;
@@ -110,7 +110,7 @@ static void token_grad(const Operands *o, const float *logits, const float *slop
         router_softmax(logits, o->experts, soft);
         q = soft;
     }
-    for (int64_t e = 0; e < o->experts; e++) mean += p[e] * slope[e];
+    float mean = router_dot(p, slope, o->experts);
     for (int64_t e = 0; e < o->experts; e++) {
         float inner = softmax ? p[e] : p[e] * (1 - p[e] * divisor);
         dlogits[e] = inner * (slope[e] - mean) + (z_slope != 0 ? z_slope * lse * q[e] : 0);

@@ -92,6 +92,18 @@ SIMD Vf vf_max(Vf a, Vf b)
 #endif
 }
 
+SIMD Vf vf_min(Vf a, Vf b)
+{
+#if defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    Vi m = a < b;
+    return vf_bits((vi_bits(a) & m) | (vi_bits(b) & ~m));
+#endif
+}
+
 /* n lanes from p, the others zero; reads nothing past p[n-1] */
 SIMD Vf vf_load_n(const float *p, int64_t n)
 {
@@ -179,15 +191,27 @@ SIMD float vf_max_lane(Vf v)
     return m;
 }
 
+/* p 2^n for whole n; 0 and infinity where the exponent does not reach. */
+SIMD Vf vf_times_power(Vf p, Vf n)
+{
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, n);
+#else
+    /* two steps, so that 2^n may be subnormal or overflow properly; n in the low bits of n + 1.5 * 2^23 */
+    const Vf magic = vf_set(12582912.0f);
+    Vi whole = vi_bits(n + magic) - vi_bits(magic), half = whole >> 1;
+    return p * vf_bits((half + 127) << 23) * vf_bits((whole - half + 127) << 23);
+#endif
+}
+
 /* e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r with
- * the coefficients of Cephes' expf, then the exponent by bits. Far below -87: 0; above 88.7: inf. */
+ * the coefficients of Cephes' expf, then the exponent by bits. Far below -87: 0; above 88.7: inf; NaN
+ * stays NaN, because the second operand of a minimum or maximum is what comes out of one. */
 SIMD Vf vf_exp(Vf x)
 {
     const Vf log2e = vf_set(1.44269504f), magic = vf_set(12582912.0f); /* 1.5 * 2^23 rounds to int */
-    Vf clamped = vf_max(x, vf_set(-104.0f));
-    clamped = -vf_max(-clamped, vf_set(-89.0f));
-    Vf t = vf_fma(clamped, log2e, magic);
-    Vf n = t - magic;
+    Vf clamped = vf_min(vf_set(89.0f), vf_max(vf_set(-104.0f), x));
+    Vf n = vf_fma(clamped, log2e, magic) - magic;
     Vf r = vf_fma(n, vf_set(-0.693359375f), clamped);
     r = vf_fma(n, vf_set(2.12194440e-4f), r);
     Vf p = vf_set(1.9875691500e-4f);
@@ -197,10 +221,7 @@ SIMD Vf vf_exp(Vf x)
     p = vf_fma(p, r, vf_set(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set(5.0000001201e-1f));
     p = vf_fma(p * r, r, r + vf_set(1.0f));
-    /* two steps, so that 2^n may be subnormal or overflow properly */
-    Vi ni = vi_bits(t) - vi_bits(magic), half = ni >> 1;
-    Vf a = vf_bits((half + 127) << 23), b = vf_bits((ni - half + 127) << 23);
-    return p * a * b;
+    return vf_times_power(p, n);
 }
 
 /* 1 / (1 + e^-x) */
