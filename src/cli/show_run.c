@@ -53,7 +53,7 @@ static Status add_last_step(Arena *arena, const char *dir, Str *out)
         str_add(out, "last step:\n");
         add_metrics(line, out);
     }
-    if (validation && validation != line) {
+    if (validation && (!line || strcmp(validation, line) != 0)) {
         str_add(out, "last validation:\n");
         add_metrics(validation, out);
     }
