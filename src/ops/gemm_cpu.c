@@ -97,7 +97,7 @@ static void pack_slow(uint32_t *out, int width, const Window *w, int64_t first, 
 #if defined(__AVX512F__)
 SIMD __mmask16 mask_of(int64_t lanes)
 {
-    return lanes >= 16 ? 0xffff : lanes <= 0 ? 0 : (__mmask16)((1u << lanes) - 1);
+    return (__mmask16)(lanes >= 16 ? 0xffffu : lanes <= 0 ? 0u : (1u << lanes) - 1);
 }
 
 SIMD __m512i words_of_16_lines(const Window *w, int64_t line, int64_t k, __mmask16 mask)
