@@ -23,6 +23,10 @@ enum {
     COLUMNS = 2 * VL,
     A_LINES = 8 * ROWS,    /* packed at a time */
     BLOCK_WORDS = 256,     /* of k, when C is f32 and can be added to */
+    GROUP = 8,             /* of such blocks */
+    SUM_WORDS = 512,       /* of k, when C is bf16 */
+    GROUP_WORDS = 1 << 20, /* of B packed together */
+    SET_STRIDE = 2048,     /* bytes */
     L2_WORDS = 96 * 1024,  /* of packed B */
     CACHE_LINE = 64,
     PACK_AHEAD = 8,        /* words along k */
@@ -323,107 +327,186 @@ static const struct TileKind {
 
 /* ---- the block ----------------------------------------------------------------------------- */
 
-/* A block of k in work: B packed, A in place or packed a few panels at a time. */
+/* How the lines of A reach the tiles. */
+typedef enum AMode {
+    A_IN_PLACE,
+    A_COPIED, /* in place they would share a few sets of the first cache: lines 4 KiB apart */
+    A_PACKED,
+} AMode;
+
+/* A block of k in work: B packed, A as its mode says. */
 typedef struct Work {
     const GemmBlock *block;
-    bool pack_a, pairs;
+    AMode mode;
+    bool pairs;
     uint32_t *a, *b; /* scratch */
     int64_t k0, k1, words;
+    char *c; /* C or sums aside: line c_line begins here */
+    int64_t c_line, c_pitch;
+    DType c_dtype;
 } Work;
 
-/* A is read in place when its words lie there: k contiguous, and no half word at the end. */
-static bool a_in_place(const GemmBlock *block)
+/* Words of A can be read where they are when k is contiguous and no half word is at the end. */
+static AMode a_mode(const GemmBlock *block)
 {
-    if (block->a.k_stride != 1) return false;
-    return block->a.dtype == DTYPE_F32 || (PAIRS && block->k % 2 == 0);
+    if (block->a.k_stride != 1 || (block->a.dtype == DTYPE_BF16 && (!PAIRS || block->k % 2))) return A_PACKED;
+    return block->a.line_stride * (int64_t)dtype_bytes(block->a.dtype) % SET_STRIDE ? A_IN_PLACE : A_COPIED;
 }
 
-/* Equal blocks of k. */
-static int64_t block_words(DType dtype, DType c_dtype, int64_t k)
+/* How k is cut: equal blocks of `step` words, `group` of them packed together. An f32 C takes up the sum
+ * after each block; a bf16 C only once, so its blocks are longer, all in one group, and summed aside. */
+typedef struct Blocking {
+    int64_t step, group;
+    bool sum; /* aside, in f32 */
+} Blocking;
+
+static Blocking blocking_of(const GemmBlock *block)
 {
-    int64_t words = ceil_div(k, per_word(dtype));
-    return c_dtype == DTYPE_F32 ? ceil_div(words, max_i64(1, ceil_div(words, BLOCK_WORDS))) : words;
+    const bool f32 = block->c_dtype == DTYPE_F32;
+    int64_t words = ceil_div(block->k, per_word(block->a.dtype));
+    int64_t blocks = max_i64(1, ceil_div(words, f32 ? BLOCK_WORDS : SUM_WORDS));
+    Blocking b = {.step = ceil_div(words, blocks), .group = blocks, .sum = !f32 && blocks > 1};
+    if (f32) b.group = a_mode(block) == A_PACKED ? 1 : min_i64(GROUP, blocks);
+    return b;
+}
+
+static const char *a_at(const Work *work, int64_t row)
+{
+    const GemmOperand *a = &work->block->a;
+    return (const char *)a->data + (row * a->line_stride + work->k0) * (int64_t)dtype_bytes(a->dtype);
 }
 
 /* Part j of n of the ROWS lines of A in place that come after `row`, so that each tile finds its lines
  * in the first cache. */
 static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
 {
-    const GemmBlock *block = work->block;
-    const int64_t a_bytes = (int64_t)dtype_bytes(block->a.dtype);
     const int64_t lines = ceil_div(4 * work->words, CACHE_LINE), from = lines * j / n, to = lines * (j + 1) / n;
-    const int64_t end = min_i64(row + 2 * ROWS, block->m);
+    const int64_t end = min_i64(row + 2 * ROWS, work->block->m);
     for (int64_t i = row + ROWS; i < end; i++) {
-        const char *line = (const char *)block->a.data + (i * block->a.line_stride + work->k0) * a_bytes;
+        const char *line = a_at(work, i);
         for (int64_t b = from; b < to; b++) __builtin_prefetch(line + b * CACHE_LINE);
     }
 }
 
+static int64_t copy_pitch(int64_t words) { return 4 * words + CACHE_LINE; }
+
+/* Where line `row` begins for the tiles, and how far it is to the next. */
+static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t first, int64_t *line_bytes)
+{
+    *line_bytes = work->block->a.line_stride * (int64_t)dtype_bytes(work->block->a.dtype);
+    if (work->mode == A_PACKED) return (const char *)(work->a + (row - first) * work->words);
+    if (work->mode == A_IN_PLACE) return a_at(work, row);
+    *line_bytes = copy_pitch(work->words);
+    for (int64_t i = 0; i < rows; i++)
+        memcpy((char *)work->a + i * *line_bytes, a_at(work, row + i), (size_t)work->words * 4);
+    return (const char *)work->a;
+}
+
 /* `rows` lines of A from `row` on, at most ROWS, against every panel of B */
-static void run_row(const Work *work, int64_t row, int64_t rows, const uint32_t *packed)
+static void run_row(const Work *work, int64_t row, int64_t rows, int64_t first)
 {
     const GemmBlock *block = work->block;
-    const int64_t a_bytes = (int64_t)dtype_bytes(block->a.dtype);
-    const int64_t c_bytes = (int64_t)dtype_bytes(block->c_dtype);
-    const bool in_place = packed == NULL;
+    const int64_t c_bytes = (int64_t)dtype_bytes(work->c_dtype);
+    const bool packed = work->mode == A_PACKED;
+    Tile t = {.words = work->words,
+              .c_pitch = work->c_pitch,
+              .c_bf16 = work->c_dtype == DTYPE_BF16,
+              .add = block->add || work->k0 > 0};
+    const char *a = a_lines(work, row, rows, first, &t.a_line_bytes);
     int kind = 0;
     for (int64_t done = 0; done < rows; done += tiles[kind].rows) {
         while (tiles[kind].rows > rows - done) kind++;
-        Tile t = {.a_line_bytes = block->a.line_stride * a_bytes,
-                  .words = work->words,
-                  .c_pitch = block->c_pitch,
-                  .c_bf16 = block->c_dtype == DTYPE_BF16,
-                  .add = block->add || work->k0 > 0};
-        t.a = in_place ? (const char *)block->a.data + (row + done) * t.a_line_bytes + work->k0 * a_bytes
-                       : (const char *)(packed + done);
+        t.a = a + done * (packed ? 4 : t.a_line_bytes);
         for (int64_t j = 0; j < block->n; j += COLUMNS) {
             t.b = work->b + j * work->words;
-            t.c = (char *)block->c + ((row + done) * block->c_pitch + j) * c_bytes;
+            t.c = work->c + ((row + done - work->c_line) * work->c_pitch + j) * c_bytes;
             t.columns = block->n - j;
-            if (in_place && done == 0) prefetch_a(work, row, j / COLUMNS, ceil_div(block->n, COLUMNS));
-            tiles[kind].run[!in_place][work->pairs](&t);
+            if (!packed && done == 0) prefetch_a(work, row, j / COLUMNS, ceil_div(block->n, COLUMNS));
+            tiles[kind].run[packed][work->pairs](&t);
         }
     }
 }
 
-static void run_block_of_k(const Work *work)
+static void run_lines(const Work *work, int64_t first, int64_t end)
+{
+    if (work->mode == A_PACKED)
+        pack_a(work->a, &(Window){&work->block->a, first, end - first, work->k0, work->k1});
+    for (int64_t i = first; i < end; i += ROWS) run_row(work, i, min_i64(end - i, ROWS), first);
+}
+
+/* The sums of some lines go where they belong. */
+static void store_sums(const Work *work, int64_t first, int64_t end)
 {
     const GemmBlock *block = work->block;
-    pack_b(work->b, &(Window){&block->b, 0, block->n, work->k0, work->k1});
-    for (int64_t first = 0; first < block->m; first += A_LINES) {
-        int64_t end = min_i64(first + A_LINES, block->m);
-        if (work->pack_a)
-            pack_a(work->a, &(Window){&block->a, first, end - first, work->k0, work->k1});
-        for (int64_t i = first; i < end; i += ROWS)
-            run_row(work, i, min_i64(end - i, ROWS),
-                    work->pack_a ? work->a + (i - first) * work->words : NULL);
+    for (int64_t i = first; i < end; i++) {
+        const float *from = (const float *)(void *)work->c + (i - first) * work->c_pitch;
+        uint16_t *to = (uint16_t *)block->c + i * block->c_pitch;
+        int64_t j = 0;
+        for (; j + VL <= block->n; j += VL) vf_store_bf16(to + j, vf_load(from + j));
+        if (j < block->n) vf_store_bf16_n(to + j, vf_load_n(from + j, block->n - j), block->n - j);
+    }
+}
+
+/* Block i of the group that begins at element k; false past the end. */
+static bool enter_block(Work *work, uint32_t *b, const Blocking *blocking, int64_t k, int64_t i)
+{
+    const GemmBlock *block = work->block;
+    const int64_t per = per_word(block->a.dtype), step = blocking->step;
+    work->b = b + i * ceil_div(block->n, COLUMNS) * COLUMNS * step;
+    work->k0 = k + i * step * per;
+    work->k1 = min_i64(work->k0 + step * per, block->k);
+    work->words = ceil_div(work->k1 - work->k0, per);
+    return i < blocking->group && work->k0 < block->k;
+}
+
+/* From element k on, a group of blocks: all of B is packed, then some lines of C meet one block after
+ * the other, and stay in L2 meanwhile. */
+static void run_group(Work *work, uint32_t *b, const Blocking *blocking, int64_t k)
+{
+    const GemmBlock *block = work->block;
+    for (int64_t i = 0; enter_block(work, b, blocking, k, i); i++)
+        pack_b(work->b, &(Window){&block->b, 0, block->n, work->k0, work->k1});
+    for (int64_t line = 0; line < block->m; line += A_LINES) {
+        int64_t end = min_i64(line + A_LINES, block->m);
+        if (blocking->sum) work->c_line = line;
+        for (int64_t i = 0; enter_block(work, b, blocking, k, i); i++) run_lines(work, line, end);
+        if (blocking->sum) store_sums(work, line, end);
     }
 }
 
 static void run(const GemmBlock *block)
 {
-    const int64_t per = per_word(block->a.dtype);
-    const int64_t step = block_words(block->a.dtype, block->c_dtype, block->k);
-    const int64_t panels = ceil_div(block->n, COLUMNS);
+    const int64_t columns = ceil_div(block->n, COLUMNS) * COLUMNS;
+    const Blocking blocking = blocking_of(block);
+    uint32_t *b = block->scratch;
     Work work = {.block = block,
-                 .pack_a = !a_in_place(block),
-                 .pairs = per == 2,
-                 .b = block->scratch};
-    work.a = work.b + panels * COLUMNS * step;
-    for (int64_t k = 0; k < block->k; k += step * per) {
-        work.k0 = k;
-        work.k1 = min_i64(k + step * per, block->k);
-        work.words = ceil_div(work.k1 - work.k0, per);
-        run_block_of_k(&work);
+                 .mode = a_mode(block),
+                 .pairs = per_word(block->a.dtype) == 2,
+                 .a = b + columns * blocking.step * blocking.group,
+                 .c = block->c,
+                 .c_pitch = block->c_pitch,
+                 .c_dtype = block->c_dtype};
+    if (blocking.sum) {
+        work.c = (char *)(work.a + A_LINES * blocking.step + ROWS * CACHE_LINE / 4);
+        work.c_pitch = columns;
+        work.c_dtype = DTYPE_F32;
     }
+    for (int64_t k = 0; k < block->k; k += blocking.group * blocking.step * per_word(block->a.dtype))
+        run_group(&work, b, &blocking, k);
 }
 
-/* Enough for any smaller n and k too: a smaller k may be cut into longer blocks. */
+/* Enough for any smaller n and k too. Those may be cut into longer blocks; a group of them is then at most
+ * a word a block longer than k. */
 static size_t block_scratch(const GemmBlock *block)
 {
-    int64_t step = ceil_div(block->k, per_word(block->a.dtype));
-    if (block->c_dtype == DTYPE_F32) step = min_i64(step, BLOCK_WORDS);
-    int64_t words = (ceil_div(block->n, COLUMNS) * COLUMNS + A_LINES) * step;
+    const int64_t all = ceil_div(block->k, per_word(block->a.dtype)), columns = ceil_div(block->n, COLUMNS) * COLUMNS;
+    int64_t step = min_i64(all, SUM_WORDS), group = all + ceil_div(all, SUM_WORDS), sums = A_LINES * columns;
+    if (block->c_dtype == DTYPE_F32) {
+        step = min_i64(all, BLOCK_WORDS);
+        group = block->a.k_stride == 1 ? min_i64(all + GROUP, GROUP * BLOCK_WORDS) : step;
+        sums = 0;
+    }
+    int64_t words = columns * group + A_LINES * step + ROWS * CACHE_LINE / 4 + sums;
     return ((size_t)words * 4 + 63) / 64 * 64;
 }
 
@@ -444,8 +527,9 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
  * so few that packing B for them shows. */
 static Cut cut_of(const GemmBlock *p, int threads)
 {
-    int64_t step = block_words(p->a.dtype, p->c_dtype, p->k);
-    int64_t widest = max_i64(2 * COLUMNS, min_i64(384, L2_WORDS / step / COLUMNS * COLUMNS));
+    Blocking b = blocking_of(p);
+    int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS * COLUMNS;
+    int64_t widest = max_i64(2 * COLUMNS, min_i64(384, fitting));
     int64_t n_parts = ceil_div(p->n, widest), m_parts = 1;
     if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), p->m / MIN_LINES));
     return (Cut){.m = part(p->m, m_parts, ROWS), .n = part(p->n, n_parts, COLUMNS)};

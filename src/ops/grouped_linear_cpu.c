@@ -17,6 +17,7 @@ enum {
     ITEM_ROWS = 512,
     ITEM_LINES = 384,     /* most columns of an item, and rows of one of dw */
     L2_WORDS = 96 * 1024, /* of packed weight */
+    BLOCK_WORDS = 512,    /* of k that meet at a time: see gemm_cpu.c */
     ITEMS_PER_THREAD = 6,
 };
 
@@ -58,7 +59,7 @@ static int64_t expert_rows(const Job *job, int64_t e)
 /* Columns of an item: packed weight fits L2, and there are items enough for the team. */
 static void cut_rows(Job *job, int threads)
 {
-    int64_t words = ceil_div(job->block.k * (int64_t)dtype_bytes(job->first.dtype), 4);
+    int64_t words = min_i64(BLOCK_WORDS, ceil_div(job->block.k * (int64_t)dtype_bytes(job->first.dtype), 4));
     int64_t widest = max_i64(64, min_i64(ITEM_LINES, L2_WORDS / words));
     int64_t chunks = max_i64(1, job->rows / ITEM_ROWS);
     int64_t parts = max_i64(ceil_div(job->n, widest), ceil_div(ITEMS_PER_THREAD * threads, chunks));

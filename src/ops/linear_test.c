@@ -53,6 +53,10 @@ static void test_many_blocks(void **state)
     check(DTYPE_F32, DTYPE_F32, (Sizes){230, 7, 450}, 0);
     check(DTYPE_BF16, DTYPE_BF16, (Sizes){230, 7, 450}, 0);
     check(DTYPE_BF16, DTYPE_F32, (Sizes){9, 1090, 5}, 2);
+    check(DTYPE_BF16, DTYPE_BF16, (Sizes){101, 1090, 3}, 2); /* bf16 sums of two blocks, kept aside */
+    check(DTYPE_F32, DTYPE_F32, (Sizes){9, 2300, 3}, 0);     /* more than a group of blocks */
+    check(DTYPE_F32, DTYPE_F32, (Sizes){14, 512, 3}, 0);     /* lines 2 KiB apart: copied */
+    check(DTYPE_BF16, DTYPE_BF16, (Sizes){14, 1024, 3}, 0);
 }
 
 static void reference_dw(const void *user, double *const *in, double *const *out)
