@@ -12,7 +12,7 @@
  *     Graph *g;
  *     TRY(model_build(&config, (ModelOptions){.purpose = MODEL_LOSS, .batch = 4, .seq = 256,
  *                                             .dtype = DTYPE_BF16}, &g));
- *     ... pass_fuse_siblings, pass_autodiff, ...
+ *     ... pass_autodiff, ...
  */
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
@@ -102,12 +102,5 @@ typedef struct ModelOptions {
 
 /* The forward graph, siblings fused. Every weight is a state by its published name. */
 Status model_build(const ModelConfig *config, ModelOptions options, Graph **graph);
-
-/* What a checkpoint's file calls the part of a state, and how big it is: the names in a graph are those
- * already; this lists all weights of a model without building its graph. */
-typedef struct WeightName {
-    const char *name;
-    Shape shape;
-} WeightName;
 
 #endif

@@ -81,6 +81,19 @@ static Status fuse_residual(Fusing *f, int i)
     return OK;
 }
 
+/* What sums an output of node i moves right behind it. */
+static Status move_accumulates(Fusing *f, int i)
+{
+    const Node *node = &f->graph->node[i];
+    for (int k = 0; k < node->n_out; k++) {
+        int j = find_reader(f, i, node->out[k], "accumulate", 1);
+        if (!j || f->done[j]) continue;
+        TRY(rewrite_copy_node(&f->rewrite, (NodeId){j}));
+        f->done[j] = true;
+    }
+    return OK;
+}
+
 static Status fuse_cross_entropy(Fusing *f, int i)
 {
     const Graph *g = f->graph;
@@ -97,7 +110,7 @@ static Status fuse_cross_entropy(Fusing *f, int i)
     rewrite_set(&f->rewrite, loss->out[0], rewrite_get(&f->rewrite, grad->out[0]));
     rewrite_set(&f->rewrite, loss->out[1], rewrite_get(&f->rewrite, grad->out[1]));
     f->done[seed.id] = f->done[j] = f->fused = true;
-    return OK;
+    return move_accumulates(f, j);
 }
 
 static Status fuse_accumulate(Fusing *f, int i)
@@ -113,18 +126,6 @@ static Status fuse_accumulate(Fusing *f, int i)
                                 rewrite_get(&f->rewrite, sum->in[0]), &fresh));
     rewrite_set(&f->rewrite, sum->out[0], fresh);
     f->done[j] = f->fused = true;
-    return OK;
-}
-
-static Status move_accumulates(Fusing *f, int i)
-{
-    const Node *node = &f->graph->node[i];
-    for (int k = 0; k < node->n_out; k++) {
-        int j = find_reader(f, i, node->out[k], "accumulate", 1);
-        if (!j || f->done[j]) continue;
-        TRY(rewrite_copy_node(&f->rewrite, (NodeId){j}));
-        f->done[j] = true;
-    }
     return OK;
 }
 

@@ -5,12 +5,12 @@
  * Depends on.   base, tensor, graph, ops
  * Owns.         Nothing: a pass replaces *graph by a new one, or appends to it.
  * Invariants.   A pass never asks on which device the graph will run. In debug builds the verifier
- *               runs before and after each (pass_check).
+ *               runs after each (pass_check).
  * Use:
- *     TRY(pass_fuse_siblings(&g));                  before autodiff: q, k, v become one product
+ *     TRY(model_build(&config, options, &g));       ends with pass_fuse_siblings
  *     TRY(pass_autodiff(g, "loss", &grads));
  *     TRY(pass_recompute(&g, RECOMPUTE_SELECTIVE, &grads));
- *     TRY(pass_optimizer(g, &grads, options));
+ *     TRY(pass_optimizer(g, &grads));
  *     TRY(pass_fuse(&g)); TRY(pass_prune(&g));
  */
 #ifndef PASS_PASS_H

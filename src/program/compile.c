@@ -186,6 +186,23 @@ static Status check_kernels(const Program *p)
     return OK;
 }
 
+/* Sizes come from run files and strangers' configurations. With every tensor below this, no sum of bytes over
+ * a graph leaves 64 bits; whether it fits this machine is asked later. */
+static const int64_t tensor_bytes_max = (int64_t)1 << 44;
+
+static Status check_sizes(const Graph *g)
+{
+    char shape[SHAPE_TEXT];
+    for (int v = 1; v < g->n_values; v++) {
+        const Value *value = &g->value[v];
+        if (shape_count(&value->shape) <= tensor_bytes_max / (int64_t)dtype_bytes(value->dtype)) continue;
+        return fail(ERR_REFUSED, "graph %s: %s [%s] of %s has more than 2^44 bytes, which fits no machine", g->name,
+                    value->name ? value->name : g->node[value->producer.id].op->name, shape_text(&value->shape, shape),
+                    dtype_name(value->dtype));
+    }
+    return OK;
+}
+
 static void place_inputs(Compiler *c)
 {
     const Graph *g = c->program->graph;
@@ -225,6 +242,7 @@ Status program_compile(Graph *graph, Target target, Store *store, Program **prog
     p->graph = graph;
     p->target = target;
     Status status = check_kernels(p);
+    if (status == OK) status = check_sizes(graph);
     if (status == OK) status = store_add_graph(store, graph);
     if (status != OK) {
         program_destroy(p);
