@@ -26,6 +26,10 @@ static void schedules(void **state)
     near(schedule_lr(&s, 10), 1);
     near(schedule_lr(&s, 55), 0.55);
     near(schedule_lr(&s, 100), 0.1);
+    s.warmup = 90; /* longer than what is left: still a straight rise */
+    for (int i = 0; i < 90; i++) near(schedule_lr(&s, i), (i + 1) / 90.0);
+    s.steps = 50; /* the run ends while it warms up */
+    for (int i = 0; i < 50; i++) near(schedule_lr(&s, i), (i + 1) / 90.0);
     s.kind = RUN_CONSTANT;
     near(schedule_lr(&s, 99), 1);
 }
