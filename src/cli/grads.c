@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "ckpt/ckpt.h"
 #include "train/train.h"
 
@@ -30,45 +28,43 @@ typedef struct Rows {
     int64_t n, length;
 } Rows;
 
-static Status read_row(const json_t *row, int64_t index, int64_t vocab, Rows *r, const char *path)
+/* Every token but a row's last predicts the next. */
+static void fill_row(const IdVec *ids, int64_t index, Rows *r)
 {
-    if (!json_is_array(row) || (int64_t)json_array_size(row) != r->length)
-        return fail(ERR_FORMAT, "%s: row %lld has not %lld ids as the first", path, (long long)index, (long long)r->length);
     for (int64_t t = 0; t < r->length; t++) {
-        const json_t *id = json_array_get(row, (size_t)t);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab)
-            return fail(ERR_FORMAT, "%s: row %lld, place %lld is not an id from 0 to %lld", path, (long long)index,
-                        (long long)t, (long long)vocab - 1);
         int64_t at = index * r->length + t;
-        r->ids[at] = (int32_t)json_integer_value(id);
+        r->ids[at] = ids->at[t];
         r->pos[at] = (int32_t)t;
-        r->targets[at] = -1;
-        if (t == 0) continue;
-        r->targets[at - 1] = r->ids[at];
-        r->weights[at - 1] = 1.0f / (float)(r->n * (r->length - 1));
+        r->targets[at] = t + 1 < r->length ? ids->at[t + 1] : -1;
+        r->weights[at] = t + 1 < r->length ? 1.0f / (float)(r->n * (r->length - 1)) : 0;
     }
+}
+
+static Status check_row(const IdVec *ids, int64_t index, int64_t length, int64_t vocab, const char *path)
+{
+    if ((int64_t)ids->n != length)
+        return fail(ERR_FORMAT, "%s: row %lld has not %lld ids as the first", path, (long long)index, (long long)length);
+    for (size_t t = 0; t < ids->n; t++)
+        if (ids->at[t] >= vocab)
+            return fail(ERR_FORMAT, "%s: row %lld, place %zu is not an id from 0 to %lld", path, (long long)index, t,
+                        (long long)vocab - 1);
     return OK;
 }
 
-/* Every token but a row's last predicts the next; the loss is the mean over all of them. */
+/* The loss is the mean over all predictions. */
 static Status read_rows(Arena *arena, const char *path, int64_t vocab, Rows *r)
 {
-    json_error_t error;
-    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
-    if (!json) return fail(ERR_FORMAT, "%s:%d: %s", path, error.line, error.text);
-    const json_t *rows = json_object_get(json, "ids");
-    *r = (Rows){.n = (int64_t)json_array_size(rows), .length = (int64_t)json_array_size(json_array_get(rows, 0))};
-    Status status = OK;
-    if (r->n < 1 || r->length < 2) status = fail(ERR_FORMAT, "%s: \"ids\" must hold rows of at least two ids", path);
-    if (status == OK) {
-        r->ids = ARENA_ARRAY(arena, int32_t, r->n * r->length);
-        r->pos = ARENA_ARRAY(arena, int32_t, r->n * r->length);
-        r->targets = ARENA_ARRAY(arena, int32_t, r->n * r->length);
-        r->weights = ARENA_ARRAY(arena, float, r->n * r->length);
-    }
-    for (int64_t i = 0; i < r->n && status == OK; i++) status = read_row(json_array_get(rows, (size_t)i), i, vocab, r, path);
-    json_decref(json);
-    return status;
+    IdRows read;
+    TRY(ids_read(arena, path, &read));
+    *r = (Rows){.n = read.n, .length = (int64_t)read.row[0].n};
+    if (r->length < 2) return fail(ERR_FORMAT, "%s: \"ids\" must hold rows of at least two ids", path);
+    for (int64_t i = 0; i < r->n; i++) TRY(check_row(&read.row[i], i, r->length, vocab, path));
+    r->ids = ARENA_ARRAY(arena, int32_t, r->n * r->length);
+    r->pos = ARENA_ARRAY(arena, int32_t, r->n * r->length);
+    r->targets = ARENA_ARRAY(arena, int32_t, r->n * r->length);
+    r->weights = ARENA_ARRAY(arena, float, r->n * r->length);
+    for (int64_t i = 0; i < r->n; i++) fill_row(&read.row[i], i, r);
+    return OK;
 }
 
 /* ---- run -------------------------------------------------------------------------------------------------- */

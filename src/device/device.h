@@ -64,6 +64,9 @@ void *session_output(Session *session, int program, const char *output);
 Tensor session_state(Session *session, int entry);
 /* One part of an entry: a weight by its published name. */
 Tensor session_state_part(Session *session, int entry, int part);
+/* Initial weights of every PARAM from (seed, published name), so that a fused, a sharded and a plain
+ * start are the same start; then working copies. */
+Status session_init_weights(Session *session, uint64_t seed);
 /* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. */
 Status session_refresh_copies(Session *session);
 

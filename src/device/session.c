@@ -202,6 +202,37 @@ Tensor session_state_part(Session *s, int entry, int part)
     return tensor_make(s->state.at + e->offset + e->part[part].offset_bytes, e->dtype, e->part[part].shape);
 }
 
+enum { INIT_PIECE = 1 << 16 }; /* elements made at a time, in f32 */
+
+static Status init_part(Tensor w, const StatePart *part, uint64_t seed)
+{
+    Arena arena = {0};
+    uint64_t key = rng_key(seed, arena_printf(&arena, "init/%s", part->name));
+    float *piece = ARENA_ARRAY(&arena, float, INIT_PIECE);
+    Status status = OK;
+    int64_t n = tensor_count(&w);
+    for (int64_t at = 0; at < n && status == OK; at += INIT_PIECE) {
+        int64_t m = min_i64(n - at, INIT_PIECE);
+        if (part->init_deviation > 0)
+            rng_fill_normal(key, (uint64_t)at, (double)part->init_deviation, piece, (size_t)m);
+        else
+            for (int64_t i = 0; i < m; i++) piece[i] = part->init_value;
+        status = dtype_convert(DTYPE_F32, piece, w.dtype, (char *)w.data + (size_t)at * dtype_bytes(w.dtype), m);
+    }
+    arena_deinit(&arena);
+    return status;
+}
+
+Status session_init_weights(Session *s, uint64_t seed)
+{
+    for (int i = 0; i < s->store->n_entries; i++) {
+        const StateEntry *e = &s->store->entry[i];
+        for (int k = 0; e->role == STATE_PARAM && k < e->n_parts; k++)
+            TRY(init_part(session_state_part(s, i, k), &e->part[k], seed));
+    }
+    return session_refresh_copies(s);
+}
+
 Status session_refresh_copies(Session *s)
 {
     for (int i = 0; i < s->store->n_entries; i++) {

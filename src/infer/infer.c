@@ -143,33 +143,6 @@ static Status load_weights(Infer *infer)
     return status;
 }
 
-static void fill_part(const StatePart *part, uint64_t seed, float *out)
-{
-    Arena arena = {0};
-    size_t n = (size_t)shape_count(&part->shape);
-    uint64_t key = rng_key(seed, arena_printf(&arena, "init/%s", part->name));
-    arena_deinit(&arena);
-    if (part->init_deviation > 0) rng_fill_normal(key, 0, (double)part->init_deviation, out, n);
-    else for (size_t i = 0; i < n; i++) out[i] = part->init_value;
-}
-
-/* The same numbers as a training run's start with this seed. */
-static Status random_weights(Infer *infer)
-{
-    for (int i = 0; i < infer->store->n_entries; i++) {
-        const StateEntry *e = &infer->store->entry[i];
-        for (int k = 0; e->role == STATE_PARAM && k < e->n_parts; k++) {
-            int64_t n = shape_count(&e->part[k].shape);
-            float *wide = xmalloc(sizeof(float) * (size_t)n);
-            fill_part(&e->part[k], infer->model->seed, wide);
-            Status status = dtype_convert(DTYPE_F32, wide, e->dtype, session_state_part(infer->session, i, k).data, n);
-            free(wide);
-            TRY(status);
-        }
-    }
-    return OK;
-}
-
 /* ---- entry --------------------------------------------------------------------------------------- */
 
 static Status load(Infer *infer)
@@ -180,7 +153,8 @@ static Status load(Infer *infer)
     TRY(session_create(infer->device, infer->store, infer->program, infer->n_programs, &infer->session));
     infer->length = xcalloc((size_t)max_i64(infer->options.batch, 1), sizeof *infer->length);
     infer->sampler = sampler_create(infer->model->config.vocab);
-    return infer->model->ckpt ? load_weights(infer) : random_weights(infer);
+    if (infer->model->ckpt) return load_weights(infer);
+    return session_init_weights(infer->session, infer->model->seed); /* a training run's start with this seed */
 }
 
 Status infer_create(const InferModel *model, InferOptions options, Infer **out)

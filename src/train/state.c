@@ -82,12 +82,19 @@ static Status resume(Trainer *t, Ckpt *ckpt)
     return session_refresh_copies(t->session);
 }
 
+/* Weights, and the expert biases if the directory has them: published models balance otherwise, and begin with
+ * biases of zero. */
 static Status start_from(Trainer *t)
 {
     Ckpt *from;
-    CkptTensors only_weights = {.model = t->weights, .n_model = t->n_weights};
+    int n, n_buffers;
+    NamedTensor *weights = list_roles(t, 1u << STATE_PARAM, &n), *buffers = list_roles(t, 1u << STATE_BUFFER, &n_buffers);
+    NamedTensor *wanted = ARENA_ARRAY(&t->arena, NamedTensor, n + n_buffers);
     TRY_AS(ckpt_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
-    Status status = ckpt_load(from, &only_weights);
+    memcpy(wanted, weights, sizeof *wanted * (size_t)n);
+    for (int i = 0; i < n_buffers; i++)
+        if (modeldir_find(ckpt_model(from), buffers[i].name)) wanted[n++] = buffers[i];
+    Status status = ckpt_load(from, &(CkptTensors){.model = wanted, .n_model = n});
     ckpt_close(from);
     TRY_AS(status, "model.from");
     log_info("weights from %s", t->config->model.from);
@@ -104,7 +111,7 @@ Status trainer_load_or_init(Trainer *t)
         return status;
     }
     if (*t->config->model.from) return start_from(t);
-    return step_init_weights(t->session, t->programs.store, (uint64_t)t->config->train.seed);
+    return session_init_weights(t->session, (uint64_t)t->config->train.seed);
 }
 
 /* ---- save ------------------------------------------------------------------------------------------------ */
@@ -149,9 +156,10 @@ static Status model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
     free(generation);
     if (!t->tokenizer) return OK;
     const char *dir = path_join(arena, t->dir, "tokenizer");
-    if (!file_exists(path_join(arena, dir, "tokenizer.json"))) {
+    if (!t->tokenizer_kept) { /* came from elsewhere; what lies there may be another run's */
         TRY(dir_create(dir));
         TRY(tokenizer_save(t->tokenizer, dir));
+        t->tokenizer_kept = true;
     }
     static const char *const names[] = {"tokenizer.json", "tokenizer_config.json"};
     for (int i = 0; i < COUNT_OF(names); i++) {
@@ -203,7 +211,9 @@ Status trainer_save(Trainer *t, bool wait)
     arena_deinit(&arena);
     t->last_save_s = clock_s();
     if (status == OK || wait) return status;
-    report(t, &(CkptResult){.step = t->step, .status = status});
+    result = (CkptResult){.step = t->step, .status = status};
+    snprintf(result.message, sizeof result.message, "%s", status_message());
+    report(t, &result);
     return OK; /* the next one starts afresh */
 }
 

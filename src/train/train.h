@@ -50,9 +50,6 @@ void step_programs_destroy(StepPrograms *programs);
 /* Loss and the gradient of every weight as outputs called by their states' names: for `drover grads`. */
 Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
 
-/* Initial weights from (seed, published name); then working copies. */
-Status step_init_weights(Session *session, const Store *store, uint64_t seed);
-
 /* ---- schedule ---------------------------------------------------------------------------------- */
 
 typedef struct Schedule {

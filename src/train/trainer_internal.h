@@ -19,6 +19,7 @@ struct Trainer {
     DType dtype;
 
     Tokenizer *tokenizer; /* NULL with random ids only */
+    bool tokenizer_kept;  /* it lies in the run's directory */
     ModelConfig model;
     Data *data;
     DataLoader *loader, *val_loader;
