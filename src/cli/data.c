@@ -127,11 +127,30 @@ static void print_stats(const Data *data, DataSplit split, const char *name)
     if (s.n_bad_records) log_warn("%lld records were skipped: not JSON, or without the text", (long long)s.n_bad_records);
 }
 
-static Status with_data(const DataFlags *o, Operands operands, bool inspect)
+typedef enum Wish { BUILD, INSPECT, HOLDOUT } Wish;
+
+/* All held-out text at once would not be sensible for a large corpus. */
+enum { HOLDOUT_MAX_BYTES = 1 << 30 };
+
+static Status fulfil(const Data *data, Wish wish)
+{
+    Str text = {0};
+    Status status = OK;
+    if (wish == BUILD) {
+        print_stats(data, DATA_TRAIN, "training");
+        print_stats(data, DATA_HOLDOUT, "held out");
+    } else {
+        status = wish == INSPECT ? data_inspect(data, &text) : data_holdout_text(data, HOLDOUT_MAX_BYTES, &text);
+    }
+    if (status == OK && text.n) fwrite(text.at, 1, text.n, stdout);
+    str_deinit(&text);
+    return status;
+}
+
+static Status with_data(const DataFlags *o, Operands operands, Wish wish)
 {
     Plan p = {0};
     Data *data;
-    Str text = {0};
     Progress progress = {clock_s() + 1, isatty(STDERR_FILENO)};
     Status status = is_run_file(operands.at[0]) ? plan_from_run(&p, o, operands) : plan_from_paths(&p, o, operands);
     p.data.tokenizer = p.tokenizer;
@@ -143,21 +162,16 @@ static Status with_data(const DataFlags *o, Operands operands, bool inspect)
     if (status == OK) {
         if (progress.terminal) fputs("\r\033[K", stderr);
         if (o->verify) status = data_verify(data);
-        if (status == OK && inspect) status = data_inspect(data, &text);
-        if (status == OK && !inspect) {
-            print_stats(data, DATA_TRAIN, "training");
-            print_stats(data, DATA_HOLDOUT, "held out");
-        }
-        if (text.n) fputs(text.at, stdout);
+        if (status == OK) status = fulfil(data, wish);
         data_close(data);
     }
-    str_deinit(&text);
     plan_deinit(&p);
     return status;
 }
 
-static Status run_build(const void *opaque, Operands operands) { return with_data(opaque, operands, false); }
-static Status run_inspect(const void *opaque, Operands operands) { return with_data(opaque, operands, true); }
+static Status run_build(const void *opaque, Operands operands) { return with_data(opaque, operands, BUILD); }
+static Status run_inspect(const void *opaque, Operands operands) { return with_data(opaque, operands, INSPECT); }
+static Status run_holdout(const void *opaque, Operands operands) { return with_data(opaque, operands, HOLDOUT); }
 
 static const char details[] =
     "PATH is a text file, a directory, a pattern such as 'src/**/*.c', or JSON lines (.jsonl,\n"
@@ -185,4 +199,15 @@ const Command command_data_inspect = {
     .details = details,
     COMMAND_OPTIONS(DataFlags, options),
     .run = run_inspect,
+};
+
+const Command command_data_holdout = {
+    .name = "data holdout",
+    .operands = "RUN.yaml|PATH...",
+    .min_operands = 1,
+    .max_operands = ANY_NUMBER,
+    .sentence = "the held-out text, as it was, to compare compressors with bits per byte",
+    .details = details,
+    COMMAND_OPTIONS(DataFlags, options),
+    .run = run_holdout,
 };
