@@ -26,7 +26,7 @@ dir: $dir
 model: llama4-nano
 tokenizer: {train: {vocab_size: 4096, limit: 24MB}}
 data: [{path: "$data"}]
-train: {minutes: $minutes, batch: 16, seq: 256, lr: 4e-3, warmup: 30, schedule: wsd, decay: 0.4, min_lr_ratio: 0.02,
+train: {minutes: $minutes, batch: 16, seq: 256, lr: 3e-3, warmup: 30, schedule: wsd, decay: 0.4, min_lr_ratio: 0.02,
         weight_decay: 0.05, val_every: 0, val_batches: 0}
 checkpoint: {every: 0, minutes: 1, keep: 2}
 YAML

@@ -61,6 +61,15 @@ void file_unmap(FileMap *map)
     *map = (FileMap){0};
 }
 
+/* What was copied once is rarely wanted again: its pages stay in the system's cache, but no longer count
+ * as memory of this process. A piece smaller than this is not worth a system call. */
+static void forget_pages(const FileMap *map, size_t offset, size_t n)
+{
+    enum { WORTH_IT = 256 << 10, PAGE = 4096 };
+    uintptr_t begin = ((uintptr_t)(map->at + offset)) / PAGE * PAGE, end = ((uintptr_t)(map->at + offset + n)) / PAGE * PAGE;
+    if (n >= WORTH_IT) madvise((char *)(uintptr_t)map->at + (begin - (uintptr_t)map->at), end - begin, MADV_DONTNEED);
+}
+
 Status file_map_copy(const FileMap *map, size_t offset, void *out, size_t n)
 {
     if (offset > map->n || n > map->n - offset)
@@ -76,5 +85,6 @@ Status file_map_copy(const FileMap *map, size_t offset, void *out, size_t n)
     if (n) memcpy(out, map->at + offset, n);
     __asm__ volatile("" ::: "memory");
     guard = NULL;
+    forget_pages(map, offset, n);
     return OK;
 }

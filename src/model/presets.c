@@ -107,24 +107,24 @@ static const ModelPreset presets[] = {
              "\"tie_word_embeddings\": false, \"bos_token_id\": 200000, \"eos_token_id\": 200001, "
              "\"pad_token_id\": 200018}"},
     {.name = "llama3-nano",
-     .about = "trains on two cores in minutes: 4.7M weights besides the vocabulary",
-     .json = "{\"model_type\": \"llama\", \"vocab_size\": 4096, \"hidden_size\": 256, "
-             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
-             "\"head_dim\": 64, \"intermediate_size\": 704, \"max_position_embeddings\": 2048, "
+     .about = "a small Llama 3 for minutes on two cores",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 4096, \"hidden_size\": 128, "
+             "\"num_hidden_layers\": 4, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
+             "\"head_dim\": 64, \"intermediate_size\": 352, \"max_position_embeddings\": 2048, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "llama3-micro",
-     .about = "trains on two cores in hours: 25M weights besides the vocabulary",
-     .json = "{\"model_type\": \"llama\", \"vocab_size\": 16384, \"hidden_size\": 512, "
-             "\"num_hidden_layers\": 8, \"num_attention_heads\": 8, \"num_key_value_heads\": 4, "
-             "\"head_dim\": 64, \"intermediate_size\": 1408, \"max_position_embeddings\": 4096, "
+     .about = "a larger small Llama 3, for an hour on two cores",
+     .json = "{\"model_type\": \"llama\", \"vocab_size\": 16384, \"hidden_size\": 256, "
+             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+             "\"head_dim\": 64, \"intermediate_size\": 704, \"max_position_embeddings\": 4096, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "llama4-nano",
-     .about = "a small Llama 4 for two cores: 8 experts in every second layer, chunked attention",
-     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 256, "
-             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
-             "\"head_dim\": 64, \"intermediate_size\": 512, \"intermediate_size_mlp\": 704, "
+     .about = "a small Llama 4 for minutes on two cores: 8 experts in every second layer, chunked attention",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 128, "
+             "\"num_hidden_layers\": 4, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
+             "\"head_dim\": 64, \"intermediate_size\": 256, \"intermediate_size_mlp\": 352, "
              "\"num_local_experts\": 8, \"num_experts_per_tok\": 1, "
              "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
              "\"attention_chunk_size\": 128, \"use_qk_norm\": true, "
@@ -132,10 +132,10 @@ static const ModelPreset presets[] = {
              "\"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
              "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "llama4-micro",
-     .about = "a larger small Llama 4: 16 experts in every second layer",
-     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 16384, \"hidden_size\": 512, "
-             "\"num_hidden_layers\": 8, \"num_attention_heads\": 8, \"num_key_value_heads\": 4, "
-             "\"head_dim\": 64, \"intermediate_size\": 1024, \"intermediate_size_mlp\": 1408, "
+     .about = "a larger small Llama 4, for an hour on two cores: 16 experts in every second layer",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 16384, \"hidden_size\": 256, "
+             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+             "\"head_dim\": 64, \"intermediate_size\": 512, \"intermediate_size_mlp\": 704, "
              "\"num_local_experts\": 16, \"num_experts_per_tok\": 1, "
              "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
              "\"attention_chunk_size\": 256, \"use_qk_norm\": true, "
@@ -154,6 +154,15 @@ static const ModelPreset presets[] = {
      .json = "{\"model_type\": \"llama\", \"vocab_size\": 32000, \"hidden_size\": 768, "
              "\"num_hidden_layers\": 12, \"num_attention_heads\": 12, \"num_key_value_heads\": 4, "
              "\"head_dim\": 64, \"intermediate_size\": 2048, \"max_position_embeddings\": 2048, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "bench-moe",
+     .about = "the benchmark's small mixture of experts: 8 experts and a shared one in every layer",
+     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 384, \"num_hidden_layers\": 6, "
+             "\"num_attention_heads\": 6, \"num_key_value_heads\": 2, \"head_dim\": 64, "
+             "\"intermediate_size\": 1024, \"intermediate_size_mlp\": 1024, \"num_local_experts\": 8, "
+             "\"num_experts_per_tok\": 1, \"interleave_moe_layer_step\": 1, \"no_rope_layer_interval\": 0, "
+             "\"use_qk_norm\": false, \"attn_temperature_tuning\": false, \"max_position_embeddings\": 2048, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
 };

@@ -48,6 +48,8 @@ static void bad_steps(void **state)
     assert_int_equal(bad_steps_judge(&p, 2.0, 1.0, &why), STEP_GOOD);
     assert_int_equal(p.n_in_a_row, 0);
     assert_int_equal(p.n_skipped, 3);
+    p.skip_nonfinite = false;
+    assert_int_equal(bad_steps_judge(&p, NAN, 1.0, &why), STEP_STOP);
 }
 
 static void crc_of_known_bytes(void **state)

@@ -7,8 +7,8 @@ enum { SETTLED = 20 }; /* good steps before a spike can be told from a start */
 
 static const char *what_is_wrong(const BadSteps *p, double loss, double grad_norm)
 {
-    if (p->skip_nonfinite && !isfinite(loss)) return "the loss is not finite";
-    if (p->skip_nonfinite && !isfinite(grad_norm)) return "the gradient norm is not finite";
+    if (!isfinite(loss)) return "the loss is not finite";
+    if (!isfinite(grad_norm)) return "the gradient norm is not finite";
     if (p->spike_factor > 0 && p->n_good >= SETTLED && loss > p->spike_factor * p->mean_loss)
         return "the loss jumped";
     return NULL;
@@ -26,5 +26,7 @@ StepVerdict bad_steps_judge(BadSteps *p, double loss, double grad_norm, const ch
     }
     p->n_skipped++;
     p->n_in_a_row++;
+    bool finite = isfinite(loss) && isfinite(grad_norm);
+    if (!finite && !p->skip_nonfinite) return STEP_STOP;
     return p->max_skips > 0 && p->n_in_a_row > p->max_skips ? STEP_STOP : STEP_SKIP;
 }

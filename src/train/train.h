@@ -66,7 +66,8 @@ double schedule_lr(const Schedule *schedule, int64_t step);
 typedef enum StepVerdict { STEP_GOOD, STEP_SKIP, STEP_STOP } StepVerdict;
 
 /* A step whose loss or gradient norm is not finite, or whose loss is spike_factor times the running
- * mean, changes nothing; more than max_skips in a row stop the run. Part of a checkpoint. */
+ * mean, changes nothing; more than max_skips in a row stop the run, and without skip_nonfinite the first
+ * that is not finite does. Part of a checkpoint. */
 typedef struct BadSteps {
     double spike_factor; /* 0: spikes are accepted */
     int64_t max_skips;
