@@ -236,12 +236,12 @@ static void the_plan_is_kept_to_the_byte(void **state)
 {
     (void)state;
     ModelConfig model;
-    assert_ok(model_config_preset("llama4-nano", &model));
+    assert_ok(model_config_preset("bench-moe", &model));
     for (int i = 0; i < 4; i++) {
         Device *device;
         StepPrograms p;
         Session *session;
-        StepOptions o = {.micro_batch = 2, .n_micro = 1 + i % 2, .eval_batch = 2, .seq = 64, .balance = BALANCE_AUX,
+        StepOptions o = {.micro_batch = 4, .n_micro = 1 + i % 2, .eval_batch = 2, .seq = 128, .balance = BALANCE_AUX,
                          .aux_loss = 0.01f, .dtype = i / 2 ? DTYPE_BF16 : DTYPE_F32};
         assert_ok(device_create_cpu((CpuOptions){.threads = 2}, &device));
         assert_ok(step_programs_build(&model, &o, device_target(device), &p));
