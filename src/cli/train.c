@@ -49,25 +49,27 @@ static void say_outcome(const RunConfig *config, const TrainOutcome *o)
     printf("\n");
 }
 
+static Status print_plan(const RunConfig *config)
+{
+    Str text = {0};
+    Status status = trainer_plan(config, &text);
+    if (status == OK) fputs(text.at, stdout);
+    str_deinit(&text);
+    return status;
+}
+
 static Status train(const RunConfig *config, const TrainOptions *o)
 {
     Trainer *trainer;
     TrainOutcome outcome;
+    if (o->dry_run) return print_plan(config);
     TRY(trainer_create(config, &trainer));
-    if (o->dry_run) {
-        Str text = {0};
-        trainer_plan_text(trainer, &text);
-        fputs(text.at, stdout);
-        str_deinit(&text);
-        trainer_destroy(trainer);
-        return OK;
-    }
     Status status = trainer_run(trainer, &outcome);
     trainer_destroy(trainer);
     TRY(status);
     say_outcome(config, &outcome);
     if (!outcome.interrupted) return OK;
-    return fail(ERR_CANCELLED, "stopped after step %lld; the checkpoint is written, the same command goes on", (long long)outcome.step);
+    return fail(ERR_CANCELLED, "stopped after step %lld; the same command goes on from there", (long long)outcome.step);
 }
 
 static Status run(const void *chosen, Operands operands)

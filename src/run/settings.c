@@ -89,7 +89,7 @@ static const Setting settings[] = {
          "a step whose loss or gradient is not finite changes nothing; false: the run stops there"),
     FLOAT("train.spike_factor", "", 0, 1e9, "0", train.spike_factor,
           "a step whose loss is this many times the running mean changes nothing; 0: spikes are accepted"),
-    INT("train.max_skips", "steps", 0, 1e9, "10", train.max_skips, "steps skipped one after another before the run stops"),
+    INT("train.max_skips", "steps", 0, 1e9, "10", train.max_skips, "steps skipped one after another before the run stops; 0: it never stops"),
     INT("train.threads", "threads", 0, 4096, "0", train.threads, "of computation; 0: as many as there are cores"),
     BYTES("train.memory_limit", 0, 1e18, "0", train.memory_limit,
           "a run that needs more is refused before it starts; 0: what the machine has free"),

@@ -39,7 +39,8 @@ static CkptTensors tensors(const Trainer *t)
 static double number(const json_t *json, const char *key, double otherwise)
 {
     const json_t *v = json_object_get(json, key);
-    return json_is_number(v) ? json_number_value(v) : otherwise;
+    double x = json_is_number(v) ? json_number_value(v) : otherwise;
+    return fabs(x) < 0x1p62 ? x : otherwise; /* also for what is no number */
 }
 
 /* What must be the same for the same bits to follow; a difference is said, not refused. */

@@ -91,8 +91,9 @@ typedef struct TrainOutcome {
 Status trainer_create(const RunConfig *config, Trainer **trainer);
 Status trainer_run(Trainer *trainer, TrainOutcome *outcome);
 void trainer_destroy(Trainer *trainer);
-/* What the run will need, as text for people: weights, gradients, optimizer, activations, buffers. */
-void trainer_plan_text(const Trainer *trainer, Str *out);
+/* What the run will need, as text for people: weights, gradients, optimizer, activations, buffers. Trains
+ * nothing; the tokenizer and the shards are made if they are not there, since sizes depend on them. */
+Status trainer_plan(const RunConfig *config, Str *out);
 
 /* Asks every running trainer of this process to stop after the present step: from signal handlers. */
 void trainer_request_stop(void);

@@ -102,7 +102,8 @@ static Status begin(Trainer *t)
     return OK;
 }
 
-static Status create(Trainer *t)
+/* All that can be known and refused before anything is allocated for the run itself. */
+static Status plan(Trainer *t)
 {
     TRY(check_combinations(t));
     t->dir = arena_strdup(&t->arena, t->config->dir);
@@ -112,15 +113,25 @@ static Status create(Trainer *t)
     TRY(open_device(t));
     TRY(trainer_setup_model(t));
     TRY(trainer_setup_data(t));
-    TRY(trainer_setup_programs(t));
-    return begin(t);
+    return trainer_setup_programs(t);
+}
+
+Status trainer_plan(const RunConfig *config, Str *out)
+{
+    Trainer *t = xcalloc(1, sizeof *t);
+    t->config = config;
+    Status status = plan(t);
+    if (status == OK) trainer_plan_text(t, out);
+    trainer_destroy(t);
+    return status;
 }
 
 Status trainer_create(const RunConfig *config, Trainer **trainer)
 {
     Trainer *t = xcalloc(1, sizeof *t);
     t->config = config;
-    Status status = create(t);
+    Status status = plan(t);
+    if (status == OK) status = begin(t);
     if (status != OK) {
         trainer_destroy(t);
         return status;

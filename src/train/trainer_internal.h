@@ -52,6 +52,7 @@ Status trainer_setup_data(Trainer *t);      /* shards, loaders */
 /* memory.c */
 Status trainer_setup_programs(Trainer *t);  /* compiles, plans, refuses what does not fit */
 size_t trainer_total_bytes(const Trainer *t);
+void trainer_plan_text(const Trainer *t, Str *out);
 /* state.c */
 void trainer_list_state(Trainer *t);        /* weights and moments by their published names */
 Status trainer_load_or_init(Trainer *t);    /* newest good checkpoint, model.from, or initial weights */
