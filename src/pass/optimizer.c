@@ -63,13 +63,21 @@ static Status update_param(Graph *g, const ParamGrad *p, bool grad_is_state, Val
     return op_adamw(g, w, m, v, p->grad, copy_of(g, p->leaf), factor, hyper, attr);
 }
 
+/* The newest version of a state: what the last node made that updated it in place, or the state itself. */
+static ValueId latest_version(const Graph *g, ValueId state)
+{
+    for (int v = g->n_values - 1; v > state.id; v--)
+        if (g->value[v].kind == VALUE_TEMP && graph_root(g, (ValueId){v}).id == state.id) return (ValueId){v};
+    return state;
+}
+
 /* The expert biases of the graph move by the loads that the routers counted. */
 static Status update_expert_biases(Graph *g, ValueId hyper)
 {
     int n_values = g->n_values;
     for (int i = 1; i < n_values; i++) {
         if (g->value[i].kind != VALUE_STATE || g->value[i].role != STATE_LOAD) continue;
-        TRY(op_expert_bias_update(g, g->value[i].master, (ValueId){i}, hyper));
+        TRY(op_expert_bias_update(g, g->value[i].master, latest_version(g, (ValueId){i}), hyper));
     }
     return OK;
 }
