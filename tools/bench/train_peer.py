@@ -39,7 +39,7 @@ def ours(name, dtype, steps):
         _, log, rss = child([os.path.join(ROOT, "build/drover"), "train", "name=bench", f"dir={dir}", f"model={preset}",
                              "data=[{synthetic: uniform}]", f"train.precision={dtype}", f"train.batch={batch}",
                              f"train.seq={seq}", f"train.steps={steps + 2}", "train.balance=none", "train.warmup=0",
-                             "train.recompute=" + ("selective" if name == "medium" and dtype == "f32" else "none"),
+                             "train.recompute=" + ("none" if name == "small" or dtype == "bf16" else "selective"),
                              "checkpoint.every=0", "checkpoint.async=false", "log.tensorboard=false"])
         rows = [json.loads(line) for line in open(os.path.join(dir, "metrics.jsonl"))]
         rows = [r for r in rows if "loss" in r][2:]
