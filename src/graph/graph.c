@@ -21,7 +21,8 @@ Graph *graph_create(const char *name)
 {
     Graph *graph = xcalloc(1, sizeof *graph);
     graph->name = arena_strdup(&graph->arena, name);
-    graph->n_nodes = graph->n_values = 1; /* index 0 is none */
+    graph_new_value(graph); /* index 0 is none: there, zeroed, and never handed out */
+    graph_new_node(graph);
     graph->layer = -1;
     return graph;
 }

@@ -72,6 +72,21 @@ static void dump_is_stable(void **state)
     graph_destroy(g);
 }
 
+/* Operands that are left out have index 0: looking there must find nothing, not what memory held before. */
+static void nothing_is_zero(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 50; i++) {
+        void *dirt = memset(xmalloc(sizeof(Value) * 256), 0xa5, sizeof(Value) * 256);
+        free(dirt);
+        Graph *g = graph_create("t");
+        graph_input(g, "x", DTYPE_F32, matrix());
+        static const Value none;
+        assert_memory_equal(graph_value(g, NO_VALUE), &none, sizeof none);
+        graph_destroy(g);
+    }
+}
+
 static void refusals_name_the_place(void **state)
 {
     (void)state;
@@ -156,7 +171,8 @@ static void rewriting_keeps_the_rest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(dump_is_stable),          cmocka_unit_test(refusals_name_the_place),
+        cmocka_unit_test(nothing_is_zero),         cmocka_unit_test(dump_is_stable),
+        cmocka_unit_test(refusals_name_the_place),
         cmocka_unit_test(verifier_finds_what_is_broken), cmocka_unit_test(strides_only_where_read),
         cmocka_unit_test(rewriting_keeps_the_rest),
     };

@@ -69,6 +69,7 @@ static void choose_full(Recomputing *r)
     for (int i = 1; i < g->n_nodes; i++) {
         if (g->node[i].phase != PHASE_FORWARD) continue;
         for (int k = 0; k < g->node[i].n_in; k++) {
+            if (!value_ok(g->node[i].in[k])) continue;
             const Value *in = graph_value(g, g->node[i].in[k]);
             if (in->kind == VALUE_TEMP && g->node[in->producer.id].layer != g->node[i].layer)
                 r->remade[g->node[i].in[k].id] = false;
