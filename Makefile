@@ -5,6 +5,7 @@
 #   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
+#   make parity     beside transformers: logits, gradients, checkpoints, conversions
 MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 DATA ?=
@@ -12,7 +13,7 @@ MINUTES ?=
 SECONDS ?= 60
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
-.PHONY: all run test bench asan fuzz tidy format packages clean
+.PHONY: all run test bench asan fuzz tidy format packages clean parity
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -29,6 +30,9 @@ test: all
 bench: all
 	@ninja -C build -j $(JOBS) benches
 	@bench/run
+
+parity: all
+	@tools/parity/run
 
 asan: packages
 	@test -f build-asan/build.ninja || cmake --preset asan --log-level=WARNING >/dev/null

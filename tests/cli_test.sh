@@ -30,7 +30,7 @@ expect 0 '' --version
 says '^drover [0-9]+\.[0-9]+'
 expect 0 ''
 says '^  generate MODEL'
-[ "$(wc -l <"$work/out")" -le 24 ] || { echo "the help does not fit a screen"; failed=1; }
+[ "$(wc -l <"$work/out")" -le 26 ] || { echo "the help does not fit a screen"; failed=1; }
 "$drover" help | sed -nE 's/^  ([a-z]+) .*/\1/p' >"$work/commands"
 [ "$(wc -l <"$work/commands")" -ge 8 ] || { echo "too few commands in the help"; failed=1; }
 while read -r command; do
@@ -138,9 +138,44 @@ cmp -s <(grep -o '"ids":[^]]*' "$work/first") <(grep -o '"ids":[^]]*' "$work/out
 expect 0 '' "${generate[@]}" --temperature 1 --samples 3
 says '^--- sample 3, seed 2 ---'
 expect 3 'positions' generate "$work/model" --no-bos --prompt "$prompt" --context 1000000
-expect 3 'would fit' generate "$work/model" --no-bos --prompt "$prompt" --context 256 --memory 420000
+expect 3 'would fit' generate "$work/model" --no-bos --prompt "$prompt" --context 256 --memory 400000
 printf '%s\n/reset\n!\n' "$prompt" | "$drover" chat "$work/model" --no-bos --max-tokens 4 --temperature 0 >"$work/out" 2>"$work/err" ||
   { echo "chat failed: $(cat "$work/err")"; failed=1; }
+
+# ---- eval ----
+printf '{"text": "!!!"}\n{"text": "! !"}\n' >"$work/texts.jsonl"
+expect 0 '' eval "$work/model" --no-bos --data "$work/texts.jsonl" --json --out "$work/items.jsonl"
+says '"bits_per_byte":[0-9.]+'
+[ "$(wc -l <"$work/items.jsonl")" = 2 ] || { echo "eval --out has not a line for each item"; failed=1; }
+expect 2 'needs --data' eval "$work/model"
+expect 1 'no file at' eval "$work/model" --data "$work/nothing.jsonl"
+printf '{"text": "!!!"}\nno json\n' >"$work/texts.jsonl"
+expect 3 'line 2: not JSON' eval "$work/model" --no-bos --data "$work/texts.jsonl"
+expect 0 'line 2' eval "$work/model" --no-bos --data "$work/texts.jsonl" --bad-share 0.5
+printf '{"question": "!", "choices": ["!", "!!"], "answer": 0}\n' >"$work/choices.jsonl"
+expect 0 '' eval "$work/model" --no-bos --data "$work/choices.jsonl" --task choice
+says 'acc_norm'
+printf '{"prompt": "!", "answer": "x"}\n' >"$work/prompts.jsonl"
+expect 0 '' eval "$work/model" --no-bos --data "$work/prompts.jsonl" --task exact --max-tokens 4
+says 'exact_match_strict'
+
+# ---- convert ----
+expect 0 '' convert "$golden/llama4-scout" "$work/scout/" --shard-size 40kB
+says 'tensors and'
+for f in config.json generation_config.json; do
+  cmp -s "$golden/llama4-scout/$f" "$work/scout/$f" || { echo "convert changed $f"; failed=1; }
+done
+expect 3 'exists already' convert "$golden/llama4-scout" "$work/scout"
+one_line
+expect 0 '' convert "$work/scout" "$work/scout-bf16" --dtype bf16
+expect 0 '' inspect "$work/scout-bf16"
+says 'BF16'
+expect 0 '' convert "$work/scout" "$work/scout-again"
+cmp -s "$golden/llama4-scout/config.json" "$work/scout-again/config.json" || { echo "convert changed config.json"; failed=1; }
+expect 2 'shard-size' convert "$golden/llama3-gqa" "$work/other" --shard-size many
+expect 1 'there is no model' convert "$work/nothing" "$work/other"
+FAULT=write:3 expect 1 'cannot write' convert "$golden/llama3-gqa" "$work/other"
+ls -d "$work"/other "$work"/.other* 2>/dev/null && { echo "a failed conversion left something"; failed=1; }
 
 # ---- inspect ----
 expect 0 '' inspect "$golden/llama4-scout"

@@ -108,6 +108,45 @@ Status modeldir_load(const ModelDir *dir, const NamedTensor *tensors, int n);
  * the index, all synced, into the directory `path`, made if it is not there. */
 Status modeldir_write(const char *path, const NamedTensor *tensors, int n, uint64_t shard_bytes);
 
+/* ---- a model directory, written from any source of tensors ------------------------------ */
+
+/* A tensor that is read while it is written, a few MB at a time. */
+typedef struct ExportTensor {
+    const char *name;
+    DType dtype; /* that it is stored as */
+    Shape shape;
+    /* elements first .. first+n-1 as `to`, in order */
+    Status (*read)(const void *context, int64_t first, int64_t n, DType to, void *out);
+    const void *context;
+} ExportTensor;
+
+/* Of a safetensors entry, which outlives it. */
+ExportTensor export_entry(const SafetensorsEntry *entry, DType dtype);
+
+/* config.json, tokenizer.json and the like, stored as they are. */
+typedef struct CkptFile {
+    const char *name; /* a plain file name */
+    Bytes bytes;
+} CkptFile;
+
+typedef struct Export {
+    const ExportTensor *tensors;
+    int n;
+    const CkptFile *files;
+    int n_files;
+    const char *const *copies; /* paths of files to be copied under their own names */
+    int n_copies;
+    uint64_t shard_bytes; /* 0: 5 GB */
+    /* Called every few MB; anything but OK stops. May be NULL. */
+    Status (*progress)(void *context, const char *tensor, uint64_t done, uint64_t total);
+    void *progress_context;
+} Export;
+
+/* Written beside as .NAME.part-PID, synced, renamed: `path` appears complete or not at all. A path that
+ * exists is refused, and so is a disk without room for all of it. One shard is model.safetensors; more have an
+ * index. A number that f16 cannot hold is refused by its tensor's name. */
+Status modeldir_export(const char *path, const Export *what);
+
 /* ---- checkpoints, read ----------------------------------------------------------------- */
 
 /* What a training state is made of. Names are unique within each list. */
@@ -141,6 +180,9 @@ const char *ckpt_run_json(const Ckpt *ckpt); /* what the saver gave, as JSON tex
 const ModelDir *ckpt_model(const Ckpt *ckpt);
 int ckpt_optimizer_count(const Ckpt *ckpt);
 const SafetensorsEntry *ckpt_optimizer_find(const Ckpt *ckpt, const char *name); /* or NULL */
+/* A tensor that the model computes with: in the model's files, else among the optimizer's, where expert
+ * biases lie; or NULL. */
+const SafetensorsEntry *ckpt_model_find(const Ckpt *ckpt, const char *name);
 /* Fills the model's tensors, and the optimizer's where the list has any. */
 Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors);
 
@@ -152,12 +194,6 @@ typedef struct CkptOptions {
     int keep;             /* checkpoints kept; fewer than 2 means 2 */
     uint64_t shard_bytes; /* 0: 5 GB */
 } CkptOptions;
-
-/* config.json, tokenizer.json and the like, stored as they are. */
-typedef struct CkptFile {
-    const char *name; /* a plain file name */
-    Bytes bytes;
-} CkptFile;
 
 typedef struct CkptSave {
     int64_t step;

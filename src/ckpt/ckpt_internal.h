@@ -100,6 +100,11 @@ void fileset_deinit(FileSet *set);
 /* stem "model" gives model-00001-of-00002.safetensors ... */
 Status fileset_write_shards(FileSet *set, const char *stem, const NamedTensor *tensors, int n,
                             uint64_t shard_bytes);
+Status fileset_write_items(FileSet *set, const char *stem, const SafetensorsItem *items, int n,
+                           uint64_t shard_bytes);
+int shard_count(const SafetensorsItem *items, int n, uint64_t shard_bytes);
+/* All in one file. */
+Status fileset_write_shard(FileSet *set, const char *name, const SafetensorsItem *items, int n);
 /* model.safetensors.index.json for the safetensors files of the set from `first` on. */
 Status fileset_write_index(FileSet *set, size_t first);
 /* Any other file. */

@@ -28,32 +28,33 @@ static SafetensorsItem make_item(const NamedTensor *named)
     return item;
 }
 
+static uint64_t item_bytes(const SafetensorsItem *item)
+{
+    return (uint64_t)shape_count(&item->shape) * dtype_bytes(item->dtype);
+}
+
 /* The end of the shard that begins at `first`: as many as fit, at least one. */
-static int shard_end(const NamedTensor *tensors, int n, int first, uint64_t shard_bytes)
+static int shard_end(const SafetensorsItem *items, int n, int first, uint64_t shard_bytes)
 {
     uint64_t bytes = 0;
     int end = first;
     for (; end < n; end++) {
-        bytes += tensor_bytes(&tensors[end].tensor);
+        bytes += item_bytes(&items[end]);
         if (end > first && bytes > shard_bytes) break;
     }
     return end;
 }
 
-static Status write_shard(FileSet *set, const char *name, const NamedTensor *tensors, int n)
+Status fileset_write_shard(FileSet *set, const char *name, const SafetensorsItem *items, int n)
 {
-    SafetensorsItem *items = xmalloc(sizeof *items * (size_t)n);
     const char **names = ARENA_ARRAY(&set->arena, const char *, n);
     uint64_t bytes = 0;
     for (int i = 0; i < n; i++) {
-        items[i] = make_item(&tensors[i]);
-        names[i] = arena_strdup(&set->arena, tensors[i].name);
-        bytes += tensor_bytes(&tensors[i].tensor);
+        names[i] = arena_strdup(&set->arena, items[i].name);
+        bytes += item_bytes(&items[i]);
     }
     SafetensorsDigest digest = {.tensors = ARENA_ARRAY(&set->arena, Hash128, n)};
-    Status status = safetensors_write(path_join(&set->arena, set->dir, name), items, n, &digest);
-    free(items);
-    TRY(status);
+    TRY(safetensors_write(path_join(&set->arena, set->dir, name), items, n, &digest));
     WrittenFile file = {.name = arena_strdup(&set->arena, name),
                         .bytes = digest.bytes,
                         .tensor_bytes = bytes,
@@ -66,20 +67,36 @@ static Status write_shard(FileSet *set, const char *name, const NamedTensor *ten
     return OK;
 }
 
+int shard_count(const SafetensorsItem *items, int n, uint64_t shard_bytes)
+{
+    int count = 0;
+    for (int first = 0; first < n; first = shard_end(items, n, first, shard_bytes)) count++;
+    return count;
+}
+
+Status fileset_write_items(FileSet *set, const char *stem, const SafetensorsItem *items, int n,
+                           uint64_t shard_bytes)
+{
+    int n_shards = shard_count(items, n, shard_bytes);
+    for (int first = 0, shard = 1; first < n; shard++) {
+        int end = shard_end(items, n, first, shard_bytes);
+        char *name = arena_printf(&set->arena, "%s-%05d-of-%05d.safetensors", stem, shard,
+                                  n_shards);
+        TRY(fileset_write_shard(set, name, &items[first], end - first));
+        first = end;
+    }
+    return OK;
+}
+
 Status fileset_write_shards(FileSet *set, const char *stem, const NamedTensor *tensors, int n,
                             uint64_t shard_bytes)
 {
     if (shard_bytes == 0) shard_bytes = (uint64_t)DEFAULT_SHARD_BYTES_GB * 1000000000;
-    int n_shards = 0;
-    for (int first = 0; first < n; first = shard_end(tensors, n, first, shard_bytes)) n_shards++;
-    for (int first = 0, shard = 1; first < n; shard++) {
-        int end = shard_end(tensors, n, first, shard_bytes);
-        char *name = arena_printf(&set->arena, "%s-%05d-of-%05d.safetensors", stem, shard,
-                                  n_shards);
-        TRY(write_shard(set, name, &tensors[first], end - first));
-        first = end;
-    }
-    return OK;
+    SafetensorsItem *items = xcalloc((size_t)n + 1, sizeof *items);
+    for (int i = 0; i < n; i++) items[i] = make_item(&tensors[i]);
+    Status status = fileset_write_items(set, stem, items, n, shard_bytes);
+    free(items);
+    return status;
 }
 
 Status fileset_write_index(FileSet *set, size_t first)

@@ -228,15 +228,33 @@ static const SafetensorsEntry *find_optimizer(const void *ckpt, const char *name
     return ckpt_optimizer_find(ckpt, name);
 }
 
+/* A model file that transformers is to read without a word holds nothing of ours: expert biases lie with
+ * the optimizer's state. */
+const SafetensorsEntry *ckpt_model_find(const Ckpt *ckpt, const char *name)
+{
+    const SafetensorsEntry *entry = modeldir_find(ckpt->model, name);
+    return entry ? entry : ckpt_optimizer_find(ckpt, name);
+}
+
+static const SafetensorsEntry *find_model(const void *ckpt, const char *name)
+{
+    return ckpt_model_find(ckpt, name);
+}
+
 Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors)
 {
     if (tensors->n_optimizer > 0 && ckpt->n_optimizer == 0)
         return fail(ERR_FORMAT, "%s holds weights only, no optimizer state", ckpt->path);
-    if (tensors->n_optimizer == 0)
-        return modeldir_load(ckpt->model, tensors->model, tensors->n_model);
-    TensorSource source = {find_optimizer, ckpt, ckpt->path, ckpt_optimizer_count(ckpt)};
+    int borrowed = 0; /* of the model's tensors, those that lie with the optimizer's */
+    for (int i = 0; i < tensors->n_model; i++)
+        borrowed += !modeldir_find(ckpt->model, tensors->model[i].name) &&
+                    ckpt_optimizer_find(ckpt, tensors->model[i].name);
+    TensorSource model = {find_model, ckpt, ckpt->path, modeldir_count(ckpt->model) + borrowed};
+    if (tensors->n_optimizer == 0) return tensors_load(model, tensors->model, tensors->n_model);
+    TensorSource optimizer = {find_optimizer, ckpt, ckpt->path,
+                              ckpt_optimizer_count(ckpt) - borrowed};
     /* both lists are matched before the first element is written */
-    TRY(tensors_match(source, tensors->optimizer, tensors->n_optimizer));
-    TRY(modeldir_load(ckpt->model, tensors->model, tensors->n_model));
-    return tensors_load(source, tensors->optimizer, tensors->n_optimizer);
+    TRY(tensors_match(optimizer, tensors->optimizer, tensors->n_optimizer));
+    TRY(tensors_load(model, tensors->model, tensors->n_model));
+    return tensors_load(optimizer, tensors->optimizer, tensors->n_optimizer);
 }

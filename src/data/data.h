@@ -87,6 +87,21 @@ Status data_texts_next(void *texts, Bytes *text);
 uint64_t data_texts_total_bytes(const DataTexts *texts); /* expected, for a progress bar */
 void data_texts_close(DataTexts *texts);
 
+/* ---- the lines of one file ---------------------------------------------------------------- */
+
+typedef struct DataLine {
+    int64_t number; /* from 1 */
+    Bytes json;     /* at == NULL and not bad: there are no more; valid until the next call */
+    bool bad;       /* too long, or where a compressed file breaks off */
+    char why[160];
+} DataLine;
+
+/* Lines that are not blank of a JSON lines file, which may be compressed (.gz, .zst). */
+typedef struct DataLines DataLines;
+Status data_lines_open(const char *path, DataLines **out);
+Status data_lines_next(DataLines *lines, DataLine *line);
+void data_lines_close(DataLines *lines);
+
 /* ---- batches --------------------------------------------------------------------------- */
 
 typedef struct DataPlan {

@@ -36,9 +36,11 @@ static Status complete_options(const InferModel *model, InferOptions *o)
         return fail(ERR_ARG, "inference computes in f32 or bf16, not in %s", dtype_name(o->dtype));
     int64_t most = model->config.max_positions;
     if (o->context <= 0) o->context = most;
-    if (o->context > most || o->logits_tokens > most)
+    int64_t needed = max_i64(o->context, max_i64(o->logits_tokens, o->score_tokens));
+    if (needed > most)
         return fail(ERR_REFUSED, "%s has %lld positions (max_position_embeddings), but %lld are needed", model->path,
-                    (long long)most, (long long)max_i64(o->context, o->logits_tokens));
+                    (long long)most, (long long)needed);
+    if (o->score_rows <= 0) o->score_rows = 1;
     if (o->prefill <= 0) o->prefill = DEFAULT_PREFILL;
     o->prefill = min_i64(o->prefill, o->context);
     return OK;
@@ -47,11 +49,12 @@ static Status complete_options(const InferModel *model, InferOptions *o)
 static Status compile(Infer *infer)
 {
     InferOptions *o = &infer->options;
-    infer->logits = infer->prefill = infer->decode = -1;
+    infer->logits = infer->score = infer->prefill = infer->decode = -1;
     TRY(complete_options(infer->model, o));
     TRY(device_create_cpu((CpuOptions){.threads = o->threads}, &infer->device));
     infer->store = store_create();
     if (o->logits_tokens > 0) TRY(add_program(infer, MODEL_LOGITS, 1, o->logits_tokens, &infer->logits));
+    if (o->score_tokens > 0) TRY(add_program(infer, MODEL_LOSS, o->score_rows, o->score_tokens, &infer->score));
     if (o->batch <= 0) return OK;
     TRY(add_program(infer, MODEL_DECODE, o->batch, 1, &infer->decode));
     return add_program(infer, MODEL_PREFILL, o->batch, o->prefill, &infer->prefill);

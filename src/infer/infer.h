@@ -78,6 +78,8 @@ typedef struct InferOptions {
     int threads;    /* 0: all cores */
     size_t memory_limit_bytes; /* 0: what is available now */
     int64_t logits_tokens;     /* > 0: infer_logits can be called with up to this many */
+    int64_t score_tokens;      /* > 0: infer_score can be called with sequences of up to this many */
+    int64_t score_rows;        /* of so many tokens, run at once; 0: 1 */
     int64_t batch;             /* > 0: slots, sequences that grow together */
     int64_t context;           /* positions of a slot's cache; 0: all that the model can */
     int64_t prefill;           /* tokens of a slot taken at once; 0: 64 */
@@ -102,6 +104,16 @@ const char *infer_device_text(const Infer *infer);
 /* Logits [n, vocab] f32 after each of the n tokens, computed by the graph that training uses; valid until
  * the next call. */
 Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **logits);
+
+/* A sequence whose tokens' likelihoods are wanted. */
+typedef struct ScoreSequence {
+    const int32_t *ids;
+    int64_t n;
+    float *nll; /* [n]: -ln p(ids[i] | ids[0..i)); nll[0] is 0, as nothing comes before it */
+} ScoreSequence;
+/* Packed into rows, several sequences in one where they fit, run as often as it takes: the logits are never
+ * held. The result does not depend on what is scored together, beyond rounding. */
+Status infer_score(Infer *infer, const ScoreSequence *sequences, int64_t n);
 
 /* ---- slots --------------------------------------------------------------------------------------- */
 

@@ -4,7 +4,7 @@
 
 #include "infer/infer.h"
 
-enum { INFER_MAX_PROGRAMS = 3 };
+enum { INFER_MAX_PROGRAMS = 4 };
 
 struct Infer {
     const InferModel *model; /* borrowed */
@@ -13,7 +13,7 @@ struct Infer {
     Store *store;
     Program *program[INFER_MAX_PROGRAMS];
     int n_programs;
-    int logits, prefill, decode; /* indices of programs, -1: none */
+    int logits, score, prefill, decode; /* indices of programs, -1: none */
     Session *session;
     InferPlan plan;
     int64_t *length; /* per slot */

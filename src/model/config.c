@@ -87,13 +87,20 @@ static Status read_rope(ModelConfig *c, const json_t *json)
     const char *kind = json_string_value(json_object_get(scaling, "rope_type"));
     if (!kind) kind = json_string_value(json_object_get(scaling, "type"));
     if (!kind || !strcmp(kind, "default")) return OK;
-    if (strcmp(kind, "llama3"))
-        return fail(ERR_UNSUPPORTED, "config: rope scaling of type %s; known are default and llama3", kind);
-    double factor = 8, low = 1, high = 4, original = 8192;
+    bool linear = !strcmp(kind, "linear");
+    if (!linear && strcmp(kind, "llama3"))
+        return fail(ERR_UNSUPPORTED, "config: rope scaling of type %s; known are default, linear and llama3", kind);
+    double factor = NAN, low = NAN, high = NAN, original = (double)c->max_positions;
     TRY(config_number(scaling, "factor", 1, 1e6, &factor));
     TRY(config_number(scaling, "low_freq_factor", 1e-6, 1e6, &low));
     TRY(config_number(scaling, "high_freq_factor", 1e-6, 1e6, &high));
     TRY(config_number(scaling, "original_max_position_embeddings", 1, 1e12, &original));
+    if (linear) { /* every wavelength is longer than zero: all frequencies are divided */
+        low = high = 1;
+        original = 0;
+    }
+    const char *missing = isnan(factor) ? "factor" : isnan(low) ? "low_freq_factor" : isnan(high) ? "high_freq_factor" : NULL;
+    if (missing) return fail(ERR_FORMAT, "config: rope scaling of type %s without %s", kind, missing);
     c->rope_scaling = (RopeScaling){(float)factor, (float)low, (float)high, (float)original};
     return OK;
 }
@@ -124,9 +131,9 @@ static Status read_special_ids(ModelConfig *c, const json_t *json)
 static Status read_common(ModelConfig *c, const json_t *json)
 {
     const int64_t big = 1 << 24;
-    c->max_positions = 8192;
-    c->rope_theta = 10000;
-    c->norm_eps = 1e-5;
+    c->max_positions = c->def->max_positions;
+    c->rope_theta = c->def->rope_theta;
+    c->norm_eps = c->def->norm_eps;
     c->init_deviation = 0.02;
     TRY(config_int(json, "vocab_size", 1, big, &c->vocab));
     TRY(config_int(json, "hidden_size", 1, big, &c->embed));
@@ -228,11 +235,48 @@ void model_config_deinit(ModelConfig *config)
     *config = (ModelConfig){0};
 }
 
-char *model_config_text(const ModelConfig *config)
+/* ---- writing ------------------------------------------------------------------------------------ */
+
+void config_complete(json_t *json, const char *key, json_t *value)
+{
+    const json_t *there = json_object_get(json, key);
+    if (there && !json_is_null(there)) json_decref(value);
+    else json_object_set_new(json, key, value);
+}
+
+/* Both spellings are in use; the one that is there stays. */
+static void write_dtype(json_t *json, DType stored)
+{
+    const char *name = stored == DTYPE_F32    ? "float32"
+                       : stored == DTYPE_BF16 ? "bfloat16"
+                       : stored == DTYPE_F16  ? "float16"
+                                              : NULL;
+    bool old = json_object_get(json, "torch_dtype") != NULL, new = json_object_get(json, "dtype") != NULL;
+    if (!name) return; /* no type of a whole model */
+    if (old) json_object_set_new(json, "torch_dtype", json_string(name));
+    if (new || !old) json_object_set_new(json, "dtype", json_string(name));
+}
+
+static void write_common(const ModelConfig *c, json_t *json)
+{
+    config_complete(json, "num_key_value_heads", json_integer(c->n_kv_heads));
+    config_complete(json, "head_dim", json_integer(c->head_dim));
+    config_complete(json, "hidden_act", json_string("silu"));
+    config_complete(json, "max_position_embeddings", json_integer(c->max_positions));
+    config_complete(json, "rms_norm_eps", json_real(c->norm_eps));
+    config_complete(json, "initializer_range", json_real(c->init_deviation));
+    config_complete(json, "tie_word_embeddings", json_boolean(c->tied));
+    if (!json_is_object(json_object_get(json, "rope_parameters")))
+        config_complete(json, "rope_theta", json_real(c->rope_theta));
+}
+
+char *model_config_text(const ModelConfig *config, DType stored)
 {
     json_t *json = json_deep_copy(config->json);
-    if (!json_object_get(json, "architectures"))
-        json_object_set_new(json, "architectures", json_pack("[s]", config->def->architecture));
+    config_complete(json, "architectures", json_pack("[s]", config->def->architecture));
+    write_common(config, json);
+    if (config->def->write) config->def->write(config, json);
+    write_dtype(json, stored);
     json_object_set_new(json, "vocab_size", json_integer(config->vocab));
     if (config->expert_bias) json_object_set_new(json, "drover_expert_bias", json_true());
     if (config->bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(config->bos));

@@ -68,6 +68,10 @@ static void hostile_values(void **state)
         {"\"no_rope_layers\": [1]", "no_rope_layers"},
         {"\"layer_types\": [\"x\", \"y\"]", "layer_types"},
         {"\"rope_scaling\": {\"rope_type\": \"yarn\"}", "yarn"},
+        {"\"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 2}", "dynamic"},
+        {"\"rope_scaling\": {\"rope_type\": \"longrope\"}", "longrope"},
+        {"\"rope_scaling\": {\"rope_type\": \"linear\"}", "factor"},
+        {"\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1}", "high_freq_factor"},
         {"\"rope_scaling\": 3", "rope_scaling"},
         {"\"hidden_act\": \"gelu\"", "hidden_act"},
         {"\"attention_bias\": true", "attention_bias"},
@@ -91,7 +95,7 @@ static void unknown_keys_survive(void **state)
                               0, NULL);
     ModelConfig c;
     assert_int_equal(model_config_from_json(json, &c), OK);
-    char *text = model_config_text(&c);
+    char *text = model_config_text(&c, DTYPE_F32);
     assert_non_null(strstr(text, "\"favourite_colour\": \"blue\""));
     assert_non_null(strstr(text, "LlamaForCausalLM"));
     free(text);
@@ -99,12 +103,76 @@ static void unknown_keys_survive(void **state)
     json_decref(json);
 }
 
+static ModelConfig config_of(const char *text)
+{
+    json_t *json = json_loads(text, 0, NULL);
+    assert_non_null(json);
+    ModelConfig c;
+    if (model_config_from_json(json, &c) != OK) fail_msg("%s", status_message());
+    json_decref(json);
+    return c;
+}
+
+static json_t *written(const ModelConfig *c, DType stored)
+{
+    char *text = model_config_text(c, stored);
+    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(json);
+    free(text);
+    return json;
+}
+
+/* What a config.json leaves open is what transformers' classes have. */
+static void absent_keys_are_those_of_the_class(void **state)
+{
+    (void)state;
+    ModelConfig a = config_of("{\"model_type\": \"llama\", \"vocab_size\": 64, \"hidden_size\": 32, \"num_hidden_layers\": 1,"
+                              "\"num_attention_heads\": 2, \"intermediate_size\": 16}");
+    ModelConfig b = config_of("{\"model_type\": \"llama4_text\", \"vocab_size\": 64, \"hidden_size\": 32, \"num_hidden_layers\": 4,"
+                              "\"num_attention_heads\": 2, \"intermediate_size\": 16}");
+    assert_true(a.norm_eps == 1e-6 && a.rope_theta == 10000 && a.max_positions == 2048);
+    assert_true(b.norm_eps == 1e-5 && b.rope_theta == 500000 && b.max_positions == 131072);
+    assert_int_equal(b.layer[0].chunk, 8192);
+    assert_int_equal(b.layer[3].chunk, 0); /* no positions, so all of the text */
+    model_config_deinit(&a);
+    model_config_deinit(&b);
+}
+
+/* Nothing is left open in what we write, and it reads as what it was. */
+static void written_in_full(void **state)
+{
+    (void)state;
+    ModelConfig c = config_of("{\"model_type\": \"llama4_text\", \"vocab_size\": 64, \"hidden_size\": 32, \"num_hidden_layers\": 3,"
+                              "\"num_attention_heads\": 2, \"intermediate_size\": 16, \"no_rope_layer_interval\": 0,"
+                              "\"interleave_moe_layer_step\": 2, \"num_local_experts\": 4, \"attn_temperature_tuning\": 4,"
+                              "\"attention_chunk_size\": null, \"torch_dtype\": \"bfloat16\"}");
+    json_t *json = written(&c, DTYPE_F32);
+    assert_string_equal(json_string_value(json_object_get(json, "torch_dtype")), "float32");
+    assert_null(json_object_get(json, "dtype"));
+    assert_true(json_is_true(json_object_get(json, "attn_temperature_tuning")));
+    assert_true(json_integer_value(json_object_get(json, "no_rope_layer_interval")) > 0);
+    assert_true(json_integer_value(json_object_get(json, "attention_chunk_size")) > 0);
+    assert_int_equal(json_array_size(json_object_get(json, "moe_layers")), 1);
+    ModelConfig again;
+    assert_int_equal(model_config_from_json(json, &again), OK);
+    assert_int_equal(again.ffn_dense, c.ffn_dense);
+    assert_int_equal(again.head_dim, 16);
+    assert_memory_equal(again.layer, c.layer, sizeof *c.layer * 3);
+    json_decref(json);
+    json = written(&again, DTYPE_BF16);
+    assert_string_equal(json_string_value(json_object_get(json, "torch_dtype")), "bfloat16");
+    json_decref(json);
+    model_config_deinit(&again);
+    model_config_deinit(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(published_counts),     cmocka_unit_test(behemoth_near_what_is_published),
         cmocka_unit_test(every_preset_reads),   cmocka_unit_test(hostile_values),
-        cmocka_unit_test(unknown_keys_survive),
+        cmocka_unit_test(unknown_keys_survive), cmocka_unit_test(absent_keys_are_those_of_the_class),
+        cmocka_unit_test(written_in_full),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

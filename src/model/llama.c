@@ -34,4 +34,7 @@ const ModelDef model_def_llama = {
     .read = read_llama,
     .layer = layer,
     .rope_interleaved = false,
+    .norm_eps = 1e-6,
+    .rope_theta = 10000,
+    .max_positions = 2048,
 };

@@ -5,6 +5,8 @@
 
 #include "model/model_internal.h"
 
+enum { DEFAULT_CHUNK = 8192 };
+
 /* ---- configuration ---------------------------------------------------------------------------------- */
 
 static Status read_experts(ModelConfig *c, const json_t *json)
@@ -49,7 +51,7 @@ static Status read_positions(ModelConfig *c, const json_t *json)
 
 static Status read_chunks(ModelConfig *c, const json_t *json)
 {
-    int64_t chunk = 0;
+    int64_t chunk = json_is_null(json_object_get(json, "attention_chunk_size")) ? 0 : DEFAULT_CHUNK;
     TRY(config_int(json, "attention_chunk_size", 1, (int64_t)1 << 40, &chunk));
     const json_t *types = json_object_get(json, "layer_types");
     if (types && !json_is_null(types) && (!json_is_array(types) || (int64_t)json_array_size(types) != c->n_layers))
@@ -59,7 +61,7 @@ static Status read_chunks(ModelConfig *c, const json_t *json)
         if (types && !json_is_null(types) && (!type || (strcmp(type, "chunked_attention") && strcmp(type, "full_attention"))))
             return fail(ERR_FORMAT, "config: layer_types[%lld] is neither chunked_attention nor full_attention", (long long)i);
         bool chunked = type ? !strcmp(type, "chunked_attention") : c->layer[i].rope;
-        c->layer[i].chunk = chunked ? chunk : 0;
+        c->layer[i].chunk = chunked && chunk < c->max_positions ? chunk : 0;
     }
     return OK;
 }
@@ -77,6 +79,36 @@ static Status read_llama4(ModelConfig *c, const json_t *json)
     TRY(config_bool(json, "attn_temperature_tuning", &c->temperature_tuning));
     TRY(config_number(json, "attn_scale", 0, 1e6, &c->temperature_scale));
     return config_number(json, "floor_scale", 1, 1e12, &c->temperature_floor);
+}
+
+/* transformers counts layers by the intervals before it looks at the lists, and cannot divide by zero; without a
+ * chunk size it fails at the first token, chunked layers or not. */
+static void write_llama4(const ModelConfig *c, json_t *json)
+{
+    json_t *rope = json_array(), *moe = json_array(), *types = json_array();
+    for (int64_t i = 0; i < c->n_layers; i++) {
+        json_array_append_new(rope, json_integer(c->layer[i].rope));
+        if (c->layer[i].moe) json_array_append_new(moe, json_integer(i));
+        json_array_append_new(types, json_string(c->layer[i].chunk ? "chunked_attention" : "full_attention"));
+    }
+    if (json_array_size(json_object_get(json, "no_rope_layers")) == 0) json_object_set(json, "no_rope_layers", rope);
+    if (json_integer_value(json_object_get(json, "no_rope_layer_interval")) < 1)
+        json_object_set_new(json, "no_rope_layer_interval", json_integer(4)); /* the lists say it all */
+    if (json_integer_value(json_object_get(json, "interleave_moe_layer_step")) < 1)
+        json_object_set_new(json, "interleave_moe_layer_step", json_integer(1));
+    config_complete(json, "moe_layers", json_incref(moe));
+    config_complete(json, "layer_types", json_incref(types));
+    config_complete(json, "attention_chunk_size", json_integer(min_i64(DEFAULT_CHUNK, c->max_positions)));
+    config_complete(json, "intermediate_size_mlp", json_integer(c->ffn_dense));
+    config_complete(json, "num_local_experts", json_integer(c->n_experts));
+    config_complete(json, "num_experts_per_tok", json_integer(c->n_experts_per_token));
+    config_complete(json, "use_qk_norm", json_boolean(c->qk_norm));
+    config_complete(json, "attn_scale", json_real(c->temperature_scale));
+    config_complete(json, "floor_scale", json_integer((json_int_t)c->temperature_floor));
+    json_object_set_new(json, "attn_temperature_tuning", json_boolean(c->temperature_tuning)); /* early files have 4 */
+    json_decref(rope);
+    json_decref(moe);
+    json_decref(types);
 }
 
 /* ---- layer ------------------------------------------------------------------------------------------- */
@@ -189,5 +221,9 @@ const ModelDef model_def_llama4_text = {
     .architecture = "Llama4ForCausalLM",
     .read = read_llama4,
     .layer = layer,
+    .write = write_llama4,
     .rope_interleaved = true,
+    .norm_eps = 1e-5,
+    .rope_theta = 500000,
+    .max_positions = 131072,
 };

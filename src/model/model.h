@@ -57,8 +57,9 @@ Status model_config_from_json(const json_t *json, ModelConfig *config);
 Status model_config_load(const char *path, ModelConfig *config);
 Status model_config_preset(const char *name, ModelConfig *config);
 void model_config_deinit(ModelConfig *config);
-/* The config.json to write: as read, with what has changed. Caller frees the text. */
-char *model_config_text(const ModelConfig *config);
+/* The config.json to write: as read, with what has changed, the type that the weights are stored as, and in
+ * full where it left something to the reader: what one program assumes another may not. Caller frees it. */
+char *model_config_text(const ModelConfig *config, DType stored);
 /* After a tokenizer is known: vocabulary and special ids. */
 Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad);
 

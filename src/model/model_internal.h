@@ -19,8 +19,11 @@ struct ModelDef {
     const char *model_type;
     const char *architecture; /* for config.json */
     Status (*read)(ModelConfig *config, const json_t *json); /* the family's own fields and layers */
+    void (*write)(const ModelConfig *config, json_t *json); /* the family's fields that json leaves open; or NULL */
     Status (*layer)(ModelBuilder *b, ValueId h, ValueId *out);
     bool rope_interleaved;
+    double norm_eps, rope_theta; /* of a config.json that does not say: as transformers' class has it */
+    int64_t max_positions;
 };
 
 /* ---- reading JSON (config.c) ------------------------------------------------------------------ */
@@ -32,6 +35,9 @@ Status config_bool(const json_t *json, const char *key, bool *out); /* numbers c
 /* A list of n integers in [min, max], or absent (*found false). */
 Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t min, int64_t max, int64_t *out,
                        bool *found);
+
+/* Sets json[key] where it is absent or null; takes the value. */
+void config_complete(json_t *json, const char *key, json_t *value);
 
 /* ---- building (build.c) ------------------------------------------------------------------------ */
 

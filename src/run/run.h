@@ -155,4 +155,7 @@ const Setting *run_setting_find(const char *name); /* NULL when there is none */
 void run_settings_help(Str *out);     /* for --help, wrapped at 100 columns */
 void run_settings_markdown(Str *out); /* the text of docs/run-file.md */
 
+/* "5000", "512MB", "1.5 GiB": a number of bytes; false otherwise. */
+bool run_parse_bytes(const char *text, int64_t *out);
+
 #endif

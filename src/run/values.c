@@ -31,7 +31,7 @@ static bool parse_whole(const char *text, int64_t *out)
     return true;
 }
 
-static bool parse_bytes(const char *text, int64_t *out)
+bool run_parse_bytes(const char *text, int64_t *out)
 {
     static const struct {
         const char *suffix;
@@ -78,7 +78,7 @@ static Status read_number(Arena *arena, const Setting *s, const RunNode *node, v
                                                     : "a number of bytes such as 512MB or 8GiB";
     bool good = !node->quoted && (s->type == SETTING_INT     ? parse_whole(node->text, &whole)
                                   : s->type == SETTING_FLOAT ? parse_f64(node->text, &number)
-                                                             : parse_bytes(node->text, &whole));
+                                                             : run_parse_bytes(node->text, &whole));
     if (!good) return wrong(arena, s, node, wanted);
     if (!in_range(s, s->type == SETTING_FLOAT ? number : (double)whole))
         return wrong(arena, s, node, s->min == s->max ? "in this version only one value" : "a value in its range");

@@ -150,21 +150,26 @@ static void add_config(Str *s, const Tokenizer *t)
                "  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
 }
 
+void tokenizer_print(const Tokenizer *t, Str *model, Str *config)
+{
+    str_add(model, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
+    add_added_tokens(model, t);
+    str_add(model, "  \"normalizer\": null,\n");
+    add_split(model, t);
+    add_post_processor(model, t);
+    str_add(model, "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+                   "\"trim_offsets\": true, "
+                   "\"use_regex\": true},\n");
+    add_model(model, t);
+    str_add(model, "}\n");
+    add_config(config, t);
+}
+
 Status tokenizer_save(const Tokenizer *t, const char *dir)
 {
     Arena arena = {0};
     Str model = {0}, config = {0};
-    str_add(&model, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
-    add_added_tokens(&model, t);
-    str_add(&model, "  \"normalizer\": null,\n");
-    add_split(&model, t);
-    add_post_processor(&model, t);
-    str_add(&model, "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
-                    "\"trim_offsets\": true, "
-                    "\"use_regex\": true},\n");
-    add_model(&model, t);
-    str_add(&model, "}\n");
-    add_config(&config, t);
+    tokenizer_print(t, &model, &config);
     Status status;
     TRY_GOTO(dir_create(dir), done);
     TRY_GOTO(file_write_atomic(path_join(&arena, dir, "tokenizer.json"), model.at, model.n), done);

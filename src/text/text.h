@@ -40,6 +40,8 @@ typedef struct IdVec {
 Status tokenizer_load(const char *path, Tokenizer **out);
 /* Writes tokenizer.json and tokenizer_config.json as Hugging Face transformers reads them. */
 Status tokenizer_save(const Tokenizer *tokenizer, const char *dir);
+/* Their texts, appended. */
+void tokenizer_print(const Tokenizer *tokenizer, Str *tokenizer_json, Str *tokenizer_config_json);
 void tokenizer_destroy(Tokenizer *tokenizer);
 
 /* ---- vocabulary ------------------------------------------------------------------------ */

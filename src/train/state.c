@@ -23,15 +23,12 @@ static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
     return copy;
 }
 
+/* Expert biases are no part of the published architecture: in the model's files they would make other
+ * programs complain, so they lie with the moments. */
 void trainer_list_state(Trainer *t)
 {
-    t->weights = list_roles(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, &t->n_weights);
-    t->moments = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, &t->n_moments);
-}
-
-static CkptTensors tensors(const Trainer *t)
-{
-    return (CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->moments, .n_optimizer = t->n_moments};
+    t->weights = list_roles(t, 1u << STATE_PARAM, &t->n_weights);
+    t->others = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER, &t->n_others);
 }
 
 /* ---- load ------------------------------------------------------------------------------------------------ */
@@ -63,7 +60,9 @@ static Status resume(Trainer *t, Ckpt *ckpt)
 {
     json_t *run = json_loads(ckpt_run_json(ckpt), JSON_REJECT_DUPLICATES, NULL);
     if (!run) return fail(ERR_FORMAT, "%s: the manifest's run object is not JSON", ckpt_path(ckpt));
-    CkptTensors all = tensors(t);
+    CkptTensors all = {0}; /* biases are looked up as the model's: an older checkpoint has them there */
+    all.model = list_roles(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, &all.n_model);
+    all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, &all.n_optimizer);
     Status status = ckpt_load(ckpt, &all);
     if (status == OK) {
         t->step = ckpt_step(ckpt);
@@ -94,7 +93,7 @@ static Status start_from(Trainer *t)
     TRY_AS(ckpt_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
     memcpy(wanted, weights, sizeof *wanted * (size_t)n);
     for (int i = 0; i < n_buffers; i++)
-        if (modeldir_find(ckpt_model(from), buffers[i].name)) wanted[n++] = buffers[i];
+        if (ckpt_model_find(from, buffers[i].name)) wanted[n++] = buffers[i];
     Status status = ckpt_load(from, &(CkptTensors){.model = wanted, .n_model = n});
     ckpt_close(from);
     TRY_AS(status, "model.from");
@@ -131,46 +130,6 @@ static char *run_json(const Trainer *t)
     return text;
 }
 
-static char *generation_config(const Trainer *t)
-{
-    json_t *json = json_object(), *eos = json_array();
-    if (t->model.bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(t->model.bos));
-    for (int i = 0; i < t->model.n_eos; i++) json_array_append_new(eos, json_integer(t->model.eos[i]));
-    json_object_set_new(json, "eos_token_id", eos);
-    json_object_set_new(json, "do_sample", json_true());
-    json_object_set_new(json, "temperature", json_real(0.6));
-    json_object_set_new(json, "top_p", json_real(0.9));
-    char *text = json_dumps(json, JSON_INDENT(2));
-    json_decref(json);
-    return text;
-}
-
-enum { MAX_FILES = 8 };
-
-/* The files besides tensors that make the directory a Hugging Face model directory. */
-static Status model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
-{
-    char *config = model_config_text(&t->model), *generation = generation_config(t);
-    files[(*n)++] = (CkptFile){"config.json", {arena_copy(arena, config, strlen(config)), strlen(config)}};
-    files[(*n)++] = (CkptFile){"generation_config.json", {arena_copy(arena, generation, strlen(generation)), strlen(generation)}};
-    free(config);
-    free(generation);
-    if (!t->tokenizer) return OK;
-    const char *dir = path_join(arena, t->dir, "tokenizer");
-    if (!t->tokenizer_kept) { /* came from elsewhere; what lies there may be another run's */
-        TRY(dir_create(dir));
-        TRY(tokenizer_save(t->tokenizer, dir));
-        t->tokenizer_kept = true;
-    }
-    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json"};
-    for (int i = 0; i < COUNT_OF(names); i++) {
-        Bytes text;
-        TRY(file_read(arena, path_join(arena, dir, names[i]), 1 << 30, &text));
-        files[(*n)++] = (CkptFile){names[i], text};
-    }
-    return OK;
-}
-
 static void report(Trainer *t, const CkptResult *r)
 {
     char bytes[32], took[32];
@@ -191,13 +150,14 @@ static void report(Trainer *t, const CkptResult *r)
 Status trainer_save(Trainer *t, bool wait)
 {
     Arena arena = {0};
-    CkptFile files[MAX_FILES];
+    CkptFile files[TRAINER_MAX_FILES];
     CkptResult result;
-    CkptSave save = {.step = t->step, .tensors = tensors(t), .files = files};
+    CkptSave save = {.step = t->step, .files = files};
+    save.tensors = (CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->others, .n_optimizer = t->n_others};
     if (ckpt_wait(t->store, &result)) report(t, &result); /* the one before, should it still be under way */
     char *json = run_json(t);
     save.run_json = json;
-    Status status = model_files(t, &arena, files, &save.n_files);
+    Status status = trainer_model_files(t, &arena, files, &save.n_files);
     bool async = t->config->checkpoint.async;
     if (status == OK) status = async ? ckpt_snapshot(t->store, &save) : ckpt_save(t->store, &save);
     if (status == OK && wait && async) {

@@ -45,8 +45,8 @@ static Status open_session(Trainer *t)
     trainer_list_state(t);
     TRY(ckpt_store_open(t->ckpt_dir, (CkptOptions){.keep = (int)t->config->checkpoint.keep}, &t->store));
     if (t->config->checkpoint.async)
-        TRY(ckpt_reserve(t->store, &(CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->moments,
-                                                  .n_optimizer = t->n_moments}));
+        TRY(ckpt_reserve(t->store, &(CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->others,
+                                                  .n_optimizer = t->n_others}));
     return trainer_load_or_init(t);
 }
 

@@ -20,6 +20,7 @@ struct Trainer {
 
     Tokenizer *tokenizer; /* NULL with random ids only */
     bool tokenizer_kept;  /* it lies in the run's directory */
+    const char *tokenizer_dir; /* whose files go into checkpoints; NULL: not looked for yet */
     ModelConfig model;
     Data *data;
     DataLoader *loader, *val_loader;
@@ -32,8 +33,8 @@ struct Trainer {
     Session *session;
     double peak_flop_per_s;
 
-    NamedTensor *weights, *moments; /* for checkpoints */
-    int n_weights, n_moments;
+    NamedTensor *weights, *others; /* for checkpoints: the model's files, and those beside them */
+    int n_weights, n_others;
     CkptStore *store;
     size_t snapshot_bytes, prefetch_bytes;
 
@@ -54,11 +55,14 @@ Status trainer_setup_programs(Trainer *t);  /* compiles, plans, refuses what doe
 size_t trainer_total_bytes(const Trainer *t);
 void trainer_plan_text(const Trainer *t, Str *out);
 /* state.c */
-void trainer_list_state(Trainer *t);        /* weights and moments by their published names */
+void trainer_list_state(Trainer *t);        /* what a checkpoint holds, by published names */
 Status trainer_load_or_init(Trainer *t);    /* newest good checkpoint, model.from, or initial weights */
 Status trainer_save(Trainer *t, bool wait); /* a checkpoint of the present step */
 Status trainer_poll_save(Trainer *t);       /* reports a finished save */
 Status trainer_finish_saves(Trainer *t);
+/* files.c */
+enum { TRAINER_MAX_FILES = 8 };
+Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n); /* beside the tensors */
 /* steps.c */
 Status trainer_run_step(Trainer *t, StepMetrics *m); /* one optimizer step, or a skipped one */
 /* validate.c */

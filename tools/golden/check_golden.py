@@ -54,7 +54,10 @@ def frequencies(c):
     rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"], **(c.get("rope_scaling") or {})}
     hd = c["head_dim"]
     f = np.float32(1) / np.float32(rope["rope_theta"]) ** (np.arange(0, hd, 2, dtype=np.float32) / np.float32(hd))
-    if rope.get("rope_type", "default") == "llama3":
+    kind = rope.get("rope_type", "default")
+    if kind == "linear":
+        f = f / np.float32(rope["factor"])
+    if kind == "llama3":
         s, lo, hi, n = (rope[k] for k in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
         for j in range(len(f)):
             wave = 2 * math.pi / f[j]

@@ -12,7 +12,8 @@ Each case is a directory OUT/NAME with the model as Hugging Face transformers sa
     python3 tools/golden/make_golden.py tests/golden llama4-top2 only these
     python3 tools/golden/check_golden.py tests/golden            an independent look at the result
 
-The files in tests/golden were made with Python 3.11.7, torch 2.15.0, transformers 5.23.0, safetensors 0.8.0.
+The files in tests/golden were made with Python 3.11.7, torch 2.15.0, transformers 5.23.0, safetensors 0.8.0; the cases
+rope-linear and top2-interleave2 with transformers 5.24.0.
 Do not use transformers 4.55.0 to 4.56.0: they multiply the experts' input by the scores of other tokens.
 Arithmetic is f32 on the CPU, one thread, eager attention. Files made again with the same versions agree to rounding.
 """
@@ -52,6 +53,7 @@ TEMPERATURE = dict(attn_temperature_tuning=True, floor_scale=4, attn_scale=0.1) 
 ROPE_3_1 = llama3_rope(factor=8.0, low=1.0, high=4.0, original=64, theta=500000.0)
 ROPE_3_2 = llama3_rope(factor=32.0, low=1.0, high=4.0, original=64, theta=10000.0)
 ROPE_OTHER = llama3_rope(factor=4.0, low=2.0, high=8.0, original=128, theta=10000.0)
+ROPE_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 ROPE_SCOUT = llama3_rope(factor=16.0, low=1.0, high=1.0, original=64, theta=500000.0)
 
 # name: (model_type, tokens a row, fields). Fields that start with "_" are orders to this script: _v4, write config.v4.json;
@@ -67,6 +69,8 @@ CASES = {
     "llama3-rope-3.1": ("llama", 40, dict(**TWO_HEADS, head_dim=16, rope_parameters=ROPE_3_1, _v4=True)),
     "llama3-rope-3.2": ("llama", 40, dict(**TWO_HEADS, head_dim=16, rope_parameters=ROPE_3_2, tie_word_embeddings=True, _v4=True)),
     "llama3-rope-other": ("llama", 40, dict(**TWO_HEADS, head_dim=16, rope_parameters=ROPE_OTHER)),
+    # all frequencies divided by the same factor
+    "llama3-rope-linear": ("llama", 40, dict(**TWO_HEADS, head_dim=16, rope_parameters=ROPE_LINEAR, _v4=True)),
     # weights in several files with an index; odd widths
     "llama3-sharded": ("llama", 24, dict(hidden_size=36, num_attention_heads=6, num_key_value_heads=3, head_dim=6,
                                          intermediate_size=26, vocab_size=71, _shard="25KB")),
@@ -95,6 +99,12 @@ CASES = {
                                                  attention_chunk_size=9)),
     # low_freq_factor = high_freq_factor: nothing is blended, and the formula of the blend would divide zero by zero
     "llama4-rope-scaled": ("llama4_text", 40, dict(**DENSE, head_dim=16, rope_parameters=ROPE_SCOUT)),
+    "llama4-rope-linear": ("llama4_text", 40, dict(**TWO_HEADS, **TEMPERATURE, head_dim=16, moe_layers=[1], attention_chunk_size=16,
+                                                    rope_parameters=ROPE_LINEAR)),
+    # two experts a token in every second layer of a tied model, with query temperature and chunks
+    "llama4-top2-interleave2": ("llama4_text", 26, dict(**TWO_HEADS, **TEMPERATURE, num_hidden_layers=3, num_local_experts=5,
+                                                       num_experts_per_tok=2, interleave_moe_layer_step=2, attention_chunk_size=10,
+                                                       tie_word_embeddings=True)),
     # the dense relatives: positions and full causal attention in every layer
     "llama4-dense": ("llama4_text", 30, dict(moe_layers=[], no_rope_layers=[1, 1], layer_types=["full_attention"] * 2,
                                              use_qk_norm=False, attention_chunk_size=8, tie_word_embeddings=True)),
@@ -179,23 +189,29 @@ def config_v4(c):
     return d
 
 
-def build(name):
-    kind, n, fields = CASES[name]
-    opts = {k: v for k, v in fields.items() if k.startswith("_")}
-    fields = {k: v for k, v in fields.items() if not k.startswith("_")}
+def build_model(kind, n, fields, first_seed, idle=None):
+    """A model of this configuration with the first seed whose choices of experts are all clear; idle: whether an expert
+    gets no token, None: either."""
     if kind == "llama":
         config, cls = LlamaConfig(**{**LLAMA3, **fields}), LlamaForCausalLM
     else:
         config, cls = Llama4TextConfig(**{**LLAMA4, **fields}), Llama4ForCausalLM
     model = cls._from_config(config, attn_implementation="eager").float().eval()
-    for seed in range(1000):  # the first seed whose choices of experts are all clear, and idle as ordered
-        gen = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+    for seed in range(first_seed, first_seed + 1000):
+        gen = torch.Generator().manual_seed(seed)
         fill(model, gen)
         ids = torch.randint(0, config.vocab_size, (ROWS, n), generator=gen)
-        logits, loss, grads, gap, idle = run(model, ids)
-        if gap >= MIN_GAP and idle == ("_idle" in opts):
-            return model, ids, logits, loss, grads, gap, opts
-    raise SystemExit(f"{name}: no seed gives such a choice of experts")
+        logits, loss, grads, gap, is_idle = run(model, ids)
+        if gap >= MIN_GAP and (idle is None or is_idle == idle):
+            return model, ids, logits, loss, grads, gap
+    raise SystemExit(f"{fields}: no seed gives such a choice of experts")
+
+
+def build(name):
+    kind, n, fields = CASES[name]
+    opts = {k: v for k, v in fields.items() if k.startswith("_")}
+    fields = {k: v for k, v in fields.items() if not k.startswith("_")}
+    return *build_model(kind, n, fields, zlib.crc32(name.encode()), "_idle" in opts), opts
 
 
 def make(out_dir, name):
