@@ -125,7 +125,8 @@ def main():
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print(f"SEED={seed}; bars: logits {LOGITS_BAR:g} (largest difference), gradients {GRADIENT_BAR:g} (relative, the worst weight)")
+    print(f"SEED={seed}; bars: logits {LOGITS_BAR:g} (largest difference), gradients {GRADIENT_BAR:g} (of the worst weight, relative to its norm)")
+    print(f"  {'model':112s} logits   gradient loss     worst gradient's weight")
     report, n = Report(), 0
     with workshop() as shop:
         for kind, choices in CHOICES.items():
@@ -133,9 +134,8 @@ def main():
                 n += 1
                 logits, (gradient, name), loss = compare(kind, case, seed + n, shop)
                 good = logits <= LOGITS_BAR and gradient <= GRADIENT_BAR
-                what = " ".join(f"{k}={v}" for k, v in case.items())
-                report.row(f"{n:3d} {kind} {what}", good,
-                           f"\n      logits {logits:.1e}  gradients {gradient:.1e} ({name})  loss {loss:.1e}")
+                what = f"{n:3d} {kind:11s} " + " ".join(f"{k}={v}" for k, v in case.items())
+                report.row(f"{what:112s}", good, f"{logits:.1e}  {gradient:.1e}  {loss:.1e}  {name}")
     print(f"{n - report.bad} of {n} models agree")
     return report.end()
 
