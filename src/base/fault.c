@@ -12,7 +12,8 @@
 #include <unistd.h>
 
 static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
-                                     "close", "unlink", "mkdir", "map",   "tensor_alloc"};
+                                     "close", "unlink", "mkdir", "map",   "tensor_alloc",
+                                     "comm",  "comm_stall"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16 };
 
 typedef struct Switch {

@@ -1,0 +1,158 @@
+/* Inside comm/: what a transport is given and what it must do, and what all of them share. */
+#ifndef COMM_COMM_INTERNAL_H
+#define COMM_COMM_INTERNAL_H
+
+#include "comm/comm.h"
+
+#include <stdatomic.h>
+
+/* ---- the board: what every rank does, readable while it is stopped or dead ------------------ */
+
+typedef enum CommPhase { COMM_PHASE_NONE, COMM_PHASE_STARTED, COMM_PHASE_WAITING, COMM_PHASE_DONE } CommPhase;
+
+/* The last thing a rank did. Times are of the host's monotonic clock, which its processes share. */
+typedef struct CommRow {
+    int32_t pid, phase, kind, unused;
+    int64_t number;
+    double time_s;
+    char group[COMM_NAME_BYTES], node[COMM_NODE_BYTES];
+} CommRow;
+enum { COMM_ROW_WORDS = (int)(sizeof(CommRow) / 8), COMM_SENTENCE_BYTES = 1024 };
+
+/* A row as it lies in memory: whoever sees the same even version before and after has a whole one. Words are
+ * atomic, so that neither threads nor processes race. */
+typedef struct CommSlot {
+    _Atomic uint64_t version; /* odd while the owner writes */
+    _Atomic uint64_t word[COMM_ROW_WORDS];
+} CommSlot;
+
+/* One for a local world; one file in the host's shared memory under MPI, which a supervisor may map too: it is
+ * COMM_BOARD_MAGIC, four numbers, the failure, then a slot for each rank of the world, of which the ranks of
+ * this host write theirs. */
+#define COMM_BOARD_MAGIC "drvcomm1"
+typedef struct CommBoard {
+    char magic[8];
+    uint32_t n, slot_bytes, header_bytes;
+    _Atomic uint32_t failed; /* 0; 1 while the sentence is written; 2 */
+    int32_t failed_rank, failed_status;
+    char sentence[COMM_SENTENCE_BYTES];
+    CommSlot slot[];
+} CommBoard;
+
+size_t comm_board_bytes(int n);
+void comm_board_init(CommBoard *board, int n);
+void comm_board_write(CommBoard *board, int rank, const CommRow *row);
+bool comm_board_read(const CommBoard *board, int rank, CommRow *row); /* false: nothing written yet, or never whole */
+/* The first failure stays; false when there was one already. */
+bool comm_board_fail(CommBoard *board, int rank, Status status, const char *sentence);
+static inline bool comm_board_failed(const CommBoard *board)
+{
+    return atomic_load_explicit(&board->failed, memory_order_acquire) == 2;
+}
+
+/* ---- worlds, groups, requests ---------------------------------------------------------------- */
+
+typedef struct CommTransport CommTransport;
+
+struct CommWorld {
+    const CommTransport *transport;
+    int n, first, here;
+    double deadline_s;
+    Comm **all;        /* [here] the group of all ranks; each heads the list of that rank's groups; owned */
+    char (*host)[64];  /* [n] */
+    CommBoard *board;  /* the transport's */
+    void *state;       /* the transport's */
+};
+
+struct Comm {
+    CommWorld *world;
+    char name[COMM_NAME_BYTES];
+    int n, rank, self; /* self: rank in the world */
+    int *ranks;        /* [n] in the world; owned */
+    uint64_t key;      /* of name and ranks: the same on all members */
+    double deadline_s;
+    int64_t started;         /* collectives */
+    int64_t *sent, *received; /* [n] messages started, by peer; owned */
+    CommStats stats;
+    CommTrace trace[COMM_TRACES];
+    int64_t n_traces;
+    CommRequest *open; /* not yet waited for; owned */
+    void *state;       /* the transport's */
+    Comm *next;        /* group of the same rank */
+};
+
+/* How an operation cuts its buffers: parts of REDUCE_SCATTER, ALL_GATHER as said, of ALL_REDUCE and BROADCAST
+ * n even ones, which ranks work on; in ALL_TO_ALL send and recv are cut differently, else recv is NULL. */
+typedef struct CommParts {
+    int64_t *count, *at;           /* [n] */
+    int64_t *recv_count, *recv_at; /* [n] */
+} CommParts;
+
+/* What must agree among the ranks, and what is said when it does not. Sent as it is between processes. */
+typedef struct CommHead {
+    int32_t kind, dtype, reduce, root;
+    int64_t number, count; /* count: in all, except of ALL_TO_ALL: what goes to the reader of this head */
+    uint64_t parts;        /* a hash of the counts, where all ranks say all of them */
+    char node[COMM_NODE_BYTES];
+} CommHead;
+
+struct CommRequest {
+    Comm *comm;
+    CommOp op; /* its arrays are those of `parts` or NULL; node points to `node` */
+    CommParts parts;
+    CommHead head;
+    int64_t number;
+    int64_t sent_bytes;
+    double start_s, arrived_s, end_s;
+    char node[COMM_NODE_BYTES];
+    CommRequest *prev, *next; /* in comm->open */
+    void *state;              /* the transport's */
+};
+
+/* What a transport does. It sets arrived_s and end_s of a request; failures of the world go to the board. */
+struct CommTransport {
+    const char *name;
+    void (*open)(Comm *group);  /* a new group of one of this process's ranks; waits for nobody */
+    void (*close)(Comm *group); /* at the end of the world */
+    Status (*start)(CommRequest *request);
+    /* Until done, failed, or the group's deadline has passed: then the transport calls comm_fail_late. After it
+     * the buffers are the caller's again. */
+    Status (*wait)(CommRequest *request);
+    void (*spread)(CommWorld *world); /* the board has a failure: make all ranks look */
+    void (*destroy)(CommWorld *world);
+};
+
+/* The part of an operation that needs no transport (op.c). */
+Status comm_op_check(const Comm *comm, const CommOp *op);
+void comm_op_cut(const CommOp *op, int n, CommParts *parts); /* allocates one block at parts->count */
+CommHead comm_op_head(const CommRequest *request);
+CommHead comm_head_to(const CommRequest *request, int peer);       /* as `peer` must read it */
+CommHead comm_head_expected(const CommRequest *request, int peer); /* as it must come from `peer` */
+bool comm_heads_agree(const CommHead *a, const CommHead *b);
+bool comm_kind_is_message(CommKind kind);
+size_t comm_text_op(char *buf, size_t n, const CommHead *head); /* "all_reduce of 100 f32 (mlp.down)" */
+
+/* Failures of the world (failure.c): each puts its sentence on the board, if it is the first, and spreads it. */
+Status comm_failure(const CommWorld *world); /* the status and sentence of what is on the board */
+Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs);
+/* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. */
+Status comm_fail_late(const CommRequest *request, const bool *missing, bool arrived, double waited_s);
+Status comm_fail_world(Comm *comm, Status status, const char *sentence);
+
+/* in[n][count], reduced by the tree of comm.h into each of out[n_out][count]; out may be one of in. dtype is
+ * f32, bf16 or i32. */
+typedef struct CommTree {
+    DType dtype;
+    CommReduce reduce;
+    const void *const *in;
+    void *const *out;
+    int n, n_out;
+} CommTree;
+void comm_tree_reduce(const CommTree *tree, int64_t count);
+
+/* For the transports' create functions (world.c). */
+CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptions *options);
+void comm_world_add_ranks(CommWorld *world, int first, int here); /* opens the groups of all */
+void comm_board_say(const CommRequest *request, CommPhase phase);
+
+#endif

@@ -1,0 +1,248 @@
+/* Worlds and groups, and the life of a request: check, number, start, wait, count. */
+#include "comm/comm_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const double DEFAULT_DEADLINE_S = 600;
+
+/* ---- worlds -------------------------------------------------------------------------------- */
+
+CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptions *options)
+{
+    CommWorld *w = xcalloc(1, sizeof *w);
+    w->transport = transport;
+    w->n = n;
+    w->deadline_s = options && options->deadline_s > 0 ? options->deadline_s : DEFAULT_DEADLINE_S;
+    w->host = xcalloc((size_t)n, sizeof *w->host);
+    return w;
+}
+
+static Comm *group_new(CommWorld *w, int self, const char *name, const int *ranks, int n)
+{
+    Comm *c = xcalloc(1, sizeof *c);
+    c->world = w;
+    c->self = self;
+    c->n = n;
+    c->deadline_s = w->deadline_s;
+    snprintf(c->name, sizeof c->name, "%s", name);
+    c->ranks = xmalloc((size_t)n * sizeof(int));
+    for (int r = 0; r < n; r++) {
+        c->ranks[r] = ranks ? ranks[r] : r;
+        if (c->ranks[r] == self) c->rank = r;
+    }
+    c->sent = xcalloc(2 * (size_t)n, sizeof(int64_t));
+    c->received = c->sent + n;
+    c->key = hash_bytes(c->ranks, (size_t)n * sizeof(int)) ^ rng_key((uint64_t)n, c->name);
+    w->transport->open(c);
+    return c;
+}
+
+void comm_world_add_ranks(CommWorld *w, int first, int here)
+{
+    w->first = first;
+    w->here = here;
+    w->all = xcalloc((size_t)here, sizeof(Comm *));
+    for (int i = 0; i < here; i++) w->all[i] = group_new(w, first + i, "world", NULL, w->n);
+}
+
+static void request_free(CommRequest *r)
+{
+    if (r->prev) r->prev->next = r->next;
+    if (r->next) r->next->prev = r->prev;
+    if (r->comm->open == r) r->comm->open = r->next;
+    free(r->parts.count);
+    free(r);
+}
+
+static void group_free(Comm *c)
+{
+    c->world->transport->close(c);
+    while (c->open) request_free(c->open);
+    free(c->ranks);
+    free(c->sent);
+    free(c);
+}
+
+void comm_world_destroy(CommWorld *w)
+{
+    if (!w) return;
+    for (int i = 0; i < w->here; i++) {
+        for (Comm *c = w->all[i], *next; c; c = next) {
+            next = c->next;
+            group_free(c);
+        }
+    }
+    w->transport->destroy(w);
+    free(w->all);
+    free(w->host);
+    free(w);
+}
+
+int comm_world_size(const CommWorld *w) { return w->n; }
+
+int comm_world_here(const CommWorld *w, int *first)
+{
+    *first = w->first;
+    return w->here;
+}
+
+Comm *comm_of_rank(CommWorld *w, int rank)
+{
+    CHECK(rank >= w->first && rank < w->first + w->here);
+    return w->all[rank - w->first];
+}
+
+/* ---- groups -------------------------------------------------------------------------------- */
+
+static Status check_group(const Comm *member, const char *name, const int *ranks, int n)
+{
+    const CommWorld *w = member->world;
+    if (!name[0] || strlen(name) >= COMM_NAME_BYTES)
+        return fail(ERR_ARG, "comm: a group's name has 1 to %d letters, not '%.64s'", COMM_NAME_BYTES - 1, name);
+    if (n < 1 || n > w->n) return fail(ERR_ARG, "%s: a group of %d ranks in a world of %d", name, n, w->n);
+    char *seen = xcalloc(1, (size_t)w->n);
+    int bad = -1;
+    for (int i = 0; i < n && bad < 0; i++) {
+        bool fresh = ranks[i] >= 0 && ranks[i] < w->n && !seen[ranks[i]];
+        if (fresh)
+            seen[ranks[i]] = 1;
+        else
+            bad = i;
+    }
+    bool includes = seen[member->self];
+    free(seen);
+    if (bad >= 0) return fail(ERR_ARG, "%s: rank %d is named twice or is not of this world of %d", name, ranks[bad], w->n);
+    if (!includes) return fail(ERR_ARG, "%s: rank %d is not in the group that it asks for", name, member->self);
+    return OK;
+}
+
+Status comm_group(Comm *member, const char *name, const int *ranks, int n, Comm **group)
+{
+    CommWorld *w = member->world;
+    TRY(check_group(member, name, ranks, n));
+    Comm *last = w->all[member->self - w->first];
+    int groups = 1;
+    for (Comm *c = last; c; last = c, c = c->next, groups++) {
+        if (c->n != n || strcmp(c->name, name) != 0 || memcmp(c->ranks, ranks, (size_t)n * sizeof(int)) != 0) continue;
+        *group = c;
+        return OK;
+    }
+    if (groups > COMM_GROUP_LIMIT) return fail(ERR_ARG, "%s: rank %d is in %d groups already", name, member->self, groups - 1);
+    last->next = group_new(w, member->self, name, ranks, n);
+    last->next->deadline_s = member->deadline_s;
+    *group = last->next;
+    return OK;
+}
+
+const char *comm_name(const Comm *c) { return c->name; }
+int comm_size(const Comm *c) { return c->n; }
+int comm_rank(const Comm *c) { return c->rank; }
+int comm_world_rank(const Comm *c, int rank)
+{
+    CHECK(rank >= 0 && rank < c->n);
+    return c->ranks[rank];
+}
+void comm_set_deadline(Comm *c, double deadline_s) { c->deadline_s = deadline_s; }
+
+/* ---- the life of a request ------------------------------------------------------------------- */
+
+void comm_board_say(const CommRequest *r, CommPhase phase)
+{
+    Comm *c = r->comm;
+    CommRow row = {.pid = (int32_t)getpid(), .phase = (int32_t)phase, .kind = (int32_t)r->op.kind};
+    row.number = r->number;
+    row.time_s = clock_s();
+    memcpy(row.group, c->name, sizeof row.group);
+    memcpy(row.node, r->node, sizeof row.node);
+    comm_board_write(c->world->board, c->self, &row);
+}
+
+/* Fault comm_stall: the rank does not take part, until the others have noticed. */
+static Status stall(const Comm *c)
+{
+    while (!comm_board_failed(c->world->board)) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    return comm_failure(c->world);
+}
+
+static CommRequest *request_new(Comm *c, const CommOp *op)
+{
+    CommRequest *r = xcalloc(1, sizeof *r);
+    r->comm = c;
+    r->op = *op;
+    snprintf(r->node, sizeof r->node, "%s", op->node ? op->node : "");
+    r->op.node = r->node;
+    comm_op_cut(op, c->n, &r->parts);
+    r->op.counts = r->op.send_counts = r->op.recv_counts = r->op.send_offsets = r->op.recv_offsets = NULL;
+    r->number = 1 + (op->kind == COMM_SEND ? c->sent[op->peer]++ : op->kind == COMM_RECV ? c->received[op->peer]++ : c->started++);
+    r->head = comm_op_head(r);
+    r->sent_bytes = comm_sent_bytes(op, c->n, c->rank);
+    r->next = c->open;
+    if (r->next) r->next->prev = r;
+    c->open = r;
+    return r;
+}
+
+Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
+{
+    TRY(comm_op_check(c, op));
+    if (fault_hit("comm")) return fail(ERR_COMM, "%s: %s failed on rank %d (injected fault)", c->name, comm_kind_name(op->kind), c->self);
+    if (fault_hit("comm_stall")) return stall(c);
+    if (comm_board_failed(c->world->board)) return comm_failure(c->world);
+    CommRequest *r = request_new(c, op);
+    comm_board_say(r, COMM_PHASE_STARTED);
+    r->start_s = clock_s();
+    Status status = c->world->transport->start(r);
+    if (status != OK) {
+        request_free(r);
+        return status;
+    }
+    *request = r;
+    return OK;
+}
+
+static void count(CommRequest *r, double blocked_s)
+{
+    Comm *c = r->comm;
+    CommCounts *k = &c->stats.kind[r->op.kind];
+    k->calls++;
+    k->sent_bytes += r->sent_bytes;
+    k->blocked_s += blocked_s;
+    if (r->arrived_s > r->start_s) k->late_s += r->arrived_s - r->start_s;
+    CommTrace *t = &c->trace[c->n_traces++ % COMM_TRACES];
+    *t = (CommTrace){r->op.kind, r->number, r->sent_bytes, r->start_s, r->arrived_s, r->end_s, {0}};
+    if (r->op.kind == COMM_RECV) t->bytes = r->op.count * (int64_t)dtype_bytes(r->op.dtype);
+    memcpy(t->node, r->node, sizeof t->node);
+}
+
+Status comm_wait(CommRequest *r)
+{
+    double start_s = clock_s();
+    comm_board_say(r, COMM_PHASE_WAITING);
+    Status status = r->comm->world->transport->wait(r);
+    if (status == OK) {
+        comm_board_say(r, COMM_PHASE_DONE);
+        count(r, clock_s() - start_s);
+    }
+    request_free(r);
+    return status;
+}
+
+Status comm_run(Comm *comm, const CommOp *op)
+{
+    CommRequest *request;
+    TRY(comm_start(comm, op, &request));
+    return comm_wait(request);
+}
+
+CommStats comm_stats(const Comm *c) { return c->stats; }
+void comm_stats_reset(Comm *c) { c->stats = (CommStats){0}; }
+
+int comm_traces(const Comm *c, CommTrace out[COMM_TRACES])
+{
+    int n = (int)min_i64(c->n_traces, COMM_TRACES);
+    for (int i = 0; i < n; i++) out[i] = c->trace[(c->n_traces - n + i) % COMM_TRACES];
+    return n;
+}
