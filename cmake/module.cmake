@@ -1,6 +1,7 @@
-# module(NAME [DEPENDS folders...] [LIBS short names...] [ISA_KERNELS])
+# module(NAME [DEPENDS folders...] [LIBS short names...] [OPTIONAL short name] [ISA_KERNELS])
 #   src/NAME/*.c becomes an object library; *_test.c become test programs that link only the closure of
 #   the declared dependencies, so that an undeclared upward call is an undefined symbol.
+#   OPTIONAL X: X_*.c need a library that may be absent; where it is, no_X.c stands in for them.
 #   ISA_KERNELS: *_cpu.c are compiled once for each instruction set level, with ISA set to its name.
 function(isa_level name)
   set(ISA_FLAGS_${name} "${ARGN}" PARENT_SCOPE)
@@ -16,8 +17,14 @@ else()
 endif()
 
 function(module name)
-  cmake_parse_arguments(M "ISA_KERNELS" "" "DEPENDS;LIBS" ${ARGN})
+  cmake_parse_arguments(M "ISA_KERNELS" "OPTIONAL" "DEPENDS;LIBS" ${ARGN})
   file(GLOB_RECURSE all CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.c)
+  if(M_OPTIONAL AND TARGET lib_${M_OPTIONAL})
+    list(APPEND M_LIBS ${M_OPTIONAL})
+    list(FILTER all EXCLUDE REGEX "/no_${M_OPTIONAL}\\.c$")
+  elseif(M_OPTIONAL)
+    list(FILTER all EXCLUDE REGEX "/${M_OPTIONAL}_[a-z_]*\\.c$")
+  endif()
   set(sources ${all})
   list(FILTER sources EXCLUDE REGEX "(_test|_cpu|_fuzz|/main|/optest[a-z_]*)\\.c$")
   if(NOT sources)
@@ -87,8 +94,24 @@ function(unit_tests name all objects libs)
     target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/src)
     target_link_libraries(${target} PRIVATE ${libs} ${CMOCKA_LIBRARY})
     target_compile_definitions(${target} PRIVATE SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+    if(stem MATCHES "^mpi_")
+      mpi_tests(${name} ${stem} ${target})
+      continue()
+    endif()
     add_test(NAME ${name}/${stem} COMMAND ${target})
     set_tests_properties(${name}/${stem} PROPERTIES LABELS unit TIMEOUT 300)
+  endforeach()
+endfunction()
+
+# mpi_*_test.c run as ranks of their own, on two and on four processes. The sanitizers would report MPI's own leaks.
+function(mpi_tests name stem target)
+  if(NOT MPIRUN OR SANITIZE)
+    return()
+  endif()
+  foreach(n 2 4)
+    add_test(NAME ${name}/${stem}_${n} COMMAND ${MPIRUN} -n ${n} --oversubscribe $<TARGET_FILE:${target}>)
+    set_tests_properties(${name}/${stem}_${n} PROPERTIES LABELS mpi TIMEOUT 300 RUN_SERIAL TRUE ENVIRONMENT
+      "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_hwloc_base_binding_policy=none")
   endforeach()
 endfunction()
 

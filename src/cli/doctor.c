@@ -15,6 +15,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "comm/comm.h"
 #include "ops/probe.h"
 
 typedef struct DoctorFlags {
@@ -145,7 +146,8 @@ static void say_libraries(Report *r)
     pcre2[strcspn(pcre2, " ")] = 0;
     say(r, "libraries", "jansson %s, PCRE2 %s, zstd %s, zlib %s, libyaml %s, xxHash %u.%u.%u", jansson_version_str(), pcre2,
         ZSTD_versionString(), zlibVersion(), yaml_get_version_string(), xxh / 10000, xxh / 100 % 100, xxh % 100);
-    say(r, "MPI", "not built in: one process");
+    char mpi[64];
+    say(r, "MPI", "%s", comm_mpi_version(mpi) ? mpi : "not built in (libopenmpi-dev): ranks are threads of one process");
     say(r, "CUDA", "not built in: the processor computes");
 }
 

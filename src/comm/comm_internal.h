@@ -102,7 +102,7 @@ struct CommRequest {
     CommParts parts;
     CommHead head;
     int64_t number;
-    int64_t sent_bytes;
+    int64_t sent_bytes, check_bytes;
     double start_s, arrived_s, end_s;
     char node[COMM_NODE_BYTES];
     CommRequest *prev, *next; /* in comm->open */

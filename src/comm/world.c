@@ -209,6 +209,7 @@ static void count(CommRequest *r, double blocked_s)
     CommCounts *k = &c->stats.kind[r->op.kind];
     k->calls++;
     k->sent_bytes += r->sent_bytes;
+    c->stats.check_bytes += r->check_bytes;
     k->blocked_s += blocked_s;
     if (r->arrived_s > r->start_s) k->late_s += r->arrived_s - r->start_s;
     CommTrace *t = &c->trace[c->n_traces++ % COMM_TRACES];
