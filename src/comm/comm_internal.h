@@ -149,6 +149,10 @@ typedef struct CommTree {
     int n, n_out;
 } CommTree;
 void comm_tree_reduce(const CommTree *tree, int64_t count);
+/* The forms by instruction set, for tests; NULL where this processor lacks it. */
+typedef void CommTreeForm(const CommTree *tree, int64_t count);
+typedef enum CommTreeLevel { COMM_TREE_GENERIC, COMM_TREE_AVX2, COMM_TREE_AVX512, COMM_TREE_LEVELS } CommTreeLevel;
+CommTreeForm *comm_tree_form(CommTreeLevel level);
 
 /* For the transports' create functions (world.c). */
 CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptions *options);

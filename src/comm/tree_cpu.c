@@ -2,7 +2,8 @@
  *
  * A block of elements at a time, so that the partial results of the tree stay in the nearest cache and each
  * input is read once; results are written when all inputs of the block have been read, which makes working
- * in place safe. */
+ * in place safe. Compiled once for each instruction set (ISA); as there is nothing but additions and
+ * comparisons, and their order is written down, all give the same bits. */
 #include "comm/comm_internal.h"
 
 #include <string.h>
@@ -84,7 +85,10 @@ static void reduce_ints(const CommTree *t, int64_t count)
     }
 }
 
-void comm_tree_reduce(const CommTree *tree, int64_t count)
+#define PASTE_TWO(a, b) a##b
+#define PASTE(a, b)     PASTE_TWO(a, b)
+void PASTE(comm_tree_reduce_, ISA)(const CommTree *tree, int64_t count); /* taken in tree.c */
+void PASTE(comm_tree_reduce_, ISA)(const CommTree *tree, int64_t count)
 {
     if (tree->dtype == DTYPE_I32)
         reduce_ints(tree, count);
