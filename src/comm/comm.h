@@ -80,8 +80,9 @@ int64_t comm_sent_bytes(const CommOp *op, int n, int rank);
 /* Starts the operation; the request must be waited for once. Refuses (ERR_ARG) what is wrong on this
  * rank alone and then has started nothing. */
 Status comm_start(Comm *comm, const CommOp *op, CommRequest **request);
-/* Until the operation is done on this rank (its buffers may be used again) or the world has failed; frees
- * the request either way. */
+/* Until the operation is done on this rank (its buffers may be used again), or the world has failed; frees
+ * the request either way. In a lost world of MPI what was on its way may still arrive: there the buffers must
+ * stay until the process ends. */
 Status comm_wait(CommRequest *request);
 Status comm_run(Comm *comm, const CommOp *op); /* start and wait */
 
