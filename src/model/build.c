@@ -20,6 +20,7 @@ static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape 
     Value *v = graph_value(b->g, w);
     v->part[0].init_deviation = init.deviation;
     v->part[0].init_value = init.value;
+    v->part[0].halves = init.halves;
     return w;
 }
 
@@ -47,6 +48,7 @@ ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit 
     ValueId master = model_weight_f32(b, name, shape, init, true);
     w = graph_state(b->g, copy, b->o.dtype, shape, STATE_COPY);
     graph_value(b->g, w)->master = master;
+    graph_value(b->g, w)->part[0].halves = init.halves;
     return w;
 }
 

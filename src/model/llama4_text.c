@@ -186,12 +186,14 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
     Axis axes[2] = {AXIS_FFN, AXIS_FFN};
     Dispatch d;
     ValueId rows, both, part[2], act, shared;
+    WeightInit gate_up = model_init(b);
+    gate_up.halves = 2;
     TRY(model_swiglu(b, "feed_forward.shared_expert", x, f, &shared));
     TRY(route(b, x, &d));
     graph_set_scope(b->g, "feed_forward.experts");
     TRY(op_expert_gather(b->g, x, d.score, d.source, d.place, &rows));
     TRY(op_grouped_linear(b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, AXIS_EMBED, 2 * f,
-                                                    AXIS_FFN, model_init(b)), d.offsets, &both));
+                                                    AXIS_FFN, gate_up), d.offsets, &both));
     TRY(op_split(b->g, both, 2, halves, axes, part));
     TRY(op_swiglu(b->g, part[0], part[1], &act));
     TRY(op_grouped_linear(b->g, act, expert_weight(b, "feed_forward.experts.down_proj", f, AXIS_FFN, c->embed,

@@ -44,6 +44,7 @@ void config_complete(json_t *json, const char *key, json_t *value);
 typedef struct WeightInit {
     float deviation; /* of a normal distribution; 0: value everywhere */
     float value;
+    int halves; /* 2: the last axis holds two blocks that a layout cuts each by itself */
 } WeightInit;
 
 /* A matrix [out, in] in the compute dtype; its master is f32. The name gets the layer's prefix when

@@ -81,6 +81,13 @@ CPU_DECLARE(grouped_linear);
 CPU_DECLARE(grouped_linear_dx);
 CPU_DECLARE(grouped_linear_dw);
 
+static Status cut_shape(const CutCtx *ctx, void *attribute)
+{
+    WeightAttr *attr = attribute;
+    if (place_is_cut(ctx->out[0])) attr->shape.dim[ctx->out[0].dim] /= ctx->n;
+    return OK;
+}
+
 const OpDef op_def_grouped_linear = {.name = "grouped_linear",
                                      .min_in = 3,
                                      .max_in = 3,
@@ -88,6 +95,7 @@ const OpDef op_def_grouped_linear = {.name = "grouped_linear",
                                      .strided_in = 1,
                                      .strided_out = 1,
                                      .infer = infer,
+                                     .cut = "Ri Eio R -> Ro",
                                      .grad = grad,
                                      .cost = cost,
                                      .cpu = CPU_KERNELS(grouped_linear)};
@@ -100,6 +108,7 @@ const OpDef op_def_grouped_linear_dx = {.name = "grouped_linear_dx",
                                         .strided_in = 1,
                                         .strided_out = 1,
                                         .infer = infer_dx,
+                                        .cut = "Ro Eio R -> Ri",
                                         .cost = cost,
                                         .cpu = CPU_KERNELS(grouped_linear_dx)};
 
@@ -111,6 +120,8 @@ const OpDef op_def_grouped_linear_dw = {.name = "grouped_linear_dw",
                                         .flags = OP_SOURCE,
                                         .strided_in = 3,
                                         .infer = infer_dw,
+                                        .cut = "Ro Ri R -> Eio",
+                                        .cut_attr = cut_shape,
                                         .cost = cost,
                                         .cpu = CPU_KERNELS(grouped_linear_dw)};
 

@@ -93,16 +93,28 @@ Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ValueI
 Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                float z_loss, ValueId *loss, ValueId *nll);
 
+float op_cross_entropy_z_loss(const Node *node); /* of op_linear_cross_entropy's node */
+/* The same in two steps, for a vocabulary that is cut (vocab_loss.c): stats [1 B T 3] of the words of w here,
+ * gathered to [parts B T 3], then the loss. */
+Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId *stats);
+Status op_vocab_loss(Graph *g, ValueId stats, ValueId targets, ValueId weights, float z_loss, ValueId *loss,
+                     ValueId *nll);
+
 /* ---- attention ------------------------------------------------------------------------------ */
 
 /* One description of every mask: query t (row index) sees keys lo(t)..t of its row, where
  *   chunk == 0:  lo(t) = t - pos[t]               (its document so far)
  *   chunk  > 0:  lo(t) = t - pos[t] % chunk       (its chunk of its document so far)
  * pos [B T] i32 is the position inside the document; documents are packed one behind the other. */
+typedef struct AttentionSlice { /* of queries, when a rank has some of a sequence's: token t is row */
+    int64_t split;              /* t + first for t < split, */
+    int64_t first, second;      /* t + second from there on; zeroed: row t */
+} AttentionSlice;
 typedef struct AttentionAttr {
     float scale;   /* of q . k */
     float softcap; /* > 0: z = softcap * tanh(z / softcap) (Grok) */
     int64_t chunk;
+    AttentionSlice slice; /* set by pass/context */
 } AttentionAttr;
 /* q [B T H d], k and v [B T K d], H a multiple of K, query head h reads kv head h / (H / K); all may be
  * strided by token. o [B T H d]. Also makes lse [B H T] f32 (log-sum-exp per query) for the gradient. */
@@ -142,6 +154,11 @@ Status op_expert_gather(Graph *g, ValueId x, ValueId score, ValueId source, Valu
  * expert's output) may be NO_VALUE. With weight [B T k] (Grok: scores scale the output) else NO_VALUE. */
 Status op_expert_combine(Graph *g, ValueId rows, ValueId source, ValueId place, ValueId weight,
                          ValueId base, Shape token_shape, ValueId *y);
+/* Between tokens' ranks and experts' ranks (expert_exchange.c). offsets as expert_sort makes them; table is for the
+ * other two; owned: offsets of the rows that dispatch brings together, for op_grouped_linear. */
+Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned);
+Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, ValueId *of_experts);
+Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, ValueId *rows);
 /* Losses that keep the router healthy, scalar f32. With p = scores normalised over experts (sigmoid:
  * s/sum s; softmax: itself), f_e = share of (token, slot) pairs that chose e, P_e = mean p_e over tokens:
  *   aux * E * sum_e f_e P_e   (Shazeer 2017, Fedus 2021)   +   z * mean(log sum exp(logits)^2)  (Zoph 2022)
@@ -165,7 +182,7 @@ typedef enum Hyper {
     HYPER_COUNT
 } Hyper;
 /* norm (scalar f32): sqrt of the sum of squares of all elements of the n gradients, summed in double
- * in a fixed order. */
+ * in a fixed order and rounded to f32: two nodes, sum_squares and root. */
 Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm);
 /* factor = clip > 0 and norm > clip ? clip / norm : 1 */
 Status op_clip_factor(Graph *g, ValueId norm, ValueId hyper, ValueId *factor);
@@ -179,13 +196,24 @@ typedef struct AdamWAttr {
 } AdamWAttr;
 Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy, ValueId factor,
                 ValueId hyper, AdamWAttr attr);
-/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load); load is set to zero: balancing
- * without a loss. load is a STATE_LOAD that the step summed into with op_accumulate. */
+/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load): balancing without a loss. load is a
+ * STATE_LOAD that the step summed into with op_accumulate. */
 Status op_expert_bias_update(Graph *g, ValueId bias, ValueId load, ValueId hyper);
 /* state += x, in place; f32. Sums gradients over micro-batches; fused into the product that makes x. */
 Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum);
+/* state = 0, in place. */
+Status op_clear(Graph *g, ValueId state);
 /* state = x, in place. */
 Status op_assign(Graph *g, ValueId state, ValueId x);
+
+/* ---- collectives: put in by pass/shard ---------------------------------------------------------- */
+
+/* Along one mesh axis: partial -> same; cut -> same; partial -> cut along dim; same -> cut along dim, which
+ * may be PLACE_FLAT (collective.c). */
+Status op_all_reduce(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
+Status op_all_gather(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
+Status op_reduce_scatter(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
+Status op_cut(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
 
 /* ---- gradients: used by gradient rules and passes -------------------------------------------- */
 

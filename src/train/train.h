@@ -24,7 +24,7 @@
 /* ---- the programs of a step ----------------------------------------------------------------- */
 
 typedef struct StepOptions {
-    int64_t micro_batch; /* sequences in one run of the step program */
+    int64_t micro_batch; /* sequences in one run of the step program, of this rank */
     int64_t n_micro;     /* runs per step; more than one: gradients are summed in states */
     int64_t eval_batch;  /* sequences in one run of the evaluation program; 0: no such program */
     int64_t seq;
@@ -32,6 +32,7 @@ typedef struct StepOptions {
     Recompute recompute;
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss;
+    Layout layout; /* of the ranks that share a step */
 } StepOptions;
 
 enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };

@@ -423,13 +423,14 @@ typedef struct Mask {
     int64_t tokens;      /* of a sequence */
     int64_t chunk;
     int64_t cache_rows;  /* 0: keys are the tokens themselves */
+    AttentionSlice slice; /* where the tokens stand among the keys */
 } Mask;
 
 static inline KeyRange mask_range(const Mask *mask, int64_t b, int64_t t)
 {
     int64_t pos = mask->pos[b * mask->tokens + t];
     return mask->cache_rows ? attention_cached_range(pos, mask->chunk, mask->cache_rows)
-                            : attention_range(t, pos, mask->chunk);
+                            : attention_range(attention_row(&mask->slice, t), pos, mask->chunk);
 }
 
 /* tokens first..first+n-1 of sequence b, with all query heads of kv head h: its row r is head
