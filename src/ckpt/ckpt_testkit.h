@@ -82,7 +82,10 @@ static inline void tiny_destroy(TinyState *s)
 static inline void tiny_fill(TinyState *s, int64_t step)
 {
     uint64_t key = rng_key((uint64_t)step, "tiny");
-    for (size_t i = 0; i < s->bytes; i++) s->memory[i] = (char)rng_u64(key, i);
+    for (size_t i = 0; i < s->bytes; i += 8) { /* tensors begin at multiples of 64 */
+        uint64_t word = rng_u64(key, i);
+        memcpy(s->memory + i, &word, 8);
+    }
     /* what lies between the tensors is not stored */
     for (int i = 0; i < TINY_MODEL + TINY_OPTIMIZER; i++) {
         const Tensor *t = i < TINY_MODEL ? &s->model[i].tensor
@@ -138,6 +141,36 @@ static inline int64_t tiny_load_newest(const char *root)
     ckpt_close(found);
     tiny_destroy(s);
     return step;
+}
+
+/* Names in the directory that hold `part`. */
+static inline int ckpt_count_names(const char *root, const char *part)
+{
+    Arena arena = {0};
+    DirEntries entries;
+    int n = 0;
+    assert_ok(dir_list(&arena, root, &entries));
+    for (int i = 0; i < entries.n; i++) n += strstr(entries.name[i], part) != NULL;
+    arena_deinit(&arena);
+    return n;
+}
+
+/* Whether this step is there, whole, with the values it was saved with. */
+static inline bool ckpt_step_loads(const char *root, int64_t step)
+{
+    Arena arena = {0};
+    char name[STEP_NAME];
+    step_name(step, name);
+    Ckpt *ckpt;
+    TinyState *s = tiny_create();
+    bool good = ckpt_open(path_join(&arena, root, name), CKPT_VERIFY_HASHES, &ckpt) == OK;
+    if (good) {
+        good = ckpt_load(ckpt, &s->tensors) == OK && tiny_is(s, step);
+        ckpt_close(ckpt);
+    }
+    tiny_destroy(s);
+    arena_deinit(&arena);
+    return good;
 }
 
 #endif

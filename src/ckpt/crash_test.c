@@ -70,41 +70,13 @@ static void save_steps(const char *root, int64_t first, int64_t last)
     tiny_destroy(s);
 }
 
-static int count_names(const char *root, const char *part)
-{
-    Arena arena = {0};
-    DirEntries entries;
-    int n = 0;
-    assert_ok(dir_list(&arena, root, &entries));
-    for (int i = 0; i < entries.n; i++) n += strstr(entries.name[i], part) != NULL;
-    arena_deinit(&arena);
-    return n;
-}
-
 /* Nothing temporary is left, `latest` and one more are there, and the run goes on. */
 static void check_goes_on(const char *root, int64_t next)
 {
     save_steps(root, next, next);
     assert_int_equal(tiny_load_newest(root), next);
-    assert_int_equal(count_names(root, "tmp-"), 0);
-    assert_true(count_names(root, "step-") >= 2);
-}
-
-static bool loads(const char *root, int64_t step)
-{
-    Arena arena = {0};
-    char name[STEP_NAME];
-    step_name(step, name);
-    Ckpt *ckpt;
-    TinyState *s = tiny_create();
-    bool good = ckpt_open(path_join(&arena, root, name), CKPT_VERIFY_HASHES, &ckpt) == OK;
-    if (good) {
-        good = ckpt_load(ckpt, &s->tensors) == OK && tiny_is(s, step);
-        ckpt_close(ckpt);
-    }
-    tiny_destroy(s);
-    arena_deinit(&arena);
-    return good;
+    assert_int_equal(ckpt_count_names(root, "tmp-"), 0);
+    assert_true(ckpt_count_names(root, "step-") >= 2);
 }
 
 /* ---- killed ---------------------------------------------------------------------------- */
@@ -128,8 +100,8 @@ static bool kill_at(const char *point, int k, int64_t step)
     if (!good) fail_msg("killed at %s: newest is %lld", fault, (long long)newest);
     CkptStore *store; /* the next start puts back what was set aside */
     assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
-    assert_true(loads(root, 2));
-    assert_int_equal(count_names(root, "tmp-"), 0);
+    assert_true(ckpt_step_loads(root, 2));
+    assert_int_equal(ckpt_count_names(root, "tmp-"), 0);
     ckpt_store_close(store);
     check_goes_on(root, 4);
     scratch_destroy(root);
@@ -188,7 +160,7 @@ static void test_kill_at_any_time(void **state)
         int64_t found = tiny_load_newest(root);
         assert_true(found >= newest);
         newest = found;
-        assert_true(count_names(root, "step-") >= 2);
+        assert_true(ckpt_count_names(root, "step-") >= 2);
     }
     check_goes_on(root, newest + 2);
     scratch_destroy(root);
@@ -213,11 +185,11 @@ static bool fail_at(const char *point, int k, int64_t step)
     assert_ok(fault_set(NULL));
     if (status != OK) {
         assert_true(strlen(status_message()) > 10);
-        assert_true(loads(root, 1) && loads(root, 2));
-        assert_int_equal(count_names(root, ".tmp-"), 0);
+        assert_true(ckpt_step_loads(root, 1) && ckpt_step_loads(root, 2));
+        assert_int_equal(ckpt_count_names(root, ".tmp-"), 0);
         if (!strcmp(point, "fsync")) assert_int_equal(calls, k); /* not tried again */
     } else {
-        assert_true(loads(root, step));
+        assert_true(ckpt_step_loads(root, step));
     }
     int64_t newest = tiny_load_newest(root);
     /* a save that fails while it moves `latest` may or may not have moved it */
@@ -225,7 +197,7 @@ static bool fail_at(const char *point, int k, int64_t step)
     if (!good) fail_msg("%s: newest is %lld", fault, (long long)newest);
     assert_ok(tiny_save_step(store, s, 4));
     assert_int_equal(tiny_load_newest(root), 4);
-    assert_int_equal(count_names(root, "tmp-"), 0);
+    assert_int_equal(ckpt_count_names(root, "tmp-"), 0);
     ckpt_store_close(store);
     tiny_destroy(s);
     scratch_destroy(root);
@@ -282,7 +254,7 @@ static void test_disk_full_at_every_write(void **state)
         if (status == OK) break;
         failures++;
         assert_non_null(strstr(status_message(), "No space left"));
-        assert_int_equal(count_names(root, ".tmp-"), 0);
+        assert_int_equal(ckpt_count_names(root, ".tmp-"), 0);
         /* only the last write, that of `latest`, comes after the checkpoint is complete */
         Arena arena = {0};
         Ckpt *first;
@@ -333,7 +305,7 @@ static void test_small_disk(void **state)
         failed += status != OK;
         saved += status == OK;
         if (status == OK) newest++;
-        assert_int_equal(count_names(root, ".tmp-"), 0);
+        assert_int_equal(ckpt_count_names(root, ".tmp-"), 0);
         Ckpt *found;
         assert_ok(file_unlink(ballast));
         assert_ok(ckpt_find(root, &found));
