@@ -11,9 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
-                                     "close", "unlink", "mkdir", "map",   "tensor_alloc",
-                                     "comm",  "comm_stall"};
+static const char *const points[] = {"open",      "read",       "write",     "fsync",     "rename",
+                                     "close",     "unlink",     "mkdir",     "map",       "tensor_alloc",
+                                     "comm",      "comm_stall", "train.nan", "train.inf", "train.activation"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16 };
 
 typedef struct Switch {

@@ -34,23 +34,33 @@ static Status set_hyper(Trainer *t, int program, double lr)
 
 /* ---- phases -------------------------------------------------------------------------------------------- */
 
-static Status gradients(Trainer *t, double *loss, double *grad_norm, int64_t *tokens)
+static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetrics *m, int64_t *tokens)
 {
-    int step = t->programs.index[PROGRAM_STEP], update = t->programs.index[PROGRAM_UPDATE];
+    int step = t->programs.index[PROGRAM_STEP];
     float value;
-    *loss = 0;
+    m->loss = 0;
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
         const DataBatch *batch;
         TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
         TRY(feed(t, step, batch, t->micro_batch));
+        faults_in_batch(faults, t, step);
         TRY(session_run(t->session, step, PHASE_FORWARD, PHASE_BACKWARD));
         TRY(session_read(t->session, step, "loss", &value, sizeof value));
-        *loss += (double)value; /* weights count the targets of the whole step: losses add up to the mean */
+        m->loss += (double)value; /* weights count the targets of the whole step: losses add up to the mean */
         *tokens += t->micro_batch * t->options.seq;
     }
+    return OK;
+}
+
+static Status gradients(Trainer *t, const StepFaults *faults, StepMetrics *m, int64_t *tokens)
+{
+    int step = t->programs.index[PROGRAM_STEP], update = t->programs.index[PROGRAM_UPDATE];
+    float norm;
+    TRY(run_micro_batches(t, faults, m, tokens));
+    faults_in_sums(faults, t);
     if (update >= 0) TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
-    TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &value, sizeof value));
-    *grad_norm = (double)value;
+    TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &norm, sizeof norm));
+    m->grad_norm = faults_in_norm(faults, t, (double)norm);
     return OK;
 }
 
@@ -70,7 +80,10 @@ static Status update(Trainer *t, double lr)
     int program = t->programs.index[PROGRAM_UPDATE];
     if (program < 0) program = t->programs.index[PROGRAM_STEP];
     TRY(set_hyper(t, program, lr));
-    return session_run(t->session, program, PHASE_UPDATE, PHASE_UPDATE);
+    t->torn = true;
+    TRY(session_run(t->session, program, PHASE_UPDATE, PHASE_UPDATE));
+    t->torn = false;
+    return OK;
 }
 
 static Status judge(Trainer *t, StepMetrics *m)
@@ -82,9 +95,9 @@ static Status judge(Trainer *t, StepMetrics *m)
     forget_sums(t);
     progress_note(&t->progress, "drover: step %lld skipped: %s (loss %g, gradient norm %g)", (long long)t->step + 1, why,
                   m->loss, m->grad_norm);
-    metrics_event(t->metrics, "skip", t->step + 1, why);
+    metrics_event(t->metrics, verdict == STEP_SKIP ? "skip" : "stop", t->step + 1, why);
     if (verdict == STEP_SKIP) return OK;
-    return fail(ERR_ARG, "%lld bad steps in a row at step %lld, the last because %s; lower train.lr, or look at the data around this step",
+    return fail(ERR_FORMAT, "%lld bad steps in a row at step %lld, the last because %s; lower train.lr, or look at the data around this step",
                 (long long)t->bad_steps.n_in_a_row, (long long)t->step + 1, why);
 }
 
@@ -93,7 +106,10 @@ Status trainer_run_step(Trainer *t, StepMetrics *m)
     double start = clock_s(), waited = data_prefetch_wait_s(t->prefetch);
     *m = (StepMetrics){.val_loss = NAN, .val_bits_per_byte = NAN, .mfu = NAN, .lr = schedule_lr(&t->schedule, t->step)};
     int64_t tokens = 0;
-    TRY(gradients(t, &m->loss, &m->grad_norm, &tokens));
+    StepFaults faults = faults_begin(t);
+    Status status = gradients(t, &faults, m, &tokens);
+    faults_end(&faults);
+    TRY(status);
     TRY(judge(t, m));
     t->step++;
     t->tokens += tokens;

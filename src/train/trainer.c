@@ -21,7 +21,7 @@ static Status check_combinations(Trainer *t)
     t->n_micro = r->batch / t->micro_batch;
     t->steps = r->steps;
     if (r->canonical)
-        return fail(ERR_UNSUPPORTED, "train.canonical: the canonical order of sums is for runs of several ranks, which this build does not have; leave it false");
+        return fail(ERR_REFUSED, "train.canonical: the canonical order of sums is for runs of several ranks, which this build does not have; leave it false");
     return OK;
 }
 
@@ -192,17 +192,32 @@ static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
     return !last && save_is_due(t) ? trainer_save(t, false) : OK;
 }
 
+static Status one_step(Trainer *t, TrainOutcome *outcome)
+{
+    StepMetrics m;
+    TRY(trainer_run_step(t, &m));
+    if (!m.skipped) outcome->loss = m.loss;
+    return after_step(t, &m, outcome);
+}
+
+/* The run fails, but what it learnt up to its last whole step is kept. The sentence of the failure stays. */
+static Status keep_what_is_whole(Trainer *t, bool any, Status status)
+{
+    char sentence[1024];
+    snprintf(sentence, sizeof sentence, "%s", status_message());
+    if (any && !t->torn && trainer_save(t, true) != OK) progress_note(&t->progress, "drover: %s", status_message());
+    metrics_event(t->metrics, "failed", t->step, sentence);
+    return fail(status, "%s", sentence);
+}
+
 static Status loop(Trainer *t, TrainOutcome *outcome)
 {
     int64_t first = t->step, first_tokens = t->tokens;
     double start = clock_s();
     t->last_save_s = start;
-    while (t->step < t->steps && !trainer_stop_requested()) {
-        StepMetrics m;
-        TRY(trainer_run_step(t, &m));
-        outcome->loss = m.loss;
-        TRY(after_step(t, &m, outcome));
-    }
+    Status status = OK;
+    while (status == OK && t->step < t->steps && !trainer_stop_requested()) status = one_step(t, outcome);
+    if (status != OK) return keep_what_is_whole(t, t->step > first, status);
     if (t->step > first) outcome->tokens_per_s = (double)(t->tokens - first_tokens) / (clock_s() - start);
     outcome->step = t->step;
     outcome->interrupted = t->step < t->steps;

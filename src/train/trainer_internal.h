@@ -45,6 +45,7 @@ struct Trainer {
     Progress progress;
     double last_save_s;
     bool resumed;
+    bool torn; /* an update began and did not end: what is in memory is no step's state */
 };
 
 /* setup.c */
@@ -65,6 +66,16 @@ enum { TRAINER_MAX_FILES = 8 };
 Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n); /* beside the tensors */
 /* steps.c */
 Status trainer_run_step(Trainer *t, StepMetrics *m); /* one optimizer step, or a skipped one */
+/* inject.c: what FAULT breaks in a step, put back when the step has been judged */
+typedef struct StepFaults {
+    bool loss, gradient;
+    float *poisoned, kept; /* a weight and its true value; NULL: none */
+} StepFaults;
+StepFaults faults_begin(Trainer *t);
+void faults_in_batch(const StepFaults *f, Trainer *t, int program);
+void faults_in_sums(const StepFaults *f, Trainer *t);
+double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm);
+void faults_end(const StepFaults *f);
 /* validate.c */
 Status trainer_validate(Trainer *t, double *loss, double *bits_per_byte);
 /* duration.c */

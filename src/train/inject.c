@@ -1,0 +1,54 @@
+/* Steps that go wrong on purpose (FAULT, base.h): a target whose weight is no number makes the loss one that is
+ * none; a gradient overflows while the loss is fine; a weight that is no number for the length of a step makes
+ * all activations behind it so, those that choose experts included. */
+#include <math.h>
+
+#include "train/trainer_internal.h"
+
+/* A norm's weight of the first layer: everything behind it is touched. NULL in a model without vectors. */
+static float *first_vector(Trainer *t)
+{
+    for (int i = 0; i < t->n_weights; i++) {
+        const Tensor *w = &t->weights[i].tensor;
+        if (w->shape.rank == 1 && w->dtype == DTYPE_F32) return w->data;
+    }
+    return NULL;
+}
+
+StepFaults faults_begin(Trainer *t)
+{
+    StepFaults f = {.loss = fault_hit("train.nan"), .gradient = fault_hit("train.inf")};
+    if (fault_hit("train.activation")) f.poisoned = first_vector(t);
+    if (!f.poisoned) return f;
+    f.kept = *f.poisoned;
+    *f.poisoned = NAN;
+    return f;
+}
+
+void faults_end(const StepFaults *f)
+{
+    if (f->poisoned) *f->poisoned = f->kept;
+}
+
+void faults_in_batch(const StepFaults *f, Trainer *t, int program)
+{
+    if (f->loss) *(float *)session_input(t->session, program, "weights") = NAN;
+}
+
+/* Several micro-batches: their sum is a state, and one element of it overflows. */
+void faults_in_sums(const StepFaults *f, Trainer *t)
+{
+    const Store *store = t->programs.store;
+    if (!f->gradient) return;
+    for (int i = 0; i < store->n_entries; i++) {
+        if (store->entry[i].role != STATE_GRAD) continue;
+        *(float *)session_state(t->session, i).data = INFINITY;
+        return;
+    }
+}
+
+/* One micro-batch: its gradients are no states, and the norm is what such an element would make it. */
+double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm)
+{
+    return f->gradient && t->n_micro == 1 ? INFINITY : grad_norm;
+}
