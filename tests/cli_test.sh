@@ -138,7 +138,14 @@ cmp -s <(grep -o '"ids":[^]]*' "$work/first") <(grep -o '"ids":[^]]*' "$work/out
 expect 0 '' "${generate[@]}" --temperature 1 --samples 3
 says '^--- sample 3, seed 2 ---'
 expect 3 'positions' generate "$work/model" --no-bos --prompt "$prompt" --context 1000000
-expect 3 'would fit' generate "$work/model" --no-bos --prompt "$prompt" --context 256 --memory 400000
+# what is needed depends on the instruction set: it is asked first; a little less is refused with a context that fits
+expect 3 'needs .* can be had' "${generate[@]}" --context 256 --memory 1
+need=$(sed -nE 's/.* needs ([0-9.]+) kB .*/\1/p' "$work/err" | awk '{ printf "%d", 1000 * $1 }')
+[ -n "$need" ] || { echo "no need in kB: $(cat "$work/err")"; failed=1; }
+less=$((need - 6000))
+expect 3 'a context of [0-9]+ would fit' "${generate[@]}" --context 256 --memory "$less"
+fits=$(sed -nE 's/.*a context of ([0-9]+) would fit.*/\1/p' "$work/err")
+expect 0 '' "${generate[@]}" --context "${fits:-256}" --memory "$less"
 printf '%s\n/reset\n!\n' "$prompt" | "$drover" chat "$work/model" --no-bos --max-tokens 4 --temperature 0 >"$work/out" 2>"$work/err" ||
   { echo "chat failed: $(cat "$work/err")"; failed=1; }
 
@@ -176,6 +183,76 @@ expect 2 'shard-size' convert "$golden/llama3-gqa" "$work/other" --shard-size ma
 expect 1 'there is no model' convert "$work/nothing" "$work/other"
 FAULT=write:3 expect 1 'cannot write' convert "$golden/llama3-gqa" "$work/other"
 ls -d "$work"/other "$work"/.other* 2>/dev/null && { echo "a failed conversion left something"; failed=1; }
+
+# ---- training: a tiny run, what it may start from, and what is refused ----
+says_last() { # says_last PATTERN : the last line on stderr, which is the error
+  checks=$((checks + 1))
+  tail -1 "$work/err" | grep -qE -- "$1" || { echo "the last line has no '$1': $(tail -1 "$work/err")"; failed=1; }
+}
+tiny=(name=tiny "dir=$work/runs/tiny" model=llama4-nano model.hidden_size=32 model.num_attention_heads=2 model.num_key_value_heads=1
+  model.head_dim=16 model.num_hidden_layers=2 model.intermediate_size=32 model.intermediate_size_mlp=32
+  "data=$source/src/base" train.steps=2 train.batch=2 train.seq=32 train.val_batches=1 "dataset.cache=$work/cache-tiny")
+expect 0 '' train "${tiny[@]}" tokenizer.train.vocab_size=320
+says '^tiny: 2 steps, loss'
+mkdir "$work/from" && cp "$work/runs/tiny/ckpt/$(head -1 "$work/runs/tiny/ckpt/latest")/"* "$work/from" && rm -f "$work/from/manifest.json" "$work/from"/optimizer*
+more=(name=more "dir=$work/runs/more" "model.from=$work/from" "data=$source/src/base" train.steps=1 train.batch=2 train.seq=32 train.val_batches=1)
+expect 0 'weights from' train "${more[@]}"
+grep -q 'tokens learnt' "$work/err" && { echo "model.from has a tokenizer, but one was trained"; failed=1; }
+grep -q 'vocab_size' "$work/runs/more/run.yaml" && { echo "the resolved file asks for a tokenizer that was not trained"; failed=1; }
+expect 0 '' train "$work/runs/more/run.yaml" # what was resolved is the same run
+rm "$work/from"/tokenizer*
+rm -r "$work/runs/more"
+expect 3 '' train "${more[@]}"
+says_last "^drover: model.from: $work/from has neither tokenizer.json nor tokenizer.model.*tokenizer: PATH.*tokenizer: \{train: \{vocab_size: N"
+[ -e "$work/runs/more/ckpt" ] && { echo "a refused run left a ckpt directory"; failed=1; }
+expect 0 'weights from' train "${more[@]}" "tokenizer=$work/runs/tiny/tokenizer"
+rm -r "$work/runs/more"
+expect 0 'tokens learnt' train "${more[@]}" tokenizer.train.vocab_size=300
+rm -r "$work/runs/more"
+expect 0 'tokens learnt' train "${more[@]}" 'tokenizer={train: {limit: 1MB, vocab_size: 320}}'
+
+refused() { # refused CODE PATTERN SETTINGS... : a run that ends before its first step, with a line that says why
+  expect "$1" '' train "${tiny[@]}" name=no "dir=$work/runs/no" tokenizer.train.vocab_size=320 "${@:3}"
+  says_last "^drover: .*$2"
+  ls "$work/runs/no/ckpt/"step-* 2>/dev/null && { echo "a refused run left a checkpoint"; failed=1; }
+}
+refused 2 'did you mean train.steps' train.stps=3
+refused 2 'train.steps is many' train.steps=many
+refused 2 '1 to 16777216 tokens' train.seq=0
+refused 3 'does not divide train.batch' train.batch=10 train.micro_batch=4
+refused 3 'more tokens at once' train.batch=1000000 train.seq=65536
+refused 3 'train.warmup 30 is more than train.steps' train.warmup=30
+refused 3 'canonical' train.canonical=true
+refused 2 "no field 'num_hiden_layers'; did you mean num_hidden_layers" model.num_hiden_layers=3
+refused 2 'hidden_size is not an integer' model.hidden_size=wide
+refused 2 'num_attention_heads is 0' model.num_attention_heads=0
+refused 3 'not a multiple of num_key_value_heads' model.num_attention_heads=4 model.num_key_value_heads=3
+refused 3 'head_dim 7 is not even' model.head_dim=7
+refused 3 'num_local_experts is 4096, at most 1024' model.num_local_experts=4096
+refused 3 'num_experts_per_tok is 9 of num_local_experts' model.num_experts_per_tok=9
+refused 3 'moe_layers\[0\]' 'model.moe_layers=[7]'
+refused 3 'no_rope_layers has 3 numbers for 2 layers' 'model.no_rope_layers=[1, 1, 0]'
+refused 3 'layer_types has 1 names for 2 layers' 'model.layer_types=[full_attention]'
+refused 3 'hidden_act is gelu' model.hidden_act=gelu
+refused 2 'did you mean llama4-nano' model.preset=llama4-nanu
+refused 3 'rows than i32 can count|needs .* of memory' train.batch=65536 train.seq=30000 model.num_experts_per_tok=4
+refused 3 'needs .* of memory.*fit' train.memory_limit=100000
+refused 3 'exclude each other' "model.from=$work/from"
+refused 1 'nothing/here' data=/nothing/here
+: >"$work/empty.txt"
+refused 1 "empty" "data=$work/empty.txt"
+expect 3 '' train "${tiny[@]}" tokenizer.train.vocab_size=320 model.intermediate_size=64 train.steps=3
+says_last 'is needed.*give the run another name'
+expect 3 '' train "${tiny[@]}" tokenizer.train.vocab_size=400
+says_last 'has 320 tokens, but tokenizer.train.vocab_size is 400'
+
+# ---- steps that are no numbers end a run with a checkpoint and exit code 1 ----
+export FAULT=train.nan:2,train.nan:3
+expect 1 'step 2 skipped: the loss is not finite' train "${tiny[@]}" name=nan "dir=$work/runs/nan" tokenizer.train.vocab_size=320 train.steps=9 train.max_skips=1
+unset FAULT
+says_last '^drover: 2 bad steps in a row at step 3'
+[ "$(head -1 "$work/runs/nan/ckpt/latest")" = step-00000002 ] || { echo "no checkpoint of the last whole step"; failed=1; }
+FAULT=train.nun:2 expect 2 'did you mean train.nan' train "${tiny[@]}"
 
 # ---- inspect ----
 expect 0 '' inspect "$golden/llama4-scout"

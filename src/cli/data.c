@@ -50,7 +50,7 @@ static Status find_tokenizer(Plan *p, const char *given)
     const char *own = path_join(&p->arena, *c->dir ? c->dir : arena_printf(&p->arena, "runs/%s", c->name), "tokenizer");
     if (given) return tokenizer_load(given, &p->tokenizer);
     if (*c->tokenizer.path) return tokenizer_load(c->tokenizer.path, &p->tokenizer);
-    if (*c->model.from && file_exists(path_join(&p->arena, c->model.from, "tokenizer.json")))
+    if (*c->model.from && !c->tokenizer.train && tokenizer_exists(c->model.from))
         return tokenizer_load(c->model.from, &p->tokenizer);
     if (!dir_exists(own))
         return fail(ERR_IO, "%s has no tokenizer yet: give one with --tokenizer, or let drover train make it", c->name);

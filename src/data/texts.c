@@ -29,7 +29,7 @@ Status data_texts_open(const DataOptions *options, uint64_t limit_bytes, DataTex
         status = data_files_find(&t->arena, options->sources[i].path, &t->files[i]);
         total += t->files[i].total_bytes;
     }
-    if (status == OK && !total) status = fail(ERR_ARG, "data: there is no text to train a tokenizer on");
+    if (status == OK && !total) status = fail(ERR_FORMAT, "data: there is no text to train a tokenizer on");
     if (status != OK) {
         data_texts_close(t);
         return status;

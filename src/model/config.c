@@ -61,8 +61,9 @@ Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t m
     const json_t *v = json_object_get(json, key);
     *found = false;
     if (!v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0)) return OK;
-    if (!json_is_array(v) || (int64_t)json_array_size(v) != n)
-        return fail(ERR_FORMAT, "config: %s is not a list of %lld numbers", key, (long long)n);
+    if (!json_is_array(v)) return fail(ERR_FORMAT, "config: %s is not a list of %lld numbers", key, (long long)n);
+    if ((int64_t)json_array_size(v) != n)
+        return fail(ERR_REFUSED, "config: %s has %zu numbers for %lld layers", key, json_array_size(v), (long long)n);
     for (int64_t i = 0; i < n; i++) {
         const json_t *item = json_array_get(v, (size_t)i);
         if (!json_is_integer(item) || json_integer_value(item) < min || json_integer_value(item) > max)
@@ -163,10 +164,10 @@ static Status read_common(ModelConfig *c, const json_t *json)
 static Status check(const ModelConfig *c, const json_t *json)
 {
     if (c->n_heads % c->n_kv_heads)
-        return fail(ERR_FORMAT, "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld",
+        return fail(ERR_REFUSED, "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld",
                     (long long)c->n_heads, (long long)c->n_kv_heads);
     if (c->head_dim < 2 || c->head_dim % 2)
-        return fail(ERR_FORMAT, "config: head_dim %lld is not even (hidden_size %lld / num_attention_heads %lld)",
+        return fail(ERR_REFUSED, "config: head_dim %lld is not even (hidden_size %lld / num_attention_heads %lld)",
                     (long long)c->head_dim, (long long)c->embed, (long long)c->n_heads);
     for (const char *const *key = (const char *const[]){"attention_bias", "mlp_bias", NULL}; *key; key++) {
         bool bias = false;

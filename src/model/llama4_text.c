@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "model/model_internal.h"
+#include "ops/router.h"
 
 enum { DEFAULT_CHUNK = 8192 };
 
@@ -14,6 +15,9 @@ static Status read_experts(ModelConfig *c, const json_t *json)
     c->ffn_expert = c->ffn_dense; /* intermediate_size is the experts' width; _mlp that of dense layers */
     TRY(config_int(json, "intermediate_size_mlp", 1, 1 << 24, &c->ffn_dense));
     TRY(config_int(json, "num_local_experts", 0, 65536, &c->n_experts));
+    if (c->n_experts > ROUTER_MAX_EXPERTS)
+        return fail(ERR_REFUSED, "config: num_local_experts is %lld, at most %d are possible here", (long long)c->n_experts,
+                    ROUTER_MAX_EXPERTS);
     c->n_experts_per_token = 1;
     TRY(config_int(json, "num_experts_per_tok", 0, 64, &c->n_experts_per_token));
     int64_t step = 1;
@@ -23,7 +27,7 @@ static Status read_experts(ModelConfig *c, const json_t *json)
         for (size_t i = 0; i < json_array_size(list); i++) {
             const json_t *at = json_array_get(list, i);
             if (!json_is_integer(at) || json_integer_value(at) < 0 || json_integer_value(at) >= c->n_layers)
-                return fail(ERR_FORMAT, "config: moe_layers[%zu] is not a layer from 0 to %lld", i,
+                return fail(json_is_integer(at) ? ERR_REFUSED : ERR_FORMAT, "config: moe_layers[%zu] is not a layer from 0 to %lld", i,
                             (long long)c->n_layers - 1);
             c->layer[json_integer_value(at)].moe = true;
         }
@@ -32,7 +36,7 @@ static Status read_experts(ModelConfig *c, const json_t *json)
     }
     for (int64_t i = 0; i < c->n_layers; i++)
         if (c->layer[i].moe && (c->n_experts < 1 || c->n_experts_per_token < 1 || c->n_experts_per_token > c->n_experts))
-            return fail(ERR_FORMAT, "config: layer %lld has experts, but num_experts_per_tok is %lld of num_local_experts %lld",
+            return fail(ERR_REFUSED, "config: layer %lld has experts, but num_experts_per_tok is %lld of num_local_experts %lld",
                         (long long)i, (long long)c->n_experts_per_token, (long long)c->n_experts);
     return OK;
 }
@@ -54,8 +58,11 @@ static Status read_chunks(ModelConfig *c, const json_t *json)
     int64_t chunk = json_is_null(json_object_get(json, "attention_chunk_size")) ? 0 : DEFAULT_CHUNK;
     TRY(config_int(json, "attention_chunk_size", 1, (int64_t)1 << 40, &chunk));
     const json_t *types = json_object_get(json, "layer_types");
-    if (types && !json_is_null(types) && (!json_is_array(types) || (int64_t)json_array_size(types) != c->n_layers))
+    if (types && !json_is_null(types) && !json_is_array(types))
         return fail(ERR_FORMAT, "config: layer_types is not a list of %lld names", (long long)c->n_layers);
+    if (json_is_array(types) && (int64_t)json_array_size(types) != c->n_layers)
+        return fail(ERR_REFUSED, "config: layer_types has %zu names for %lld layers", json_array_size(types),
+                    (long long)c->n_layers);
     for (int64_t i = 0; i < c->n_layers; i++) {
         const char *type = json_string_value(json_array_get(types, (size_t)i));
         if (types && !json_is_null(types) && (!type || (strcmp(type, "chunked_attention") && strcmp(type, "full_attention"))))

@@ -52,11 +52,14 @@ typedef struct ModelConfig {
     const char *weight_prefix; /* "" or "language_model." */
 } ModelConfig;
 
-/* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key. */
+/* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key: ERR_FORMAT for
+ * a value of the wrong type or range, ERR_REFUSED for values that cannot go together, ERR_UNSUPPORTED. */
 Status model_config_from_json(const json_t *json, ModelConfig *config);
 Status model_config_load(const char *path, ModelConfig *config);
 Status model_config_preset(const char *name, ModelConfig *config);
 void model_config_deinit(ModelConfig *config);
+/* The field of a config.json with this name, else the known one nearest to it, else NULL. */
+const char *model_config_key(const char *name);
 /* The config.json to write: as read, with what has changed, the type that the weights are stored as, and in
  * full where it left something to the reader: what one program assumes another may not. Caller frees it. */
 char *model_config_text(const ModelConfig *config, DType stored);

@@ -157,9 +157,10 @@ static Status read_root(Loader *l, RunNode *root)
         RunNode *item = root->item[i];
         if (!strcmp(root->key[i], "model")) TRY(read_model(l, item));
         else if (!strcmp(root->key[i], "data")) TRY(read_sources(l, item));
-        else if (!strcmp(root->key[i], "tokenizer"))
+        else if (!strcmp(root->key[i], "tokenizer")) {
+            l->config->tokenizer.train = run_node_find(item, "train") != NULL;
             run_node_append(l->arena, rest, "tokenizer", long_form(l, item, "path"));
-        else run_node_append(l->arena, rest, root->key[i], item);
+        } else run_node_append(l->arena, rest, root->key[i], item);
     }
     return read_section(l, "", rest, l->config);
 }
@@ -179,6 +180,7 @@ static Status check_train(const Loader *l)
     if (t->micro_batch > t->batch || t->batch % t->micro_batch != 0)
         return fail(ERR_REFUSED, "%s: train.micro_batch %lld does not divide train.batch %lld (%s)",
                     where(l, "train.micro_batch"), (long long)t->micro_batch, (long long)t->batch, where(l, "train.batch"));
+    if (t->minutes > 0) return OK; /* the number of steps is not known yet, and a schedule adapts to it */
     if (t->warmup > t->steps)
         return fail(ERR_REFUSED, "%s: train.warmup %lld is more than train.steps %lld (%s)", where(l, "train.warmup"),
                     (long long)t->warmup, (long long)t->steps, where(l, "train.steps"));
@@ -186,6 +188,9 @@ static Status check_train(const Loader *l)
     if (t->schedule == RUN_WSD && (double)t->warmup + decay_steps > (double)t->steps + 1)
         return fail(ERR_REFUSED, "%s: train.warmup %lld and train.decay %g of %lld steps together exceed train.steps",
                     where(l, "train.decay"), (long long)t->warmup, t->decay, (long long)t->steps);
+    if (t->micro_batch * t->seq > INT32_MAX)
+        return fail(ERR_REFUSED, "%s: train.micro_batch %lld times train.seq %lld is more tokens at once than %d; a smaller train.micro_batch is wanted",
+                    where(l, "train.micro_batch"), (long long)t->micro_batch, (long long)t->seq, INT32_MAX);
     if ((double)t->batch * (double)t->seq > 1e15)
         return fail(ERR_REFUSED, "%s: train.batch %lld times train.seq %lld is more than 1e15 tokens", where(l, "train.batch"),
                     (long long)t->batch, (long long)t->seq);
@@ -219,7 +224,7 @@ static void resolve(Loader *l, const char *place)
     }
     if (!*c->dir) c->dir = arena_printf(l->arena, "runs/%s", c->name);
     if (c->train.micro_batch == 0) c->train.micro_batch = c->train.batch;
-    if (c->train.warmup < 0) c->train.warmup = min_i64(2000, c->train.steps / 20);
+    if (c->train.warmup < 0 && c->train.minutes == 0) c->train.warmup = min_i64(2000, c->train.steps / 20);
 }
 
 static Status load(Arena *arena, Bytes text, const char *name, const char *const *overrides, int n_overrides,
@@ -276,7 +281,8 @@ void run_config_deinit(RunConfig *config)
 static bool is_written(const Setting *s, const RunConfig *c)
 {
     if (s->type == SETTING_TEXT && !**(const char *const *)(const void *)((const char *)c + s->offset)) return false;
-    return !(*c->tokenizer.path && !strncmp(s->name, "tokenizer.train.", 16));
+    bool elsewhere = *c->tokenizer.path || (*c->model.from && !c->tokenizer.train);
+    return !(elsewhere && !strncmp(s->name, "tokenizer.train.", 16));
 }
 
 /* Opens the sections of `name` that are not those of `before`, and writes its last key. */

@@ -54,7 +54,8 @@ typedef struct RunDataset {
 } RunDataset;
 
 typedef struct RunTokenizer {
-    const char *path; /* empty: that of model.from if there is one, else trained */
+    const char *path; /* empty: that of model.from, or one that is trained */
+    bool train;       /* the file has tokenizer.train: it is trained even where model.from has one */
     int64_t vocab_size, train_limit;
 } RunTokenizer;
 

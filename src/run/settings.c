@@ -26,9 +26,9 @@ static const Setting settings[] = {
     TEXT("model.from", "", model.from, "a Hugging Face model directory or a checkpoint to start from"),
 
     TEXT("tokenizer.path", "", tokenizer.path, "a tokenizer's directory or file; `tokenizer: PATH` is short "
-         "for it; empty: that of model.from, else one is trained on the data"),
+         "for it; empty: that of model.from; without model.from one is trained on the data"),
     INT("tokenizer.train.vocab_size", "ids", 288, 1 << 24, "4096", tokenizer.vocab_size,
-        "ids of a tokenizer that is trained, special tokens included"),
+        "ids of a tokenizer that is trained, special tokens included; beside model.from it is trained only if this is said"),
     BYTES("tokenizer.train.limit", 1e4, 1e15, "64MB", tokenizer.train_limit,
           "text that it is trained on at most, taken evenly over the documents"),
 

@@ -34,6 +34,26 @@ static Status read_tokenizer(Arena *arena, const char *path, const char *dir, To
     return OK;
 }
 
+/* The file of a directory that is its tokenizer, or NULL. */
+static const char *file_of(Arena *arena, const char *dir)
+{
+    static const char *const names[] = {"tokenizer.json", "tokenizer.model",
+                                        "original/tokenizer.model"};
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        const char *file = path_join(arena, dir, names[i]);
+        if (file_exists(file)) return file;
+    }
+    return NULL;
+}
+
+bool tokenizer_exists(const char *path)
+{
+    Arena arena = {0};
+    bool exists = dir_exists(path) ? file_of(&arena, path) != NULL : file_exists(path);
+    arena_deinit(&arena);
+    return exists;
+}
+
 static Status load(Arena *arena, const char *path, Tokenizer **out)
 {
     if (!dir_exists(path)) {
@@ -41,12 +61,8 @@ static Status load(Arena *arena, const char *path, Tokenizer **out)
         const char *dir = stem ? arena_strndup(arena, path, stem) : ".";
         return read_tokenizer(arena, path, dir, out);
     }
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model",
-                                        "original/tokenizer.model"};
-    for (int i = 0; i < COUNT_OF(names); i++) {
-        const char *file = path_join(arena, path, names[i]);
-        if (file_exists(file)) return read_tokenizer(arena, file, path, out);
-    }
+    const char *file = file_of(arena, path);
+    if (file) return read_tokenizer(arena, file, path, out);
     return fail(ERR_IO, "%s holds neither tokenizer.json nor tokenizer.model", path);
 }
 

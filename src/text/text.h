@@ -38,6 +38,8 @@ typedef struct IdVec {
  * these files. A tiktoken file names neither its pattern nor its special tokens: 128000 ranks are
  * taken for Llama 3, 200000 for Llama 4, any other number is refused. */
 Status tokenizer_load(const char *path, Tokenizer **out);
+/* Whether `path` is a file, or a directory with a file that tokenizer_load would take. */
+bool tokenizer_exists(const char *path);
 /* Writes tokenizer.json and tokenizer_config.json as Hugging Face transformers reads them. */
 Status tokenizer_save(const Tokenizer *tokenizer, const char *dir);
 /* Their texts, appended. */

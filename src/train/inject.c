@@ -50,5 +50,5 @@ void faults_in_sums(const StepFaults *f, Trainer *t)
 /* One micro-batch: its gradients are no states, and the norm is what such an element would make it. */
 double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm)
 {
-    return f->gradient && t->n_micro == 1 ? INFINITY : grad_norm;
+    return f->gradient && t->n_micro == 1 ? (double)INFINITY : grad_norm;
 }

@@ -127,7 +127,11 @@ Status trainer_setup_programs(Trainer *t)
                                .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
                                .z_loss = (float)r->z_loss};
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
-    TRY(step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs));
+    Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);
+    if (status == ERR_ARG || status == ERR_SHAPE || status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
+        return fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
+                    (long long)t->micro_batch, (long long)r->seq, status_message());
+    TRY(status);
     t->snapshot_bytes = snapshot_bytes(t);
     return check_fits(t);
 }

@@ -25,6 +25,31 @@ static Status base_json(const RunModel *m, json_t **out)
     return OK;
 }
 
+/* A field that is nearly that of a config.json is a slip of the pen; one that is nothing like it is kept, as
+ * in a directory's config.json. */
+static Status check_fields(json_t *base, json_t *fields)
+{
+    const char *name;
+    json_t *ignored;
+    json_object_foreach(fields, name, ignored) {
+        const char *key = model_config_key(name);
+        if (json_object_get(base, name) || (key && !strcmp(key, name))) continue;
+        if (key) return fail(ERR_ARG, "model: there is no field '%s'; did you mean %s?", name, key);
+        log_warn("model.%s is no field that drover reads; it is kept in config.json", name);
+    }
+    return OK;
+}
+
+/* The directory's or the preset's config.json was read well before: what is wrong now stands in the run file. */
+static Status read_fields(Trainer *t, json_t *base, json_t *fields)
+{
+    TRY(check_fields(base, fields));
+    json_object_update(base, fields);
+    Status status = model_config_from_json(base, &t->model);
+    if (status == ERR_FORMAT) return fail(ERR_ARG, "%s", status_message());
+    return status == ERR_UNSUPPORTED ? fail(ERR_REFUSED, "%s", status_message()) : status;
+}
+
 /* The preset or directory, with the run file's own fields laid over. */
 static Status read_model(Trainer *t)
 {
@@ -38,8 +63,7 @@ static Status read_model(Trainer *t)
     }
     Status status = base_json(m, &json);
     if (status == OK) {
-        json_object_update(json, fields);
-        status = model_config_from_json(json, &t->model);
+        status = read_fields(t, json, fields);
         json_decref(json);
     }
     json_decref(fields);
@@ -122,12 +146,17 @@ static Status train_tokenizer(Trainer *t, const char *dir)
     return tokenizer_save(t->tokenizer, dir);
 }
 
+/* Weights mean the ids of the tokenizer they were trained with: beside model.from another one must be asked for. */
 static Status read_tokenizer(Trainer *t)
 {
     const RunConfig *c = t->config;
     if (*c->tokenizer.path) return tokenizer_load(c->tokenizer.path, &t->tokenizer);
-    if (*c->model.from && file_exists(path_join(&t->arena, c->model.from, "tokenizer.json")))
-        return tokenizer_load(c->model.from, &t->tokenizer);
+    if (*c->model.from && !c->tokenizer.train) {
+        if (tokenizer_exists(c->model.from)) return tokenizer_load(c->model.from, &t->tokenizer);
+        return fail(ERR_REFUSED, "model.from: %s has neither tokenizer.json nor tokenizer.model; name the tokenizer it was trained with "
+                    "(tokenizer: PATH), or have a new one learnt from the data (tokenizer: {train: {vocab_size: N}})",
+                    c->model.from);
+    }
     const char *dir = path_join(&t->arena, t->dir, "tokenizer");
     if (!file_exists(path_join(&t->arena, dir, "tokenizer.json"))) return train_tokenizer(t, dir);
     TRY(tokenizer_load(dir, &t->tokenizer));

@@ -64,6 +64,9 @@ static Status resume(Trainer *t, Ckpt *ckpt)
     all.model = list_roles(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, &all.n_model);
     all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, &all.n_optimizer);
     Status status = ckpt_load(ckpt, &all);
+    if (status == ERR_SHAPE || status == ERR_FORMAT) /* its hashes were good: it is another model's */
+        status = fail(ERR_REFUSED, "%s; the run file's model is not the one of this run: give the run another name, or set the model back",
+                      status_message());
     if (status == OK) {
         t->step = ckpt_step(ckpt);
         t->tokens = (int64_t)number(run, "tokens", 0);
@@ -96,6 +99,7 @@ static Status start_from(Trainer *t)
         if (ckpt_model_find(from, buffers[i].name)) wanted[n++] = buffers[i];
     Status status = ckpt_load(from, &(CkptTensors){.model = wanted, .n_model = n});
     ckpt_close(from);
+    if (status == ERR_SHAPE) status = fail(ERR_REFUSED, "%s; fields beside model.from cannot change a weight's shape", status_message());
     TRY_AS(status, "model.from");
     log_info("weights from %s", t->config->model.from);
     return session_refresh_copies(t->session);
