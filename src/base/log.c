@@ -1,12 +1,20 @@
 /* The log sink: one line at a time to stderr. */
 #include "base/base.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static LogLevel threshold = LOG_INFO; /* set once at the start, read from every thread */
 
 void log_set_level(LogLevel level) { threshold = level; }
+
+/* On a terminal a progress bar may stand where the line goes. */
+static const char *over_unfinished_line(void)
+{
+    const char *term = getenv("TERM");
+    return isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0 ? "\r\033[K" : "";
+}
 
 void log_line(LogLevel level, const char *format, ...)
 {
@@ -15,8 +23,7 @@ void log_line(LogLevel level, const char *format, ...)
     const char *head = level == LOG_WARN    ? "drover: warning: "
                        : level == LOG_ERROR ? "drover: "
                                             : "";
-    size_t used = strlen(head);
-    memcpy(line, head, used);
+    size_t used = (size_t)snprintf(line, sizeof line, "%s%s", over_unfinished_line(), head);
     va_list args;
     va_start(args, format);
     int n = vsnprintf(line + used, sizeof line - used - 1, format, args);

@@ -95,11 +95,9 @@ static Status show_data_progress(void *context, const DataProgress *p)
 {
     Trainer *t = context;
     if (trainer_stop_requested()) return fail(ERR_CANCELLED, "stopped while reading data");
-    if (clock_s() - t->progress.last_line_s < (t->progress.terminal ? 0.2 : 10)) return OK;
-    t->progress.last_line_s = clock_s();
     char done[32], total[32];
-    log_info("tokenising %s: %s of %s, %lld documents, %lld tokens", p->path, format_bytes((double)p->done_bytes, done),
-             format_bytes((double)p->total_bytes, total), (long long)p->n_documents, (long long)p->n_tokens);
+    progress_status(&t->progress, "tokenising: %s of %s, %lld documents, %lld tokens, %s", format_bytes((double)p->done_bytes, done),
+                    format_bytes((double)p->total_bytes, total), (long long)p->n_documents, (long long)p->n_tokens, p->path);
     return OK;
 }
 
@@ -118,11 +116,9 @@ static Status show_training(void *context, const TrainProgress *p)
 {
     Trainer *t = context;
     if (trainer_stop_requested()) return fail(ERR_CANCELLED, "stopped while training the tokenizer");
-    if (clock_s() - t->progress.last_line_s < 10) return OK;
-    t->progress.last_line_s = clock_s();
     char read[32];
-    log_info("training the tokenizer: %s read, %lld of %lld merges", format_bytes((double)p->read_bytes, read),
-             (long long)p->n_merges, (long long)p->max_merges);
+    progress_status(&t->progress, "training the tokenizer: %s read, %lld of %lld merges", format_bytes((double)p->read_bytes, read),
+                    (long long)p->n_merges, (long long)p->max_merges);
     return OK;
 }
 
@@ -137,6 +133,7 @@ static Status train_tokenizer(Trainer *t, const char *dir)
                                  .progress_context = t};
     Status status = tokenizer_train(&how, &(TextSource){data_texts_next, texts}, &t->tokenizer);
     data_texts_close(texts);
+    progress_clear(&t->progress);
     TRY_AS(status, "training the tokenizer");
     char took[32];
     log_info("tokenizer: %d tokens learnt in %s", tokenizer_vocab_size(t->tokenizer),
@@ -191,7 +188,9 @@ Status trainer_setup_data(Trainer *t)
     if (t->config->n_sources == 0)
         return fail(ERR_ARG, "data: no source; for instance `data: [{path: \"/usr/include/**/*.h\"}]`");
     DataOptions options = data_options(t);
-    TRY(data_open(&options, &t->data));
+    Status status = data_open(&options, &t->data);
+    progress_clear(&t->progress);
+    TRY(status);
     DataPlan plan = {.split = DATA_TRAIN, .seed = (uint64_t)r->seed, .batch = r->batch, .micro_batch = t->micro_batch,
                      .seq = r->seq};
     TRY(data_loader_create(t->data, &plan, &t->loader));
