@@ -55,8 +55,7 @@ Status config_bool(const json_t *json, const char *key, bool *out)
     return OK;
 }
 
-Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t min, int64_t max, int64_t *out,
-                       bool *found)
+Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t max, int64_t *out, bool *found)
 {
     const json_t *v = json_object_get(json, key);
     *found = false;
@@ -66,9 +65,8 @@ Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t m
         return fail(ERR_REFUSED, "config: %s has %zu numbers for %lld layers", key, json_array_size(v), (long long)n);
     for (int64_t i = 0; i < n; i++) {
         const json_t *item = json_array_get(v, (size_t)i);
-        if (!json_is_integer(item) || json_integer_value(item) < min || json_integer_value(item) > max)
-            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from %lld to %lld", key, (long long)i,
-                        (long long)min, (long long)max);
+        if (!json_is_integer(item) || json_integer_value(item) < 0 || json_integer_value(item) > max)
+            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from 0 to %lld", key, (long long)i, (long long)max);
         out[i] = json_integer_value(item);
     }
     *found = true;

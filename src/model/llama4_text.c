@@ -47,7 +47,7 @@ static Status read_positions(ModelConfig *c, const json_t *json)
     int64_t interval = 4, *list = xcalloc((size_t)c->n_layers, sizeof *list);
     bool found = false;
     Status status = config_int(json, "no_rope_layer_interval", 0, 4096, &interval);
-    if (status == OK) status = config_int_list(json, "no_rope_layers", c->n_layers, 0, 1, list, &found);
+    if (status == OK) status = config_int_list(json, "no_rope_layers", c->n_layers, 1, list, &found);
     for (int64_t i = 0; i < c->n_layers; i++) c->layer[i].rope = found ? list[i] : interval == 0 || (i + 1) % interval != 0;
     free(list);
     return status;
@@ -134,11 +134,12 @@ static Status position_step(ModelBuilder *b, ValueId *q, ValueId *k)
     return op_l2norm(b->g, *k, (float)c->norm_eps, k);
 }
 
-static ValueId expert_weight(ModelBuilder *b, const char *name, int64_t in, Axis in_axis, int64_t out, Axis out_axis,
-                             WeightInit init)
+/* gate_up_proj [E embed 2f], or down_proj [E f embed], which writes into the residual. */
+static ValueId expert_weight(ModelBuilder *b, const char *name, int64_t in, int64_t out, bool down)
 {
-    Shape shape = shape_make(3, (int64_t[]){b->config->n_experts, in, out}, (Axis[]){AXIS_EXPERTS, in_axis, out_axis});
-    return model_weight(b, name, shape, init);
+    Axis from = down ? AXIS_FFN : AXIS_EMBED, to = down ? AXIS_EMBED : AXIS_FFN;
+    Shape shape = shape_make(3, (int64_t[]){b->config->n_experts, in, out}, (Axis[]){AXIS_EXPERTS, from, to});
+    return model_weight(b, name, shape, down ? model_init_residual(b) : model_init(b));
 }
 
 /* The bias that balances without a loss: chosen with, scored without; moved after each step by load. */
@@ -197,12 +198,12 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
     TRY(route(b, x, &d));
     graph_set_scope(b->g, "feed_forward.experts");
     TRY(op_expert_gather(b->g, x, d.score, d.source, d.place, &rows));
-    TRY(op_grouped_linear(b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, AXIS_EMBED, 2 * f,
-                                                    AXIS_FFN, model_init(b)), d.offsets, &both));
+    TRY(op_grouped_linear(b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, 2 * f, false),
+                          d.offsets, &both));
     TRY(op_split(b->g, both, 2, halves, axes, part));
     TRY(op_swiglu(b->g, part[0], part[1], &act));
-    TRY(op_grouped_linear(b->g, act, expert_weight(b, "feed_forward.experts.down_proj", f, AXIS_FFN, c->embed,
-                                                   AXIS_EMBED, model_init_residual(b)), d.offsets, &rows));
+    TRY(op_grouped_linear(b->g, act, expert_weight(b, "feed_forward.experts.down_proj", f, c->embed, true), d.offsets,
+                          &rows));
     Shape tokens = graph_value(b->g, x)->shape;
     return op_expert_combine(b->g, rows, d.source, d.place, NO_VALUE, shared, tokens, y);
 }

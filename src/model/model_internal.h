@@ -32,9 +32,8 @@ struct ModelDef {
 Status config_int(const json_t *json, const char *key, int64_t min, int64_t max, int64_t *out);
 Status config_number(const json_t *json, const char *key, double min, double max, double *out);
 Status config_bool(const json_t *json, const char *key, bool *out); /* numbers count as truth values */
-/* A list of n integers in [min, max], or absent (*found false). */
-Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t min, int64_t max, int64_t *out,
-                       bool *found);
+/* A list of n integers in [0, max], or absent (*found false). */
+Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t max, int64_t *out, bool *found);
 
 /* Sets json[key] where it is absent or null; takes the value. */
 void config_complete(json_t *json, const char *key, json_t *value);

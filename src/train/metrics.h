@@ -19,7 +19,7 @@ typedef struct StepMetrics {
 typedef struct Metrics Metrics;
 /* Opens (and continues) dir/metrics.jsonl and, if wanted, dir/tensorboard/. Never fails: see above. */
 Metrics *metrics_open(const char *dir, bool tensorboard, int64_t first_step);
-void metrics_step(Metrics *metrics, const StepMetrics *m);
+void metrics_step(Metrics *m, const StepMetrics *s);
 /* {"event": kind, "step": step, "time": ..., "text": text} */
 void metrics_event(Metrics *metrics, const char *kind, int64_t step, const char *text);
 void metrics_close(Metrics *metrics);
