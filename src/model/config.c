@@ -193,19 +193,40 @@ static Status find_family(const char *type, const ModelDef **def)
                 near ? near : "");
 }
 
+/* A model that sees images too (model_type llama4) keeps the language model's configuration in text_config. */
+static Status find_text(const json_t *json, const json_t **text, const char **type)
+{
+    *type = json_string_value(json_object_get(json, "model_type"));
+    *text = model_config_text_part(json);
+    if (!*type) return fail(ERR_FORMAT, "config: model_type is missing");
+    if (*text == json) return OK;
+    if (strcmp(*type, "llama4") != 0)
+        return fail(ERR_UNSUPPORTED, "config: model_type %s with a text_config is not known; llama4 is", *type);
+    const char *inner = json_string_value(json_object_get(*text, "model_type"));
+    *type = inner ? inner : "llama4_text";
+    return OK;
+}
+
+const json_t *model_config_text_part(const json_t *json)
+{
+    const json_t *inside = json_object_get(json, "text_config");
+    return json_is_object(inside) ? inside : json;
+}
+
 Status model_config_from_json(const json_t *json, ModelConfig *config)
 {
-    *config = (ModelConfig){.weight_prefix = ""};
+    const json_t *text;
+    const char *type;
     if (!json_is_object(json)) return fail(ERR_FORMAT, "config: not a JSON object");
-    const char *type = json_string_value(json_object_get(json, "model_type"));
-    if (!type) return fail(ERR_FORMAT, "config: model_type is missing");
+    TRY(find_text(json, &text, &type));
+    *config = (ModelConfig){.weight_prefix = text == json ? "" : "language_model."};
     TRY(find_family(type, &config->def));
     config->json = json_deep_copy(json);
-    Status status = read_common(config, json);
-    if (status == OK) status = check(config, json);
+    Status status = read_common(config, text);
+    if (status == OK) status = check(config, text);
     if (status == OK) {
         config->layer = xcalloc((size_t)config->n_layers, sizeof *config->layer);
-        status = config->def->read(config, json);
+        status = config->def->read(config, text);
     }
     if (status != OK) model_config_deinit(config);
     return status;
@@ -274,15 +295,23 @@ static void write_common(const ModelConfig *c, json_t *json)
 char *model_config_text(const ModelConfig *config, DType stored)
 {
     json_t *json = json_deep_copy(config->json);
+    json_t *part = (json_t *)(uintptr_t)model_config_text_part(json);
     config_complete(json, "architectures", json_pack("[s]", config->def->architecture));
-    write_common(config, json);
-    if (config->def->write) config->def->write(config, json);
+    write_common(config, part);
+    if (config->def->write) config->def->write(config, part);
     write_dtype(json, stored);
-    json_object_set_new(json, "vocab_size", json_integer(config->vocab));
-    if (config->expert_bias) json_object_set_new(json, "drover_expert_bias", json_true());
-    if (config->bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(config->bos));
-    if (config->n_eos == 1) json_object_set_new(json, "eos_token_id", json_integer(config->eos[0]));
-    if (config->pad >= 0) json_object_set_new(json, "pad_token_id", json_integer(config->pad));
+    if (part != json) write_dtype(part, stored);
+    json_object_set_new(part, "vocab_size", json_integer(config->vocab));
+    if (config->expert_bias) json_object_set_new(part, "drover_expert_bias", json_true());
+    if (config->bos >= 0) json_object_set_new(part, "bos_token_id", json_integer(config->bos));
+    if (config->n_eos == 1) json_object_set_new(part, "eos_token_id", json_integer(config->eos[0]));
+    if (config->pad >= 0) json_object_set_new(part, "pad_token_id", json_integer(config->pad));
+    /* what is written with it is plain numbers, whatever was read */
+    static const char *const undone[] = {"quantization_config", "compression_config"};
+    for (int i = 0; i < COUNT_OF(undone); i++) {
+        json_object_del(json, undone[i]);
+        json_object_del(part, undone[i]);
+    }
     char *text = json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
     json_decref(json);
     return text;

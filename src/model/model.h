@@ -49,7 +49,7 @@ typedef struct ModelConfig {
     LayerConfig *layer; /* n_layers, heap */
     int64_t bos, eos[8], pad; /* -1: none */
     int n_eos;
-    const char *weight_prefix; /* "" or "language_model." */
+    const char *weight_prefix; /* of names in checkpoints: "", or "language_model." beside a part for images */
 } ModelConfig;
 
 /* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key: ERR_FORMAT for
@@ -61,8 +61,11 @@ void model_config_deinit(ModelConfig *config);
 /* The field of a config.json with this name, else the known one nearest to it, else NULL. */
 const char *model_config_key(const char *name);
 /* The config.json to write: as read, with what has changed, the type that the weights are stored as, and in
- * full where it left something to the reader: what one program assumes another may not. Caller frees it. */
+ * full where it left something to the reader: what one program assumes another may not; without what says that
+ * weights are quantised. Caller frees it. */
 char *model_config_text(const ModelConfig *config, DType stored);
+/* The part of a config.json that describes the language model: its text_config, or all of it. */
+const json_t *model_config_text_part(const json_t *json);
 /* After a tokenizer is known: vocabulary and special ids. */
 Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad);
 

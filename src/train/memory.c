@@ -133,5 +133,6 @@ Status trainer_setup_programs(Trainer *t)
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
     t->snapshot_bytes = snapshot_bytes(t);
+    TRY(trainer_check_from(t));
     return check_fits(t);
 }

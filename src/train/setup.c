@@ -6,14 +6,32 @@
 
 /* ---- model ------------------------------------------------------------------------------------------ */
 
+/* The directory's own configuration, which must be right as it is. */
+static Status from_json(const char *dir, json_t **out)
+{
+    Weights *from;
+    ModelConfig config;
+    json_t *json;
+    TRY(weights_open(dir, CKPT_VERIFY_SIZES, &from));
+    Status status = weights_config(from, &json);
+    weights_close(from);
+    TRY(status);
+    status = model_config_from_json(json, &config);
+    if (status != OK) {
+        json_decref(json);
+        return status;
+    }
+    model_config_deinit(&config);
+    *out = json;
+    return OK;
+}
+
 static Status base_json(const RunModel *m, json_t **out)
 {
     ModelConfig config;
     if (*m->from) {
-        Arena arena = {0};
-        Status status = model_config_load(path_join(&arena, m->from, "config.json"), &config);
-        arena_deinit(&arena);
-        TRY_AS(status, "model.from");
+        TRY_AS(from_json(m->from, out), "model.from");
+        return OK;
     } else if (*m->preset) {
         TRY(model_config_preset(m->preset, &config));
     } else {
@@ -43,8 +61,9 @@ static Status check_fields(json_t *base, json_t *fields)
 /* The directory's or the preset's config.json was read well before: what is wrong now stands in the run file. */
 static Status read_fields(Trainer *t, json_t *base, json_t *fields)
 {
-    TRY(check_fields(base, fields));
-    json_object_update(base, fields);
+    json_t *part = (json_t *)(uintptr_t)model_config_text_part(base);
+    TRY(check_fields(part, fields));
+    json_object_update(part, fields);
     Status status = model_config_from_json(base, &t->model);
     if (status == ERR_FORMAT) return fail(ERR_ARG, "%s", status_message());
     return status == ERR_UNSUPPORTED ? fail(ERR_REFUSED, "%s", status_message()) : status;

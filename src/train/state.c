@@ -7,7 +7,9 @@
 
 /* ---- lists ---------------------------------------------------------------------------------------------- */
 
-static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
+/* With the prefix that the names have in checkpoints, or as they are in the graph. Before there is a session the
+ * tensors have no data yet. */
+static NamedTensor *list_roles(Trainer *t, unsigned roles, const char *prefix, int *n)
 {
     const Store *store = t->programs.store;
     VEC(NamedTensor) list = {0};
@@ -15,7 +17,9 @@ static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
         const StateEntry *e = &store->entry[i];
         if (!(roles >> e->role & 1)) continue;
         for (int k = 0; k < e->n_parts; k++)
-            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, session_state_part(t->session, i, k)}));
+            VEC_PUSH(&list, ((NamedTensor){arena_printf(&t->arena, "%s%s", prefix, e->part[k].name),
+                                           t->session ? session_state_part(t->session, i, k)
+                                                      : tensor_make(NULL, e->dtype, e->part[k].shape)}));
     }
     NamedTensor *copy = arena_copy(&t->arena, list.at, list.n * sizeof *list.at);
     *n = (int)list.n;
@@ -27,8 +31,8 @@ static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
  * programs complain, so they lie with the moments. */
 void trainer_list_state(Trainer *t)
 {
-    t->weights = list_roles(t, 1u << STATE_PARAM, &t->n_weights);
-    t->others = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER, &t->n_others);
+    t->weights = list_roles(t, 1u << STATE_PARAM, t->model.weight_prefix, &t->n_weights);
+    t->others = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER, "", &t->n_others);
 }
 
 /* ---- load ------------------------------------------------------------------------------------------------ */
@@ -56,13 +60,25 @@ static void compare_settings(const Trainer *t, const json_t *run)
     }
 }
 
+/* Two lists, one after the other. */
+static NamedTensor *join_lists(Trainer *t, const NamedTensor *a, int n_a, const NamedTensor *b, int n_b)
+{
+    NamedTensor *both = ARENA_ARRAY(&t->arena, NamedTensor, n_a + n_b);
+    if (n_a) memcpy(both, a, sizeof *both * (size_t)n_a);
+    if (n_b) memcpy(both + n_a, b, sizeof *both * (size_t)n_b);
+    return both;
+}
+
 static Status resume(Trainer *t, Ckpt *ckpt)
 {
+    int n_biases;
     json_t *run = json_loads(ckpt_run_json(ckpt), JSON_REJECT_DUPLICATES, NULL);
     if (!run) return fail(ERR_FORMAT, "%s: the manifest's run object is not JSON", ckpt_path(ckpt));
     CkptTensors all = {0}; /* biases are looked up as the model's: an older checkpoint has them there */
-    all.model = list_roles(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, &all.n_model);
-    all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, &all.n_optimizer);
+    const NamedTensor *biases = list_roles(t, 1u << STATE_BUFFER, "", &n_biases);
+    all.model = join_lists(t, t->weights, t->n_weights, biases, n_biases);
+    all.n_model = t->n_weights + n_biases;
+    all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, "", &all.n_optimizer);
     Status status = ckpt_load(ckpt, &all);
     if (status == ERR_SHAPE || status == ERR_FORMAT) /* its hashes were good: it is another model's */
         status = fail(ERR_REFUSED, "%s; the run file's model is not the one of this run: give the run another name, or set the model back",
@@ -87,21 +103,42 @@ static Status resume(Trainer *t, Ckpt *ckpt)
 
 /* Weights, and the expert biases if the directory has them: published models balance otherwise, and begin with
  * biases of zero. */
-static Status start_from(Trainer *t)
+static NamedTensor *list_from(Trainer *t, const Weights *from, int *n)
 {
-    Ckpt *from;
-    int n, n_buffers;
-    NamedTensor *weights = list_roles(t, 1u << STATE_PARAM, &n), *buffers = list_roles(t, 1u << STATE_BUFFER, &n_buffers);
-    NamedTensor *wanted = ARENA_ARRAY(&t->arena, NamedTensor, n + n_buffers);
-    TRY_AS(ckpt_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
-    memcpy(wanted, weights, sizeof *wanted * (size_t)n);
+    int n_buffers, found = 0;
+    const NamedTensor *weights = list_roles(t, 1u << STATE_PARAM, "", n);
+    NamedTensor *buffers = list_roles(t, 1u << STATE_BUFFER, "", &n_buffers);
     for (int i = 0; i < n_buffers; i++)
-        if (ckpt_model_find(from, buffers[i].name)) wanted[n++] = buffers[i];
-    Status status = ckpt_load(from, &(CkptTensors){.model = wanted, .n_model = n});
-    ckpt_close(from);
+        if (weights_find(from, buffers[i].name)) buffers[found++] = buffers[i];
+    NamedTensor *wanted = join_lists(t, weights, *n, buffers, found);
+    *n += found;
+    return wanted;
+}
+
+Status trainer_check_from(Trainer *t)
+{
+    Weights *from;
+    int n;
+    if (!*t->config->model.from) return OK;
+    TRY_AS(weights_open(t->config->model.from, CKPT_VERIFY_SIZES, &from), "model.from");
+    const NamedTensor *wanted = list_from(t, from, &n);
+    Status status = weights_match(from, wanted, n);
+    weights_close(from);
     if (status == ERR_SHAPE) status = fail(ERR_REFUSED, "%s; fields beside model.from cannot change a weight's shape", status_message());
     TRY_AS(status, "model.from");
-    log_info("weights from %s", t->config->model.from);
+    return OK;
+}
+
+static Status start_from(Trainer *t)
+{
+    Weights *from;
+    int n;
+    TRY_AS(weights_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
+    const NamedTensor *wanted = list_from(t, from, &n);
+    Status status = weights_load(from, wanted, n);
+    if (status == OK) log_info("weights from %s (%s)", t->config->model.from, weights_form(from));
+    weights_close(from);
+    TRY_AS(status, "model.from");
     return session_refresh_copies(t->session);
 }
 

@@ -2,7 +2,7 @@
  *
  * What it is.   The programs of a training step, initial weights, learning-rate schedules, the policy
  *               for bad steps, metrics, progress, checkpoints, restart.
- * Depends on.   base, tensor, run, graph, ops, pass, program, device, model, text, data, ckpt
+ * Depends on.   base, tensor, run, graph, ops, pass, program, device, model, text, data, ckpt, weights
  * Owns.         A Trainer owns all that a run needs, from the tokenizer to the session.
  * Invariants.   A run is a pure function of its run file: weights from (seed, name), data from (seed,
  *               step), the update from both. Stopped and started again it gives the same bits.

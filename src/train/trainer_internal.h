@@ -6,6 +6,7 @@
 #include "data/data.h"
 #include "train/progress.h"
 #include "train/train.h"
+#include "weights/weights.h"
 
 enum { PREFETCH_DEPTH = 2 };
 
@@ -57,6 +58,7 @@ size_t trainer_total_bytes(const Trainer *t);
 void trainer_plan_text(const Trainer *t, Str *out);
 /* state.c */
 void trainer_list_state(Trainer *t);        /* what a checkpoint holds, by published names */
+Status trainer_check_from(Trainer *t);      /* that model.from has what the programs need; reads headers only */
 Status trainer_load_or_init(Trainer *t);    /* newest good checkpoint, model.from, or initial weights */
 Status trainer_save(Trainer *t, bool wait); /* a checkpoint of the present step */
 Status trainer_poll_save(Trainer *t);       /* reports a finished save */
