@@ -257,6 +257,13 @@ FAULT=train.nun:2 expect 2 'did you mean train.nan' train "${tiny[@]}"
 # ---- inspect ----
 expect 0 '' inspect "$golden/llama4-scout"
 says 'experts +4'
+says '^files: 3, .*numbers'
+says '^tokenizer: none'
+expect 0 '' inspect "$work/model"
+says '^tokenizer: Hugging Face, 320 ids'
+says '^chat template: none'
+expect 0 '' inspect "$golden/llama3-rope-linear"
+says 'scaled by 4 \(linear\)'
 expect 0 '' inspect llama4-nano --graph loss
 says 'linear_cross_entropy'
 expect 0 '' inspect llama4-nano --program step

@@ -96,7 +96,8 @@ typedef struct ModelDir ModelDir;
 Status modeldir_open(const char *path, ModelDir **out);
 void modeldir_close(ModelDir *dir);
 const char *modeldir_path(const ModelDir *dir);
-int modeldir_count(const ModelDir *dir);
+int modeldir_file_count(const ModelDir *dir);
+int modeldir_count(const ModelDir *dir); /* tensors */
 const SafetensorsEntry *modeldir_at(const ModelDir *dir, int i);              /* by name, sorted */
 const SafetensorsEntry *modeldir_find(const ModelDir *dir, const char *name); /* or NULL */
 uint64_t modeldir_bytes(const ModelDir *dir);                                 /* of all tensors */

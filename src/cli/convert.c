@@ -231,8 +231,9 @@ const Command command_convert = {
     .min_operands = 2,
     .max_operands = 2,
     .sentence = "any model that drover reads, as a Hugging Face directory",
-    .details = "SRC is a model directory, a checkpoint or a run. DST must not be there yet; it appears when it is\n"
-               "complete. Tensors are read and written a few MB at a time, whatever the size of the model.",
+    .details = "SRC is a model directory (Meta's layout too), a checkpoint or a run. DST must not be there yet;\n"
+               "it appears when it is complete. Tensors are read and written a few MB at a time, whatever the\n"
+               "size of the model.",
     COMMAND_OPTIONS(ConvertFlags, options),
     .run = run,
 };

@@ -41,7 +41,9 @@ void show_config(const ModelConfig *c, Str *out)
                (long long)c->n_kv_heads, (long long)c->head_dim, c->qk_norm ? ", norm of q and k" : "",
                c->temperature_tuning ? ", query temperature" : "");
     str_printf(out, "  positions       %lld, theta %g", (long long)c->max_positions, c->rope_theta);
-    if (c->rope_scaling.factor > 1) str_printf(out, ", scaled by %g", (double)c->rope_scaling.factor);
+    if (c->rope_scaling.factor > 1)
+        str_printf(out, ", scaled by %g (%s)", (double)c->rope_scaling.factor,
+                   c->rope_scaling.original_max_position > 0 ? "llama3" : "linear");
     str_add(out, "\n");
 }
 
@@ -129,22 +131,53 @@ Status show_pth(const char *path, bool all, Str *out)
 
 /* ---- directories -------------------------------------------------------------------------------- */
 
-static void show_weights(const Weights *weights, bool all, Str *out)
+static int64_t count_numbers(TensorList tensors)
 {
-    char size[32];
+    int64_t n = 0;
+    for (int i = 0; i < tensors.n; i++) n += shape_count(&tensors.at[i].shape);
+    return n;
+}
+
+static void show_weights(const InferModel *model, bool all, Str *out)
+{
+    char size[32], numbers[32];
+    const Weights *weights = model->weights;
     TensorList list = make_list(weights_count(weights));
     for (int i = 0; i < list.n; i++) {
         const Weight *w = weights_at(weights, i);
         list.at[i] = (ShownTensor){w->name, w->kind, w->shape, w->bytes};
     }
-    str_printf(out, "files: %s in %d tensors (%s)\n", format_bytes((double)weights_bytes(weights), size), list.n,
-               weights_form(weights));
+    str_add(out, "files: ");
+    if (model->ckpt) str_printf(out, "%d, ", modeldir_file_count(ckpt_model(model->ckpt)));
+    str_printf(out, "%s in %d tensors of %s numbers (%s)\n", format_bytes((double)weights_bytes(weights), size), list.n,
+               format_count((double)count_numbers(list), numbers), weights_form(weights));
     if (*weights_prefix(weights)) str_printf(out, "  prefix          %s\n", weights_prefix(weights));
     if (weights_ignored(weights))
         str_printf(out, "  not used        %d tensors: frequencies, scales of activations, statistics, the part for images\n",
                    weights_ignored(weights));
     show_tensors(list, all, out);
     free(list.at);
+}
+
+/* What the directory has beside its weights, and what of it says how to talk to the model. */
+static void show_beside(const InferModel *model, Str *out)
+{
+    static const char *const kinds[][2] = {{"tokenizer.json", "Hugging Face"}, {"tokenizer.model", "tokenizer.model"}};
+    Arena arena = {0};
+    const char *kind = "none", *template = model->tokenizer && tokenizer_chat_template(model->tokenizer) ? "yes" : "none";
+    for (int i = COUNT_OF(kinds) - 1; i >= 0; i--)
+        if (file_exists(path_join(&arena, model->path, kinds[i][0]))) kind = kinds[i][1];
+    if (file_exists(path_join(&arena, model->path, "chat_template.jinja"))) template = "yes, chat_template.jinja";
+    if (model->tokenizer)
+        str_printf(out, "tokenizer: %s, %d ids, %zu merges; drover tokenizer inspect %s\n", kind,
+                   tokenizer_vocab_size(model->tokenizer), tokenizer_merge_count(model->tokenizer), model->path);
+    else
+        str_add(out, "tokenizer: none\n");
+    str_printf(out, "chat template: %s\n", template);
+    str_add(out, "ends a text:");
+    for (int i = 0; i < model->n_stop; i++) str_printf(out, " %d", model->stop[i]);
+    str_add(out, model->n_stop ? "\n" : " nothing\n");
+    arena_deinit(&arena);
 }
 
 Status show_model(const char *path, bool all, Str *out)
@@ -156,12 +189,8 @@ Status show_model(const char *path, bool all, Str *out)
     if (model.ckpt && ckpt_has_manifest(model.ckpt))
         str_printf(out, "checkpoint: step %lld, every hash is right, %d optimizer tensors\n  %s\n", (long long)ckpt_step(model.ckpt),
                    ckpt_optimizer_count(model.ckpt), ckpt_run_json(model.ckpt));
-    show_weights(model.weights, all, out);
-    if (model.tokenizer)
-        str_printf(out, "tokenizer: %d ids, %zu merges; drover tokenizer inspect %s\n", tokenizer_vocab_size(model.tokenizer),
-                   tokenizer_merge_count(model.tokenizer), model.path);
-    else
-        str_add(out, "tokenizer: none\n");
+    show_weights(&model, all, out);
+    show_beside(&model, out);
     infer_model_deinit(&model);
     return OK;
 }

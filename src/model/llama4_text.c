@@ -111,7 +111,7 @@ static void write_llama4(const ModelConfig *c, json_t *json)
     config_complete(json, "num_experts_per_tok", json_integer(c->n_experts_per_token));
     config_complete(json, "use_qk_norm", json_boolean(c->qk_norm));
     config_complete(json, "attn_scale", json_real(c->temperature_scale));
-    config_complete(json, "floor_scale", json_integer((json_int_t)c->temperature_floor));
+    json_object_set_new(json, "floor_scale", json_integer((json_int_t)c->temperature_floor)); /* a real number is refused */
     json_object_set_new(json, "attn_temperature_tuning", json_boolean(c->temperature_tuning)); /* early files have 4 */
     json_decref(rope);
     json_decref(moe);

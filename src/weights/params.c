@@ -185,7 +185,7 @@ static Status llama4_config(const Params *p, json_t *config)
     json_object_set_new(config, "attn_temperature_tuning",
                         json_boolean(truth(p->json, "attn_temperature_tuning", interval > 0)));
     json_object_set_new(config, "attn_scale", json_real(scale));
-    json_object_set_new(config, "floor_scale", json_real(floor_scale));
+    json_object_set_new(config, "floor_scale", json_integer((json_int_t)floor_scale)); /* as transformers wants it */
     return OK;
 }
 
