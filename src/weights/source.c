@@ -125,6 +125,8 @@ Status weights_open_ckpt(Ckpt *ckpt, Weights **out)
 Status weights_open(const char *path, CkptVerify verify, Weights **out)
 {
     Arena arena = {0};
+    if (!dir_exists(path))
+        return fail(ERR_IO, file_exists(path) ? "%s is a file; a model is a directory" : "there is no directory %s", path);
     bool meta = meta_is(&arena, path);
     arena_deinit(&arena);
     if (meta) {
