@@ -6,14 +6,16 @@
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
+#   make parity-tokenizers   token ids against tiktoken, tokenizers, sentencepiece: TOKENIZERS=dir (needs PyPI)
 MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
+TOKENIZERS ?= ../shared/data/tokenizers
 DATA ?=
 MINUTES ?=
 SECONDS ?= 60
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
-.PHONY: all run test bench asan fuzz tidy format packages clean parity
+.PHONY: all run test bench asan fuzz tidy format packages clean parity parity-tokenizers
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -54,6 +56,11 @@ tidy: packages
 format:
 	@tools/packages format
 	@clang-format -i $(SOURCES)
+
+parity-tokenizers: all
+	@tools/packages parity
+	@ninja -C build -j $(JOBS) text_bench
+	@tools/parity/token_ids.py --tokenizers '$(TOKENIZERS)'
 
 packages:
 	@tools/packages build test

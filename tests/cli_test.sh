@@ -107,6 +107,14 @@ expect 0 '' tokenizer decode "$work/tokenizer" "$work/ids"
 cmp -s "$work/out" "$work/text" || { echo "decode of encode is another text"; failed=1; }
 expect 0 '' tokenizer inspect "$work/tokenizer"
 says '320 ids'
+sp=$source/tests/golden_text/sp-grok.model # a SentencePiece model, two texts at once
+printf ' the  herd\n\n12 naïve 東京 \xff' >"$work/text2"
+expect 0 '' tokenizer encode "$sp" "$work/text" "$work/text2"
+sed -n 1p "$work/out" >"$work/ids1"; sed -n 2p "$work/out" >"$work/ids2"
+expect 0 '' tokenizer decode "$sp" "$work/ids1" "$work/ids2"
+cat "$work/text" "$work/text2" | cmp -s - "$work/out" || { echo "decode of encode is another text with a SentencePiece model"; failed=1; }
+expect 0 '' tokenizer inspect "$sp"
+says 'SentencePiece BPE, 600 ids'
 echo '5 999999' >"$work/ids"
 expect 1 "'999999'" tokenizer decode "$work/tokenizer" "$work/ids"
 one_line

@@ -128,7 +128,7 @@ static Status answer(Chat *chat)
 {
     GenerateStats stats;
     int64_t held = infer_length(chat->infer, 0);
-    chat->decoder = (Decoder){.tokenizer = chat->model->tokenizer, .skip_special = true};
+    chat->decoder = (Decoder){.tokenizer = chat->model->tokenizer, .skip_special = true, .continues = true};
     GenerateRequest r = {.prompt = chat->history.at + held, .n_prompt = (int64_t)chat->history.n - held,
                          .max_tokens = chat->flags->max_tokens, .on_token = on_token, .context = chat,
                          .sampler = sampling_apply(&chat->flags->sampling, chat->model)};

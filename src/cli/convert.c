@@ -18,7 +18,7 @@ static const Option options[] = {
     {"shard-size", OPTION_TEXT, "BYTES", 0, 0, "5GB", NULL, offsetof(ConvertFlags, shard_size), "of a file at most: 5GB, 512MB"},
 };
 
-enum { MAX_CONFIG_BYTES = 16 << 20, MAX_FILES = 4 };
+enum { MAX_CONFIG_BYTES = 16 << 20, MAX_FILES = 1 + TOKENIZER_MAX_FILES };
 
 typedef struct Job {
     Arena arena;
@@ -27,7 +27,6 @@ typedef struct Job {
     Meter meter;
     Export what;
     CkptFile file[MAX_FILES];
-    Str tokenizer, tokenizer_config;
 } Job;
 
 /* ---- tensors --------------------------------------------------------------------------------- */
@@ -139,14 +138,15 @@ static Status make_config(Job *job)
     return OK;
 }
 
-/* transformers wants tokenizer.json: made where the source has a tiktoken file alone. */
+/* What transformers wants and the source does not have: tokenizer.json of a tiktoken file, a tokenizer_config.json. */
 static void make_tokenizer(Job *job)
 {
-    if (!job->model.tokenizer || file_exists(path_join(&job->arena, job->model.path, "tokenizer.json"))) return;
-    tokenizer_print(job->model.tokenizer, &job->tokenizer, &job->tokenizer_config);
-    add_file(job, "tokenizer.json", job->tokenizer.at, job->tokenizer.n);
-    if (!file_exists(path_join(&job->arena, job->model.path, "tokenizer_config.json")))
-        add_file(job, "tokenizer_config.json", job->tokenizer_config.at, job->tokenizer_config.n);
+    TokenizerFile made[TOKENIZER_MAX_FILES];
+    int n = 0;
+    if (job->model.tokenizer) tokenizer_files(job->model.tokenizer, &job->arena, made, &n);
+    for (int i = 0; i < n; i++)
+        if (!file_exists(path_join(&job->arena, job->model.path, made[i].name)))
+            add_file(job, made[i].name, (const char *)made[i].text.at, made[i].text.n);
 }
 
 /* ---- the work ------------------------------------------------------------------------------------ */
@@ -193,8 +193,6 @@ static Status run(const void *opaque, Operands operands)
         status = convert(&job, operands.at[1]);
         infer_model_deinit(&job.model);
     }
-    str_deinit(&job.tokenizer);
-    str_deinit(&job.tokenizer_config);
     arena_deinit(&job.arena);
     return status;
 }

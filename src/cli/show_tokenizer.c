@@ -76,15 +76,16 @@ void show_tokenizer(const Tokenizer *t, Str *out)
         special += tokenizer_token_kind(t, id) == TOKEN_SPECIAL;
         added += tokenizer_token_kind(t, id) == TOKEN_ADDED;
     }
-    str_printf(out, "tokenizer: byte-level BPE, %d ids: %d plain, %d added, %d special; %zu merges; hash %016llx\n", n, plain,
-               added, special, tokenizer_merge_count(t), (unsigned long long)tokenizer_hash(t));
+    str_printf(out, "tokenizer: %s, %d ids: %d plain, %d added, %d special; %zu merges; hash %016llx\n",
+               tokenizer_algorithm(t), n, plain, added, special, tokenizer_merge_count(t), (unsigned long long)tokenizer_hash(t));
     add_id(t, "begin of text", tokenizer_bos(t), out);
     add_id(t, "end of text", tokenizer_eos(t), out);
     add_id(t, "padding", tokenizer_pad(t), out);
     const int32_t *stops = tokenizer_stops(t, &n_stops);
     for (int i = 0; i < n_stops; i++) add_id(t, "ends a reply", stops[i], out);
     str_printf(out, "  %-16s%s\n", "chat template", tokenizer_chat_template(t) ? "yes" : "none");
-    str_printf(out, "  %-16s%s\n", "pattern", tokenizer_pattern(t));
+    str_printf(out, "  %-16s%s\n", "bytes come back", tokenizer_is_reversible(t) ? "yes" : "not all");
+    if (tokenizer_pattern(t)) str_printf(out, "  %-16s%s\n", "pattern", tokenizer_pattern(t));
     add_specials(t, out);
     add_longest(t, out);
 }

@@ -39,17 +39,13 @@ static Status open_files(Arena *arena, const char *path, Ckpt **ckpt)
 
 /* ---- beside the weights --------------------------------------------------------------------------- */
 
-static Status open_tokenizer(Arena *arena, InferModel *model)
+static Status open_tokenizer(InferModel *model)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model"};
-    for (int i = 0; i < COUNT_OF(names); i++) {
-        if (!has(arena, model->path, names[i])) continue;
-        TRY(tokenizer_load(model->path, &model->tokenizer));
-        if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab)
-            log_warn("%s: the tokenizer has %d ids, but the model only %lld", model->path,
-                     tokenizer_vocab_size(model->tokenizer), (long long)model->config.vocab);
-        return OK;
-    }
+    if (!tokenizer_exists(model->path)) return OK;
+    TRY(tokenizer_load(model->path, &model->tokenizer));
+    if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab)
+        log_warn("%s: the tokenizer has %d ids, but the model only %lld", model->path,
+                 tokenizer_vocab_size(model->tokenizer), (long long)model->config.vocab);
     return OK;
 }
 
@@ -116,7 +112,7 @@ static Status open_all(Arena *arena, const char *path, InferModel *model)
     TRY(open_files(arena, path, &model->ckpt));
     model->path = xstrdup(ckpt_path(model->ckpt));
     TRY(model_config_load(path_join(arena, model->path, "config.json"), &model->config));
-    TRY(open_tokenizer(arena, model));
+    TRY(open_tokenizer(model));
     return read_generation(arena, model);
 }
 

@@ -139,7 +139,6 @@ static Status train_tokenizer(Trainer *t, const char *dir)
     log_info("tokenizer: %d tokens learnt in %s", tokenizer_vocab_size(t->tokenizer),
              format_duration(clock_s() - start, took));
     TRY(dir_create(dir));
-    t->tokenizer_kept = true;
     return tokenizer_save(t->tokenizer, dir);
 }
 
@@ -155,9 +154,8 @@ static Status read_tokenizer(Trainer *t)
                     c->model.from);
     }
     const char *dir = path_join(&t->arena, t->dir, "tokenizer");
-    if (!file_exists(path_join(&t->arena, dir, "tokenizer.json"))) return train_tokenizer(t, dir);
+    if (!tokenizer_exists(dir)) return train_tokenizer(t, dir);
     TRY(tokenizer_load(dir, &t->tokenizer));
-    t->tokenizer_kept = true;
     if (tokenizer_vocab_size(t->tokenizer) != c->tokenizer.vocab_size)
         return fail(ERR_REFUSED, "%s has %d tokens, but tokenizer.train.vocab_size is %lld; remove the directory, or give the run another name",
                     dir, tokenizer_vocab_size(t->tokenizer), (long long)c->tokenizer.vocab_size);

@@ -19,8 +19,8 @@ struct Trainer {
     DType dtype;
 
     Tokenizer *tokenizer; /* NULL with random ids only */
-    bool tokenizer_kept;  /* it lies in the run's directory */
-    const char *tokenizer_dir; /* whose files go into checkpoints; NULL: not looked for yet */
+    TokenizerFile tokenizer_file[TOKENIZER_MAX_FILES]; /* for checkpoints, once they were asked for */
+    int n_tokenizer_files;
     ModelConfig model;
     Data *data;
     DataLoader *loader, *val_loader;
