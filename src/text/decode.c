@@ -77,6 +77,7 @@ int32_t tokenizer_pad(const Tokenizer *t) { return t->pad; }
 bool tokenizer_adds_bos(const Tokenizer *t) { return t->adds_bos; }
 const char *tokenizer_pattern(const Tokenizer *t) { return t->pattern; }
 const char *tokenizer_chat_template(const Tokenizer *t) { return t->chat_template; }
+void tokenizer_set_chat_template(Tokenizer *t, const char *text) { t->chat_template = arena_strdup(&t->arena, text); }
 size_t tokenizer_merge_count(const Tokenizer *t) { return t->n_merges; }
 uint64_t tokenizer_hash(const Tokenizer *t) { return t->hash; }
 

@@ -67,6 +67,41 @@ static void save_and_load(void **state)
 }
 
 /* Bytes that are written in the byte map come back; every character of the map is its byte. */
+static const char *template_with(Scratch *s, const char *dir, const char *config, const char *jinja)
+{
+    Arena *arena = &s->arena;
+    Tokenizer *t;
+    assert_ok(file_write_atomic(path_join(arena, dir, "tokenizer_config.json"), config, strlen(config)));
+    const char *file = path_join(arena, dir, "chat_template.jinja");
+    if (jinja)
+        assert_ok(file_write_atomic(file, jinja, strlen(jinja)));
+    else if (file_exists(file))
+        assert_ok(file_unlink(file));
+    assert_ok(tokenizer_load(dir, &t));
+    const char *text = tokenizer_chat_template(t);
+    const char *copy = text ? arena_strdup(arena, text) : "none";
+    tokenizer_destroy(t);
+    return copy;
+}
+
+/* A file of its own goes before tokenizer_config.json; of a list of templates the default is taken. */
+static void chat_templates(void **state)
+{
+    Scratch *s = *state;
+    Tokenizer *t = make_tokenizer(7, 30, pattern_llama4);
+    char *dir = arena_printf(&s->arena, "%s/templates", s->dir);
+    assert_ok(tokenizer_save(t, dir));
+    tokenizer_destroy(t);
+    static const char list[] = "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"b\"},"
+                               "{\"name\": \"default\", \"template\": \"a\"}]}";
+    assert_string_equal(template_with(s, dir, "{}", NULL), "none");
+    assert_string_equal(template_with(s, dir, "{\"chat_template\": null}", NULL), "none");
+    assert_string_equal(template_with(s, dir, "{\"chat_template\": \"x\"}", NULL), "x");
+    assert_string_equal(template_with(s, dir, list, NULL), "a");
+    assert_string_equal(template_with(s, dir, list, "c\n"), "c\n");
+    assert_string_equal(template_with(s, dir, "{}", "c\n"), "c\n");
+}
+
 static void byte_map(void **state)
 {
     (void)state;
@@ -334,6 +369,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(save_and_load, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(chat_templates, make_dir, remove_dir),
         cmocka_unit_test(byte_map),
         cmocka_unit_test_setup_teardown(what_is_not_understood_is_refused_by_name, make_dir,
                                         remove_dir),

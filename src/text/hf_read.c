@@ -396,14 +396,27 @@ static Status read_named_token(const json_t *root, const char *key, const char *
     return OK;
 }
 
+/* A text, or a list of named ones of which transformers takes "default". */
+static const char *chat_template_of(const json_t *root)
+{
+    const json_t *value = json_object_get(root, "chat_template"), *entry;
+    size_t i;
+    json_array_foreach(value, i, entry)
+    {
+        if (strcmp(text_of(entry, "name"), "default") == 0)
+            return json_string_value(json_object_get(entry, "template"));
+    }
+    return json_string_value(value);
+}
+
 static Status read_config(const json_t *root, const char *name, Tokenizer *t)
 {
     TRY(read_named_token(root, "bos_token", name, t, &t->bos));
     TRY(read_named_token(root, "eos_token", name, t, &t->eos));
     TRY(read_named_token(root, "pad_token", name, t, &t->pad));
     t->model_max_length = json_number_value(json_object_get(root, "model_max_length"));
-    const char *chat_template = json_string_value(json_object_get(root, "chat_template"));
-    if (chat_template) t->chat_template = arena_strdup(&t->arena, chat_template);
+    const char *chat_template = chat_template_of(root);
+    if (chat_template) tokenizer_set_chat_template(t, chat_template);
     return OK;
 }
 

@@ -11,7 +11,19 @@ static Status read_config(Arena *arena, const char *dir, Tokenizer *t)
     return hf_parse_config(file, path, t);
 }
 
-static Status read_tokenizer(Arena *arena, const char *path, const char *dir, Tokenizer **out)
+/* Newer model directories keep the chat template in a file of its own; it goes before the one in
+ * tokenizer_config.json, as in transformers. */
+static Status read_template(Arena *arena, const char *dir, Tokenizer *t)
+{
+    const char *path = path_join(arena, dir, "chat_template.jinja");
+    if (!file_exists(path)) return OK;
+    Bytes file;
+    TRY(file_read(arena, path, MAX_TEMPLATE_BYTES, &file));
+    tokenizer_set_chat_template(t, (const char *)file.at);
+    return OK;
+}
+
+static Status read_parts(Arena *arena, const char *path, const char *dir, Tokenizer **out)
 {
     Bytes file;
     TRY(file_read(arena, path, MAX_FILE_BYTES, &file));
@@ -25,13 +37,19 @@ static Status read_tokenizer(Arena *arena, const char *path, const char *dir, To
             path);
     if (file.at[start] != '{') return tiktoken_parse(file, path, false, out);
     TRY(hf_parse(file, path, out));
-    Status status = read_config(arena, dir, *out);
-    if (status != OK) {
-        tokenizer_destroy(*out);
-        return status;
-    }
+    TRY(read_config(arena, dir, *out));
     build_finish(*out);
     return OK;
+}
+
+static Status read_tokenizer(Arena *arena, const char *path, const char *dir, Tokenizer **out)
+{
+    Tokenizer *t = NULL;
+    Status status = read_parts(arena, path, dir, &t);
+    if (status == OK) status = read_template(arena, dir, t);
+    if (status == OK) *out = t;
+    else tokenizer_destroy(t);
+    return status;
 }
 
 /* The file of a directory that is its tokenizer, or NULL. */

@@ -71,6 +71,8 @@ const int32_t *tokenizer_stops(const Tokenizer *tokenizer, int *n);
 bool tokenizer_adds_bos(const Tokenizer *tokenizer);
 const char *tokenizer_pattern(const Tokenizer *tokenizer);
 const char *tokenizer_chat_template(const Tokenizer *tokenizer); /* Jinja, or NULL */
+/* The one change to a tokenizer that was made: before it is shared. Copies. */
+void tokenizer_set_chat_template(Tokenizer *tokenizer, const char *text);
 size_t tokenizer_merge_count(const Tokenizer *tokenizer);
 /* Equal for tokenizers that give equal ids and have equal special tokens; names shard caches. */
 uint64_t tokenizer_hash(const Tokenizer *tokenizer);

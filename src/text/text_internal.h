@@ -11,6 +11,7 @@ enum {
     MAX_TOKENS = 10 * 1000 * 1000, /* entries of a vocabulary */
     MAX_TOKEN_BYTES = 512,         /* longest published: 128 */
     MAX_PATTERN_BYTES = 16 << 10,
+    MAX_TEMPLATE_BYTES = 1 << 20,
     MAX_PIECE_BYTES = 4 << 20,
     MAX_PROBES =
         1000, /* of a hash table half full: far beyond chance, so only a forged file has it */
