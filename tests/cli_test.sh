@@ -271,6 +271,9 @@ says 'endgeneration'
 cp -r "$chats/llama4" "$work/speaks" && cp "$work/out" "$work/speaks/chat_template.jinja"
 expect 0 '' tokenizer chat "$work/speaks" "$work/chat.json"
 says '"format": "drover"'
+expect 0 '' tokenizer inspect "$work/speaks"
+says 'chat template +drover'
+expect 0 '' tokenizer chat "$work/speaks" "$work/chat.json"
 cp "$work/out" "$work/ids.json"
 expect 0 '' tokenizer decode "$work/speaks" <(sed 's/.*"ids": //; s/, "mask".*//' "$work/ids.json")
 says '^<\|eot\|> hi<\|eot\|><\|header_start\|>assistant'
