@@ -136,6 +136,8 @@ static Status read_common(ModelConfig *c, const json_t *json)
     c->rope_theta = c->def->rope_theta;
     c->norm_eps = c->def->norm_eps;
     c->init_deviation = 0.02;
+    c->norms_per_layer = 2;
+    c->embedding_multiplier = c->output_multiplier = 1;
     TRY(config_int(json, "vocab_size", 1, big, &c->vocab));
     TRY(config_int(json, "hidden_size", 1, big, &c->embed));
     TRY(config_int(json, "num_hidden_layers", 1, 4096, &c->n_layers));
@@ -152,6 +154,7 @@ static Status read_common(ModelConfig *c, const json_t *json)
     if (missing) return fail(ERR_FORMAT, "config: %s is missing", missing);
     c->head_dim = c->embed / c->n_heads;
     TRY(config_int(json, "head_dim", 1, 65536, &c->head_dim));
+    c->attention_scale = 1 / sqrt((double)c->head_dim);
     TRY(config_int(json, "max_position_embeddings", 1, (int64_t)1 << 40, &c->max_positions));
     TRY(config_number(json, "rms_norm_eps", 0, 1, &c->norm_eps));
     TRY(config_number(json, "initializer_range", 0, 10, &c->init_deviation));
@@ -175,9 +178,9 @@ static Status check(const ModelConfig *c, const json_t *json)
         if (bias) return fail(ERR_UNSUPPORTED, "config: %s is true; biases are not part of these families", *key);
     }
     const char *act = json_string_value(json_object_get(json, "hidden_act"));
-    if (act && strcmp(act, "silu") && strcmp(act, "swish"))
-        return fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only silu is known here", act);
-    return OK;
+    for (const char *const *known = c->def->activations; act && *known; known++)
+        if (!strcmp(act, *known)) return OK;
+    return act ? fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only %s is known here", act, c->def->activations[0]) : OK;
 }
 
 static Status find_family(const char *type, const ModelDef **def)
@@ -262,7 +265,7 @@ static void write_common(const ModelConfig *c, json_t *json)
 {
     config_complete(json, "num_key_value_heads", json_integer(c->n_kv_heads));
     config_complete(json, "head_dim", json_integer(c->head_dim));
-    config_complete(json, "hidden_act", json_string("silu"));
+    config_complete(json, "hidden_act", json_string(c->def->activations[0]));
     config_complete(json, "max_position_embeddings", json_integer(c->max_positions));
     config_complete(json, "rms_norm_eps", json_real(c->norm_eps));
     config_complete(json, "initializer_range", json_real(c->init_deviation));

@@ -38,6 +38,8 @@ typedef struct ModelConfig {
     int64_t ffn_dense;  /* width of dense feed-forwards */
     int64_t ffn_expert; /* width of each expert and of the shared one */
     int64_t n_experts, n_experts_per_token;
+    bool shared_expert;  /* one more expert, that every token meets */
+    int norms_per_layer; /* of hidden_size weights each */
     int64_t max_positions;
     double rope_theta, norm_eps, init_deviation;
     RopeScaling rope_scaling;
@@ -45,6 +47,10 @@ typedef struct ModelConfig {
     bool qk_norm;
     bool temperature_tuning;
     double temperature_scale, temperature_floor;
+    double attention_scale;   /* of q . k */
+    double attention_softcap; /* of the scaled scores; 0: none */
+    double router_softcap;    /* of the router's logits; 0: none */
+    double embedding_multiplier, output_multiplier; /* of the embedding's rows; of the logits */
     bool expert_bias; /* routers choose with a bias that training moves (our key drover_expert_bias) */
     LayerConfig *layer; /* n_layers, heap */
     int64_t bos, eos[8], pad; /* -1: none */

@@ -13,6 +13,10 @@ OP(cast)
 OP(fill)
 OP(swiglu)
 OP(swiglu_grad)
+OP(geglu)
+OP(geglu_grad)
+OP(softcap)
+OP(softcap_grad)
 
 /* norms */
 OP(rmsnorm)

@@ -42,6 +42,10 @@ Status op_cast(Graph *g, ValueId x, DType dtype, ValueId *y);
 Status op_fill(Graph *g, DType dtype, Shape shape, float value, ValueId *y);
 /* y = silu(gate) * up; silu(x) = x / (1 + e^-x). All [..., F], gate and up may be strided. */
 Status op_swiglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+/* y = gelu(gate) * up; gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Operands as op_swiglu's. */
+Status op_geglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+/* y = cap tanh(x / cap), cap > 0. */
+Status op_softcap(Graph *g, ValueId x, float cap, ValueId *y);
 
 /* ---- norms ---------------------------------------------------------------------------------- */
 
@@ -80,11 +84,13 @@ Status op_embed(Graph *g, ValueId ids, ValueId w, DType dtype, ValueId *y);
  * with op_linear_as. The output's last axis takes the name of w's first. */
 Status op_linear(Graph *g, ValueId x, ValueId w, ValueId *y);
 Status op_linear_as(Graph *g, ValueId x, ValueId w, DType out_dtype, ValueId *y);
-/* Products with expert e's matrix for the rows of expert e. x [R I], w [E I O] (published layout:
- * x . W), offsets [E+1] i32 as made by op_expert_sort: rows offsets[e]..offsets[e+1]-1, each count a
- * multiple of EXPERT_ROW_ALIGN. y [R O]; rows past offsets[E] are left as they are. */
+/* Products with expert e's matrix for the rows of expert e. x [R I], w [E I O] (x . W, as packed experts
+ * are published) or [E O I] (x . W^T, as single matrices are), offsets [E+1] i32 as made by
+ * op_expert_sort: rows offsets[e]..offsets[e+1]-1, each count a multiple of EXPERT_ROW_ALIGN.
+ * y [R O]; rows past offsets[E] are left as they are. */
 enum { EXPERT_ROW_ALIGN = 16 };
-Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ValueId *y);
+typedef enum ExpertLayout { EXPERTS_IN_OUT, EXPERTS_OUT_IN } ExpertLayout;
+Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *y);
 /* Cross entropy of x . w^T against targets without ever holding all logits.
  * x [B T D], w [V D], targets [B T] i32 (negative: no loss there), weights [B T] f32.
  * loss (scalar f32) = sum weights * nll; nll [B T] f32 = log sum exp(logits) - logits[target], 0 where
@@ -122,7 +128,8 @@ Status op_attention_cached(Graph *g, ValueId q, ValueId k_cache, ValueId v_cache
 
 /* Which experts a token goes to, and with what score. logits [B T E] f32, bias [E] f32 or NO_VALUE
  * (added for the choice only), k choices: choice [B T k] i32 in order of falling logit (+ bias), lowest
- * expert first among equals; score [B T k] f32 = sigmoid(logits[choice]) (models.md 2.3). */
+ * expert first among equals; score [B T k] f32 = sigmoid(logits[choice]) (models.md 2.3), or their softmax
+ * over all experts, not renormalised over the chosen (5.2). */
 typedef enum RouterScore { ROUTER_SIGMOID, ROUTER_SOFTMAX } RouterScore;
 Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind, ValueId *choice,
                 ValueId *score);
@@ -190,6 +197,8 @@ Status op_assign(Graph *g, ValueId state, ValueId x);
 /* ---- gradients: used by gradient rules and passes -------------------------------------------- */
 
 Status op_swiglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
+Status op_geglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
+Status op_softcap_grad(Graph *g, ValueId y, ValueId dy, float cap, ValueId *dx); /* y: the output */
 /* dx and dw (f32) of op_rmsnorm; with residual (same shape, else NO_VALUE) dx has it added. */
 Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps, ValueId *dx,
                        ValueId *dw);
@@ -199,8 +208,13 @@ Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx);              
 Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw);              /* dw [O I] f32 = dy^T x */
 /* sum = state + dy^T x, in place on the f32 state. */
 Status op_linear_dw_accumulate(Graph *g, ValueId dy, ValueId x, ValueId state, ValueId *sum);
-Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ValueId *dx);
-Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ValueId w_like, ValueId *dw);
+Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *dx);
+/* dw f32 of the weight's shape, which its operands do not tell. */
+typedef struct ExpertWeight {
+    Shape shape;
+    ExpertLayout layout;
+} ExpertWeight;
+Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ExpertWeight like, ValueId *dw);
 /* loss, nll, dx, dw (f32) in one; dloss scalar f32. Replaces op_linear_cross_entropy when trained. */
 Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                     ValueId dloss, float z_loss, ValueId *loss, ValueId *nll,
