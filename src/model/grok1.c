@@ -4,6 +4,7 @@
  * That code also hides keys whose token is 0, its padding. Here rows are packed with documents and prompts are not
  * padded, so a 0 is a token like any other and stays visible; without zeros both are the same. */
 #include "model/model_internal.h"
+#include "ops/router.h"
 
 /* ---- configuration ---------------------------------------------------------------------------------- */
 
@@ -25,8 +26,11 @@ static Status read_grok1(ModelConfig *c, const json_t *json)
     c->n_experts_per_token = 2;
     TRY(config_int(json, "num_experts_per_tok", 1, 64, &c->n_experts_per_token));
     if (c->n_experts < 1) return fail(ERR_FORMAT, "config: num_experts is missing");
+    if (c->n_experts > ROUTER_MAX_EXPERTS)
+        return fail(ERR_REFUSED, "config: num_experts is %lld, at most %d are possible here", (long long)c->n_experts,
+                    ROUTER_MAX_EXPERTS);
     if (c->n_experts_per_token > c->n_experts)
-        return fail(ERR_FORMAT, "config: num_experts_per_tok is %lld of num_experts %lld", (long long)c->n_experts_per_token,
+        return fail(ERR_REFUSED, "config: num_experts_per_tok is %lld of num_experts %lld", (long long)c->n_experts_per_token,
                     (long long)c->n_experts);
     TRY(need_number(json, "attn_output_multiplier", &c->attention_scale));
     TRY(need_number(json, "max_attn_value", &c->attention_softcap));

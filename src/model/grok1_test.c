@@ -86,6 +86,7 @@ static void hostile_values(void **state)
     static const char *const bad[][2] = {
         {"\"num_experts\": 0", "num_experts"},
         {"\"num_experts\": 1000000", "num_experts"},
+        {"\"num_experts\": 2000", "at most 1024"},
         {"\"num_experts_per_tok\": 5", "num_experts_per_tok"},
         {"\"num_experts_per_tok\": 0", "num_experts_per_tok"},
         {"\"attn_output_multiplier\": -1", "attn_output_multiplier"},
