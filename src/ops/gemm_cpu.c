@@ -13,11 +13,11 @@
 #endif
 
 #if defined(__AVX512F__)
-enum { ROWS = 12, WORDS_AT_ONCE = 1, COPIES_BF16 = 0, LONG_WORDS = 256 };
+enum { ROWS = 12, WORDS_AT_ONCE = 1, COPIES_BF16 = 0, LONG_WORDS = 256, MIN_LINES = 96 };
 #else
 /* A tile of half the vectors has half the multiply-adds a word: what counts the words costs a fifth of them, unless
  * it is shared. */
-enum { ROWS = 6, WORDS_AT_ONCE = 4, COPIES_BF16 = 1, LONG_WORDS = 384 };
+enum { ROWS = 6, WORDS_AT_ONCE = 4, COPIES_BF16 = 1, LONG_WORDS = 384, MIN_LINES = 160 };
 #endif
 enum {
     COLUMNS = 2 * VL,
@@ -28,7 +28,6 @@ enum {
     GROUP_WORDS = 1 << 20, /* of B packed together */
     SET_STRIDE = 2048,     /* bytes */
     L2_WORDS = 96 * 1024,  /* of packed B */
-    MIN_LINES = 96,        /* a block's rows, when there are that many */
     FEW_ROWS = 8,          /* dot products instead of packing */
     FEW_LINES = 64,        /* of B at a time then */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
@@ -384,15 +383,16 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
     return ceil_div(ceil_div(length, parts), unit) * unit;
 }
 
-/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but not
- * so few that packing B for them shows. */
+/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but not fewer than
+ * MIN_LINES, where packing B for them shows, and as many blocks for each thread if it must be less than four. */
 static Cut cut_of(const GemmBlock *p, int threads)
 {
     Blocking b = blocking_of(p);
     int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS * COLUMNS;
     int64_t widest = max_i64(2 * COLUMNS, min_i64(384, fitting));
-    int64_t n_parts = ceil_div(p->n, widest), m_parts = 1;
-    if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), p->m / MIN_LINES));
+    int64_t n_parts = ceil_div(p->n, widest), m_parts = 1, most = p->m / MIN_LINES;
+    if (most > threads) most -= most % threads;
+    if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), most));
     return (Cut){.m = part(p->m, m_parts, ROWS), .n = part(p->n, n_parts, COLUMNS)};
 }
 
