@@ -6,14 +6,18 @@
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
+#   make parity-tokenizers   token ids against tiktoken, tokenizers, sentencepiece: TOKENIZERS=dir (needs PyPI)
+#   make parity-chat TEMPLATES=DIR   chat formats against transformers and the published templates (docs/chat.md)
 MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
+TOKENIZERS ?= ../shared/data/tokenizers
 DATA ?=
+TEMPLATES ?=
 MINUTES ?=
 SECONDS ?= 60
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
-.PHONY: all run test bench asan fuzz tidy format packages clean parity
+.PHONY: all run test bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -33,6 +37,9 @@ bench: all
 
 parity: all
 	@tools/parity/run
+
+parity-chat: all
+	@TEMPLATES='$(TEMPLATES)' tools/parity/run chat
 
 asan: packages
 	@test -f build-asan/build.ninja || cmake --preset asan --log-level=WARNING >/dev/null
@@ -54,6 +61,11 @@ tidy: packages
 format:
 	@tools/packages format
 	@clang-format -i $(SOURCES)
+
+parity-tokenizers: all
+	@tools/packages parity
+	@ninja -C build -j $(JOBS) text_bench
+	@tools/parity/token_ids.py --tokenizers '$(TOKENIZERS)'
 
 packages:
 	@tools/packages build test

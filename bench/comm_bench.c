@@ -51,7 +51,7 @@ static void reduce(Comm *c, const void *in, void *out, int64_t n)
     must(comm_run(c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = in, .recv = out, .count = n, .node = "bench"}));
 }
 
-static void meet(Comm *c) { must(comm_run(c, &(CommOp){COMM_BARRIER})); }
+static void meet(Comm *c) { must(comm_run(c, &(CommOp){.kind = COMM_BARRIER})); }
 
 static int rounds_of(size_t bytes) { return bytes <= 64 << 10 ? MAX_ROUNDS : bytes <= 1 << 20 ? 60 : 15; }
 

@@ -226,9 +226,10 @@ static Status build_experts(Graph *g, const Case *c, DType dtype, ValueId *out)
     ValueId dy = input(g, "dy", dtype, 2, (int64_t[]){c->m, c->o});
     ValueId w = input(g, "w", dtype, 3, (int64_t[]){EXPERTS, c->i, c->o});
     ValueId offsets = input(g, "offsets", DTYPE_I32, 1, (int64_t[]){EXPERTS + 1});
-    if (!strcmp(c->op, "ey")) return op_grouped_linear(g, x, w, offsets, out);
-    if (!strcmp(c->op, "edx")) return op_grouped_linear_dx(g, dy, w, offsets, out);
-    return op_grouped_linear_dw(g, dy, x, offsets, w, out);
+    if (!strcmp(c->op, "ey")) return op_grouped_linear(g, x, w, offsets, EXPERTS_IN_OUT, out);
+    if (!strcmp(c->op, "edx")) return op_grouped_linear_dx(g, dy, w, offsets, EXPERTS_IN_OUT, out);
+    ExpertWeight like = {graph_value(g, w)->shape, EXPERTS_IN_OUT};
+    return op_grouped_linear_dw(g, dy, x, offsets, like, out);
 }
 
 static Status build_loss(Graph *g, const Case *c, DType dtype, ValueId *out)

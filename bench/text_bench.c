@@ -1,60 +1,128 @@
 /* Speed of the tokenizer. Results to stdout.
  *
- *     text_bench encode TOKENIZER FILE [specials]    three rounds of encoding, one of decoding
- *     text_bench ids TOKENIZER FILE [specials]       the ids, separated by spaces
- *     text_bench save TOKENIZER DIR                  as Hugging Face files
- *     text_bench train VOCAB_SIZE DIR|- FILE...      THREADS=n in the environment
+ *     text_bench encode TOKENIZER FILE...       three rounds of encoding, each file a text; one of decoding
+ *     text_bench save TOKENIZER DIR             as Hugging Face files
+ *     text_bench train VOCAB_SIZE DIR|- FILE...
+ * THREADS=n in the environment: of encoding and training; FILE may be @LIST, a file with a path a line.
  */
 #include "text/text.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-static int failed(void)
+enum { MAX_THREADS = 256, ROUNDS = 3 };
+
+/* Of all threads: on a busy machine it says more than the clock. */
+static double cpu_s(void)
 {
-    fprintf(stderr, "text_bench: %s\n", status_message());
-    return 1;
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static Status encode(const char *path, const char *file, unsigned flags, bool print)
+static int threads_wanted(void)
+{
+    const char *text = getenv("THREADS");
+    int64_t n = 0;
+    return text && parse_i64(text, &n) && n > 0 && n <= MAX_THREADS ? (int)n : 1;
+}
+
+/* ---- encoding -------------------------------------------------------------------------- */
+
+/* Threads take the texts one by one, the next that nobody has. */
+typedef struct Work {
+    const Tokenizer *tokenizer;
+    const Bytes *text;
+    IdVec *ids;
+    int n;
+    atomic_int next;
+} Work;
+
+static void *encode_some(void *context)
+{
+    Work *w = context;
+    Encoder *encoder;
+    if (encoder_create(w->tokenizer, &encoder) != OK) return context;
+    bool good = true;
+    for (int i; good && (i = atomic_fetch_add(&w->next, 1)) < w->n;) {
+        w->ids[i].n = 0;
+        good = encoder_encode(encoder, w->text[i].at, w->text[i].n, ENCODE_TEXT, &w->ids[i]) == OK;
+    }
+    encoder_destroy(encoder);
+    return good ? NULL : context;
+}
+
+static Status encode_all(Work *w, int threads)
+{
+    pthread_t thread[MAX_THREADS];
+    int started = 0;
+    bool good = true;
+    atomic_store(&w->next, 0);
+    while (started + 1 < threads && pthread_create(&thread[started], NULL, encode_some, w) == 0) started++;
+    good = encode_some(w) == NULL;
+    for (int i = 0; i < started; i++) {
+        void *failed_one;
+        pthread_join(thread[i], &failed_one);
+        good = good && failed_one == NULL;
+    }
+    return good ? OK : fail(ERR_FORMAT, "a text could not be encoded");
+}
+
+static Status decode_all(const Work *w, size_t n_bytes)
+{
+    Str back = {0};
+    Status status = OK;
+    double start = clock_s(), s = 0;
+    for (int i = 0; i < w->n && status == OK; i++) {
+        str_clear(&back);
+        start = clock_s();
+        status = tokenizer_decode(w->tokenizer, w->ids[i].at, w->ids[i].n, &back);
+        s += clock_s() - start;
+        if (status == OK && (back.n != w->text[i].n || (back.n && memcmp(back.at, w->text[i].at, back.n) != 0)))
+            status = fail(ERR_FORMAT, "decoding does not give text %d back", i);
+    }
+    if (status == OK) printf("decode %.2f MB/s\n", (double)n_bytes / s / 1e6);
+    str_deinit(&back);
+    return status;
+}
+
+static Status encode(const char *path, char **file, int n_files)
 {
     Arena arena = {0};
     Tokenizer *tokenizer;
-    Encoder *encoder;
-    IdVec ids = {0};
-    Bytes text;
     double start = clock_s();
     TRY(tokenizer_load(path, &tokenizer));
-    double load_s = clock_s() - start;
-    TRY(file_read(&arena, file, (size_t)4 << 30, &text));
-    TRY(encoder_create(tokenizer, &encoder));
-    if (!print)
-        printf("load %.3f s, %d tokens, %zu merges\n", load_s, tokenizer_vocab_size(tokenizer),
-               tokenizer_merge_count(tokenizer));
-    for (int round = 0; round < (print ? 1 : 3); round++) {
-        ids.n = 0;
-        start = clock_s();
-        TRY(encoder_encode(encoder, text.at, text.n, flags, &ids));
-        double s = clock_s() - start;
-        if (!print)
-            printf("encode %.2f MB/s: %zu bytes, %zu tokens, %.3f s\n", (double)text.n / s / 1e6,
-                   text.n, ids.n, s);
+    printf("load %.3f s, %d tokens, %zu merges\n", clock_s() - start, tokenizer_vocab_size(tokenizer),
+           tokenizer_merge_count(tokenizer));
+    Bytes *text = ARENA_ARRAY(&arena, Bytes, n_files);
+    Work w = {.tokenizer = tokenizer, .text = text, .ids = ARENA_ARRAY(&arena, IdVec, n_files), .n = n_files};
+    size_t n_bytes = 0, n_tokens = 0;
+    for (int i = 0; i < n_files; i++) {
+        TRY(file_read(&arena, file[i], (size_t)4 << 30, &text[i]));
+        n_bytes += text[i].n;
     }
-    Str back = {0};
-    start = clock_s();
-    TRY(tokenizer_decode(tokenizer, ids.at, ids.n, &back));
-    if (!print) printf("decode %.2f MB/s\n", (double)text.n / (clock_s() - start) / 1e6);
-    if (back.n != text.n || (text.n && memcmp(back.at, text.at, text.n) != 0))
-        return fail(ERR_FORMAT, "decoding does not give %s back", file);
-    for (size_t i = 0; print && i < ids.n; i++) printf("%s%d", i ? " " : "", ids.at[i]);
-    if (print) printf("\n");
-    str_deinit(&back);
-    VEC_FREE(&ids);
-    encoder_destroy(encoder);
+    int threads = threads_wanted();
+    for (int round = 0; round < ROUNDS; round++) {
+        double cpu = cpu_s();
+        start = clock_s();
+        TRY(encode_all(&w, threads));
+        double s = clock_s() - start;
+        n_tokens = 0;
+        for (int i = 0; i < n_files; i++) n_tokens += w.ids[i].n;
+        printf("encode %.2f MB/s: %zu bytes, %zu tokens, %d threads, %.3f s (%.3f s of processors)\n",
+               (double)n_bytes / s / 1e6, n_bytes, n_tokens, threads, s, cpu_s() - cpu);
+    }
+    TRY(decode_all(&w, n_bytes));
+    for (int i = 0; i < n_files; i++) VEC_FREE(&w.ids[i]);
     tokenizer_destroy(tokenizer);
     arena_deinit(&arena);
     return OK;
 }
+
+/* ---- training -------------------------------------------------------------------------- */
 
 typedef struct Files {
     char **path;
@@ -77,9 +145,7 @@ static Status train(int vocab_size, const char *dir, Files *files)
     TokenizerTrainOptions options = {.vocab_size = vocab_size};
     TextSource source = {next_file, files};
     Tokenizer *tokenizer;
-    const char *threads = getenv("THREADS");
-    int64_t n_threads = 0;
-    if (threads && parse_i64(threads, &n_threads)) options.threads = (int)n_threads;
+    options.threads = getenv("THREADS") ? threads_wanted() : 0;
     double start = clock_s();
     TRY(tokenizer_train(&options, &source, &tokenizer));
     printf("train %.3f s: %d tokens, %zu merges, hash %016llx, peak %zu bytes\n", clock_s() - start,
@@ -90,27 +156,55 @@ static Status train(int vocab_size, const char *dir, Files *files)
     return OK;
 }
 
+/* ---- command line ---------------------------------------------------------------------- */
+
+/* The paths, those in lists included; lines of a list end up in its text. */
+static Status paths_of(Arena *arena, char **argument, int n, Files *files)
+{
+    VEC(char *) path = {0};
+    for (int i = 0; i < n; i++) {
+        Bytes list = {0};
+        if (argument[i][0] != '@') {
+            VEC_PUSH(&path, argument[i]);
+            continue;
+        }
+        TRY(file_read(arena, argument[i] + 1, 1 << 26, &list));
+        for (char *line = arena_strndup(arena, (const char *)list.at, list.n), *end; *line; line = end) {
+            end = line + strcspn(line, "\n");
+            if (*end) *end++ = 0;
+            if (*line) VEC_PUSH(&path, line);
+        }
+    }
+    *files = (Files){.path = path.at, .n = (int)path.n};
+    return OK;
+}
+
+static Status run(int argc, char **argv)
+{
+    Arena arena = {0};
+    Files files;
+    int64_t vocab_size;
+    if (argc >= 4 && strcmp(argv[1], "encode") == 0) {
+        TRY(paths_of(&arena, argv + 3, argc - 3, &files));
+        return encode(argv[2], files.path, files.n);
+    }
+    if (argc == 4 && strcmp(argv[1], "save") == 0) {
+        Tokenizer *tokenizer;
+        TRY(tokenizer_load(argv[2], &tokenizer));
+        TRY(tokenizer_save(tokenizer, argv[3]));
+        tokenizer_destroy(tokenizer);
+        return OK;
+    }
+    if (argc >= 5 && strcmp(argv[1], "train") == 0 && parse_i64(argv[2], &vocab_size)) {
+        TRY(paths_of(&arena, argv + 4, argc - 4, &files));
+        return train((int)vocab_size, argv[3], &files);
+    }
+    return fail(ERR_ARG, "usage: text_bench encode TOKENIZER FILE... | save TOKENIZER DIR | train VOCAB_SIZE DIR|- FILE...");
+}
+
 int main(int argc, char **argv)
 {
-    if (argc >= 4 && (strcmp(argv[1], "encode") == 0 || strcmp(argv[1], "ids") == 0))
-        return encode(argv[2], argv[3], argc > 4 ? ENCODE_SPECIALS : ENCODE_TEXT,
-                      argv[1][0] == 'i') == OK
-                   ? 0
-                   : failed();
-    if (argc == 4 && strcmp(argv[1], "save") == 0) {
-        Tokenizer *tokenizer = NULL;
-        Status status = tokenizer_load(argv[2], &tokenizer);
-        if (status == OK) status = tokenizer_save(tokenizer, argv[3]);
-        tokenizer_destroy(tokenizer);
-        return status == OK ? 0 : failed();
-    }
-    int64_t vocab_size;
-    if (argc >= 5 && strcmp(argv[1], "train") == 0 && parse_i64(argv[2], &vocab_size)) {
-        Files files = {argv + 4, argc - 4, 0, {0}};
-        return train((int)vocab_size, argv[3], &files) == OK ? 0 : failed();
-    }
-    fprintf(stderr, "text_bench train VOCAB_SIZE DIR|- FILE...\n");
-    fprintf(stderr,
-            "text_bench encode|ids TOKENIZER FILE [specials]\ntext_bench save TOKENIZER DIR\n");
-    return 2;
+    if (run(argc, argv) == OK) return 0;
+    fprintf(stderr, "text_bench: %s\n", status_message());
+    return 1;
 }

@@ -39,7 +39,7 @@ while read -r command; do
   expect 0 '' help "$command"
   awk 'length > 100' "$work/out" | grep . && { echo "$command: help wider than 100 columns"; failed=1; }
 done <"$work/commands"
-for sub in 'tokenizer train' 'tokenizer encode' 'tokenizer decode' 'tokenizer inspect' 'data build' 'data inspect'; do
+for sub in 'tokenizer train' 'tokenizer encode' 'tokenizer decode' 'tokenizer chat' 'tokenizer inspect' 'data build' 'data inspect'; do
   expect 0 '' $sub --help
   says "^usage: drover $sub"
   expect 0 '' help $sub
@@ -50,7 +50,7 @@ expect 2 'did you mean --temperature' generate x --temprature 1
 one_line
 expect 2 'no option -t' generate x -t 1
 expect 2 'did you mean .encode' tokenizer encod a b
-expect 2 'needs one of: train, encode, decode, inspect' tokenizer
+expect 2 'needs one of: train, encode, decode, chat, inspect' tokenizer
 expect 2 'needs MODEL' generate
 expect 2 'takes only MODEL' generate a b
 expect 2 'needs a value' generate x --prompt
@@ -107,6 +107,14 @@ expect 0 '' tokenizer decode "$work/tokenizer" "$work/ids"
 cmp -s "$work/out" "$work/text" || { echo "decode of encode is another text"; failed=1; }
 expect 0 '' tokenizer inspect "$work/tokenizer"
 says '320 ids'
+sp=$source/tests/golden_text/sp-grok.model # a SentencePiece model, two texts at once
+printf ' the  herd\n\n12 naïve 東京 \xff' >"$work/text2"
+expect 0 '' tokenizer encode "$sp" "$work/text" "$work/text2"
+sed -n 1p "$work/out" >"$work/ids1"; sed -n 2p "$work/out" >"$work/ids2"
+expect 0 '' tokenizer decode "$sp" "$work/ids1" "$work/ids2"
+cat "$work/text" "$work/text2" | cmp -s - "$work/out" || { echo "decode of encode is another text with a SentencePiece model"; failed=1; }
+expect 0 '' tokenizer inspect "$sp"
+says 'SentencePiece BPE, 600 ids'
 echo '5 999999' >"$work/ids"
 expect 1 "'999999'" tokenizer decode "$work/tokenizer" "$work/ids"
 one_line
@@ -254,9 +262,72 @@ says_last '^drover: 2 bad steps in a row at step 3'
 [ "$(head -1 "$work/runs/nan/ckpt/latest")" = step-00000002 ] || { echo "no checkpoint of the last whole step"; failed=1; }
 FAULT=train.nun:2 expect 2 'did you mean train.nan' train "${tiny[@]}"
 
+# ---- conversations ----
+chats=$source/tests/golden_chat
+echo '[{"role": "user", "content": "<|eot|> hi"}, {"role": "assistant", "content": "x"}]' >"$work/chat.json"
+expect 2 'has no chat format; --chat-format' tokenizer chat "$chats/llama4" "$work/chat.json"
+one_line
+expect 0 '' tokenizer chat "$chats/llama4" "$work/chat.json" --chat-format llama4
+says '^\{"format": "llama4", "ids": \[800, 805, .*\], "mask": \[0, .*, 1, 1\]\}$'
+expect 2 'did you mean llama3' tokenizer chat "$chats/llama3" "$work/chat.json" --chat-format llama31
+expect 1 'lacks the tokens' tokenizer chat "$chats/llama3" "$work/chat.json" --chat-format llama4
+expect 2 'FILE, a conversation' tokenizer chat "$chats/llama3"
+expect 1 'messages\[0\]: role' tokenizer chat "$chats/llama4" <(echo '[{"role": "usr", "content": ""}]') --chat-format llama4
+one_line
+expect 0 '' tokenizer chat "$chats/llama4" "$chats/conversations.jsonl" --template
+says 'endgeneration'
+cp -r "$chats/llama4" "$work/speaks" && cp "$work/out" "$work/speaks/chat_template.jinja"
+expect 0 '' tokenizer chat "$work/speaks" "$work/chat.json"
+says '"format": "drover"'
+expect 0 '' tokenizer inspect "$work/speaks"
+says 'chat template +drover'
+expect 0 '' tokenizer chat "$work/speaks" "$work/chat.json"
+cp "$work/out" "$work/ids.json"
+expect 0 '' tokenizer decode "$work/speaks" <(sed 's/.*"ids": //; s/, "mask".*//' "$work/ids.json")
+says '^<\|eot\|> hi<\|eot\|><\|header_start\|>assistant'
+sed -i 's/loop.first/loop.last/' "$work/speaks/chat_template.jinja"
+expect 2 'chat template .structure [0-9a-f]{16}. is none that drover knows; the nearest is --chat-format llama4' \
+  tokenizer chat "$work/speaks" "$work/chat.json"
+
+# ---- a conversation with a model that carries our template ----
+cat >"$work/talker.yaml" <<END
+name: talker
+model: {model_type: llama, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1,
+        intermediate_size: 64, vocab_size: 320, max_position_embeddings: 512}
+tokenizer: $work/tokenizer
+data: [{path: $source/src/base/log.c}]
+train: {steps: 2, batch: 2, micro_batch: 2, seq: 32, warmup: 1}
+END
+(cd "$work" && "$drover" train talker.yaml >/dev/null 2>"$work/err") || { echo "train failed: $(cat "$work/err")"; failed=1; }
+talks=$(echo "$work"/runs/talker/ckpt/step-*) talk=(--max-tokens 6 --temperature 0)
+cp "$work/speaks/chat_template.jinja" "$talks" && sed -i 's/loop.last/loop.first/' "$talks/chat_template.jinja"
+printf 'hi\n' | "$drover" chat "$talks" "${talk[@]}" >"$work/one" 2>"$work/err" || { echo "chat: $(cat "$work/err")"; failed=1; }
+printf 'hi\nyou\n/reset\nhi\n' | "$drover" chat "$talks" "${talk[@]}" >"$work/three" 2>"$work/err" || { echo "chat: $(cat "$work/err")"; failed=1; }
+# The answer as a JSON text, whatever bytes are in it.
+said=$(head -c -1 "$work/one" | od -An -v -tu1 |
+  LC_ALL=C awk '{ for (i = 1; i <= NF; i++) if ($i < 32 || $i == 34 || $i == 92) printf "\\u%04x", $i; else printf "%c", $i + 0 }')
+hi='{"role": "user", "content": "hi"}'
+echo "[$hi]" >"$work/chat1.json"
+echo "[$hi, {\"role\": \"assistant\", \"content\": \"$said\"}, {\"role\": \"user\", \"content\": \"you\"}]" >"$work/chat2.json"
+expect 0 '' chat "$talks" --messages "$work/chat1.json" "${talk[@]}"
+cmp "$work/out" "$work/one" || { echo "a file of one message is answered otherwise than the line"; failed=1; }
+expect 0 '' chat "$talks" --messages "$work/chat2.json" "${talk[@]}"
+cat "$work/one" "$work/out" "$work/one" | cmp - "$work/three" || { echo "a second turn is answered otherwise than the whole conversation"; failed=1; }
+expect 3 'a conversation of [0-9]+ tokens in a context of 8' chat "$talks" --messages "$work/chat1.json" --context 8
+expect 2 'exclude each other' chat "$talks" --messages "$work/chat1.json" --system x
+expect 2 'no chat format for --messages' chat "$talks" --messages "$work/chat1.json" --chat-format plain
+expect 2 'there is no chat format "x"' chat "$talks" --chat-format x
+
 # ---- inspect ----
 expect 0 '' inspect "$golden/llama4-scout"
 says 'experts +4'
+says '^files: 3, .*numbers'
+says '^tokenizer: none'
+expect 0 '' inspect "$work/model"
+says '^tokenizer: Hugging Face, 320 ids'
+says '^chat template: none'
+expect 0 '' inspect "$golden/llama3-rope-linear"
+says 'scaled by 4 \(linear\)'
 expect 0 '' inspect llama4-nano --graph loss
 says 'linear_cross_entropy'
 expect 0 '' inspect llama4-nano --program step

@@ -8,12 +8,12 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_
 failed=0
 complain() { echo "$scenario: $1"; cat "$work/err"; failed=1; }
 
-# scenario NAME PATTERN WHO [hosts] : WHO is an extended pattern of the ranks that must say PATTERN
+# scenario NAME PATTERN WHO [hosts | DIRECTORY] : WHO is an extended pattern of the ranks that must say PATTERN
 scenario() {
   scenario="$1 $4"
   local start=$SECONDS ls_before said
   ls_before=$(ls /dev/shm | grep -c '^drover-comm\.')
-  # shellcheck disable=SC2086 # hosts is a word or nothing
+  # shellcheck disable=SC2086 # the last is a word or nothing
   timeout 60 "$mpirun" -n 3 --oversubscribe "$program" $1 $4 >"$work/out" 2>"$work/err"
   local code=$?
   [ "$code" = 42 ] || complain "exit code $code, not 42"
@@ -31,6 +31,9 @@ late="tp: #2, all_reduce of 4 f32 \(sum\) in 'second', waited [1-9]\.[0-9] s on 
 scenario stop "$late.* \(pid [0-9]+; last: left all_reduce #1 of tp in 'first', [0-9.]+ s ago\)" 01
 scenario late "$late.*last: left all_reduce #1 of tp" 01
 scenario late "${late}node2 \(nothing known of it here\)" 01 hosts
+scenario late "$late" 01 "$work" # with a supervisor's directory the status file stays, and tells what each rank did
+[ "$(head -c 8 "$work"/drover-comm.*)" = drvcomm1 ] && grep -q second "$work"/drover-comm.* && grep -q first "$work"/drover-comm.* ||
+  complain "no status file for the supervisor"
 scenario abort 'rank 2 on .* gave up: the roof is on fire' 01
 scenario abort 'rank 2 on node2 gave up: the roof is on fire' 01 hosts
 scenario mismatch "tp: collective #2 differs: rank [01] calls all_reduce of 4 f32 \(sum\) in 'second', rank 2 calls all_gather of 12 f32 in 'other'" 012

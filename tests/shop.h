@@ -92,8 +92,9 @@ static inline uint64_t ckpt_hash(const Ckpt *ckpt)
         assert_ok(safetensors_read(e, 0, count, DTYPE_F32, data));
         hash = hash * 31 + hash_bytes(data, (size_t)count * 4);
     }
-    for (int layer = 0; layer < 4; layer++) { /* expert biases, where the run has any: no part of the model's files */
-        const char *bias = arena_printf(&arena, "model.layers.%d.feed_forward.router.expert_bias", layer);
+    static const char *const router[] = {"feed_forward.router", "moe_block.gate"};
+    for (int i = 0; i < 8; i++) { /* expert biases, where the run has any: no part of the model's files */
+        const char *bias = arena_printf(&arena, "model.layers.%d.%s.expert_bias", i / 2, router[i % 2]);
         const SafetensorsEntry *e = ckpt_optimizer_find(ckpt, bias);
         assert_null(modeldir_find(model, bias));
         if (!e) continue;

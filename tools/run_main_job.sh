@@ -32,11 +32,11 @@ checkpoint: {every: 0, minutes: 1, keep: 2}
 YAML
 fi
 
-# a run that is done gets as many steps again
+# a run that is done gets as many steps again; its warm-up is over, however short it was
 more=()
 before=$(steps_done || true)
 if [ -n "$before" ] && [ "$before" -ge "$(planned)" ]; then
-  more=("train.minutes=0" "train.steps=$((2 * before))")
+  more=("train.minutes=0" "train.steps=$((2 * before))" "train.warmup=-1")
   echo "The run in $dir has done its $before steps; it goes on for as many again."
 elif [ -n "$before" ]; then
   echo "The run in $dir goes on after step $before of $(planned)."
@@ -67,5 +67,6 @@ cat <<TEXT
 ----
 Next: $drover generate $dir --prompt '#define ' --temperature 0.8
       $drover inspect $dir        what the run is
-      make run                    goes on training;  make run DATA=PATH MINUTES=10  learns another text
+      make run                              goes on training
+      make run DATA=PATH MINUTES=10         learns another text
 TEXT

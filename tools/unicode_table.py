@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Writes src/text/unicode_ranges.c: the classes of code points that pre-tokenizer patterns ask for.
 
-    pip install unicodedata2==16.0.0 && tools/unicode_table.py > src/text/unicode_ranges.c
+    pip install unicodedata2==16.0.0 tokenizers==0.23.3 && tools/unicode_table.py > src/text/unicode_ranges.c
 
 Unicode 16 is what tiktoken 0.14 and Hugging Face tokenizers 0.23 use; Python's own unicodedata is
-as old as the Python.
+as old as the Python. Which characters make words, for added tokens that must not stand inside one,
+is asked of tokenizers itself: the property Alphabetic is not in unicodedata.
 """
+import tokenizers
 import unicodedata2 as unicode
 
 # The White_Space property, less CR and LF, which have a class of their own.
@@ -27,6 +29,36 @@ def class_of(code_point):
     return CLASS.get(category, 0x01)
 
 
+def words():
+    """The code points before which tokenizers does not see a token with single_word."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"unknown": 0, "Z": 1}, unk_token="unknown"))
+    tokenizer.add_tokens([tokenizers.AddedToken("Z", single_word=True, normalized=False)])
+    found = set()
+    for first in range(0, 0x110000, 0x800):
+        if 0xD800 <= first < 0xE000:
+            continue
+        encoding = tokenizer.encode("".join(f"Z{chr(first + i)}  " for i in range(0x800)))
+        seen = {span[0] // 4 for span, token in zip(encoding.offsets, encoding.ids) if token == 1 and span[0] % 4 == 0}
+        found.update(first + i for i in range(0x800) if i not in seen)
+    return found
+
+
+def print_word_ranges():
+    word, ranges = words(), []
+    for code_point in range(0x110000):
+        if (unicode.category(chr(code_point))[0] in "LMN") == (code_point in word):
+            continue
+        if ranges and ranges[-1][1] == code_point - 1:
+            ranges[-1][1] = code_point
+        else:
+            ranges.append([code_point, code_point])
+    print("const uint32_t unicode_word_ranges[UNICODE_WORD_RANGES][2] = {")
+    for i in range(0, len(ranges), 5):
+        print("    " + " ".join(f"{{0x{first:05x}, 0x{last:05x}}}," for first, last in ranges[i:i + 5]))
+    print("};")
+    print(f'_Static_assert(UNICODE_WORD_RANGES == {len(ranges)}, "text_internal.h gives another size");')
+
+
 def main():
     entries, last = [], None
     for code_point in range(0x110000):
@@ -46,6 +78,7 @@ def main():
         print("    " + " ".join(f"0x{entry:08x}," for entry in entries[i:i + 9]))
     print("};")
     print(f'_Static_assert(UNICODE_RANGES == {len(entries)}, "text_internal.h gives another size");')
+    print_word_ranges()
 
 
 if __name__ == "__main__":

@@ -173,6 +173,7 @@ void str_deinit(Str *s);
 typedef enum LogLevel { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_SILENT } LogLevel;
 
 void log_set_level(LogLevel level); /* LOG_INFO at the start */
+void log_set_thread_quiet(bool quiet); /* this thread's lines are not written: ranks that do what another reports */
 /* One line to stderr, "drover: " in front for warnings and errors. Safe from any thread. */
 void log_line(LogLevel level, const char *format, ...) PRINTF_LIKE(2, 3);
 #define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)

@@ -7,7 +7,10 @@
 
 static LogLevel threshold = LOG_INFO; /* set once at the start, read from every thread */
 
+static _Thread_local bool thread_quiet;
+
 void log_set_level(LogLevel level) { threshold = level; }
+void log_set_thread_quiet(bool quiet) { thread_quiet = quiet; }
 
 /* On a terminal a progress bar may stand where the line goes. */
 static const char *over_unfinished_line(void)
@@ -18,7 +21,7 @@ static const char *over_unfinished_line(void)
 
 void log_line(LogLevel level, const char *format, ...)
 {
-    if (level < threshold) return;
+    if (level < threshold || thread_quiet) return;
     char line[4096];
     const char *head = level == LOG_WARN    ? "drover: warning: "
                        : level == LOG_ERROR ? "drover: "

@@ -45,6 +45,7 @@ enum { SAFETENSORS_MAX_HEADER = 100000000 }; /* the reference reader's cap, in b
 Status safetensors_open(const char *path, Safetensors **out);
 void safetensors_close(Safetensors *file);
 const char *safetensors_path(const Safetensors *file);
+const FileMap *safetensors_map(const Safetensors *file); /* for readers of parts; as long as it is open */
 int safetensors_count(const Safetensors *file);
 const SafetensorsEntry *safetensors_at(const Safetensors *file, int i); /* in order of offset */
 const SafetensorsEntry *safetensors_find(const Safetensors *file, const char *name); /* or NULL */
@@ -95,7 +96,8 @@ typedef struct ModelDir ModelDir;
 Status modeldir_open(const char *path, ModelDir **out);
 void modeldir_close(ModelDir *dir);
 const char *modeldir_path(const ModelDir *dir);
-int modeldir_count(const ModelDir *dir);
+int modeldir_file_count(const ModelDir *dir);
+int modeldir_count(const ModelDir *dir); /* tensors */
 const SafetensorsEntry *modeldir_at(const ModelDir *dir, int i);              /* by name, sorted */
 const SafetensorsEntry *modeldir_find(const ModelDir *dir, const char *name); /* or NULL */
 uint64_t modeldir_bytes(const ModelDir *dir);                                 /* of all tensors */
@@ -146,6 +148,14 @@ typedef struct Export {
  * exists is refused, and so is a disk without room for all of it. One shard is model.safetensors; more have an
  * index. A number that f16 cannot hold is refused by its tensor's name. */
 Status modeldir_export(const char *path, const Export *what);
+
+/* ---- work in parallel ------------------------------------------------------------------ */
+
+/* Threads worth their while for so many bytes to copy or hash. */
+int parallel_threads(uint64_t bytes);
+/* Calls run(context, i) for i in 0..n-1 on so many threads; the first failure (in order of i) is the
+ * result and its sentence this thread's. */
+Status parallel_each(int n, int threads, Status (*run)(void *context, int i), void *context);
 
 /* ---- checkpoints, read ----------------------------------------------------------------- */
 

@@ -51,15 +51,6 @@ Status json_parse_object(const char *text, size_t n, const char *what, json_t **
 void tensor_gather(const Tensor *tensor, int64_t first, int64_t n, void *packed);
 void tensor_scatter(const void *packed, const Tensor *tensor, int64_t first, int64_t n);
 
-/* ---- work in parallel ------------------------------------------------------------------ */
-
-/* Threads worth their while for so many bytes to copy or hash. */
-int parallel_threads(uint64_t bytes);
-
-/* Calls run(context, i) for i in 0..n-1 on so many threads; the first failure (in order of i) is the
- * result and its sentence this thread's. */
-Status parallel_each(int n, int threads, Status (*run)(void *context, int i), void *context);
-
 /* ---- loading --------------------------------------------------------------------------- */
 
 /* Where tensors are looked up by name. */

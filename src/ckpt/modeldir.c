@@ -203,6 +203,7 @@ void modeldir_close(ModelDir *dir)
 }
 
 const char *modeldir_path(const ModelDir *dir) { return dir->path; }
+int modeldir_file_count(const ModelDir *dir) { return dir->n_files; }
 int modeldir_count(const ModelDir *dir) { return dir->n; }
 uint64_t modeldir_bytes(const ModelDir *dir) { return dir->bytes; }
 

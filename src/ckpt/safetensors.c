@@ -75,6 +75,7 @@ void safetensors_close(Safetensors *file)
 }
 
 const char *safetensors_path(const Safetensors *file) { return file->map.path; }
+const FileMap *safetensors_map(const Safetensors *file) { return &file->map; }
 int safetensors_count(const Safetensors *file) { return file->n; }
 
 const SafetensorsEntry *safetensors_at(const Safetensors *file, int i)

@@ -1,4 +1,4 @@
-/* drover chat: a conversation in the terminal. */
+/* drover chat: a conversation in the terminal, or one answer to a conversation in a file. */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -6,11 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "chat/chat.h"
 #include "cli/sampling.h"
 
 typedef struct ChatFlags {
-    const char *system;
-    int format;
+    const char *system, *messages, *format, *date;
     int64_t max_tokens, context;
     bool no_bos;
     SamplingFlags sampling;
@@ -19,161 +19,155 @@ typedef struct ChatFlags {
 
 static const Option options[] = {
     {"system", OPTION_TEXT, "TEXT", 0, 0, NULL, NULL, offsetof(ChatFlags, system), "a message that sets the tone"},
-    {"format", OPTION_CHOICE, "NAME", 0, 0, "auto", "auto|llama3|llama4|plain", offsetof(ChatFlags, format),
-     "how turns are marked; plain: the model goes on from what you type"},
+    {"messages", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(ChatFlags, messages),
+     "answer the conversation in this JSON file, once (docs/chat.md)"},
+    {"chat-format", OPTION_TEXT, "NAME", 0, 0, NULL, NULL, offsetof(ChatFlags, format),
+     "llama3, llama3.1 (and 3.3), llama3.2, llama4, drover, or plain: the model goes on from what you type"},
+    {"date", OPTION_TEXT, "DATE", 0, 0, NULL, NULL, offsetof(ChatFlags, date),
+     "what formats with a date call today, as in \"26 Jul 2024\""},
     {"max-tokens", OPTION_INT, "N", 1, 1 << 30, "512", NULL, offsetof(ChatFlags, max_tokens), "tokens of an answer at most"},
     {"context", OPTION_INT, "N", 1, 1 << 30, NULL, NULL, offsetof(ChatFlags, context),
      "tokens of the conversation at most; else 4096, or what the model can"},
-    {"no-bos", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ChatFlags, no_bos), "no begin-of-text token in front"},
+    {"no-bos", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ChatFlags, no_bos),
+     "no begin-of-text token in front where there is no format"},
     SAMPLING_FLAGS(ChatFlags, sampling),
     MODEL_FLAGS(ChatFlags, model),
 };
 
-enum { DEFAULT_CONTEXT = 4096 };
+enum { DEFAULT_CONTEXT = 4096, MAX_MESSAGES_BYTES = 64 << 20 };
 
-/* ---- formats (models.md 4.5) ------------------------------------------------------------------- */
-
-typedef struct ChatFormat {
-    const char *name, *header_start, *header_end, *end_of_turn;
-} ChatFormat;
-
-static const ChatFormat formats[] = {
-    {"llama3", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-    {"llama4", "<|header_start|>", "<|header_end|>", "<|eot|>"},
-};
-
-typedef struct Chat {
+typedef struct Talk {
     const ChatFlags *flags;
     const InferModel *model;
     Infer *infer;
     Encoder *encoder;
-    const ChatFormat *format; /* NULL: plain */
-    IdVec history;            /* the whole conversation; the slot holds the beginning of it */
+    ChatFormat *format; /* NULL: plain */
+    Chat chat;          /* what was said, where there is a format */
+    IdVec history;      /* the same as ids; the slot holds the beginning of it */
     Decoder decoder;
     int64_t turn;
-} Chat;
+} Talk;
 
-static bool speaks(const Tokenizer *t, const ChatFormat *f)
+static Bytes bytes_of(const char *text) { return (Bytes){(const uint8_t *)text, strlen(text)}; }
+
+static Status add_plain(Talk *talk, const char *text)
 {
-    return tokenizer_id_of(t, f->header_start) >= 0 && tokenizer_id_of(t, f->header_end) >= 0 &&
-           tokenizer_id_of(t, f->end_of_turn) >= 0;
+    return encoder_encode(talk->encoder, text, strlen(text), ENCODE_TEXT, &talk->history);
 }
 
-/* A model that was never taught to answer has no chat template, whatever its special tokens. */
-static Status choose_format(Chat *chat)
+static Status begin(Talk *talk)
 {
-    const Tokenizer *t = chat->model->tokenizer;
-    if (chat->flags->format == 3) return OK;
-    for (int i = 0; i < COUNT_OF(formats); i++) {
-        bool wanted = chat->flags->format == i + 1;
-        if (wanted && !speaks(t, &formats[i]))
-            return fail(ERR_FORMAT, "%s: the tokenizer lacks the tokens of the %s format", chat->model->path, formats[i].name);
-        if (wanted || (chat->flags->format == 0 && tokenizer_chat_template(t) && speaks(t, &formats[i])))
-            chat->format = &formats[i];
+    talk->history.n = 0;
+    infer_truncate(talk->infer, 0, 0);
+    chat_deinit(&talk->chat);
+    talk->chat.wants_answer = true;
+    if (talk->flags->date) talk->chat.date = bytes_of(talk->flags->date);
+    if (talk->format) {
+        if (talk->flags->system) chat_add_text(&talk->chat, CHAT_SYSTEM, bytes_of(talk->flags->system));
+        return OK;
     }
+    int32_t bos = tokenizer_bos(talk->model->tokenizer);
+    if (bos >= 0 && tokenizer_adds_bos(talk->model->tokenizer) && !talk->flags->no_bos) VEC_PUSH(&talk->history, bos);
+    return talk->flags->system ? add_plain(talk, talk->flags->system) : OK;
+}
+
+/* The whole conversation anew, as the format writes it. What the slot holds of it, from the start on, need not be
+ * computed again; nearly always that is all but the last turn. */
+static Status render(Talk *talk)
+{
+    ChatTokens tokens = {0};
+    TRY(chat_render(talk->format, talk->encoder, &talk->chat, &tokens));
+    int64_t same = 0, held = infer_length(talk->infer, 0), n = (int64_t)tokens.ids.n;
+    while (same < held && same < n - 1 && tokens.ids.at[same] == talk->history.at[same]) same++;
+    infer_truncate(talk->infer, 0, same);
+    VEC_FREE(&talk->history);
+    talk->history = tokens.ids;
+    tokens.ids = (IdVec){0};
+    chat_tokens_deinit(&tokens);
     return OK;
-}
-
-static Status add_text(Chat *chat, const char *text)
-{
-    return encoder_encode(chat->encoder, text, strlen(text), ENCODE_TEXT, &chat->history);
-}
-
-static void add_special(Chat *chat, const char *name)
-{
-    int32_t id = tokenizer_id_of(chat->model->tokenizer, name);
-    if (id >= 0) VEC_PUSH(&chat->history, id);
-}
-
-static Status add_header(Chat *chat, const char *role)
-{
-    add_special(chat, chat->format->header_start);
-    TRY(add_text(chat, role));
-    add_special(chat, chat->format->header_end);
-    return add_text(chat, "\n\n");
-}
-
-static Status add_message(Chat *chat, const char *role, const char *text)
-{
-    TRY(add_header(chat, role));
-    TRY(add_text(chat, text));
-    add_special(chat, chat->format->end_of_turn);
-    return OK;
-}
-
-static Status begin(Chat *chat)
-{
-    chat->history.n = 0;
-    infer_truncate(chat->infer, 0, 0);
-    int32_t bos = tokenizer_bos(chat->model->tokenizer);
-    if (bos >= 0 && tokenizer_adds_bos(chat->model->tokenizer) && !chat->flags->no_bos) VEC_PUSH(&chat->history, bos);
-    if (!chat->flags->system) return OK;
-    return chat->format ? add_message(chat, "system", chat->flags->system) : add_text(chat, chat->flags->system);
 }
 
 /* ---- a turn --------------------------------------------------------------------------------------- */
 
 static bool on_token(void *context, int32_t id)
 {
-    Chat *chat = context;
+    Talk *talk = context;
     Str text = {0};
-    bool good = decoder_push(&chat->decoder, id, &text) == OK;
+    bool good = decoder_push(&talk->decoder, id, &text) == OK;
     if (text.n) fputs(text.at, stdout);
     fflush(stdout);
     str_deinit(&text);
     return good && !cli_interrupted();
 }
 
-static Status answer(Chat *chat)
+static Status take_answer(Talk *talk, const IdVec *ids)
+{
+    for (size_t i = 0; i < ids->n; i++) VEC_PUSH(&talk->history, ids->at[i]);
+    if (!talk->format) return OK;
+    ChatAnswer answer;
+    TRY(chat_parse_answer(talk->format, ids->at, ids->n, &answer));
+    chat_add_message(&talk->chat, &answer.message);
+    chat_answer_deinit(&answer);
+    return OK;
+}
+
+static Status answer(Talk *talk)
 {
     GenerateStats stats;
-    int64_t held = infer_length(chat->infer, 0);
-    chat->decoder = (Decoder){.tokenizer = chat->model->tokenizer, .skip_special = true};
-    GenerateRequest r = {.prompt = chat->history.at + held, .n_prompt = (int64_t)chat->history.n - held,
-                         .max_tokens = chat->flags->max_tokens, .on_token = on_token, .context = chat,
-                         .sampler = sampling_apply(&chat->flags->sampling, chat->model)};
-    r.sampler.seed += (uint64_t)chat->turn++;
-    Status status = infer_generate(chat->infer, &r, 1, &stats);
+    int64_t held = infer_length(talk->infer, 0);
+    talk->decoder = (Decoder){.tokenizer = talk->model->tokenizer, .skip_special = true, .continues = true};
+    GenerateRequest r = {.prompt = talk->history.at + held, .n_prompt = (int64_t)talk->history.n - held,
+                         .max_tokens = talk->flags->max_tokens, .on_token = on_token, .context = talk,
+                         .sampler = sampling_apply(&talk->flags->sampling, talk->model)};
+    r.sampler.seed += (uint64_t)talk->turn++;
+    Status status = infer_generate(talk->infer, &r, 1, &stats);
     Str rest = {0};
-    decoder_finish(&chat->decoder, &rest);
+    decoder_finish(&talk->decoder, &rest);
     if (rest.n) fputs(rest.at, stdout);
     str_deinit(&rest);
     putchar('\n');
     fflush(stdout);
-    for (size_t i = 0; i < r.tokens.n; i++) VEC_PUSH(&chat->history, r.tokens.at[i]);
+    if (status == OK) status = take_answer(talk, &r.tokens);
     VEC_FREE(&r.tokens);
     if (status == OK && r.end == GENERATE_CONTEXT)
-        log_info("the context of %lld tokens is full; /reset begins anew", (long long)infer_planned(chat->infer).context);
-    if (chat->format) add_special(chat, chat->format->end_of_turn);
+        log_info("the context of %lld tokens is full; /reset begins anew", (long long)infer_planned(talk->infer).context);
     return status;
 }
 
-static Status take_turn(Chat *chat, const char *line)
+static Status check_room(const Talk *talk)
 {
-    size_t before = chat->history.n;
-    if (chat->format) {
-        TRY(add_message(chat, "user", line));
-        TRY(add_header(chat, "assistant"));
-    } else {
-        TRY(add_text(chat, line));
-    }
-    if ((int64_t)chat->history.n > infer_planned(chat->infer).context) {
-        log_warn("this no longer fits in the context of %lld tokens; /reset begins anew, --context N makes more room",
-                 (long long)infer_planned(chat->infer).context);
-        chat->history.n = before;
-        return OK;
-    }
-    if (chat->history.n == (size_t)infer_length(chat->infer, 0)) return OK; /* an empty line: nothing new */
-    return answer(chat);
+    int64_t n = (int64_t)talk->history.n, context = infer_planned(talk->infer).context;
+    if (n <= context) return OK;
+    return fail(ERR_REFUSED, "a conversation of %lld tokens in a context of %lld; --context N makes more room", (long long)n,
+                (long long)context);
 }
 
-static Status talk(Chat *chat)
+static Status take_turn(Talk *talk, const char *line)
+{
+    size_t before = talk->history.n, messages = talk->chat.messages.n;
+    if (talk->format) {
+        chat_add_text(&talk->chat, CHAT_USER, bytes_of(line));
+        TRY(render(talk));
+    } else {
+        TRY(add_plain(talk, line));
+    }
+    if (check_room(talk) != OK) {
+        log_warn("%s; /reset begins anew", status_message());
+        talk->history.n = talk->format ? (size_t)infer_length(talk->infer, 0) : before;
+        talk->chat.messages.n = messages;
+        return OK;
+    }
+    if (talk->history.n == (size_t)infer_length(talk->infer, 0)) return OK; /* an empty line: nothing new */
+    return answer(talk);
+}
+
+static Status converse(Talk *talk)
 {
     bool terminal = isatty(STDIN_FILENO);
     char *line = NULL;
     size_t cap = 0;
-    Status status = begin(chat);
-    if (terminal) log_info("%s; /reset begins anew, /quit or Ctrl-D ends", infer_device_text(chat->infer));
+    Status status = begin(talk);
+    if (terminal) log_info("%s; /reset begins anew, /quit or Ctrl-D ends", infer_device_text(talk->infer));
     while (status == OK) {
         if (terminal) fputs("> ", stderr);
         ssize_t n = getline(&line, &cap, stdin);
@@ -181,30 +175,64 @@ static Status talk(Chat *chat)
         while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
         if (!strcmp(line, "/quit")) break;
         cli_clear_interrupt();
-        if (!strcmp(line, "/reset")) status = begin(chat);
-        else if (n > 0) status = take_turn(chat, line);
+        if (!strcmp(line, "/reset")) status = begin(talk);
+        else if (n > 0) status = take_turn(talk, line);
     }
     if (terminal) fputs("\n", stderr);
     free(line);
     return status;
 }
 
+/* ---- a file ------------------------------------------------------------------------------------------ */
+
+static Status answer_file(Talk *talk)
+{
+    Arena arena = {0};
+    Bytes json;
+    Status status = file_read(&arena, talk->flags->messages, MAX_MESSAGES_BYTES, &json);
+    if (status == OK) status = chat_parse(json, talk->flags->messages, &talk->chat);
+    arena_deinit(&arena);
+    if (status != OK) return status;
+    talk->chat.wants_answer = true;
+    if (talk->flags->date) talk->chat.date = bytes_of(talk->flags->date);
+    TRY(render(talk));
+    TRY(check_room(talk));
+    return answer(talk);
+}
+
 /* ---- the run ----------------------------------------------------------------------------------------- */
+
+static Status choose_format(const ChatFlags *o, const InferModel *model, ChatFormat **format)
+{
+    bool plain = o->format && !strcmp(o->format, "plain");
+    if (!plain) TRY(chat_format_create(model->tokenizer, o->format, model->path, format));
+    if (o->messages && o->system) return fail(ERR_ARG, "--messages and --system exclude each other: the file can hold a system message");
+    if (o->messages && !*format)
+        return fail(ERR_ARG, "%s has no chat format for --messages; --chat-format NAME chooses one", model->path);
+    return OK;
+}
+
+static Status talk_with(Talk *talk, InferOptions with)
+{
+    TRY(choose_format(talk->flags, talk->model, &talk->format));
+    TRY(infer_create(talk->model, with, &talk->infer));
+    TRY(encoder_create(talk->model->tokenizer, &talk->encoder));
+    cli_catch_interrupts();
+    return talk->flags->messages ? answer_file(talk) : converse(talk);
+}
 
 static Status run_open(const ChatFlags *o, const InferModel *model)
 {
     if (!model->tokenizer) return fail(ERR_FORMAT, "%s has no tokenizer; drover logits takes ids", model->path);
-    Chat chat = {.flags = o, .model = model};
+    Talk talk = {.flags = o, .model = model};
     InferOptions with = {.batch = 1, .context = o->context > 0 ? o->context : min_i64(DEFAULT_CONTEXT, model->config.max_positions)};
     model_flags_apply(&o->model, &with);
-    TRY(choose_format(&chat));
-    TRY(infer_create(model, with, &chat.infer));
-    Status status = encoder_create(model->tokenizer, &chat.encoder);
-    cli_catch_interrupts();
-    if (status == OK) status = talk(&chat);
-    encoder_destroy(chat.encoder);
-    infer_destroy(chat.infer);
-    VEC_FREE(&chat.history);
+    Status status = talk_with(&talk, with);
+    encoder_destroy(talk.encoder);
+    infer_destroy(talk.infer);
+    chat_format_destroy(talk.format);
+    chat_deinit(&talk.chat);
+    VEC_FREE(&talk.history);
     return status;
 }
 
@@ -223,8 +251,8 @@ const Command command_chat = {
     .min_operands = 1,
     .max_operands = 1,
     .sentence = "talk with a model in the terminal",
-    .details = "A model whose files have a chat template is spoken to in turns; any other goes on from what\n"
-               "you type. Ctrl-C ends an answer; /reset begins anew; /quit or Ctrl-D ends.",
+    .details = "A model whose files have a chat template that drover knows is spoken to in turns; any other\n"
+               "goes on from what you type. Ctrl-C ends an answer; /reset begins anew; /quit or Ctrl-D ends.",
     COMMAND_OPTIONS(ChatFlags, options),
     .run = run,
 };

@@ -18,7 +18,7 @@ static const Option options[] = {
     {"shard-size", OPTION_TEXT, "BYTES", 0, 0, "5GB", NULL, offsetof(ConvertFlags, shard_size), "of a file at most: 5GB, 512MB"},
 };
 
-enum { MAX_CONFIG_BYTES = 16 << 20, MAX_FILES = 4 };
+enum { MAX_FILES = 3 + TOKENIZER_MAX_FILES };
 
 typedef struct Job {
     Arena arena;
@@ -27,7 +27,6 @@ typedef struct Job {
     Meter meter;
     Export what;
     CkptFile file[MAX_FILES];
-    Str tokenizer, tokenizer_config;
 } Job;
 
 /* ---- tensors --------------------------------------------------------------------------------- */
@@ -39,13 +38,40 @@ static DType wanted(const Job *job, DType have)
     return job->flags->dtype > 0 && number ? types[job->flags->dtype] : have;
 }
 
+static Status read_weight(const void *context, int64_t first, int64_t n, DType to, void *out)
+{
+    return weights_read_range(context, first, n, to, out);
+}
+
+/* Whatever the files hold, as a plain Hugging Face model. */
+static Status list_weights(Job *job)
+{
+    const Weights *w = job->model.weights;
+    int n = weights_count(w);
+    if (*weights_prefix(w))
+        return fail(ERR_UNSUPPORTED, "%s is quantised and has a part for images; only --dtype same can be made of it", job->model.path);
+    ExportTensor *tensors = ARENA_ARRAY(&job->arena, ExportTensor, n);
+    for (int i = 0; i < n; i++) {
+        const Weight *weight = weights_at(w, i);
+        bool tied = job->model.config.tied && !strcmp(weight->name, "lm_head.weight");
+        if (weight->dtype == DTYPE_COUNT)
+            return fail(ERR_UNSUPPORTED, "%s: tensor %s has elements of type %s, which drover cannot read", job->model.path,
+                        weight->name, weight->kind);
+        if (!tied)
+            tensors[job->what.n++] = (ExportTensor){weight->name, wanted(job, weight->dtype), weight->shape, read_weight, weight};
+    }
+    job->what.tensors = tensors;
+    return OK;
+}
+
 static Status list_tensors(Job *job)
 {
+    if (!job->model.ckpt) return list_weights(job); /* Meta's layout */
+    bool scaled = job->flags->dtype > 0 && json_is_object(json_object_get(job->model.config.json, "quantization_config"));
+    if (scaled) return list_weights(job);
     const ModelDir *dir = ckpt_model(job->model.ckpt);
     int n = modeldir_count(dir);
     ExportTensor *tensors = ARENA_ARRAY(&job->arena, ExportTensor, n);
-    bool scaled = job->flags->dtype > 0 && json_is_object(json_object_get(job->model.config.json, "quantization_config"));
-    if (scaled) return fail(ERR_UNSUPPORTED, "%s is quantised; only --dtype same can be made of it", job->model.path);
     for (int i = 0; i < n; i++) {
         const SafetensorsEntry *e = modeldir_at(dir, i);
         if (e->dtype == DTYPE_COUNT)
@@ -71,7 +97,8 @@ static bool stays_behind(const Job *job, const char *name)
 {
     static const char *const ends[] = {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth", ".pt",
                                        ".gguf", ".h5", ".msgpack", ".onnx"};
-    if (name[0] == '.' || (ckpt_has_manifest(job->model.ckpt) && !strcmp(name, "manifest.json"))) return true;
+    if (name[0] == '.' || (job->model.ckpt && ckpt_has_manifest(job->model.ckpt) && !strcmp(name, "manifest.json"))) return true;
+    if (!job->model.ckpt && !strcmp(name, "params.json")) return true;
     for (int i = 0; i < COUNT_OF(ends); i++)
         if (ends_with(name, ends[i])) return true;
     for (int i = 0; i < job->what.n_files; i++)
@@ -105,6 +132,7 @@ static void edit_config(const Job *job, json_t *json)
 {
     static const char *const names[] = {NULL, "float32", "bfloat16", "float16"}, *const parts[] = {"text_config", "vision_config"};
     json_object_del(json, "drover_expert_bias");
+    if (job->flags->dtype > 0) json_object_del(json, "quantization_config"); /* what is written is plain */
     const char *name = names[job->flags->dtype];
     if (!name) return;
     set_dtype(json, name);
@@ -121,32 +149,30 @@ static void add_file(Job *job, const char *name, const char *text, size_t n)
 
 static Status make_config(Job *job)
 {
-    Bytes text;
-    json_error_t error;
-    const char *path = path_join(&job->arena, job->model.path, "config.json");
+    json_t *json;
+    bool as_it_is = job->model.ckpt && job->flags->dtype == 0; /* Meta's layout has no config.json to copy */
     if (job->model.config.expert_bias)
         log_warn("the experts' biases stay behind: the published architecture chooses without them, so logits will differ");
-    if (job->flags->dtype == 0 && !job->model.config.expert_bias) return OK; /* copied */
-    TRY(file_read(&job->arena, path, MAX_CONFIG_BYTES, &text));
-    json_t *json = json_loadb((const char *)text.at, text.n, JSON_REJECT_DUPLICATES, &error);
-    if (!json) return fail(ERR_FORMAT, "%s:%d: %s", path, error.line, error.text);
+    if (as_it_is && !job->model.config.expert_bias) return OK; /* copied */
+    TRY(weights_config(job->model.weights, &json));
     edit_config(job, json);
     char *edited = json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
     json_decref(json);
-    if (!edited) return fail(ERR_FORMAT, "%s cannot be written again as JSON", path);
+    if (!edited) return fail(ERR_FORMAT, "the configuration of %s cannot be written again as JSON", job->model.path);
     add_file(job, "config.json", arena_strdup(&job->arena, edited), strlen(edited));
     free(edited);
     return OK;
 }
 
-/* transformers wants tokenizer.json: made where the source has a tiktoken file alone. */
+/* What transformers wants and the source does not have: tokenizer.json of a tiktoken file, a tokenizer_config.json. */
 static void make_tokenizer(Job *job)
 {
-    if (!job->model.tokenizer || file_exists(path_join(&job->arena, job->model.path, "tokenizer.json"))) return;
-    tokenizer_print(job->model.tokenizer, &job->tokenizer, &job->tokenizer_config);
-    add_file(job, "tokenizer.json", job->tokenizer.at, job->tokenizer.n);
-    if (!file_exists(path_join(&job->arena, job->model.path, "tokenizer_config.json")))
-        add_file(job, "tokenizer_config.json", job->tokenizer_config.at, job->tokenizer_config.n);
+    TokenizerFile made[TOKENIZER_MAX_FILES];
+    int n = 0;
+    if (job->model.tokenizer) tokenizer_files(job->model.tokenizer, &job->arena, made, &n);
+    for (int i = 0; i < n; i++)
+        if (!file_exists(path_join(&job->arena, job->model.path, made[i].name)))
+            add_file(job, made[i].name, (const char *)made[i].text.at, made[i].text.n);
 }
 
 /* ---- the work ------------------------------------------------------------------------------------ */
@@ -170,6 +196,7 @@ static Status convert(Job *job, const char *target)
     job->what.files = job->file;
     job->what.progress = show;
     job->what.progress_context = job;
+    if (!job->model.ckpt) return fail(ERR_UNSUPPORTED, "%s is no Hugging Face directory", job->model.path);
     TRY(list_tensors(job));
     TRY(make_config(job));
     make_tokenizer(job);
@@ -193,8 +220,6 @@ static Status run(const void *opaque, Operands operands)
         status = convert(&job, operands.at[1]);
         infer_model_deinit(&job.model);
     }
-    str_deinit(&job.tokenizer);
-    str_deinit(&job.tokenizer_config);
     arena_deinit(&job.arena);
     return status;
 }
@@ -205,8 +230,9 @@ const Command command_convert = {
     .min_operands = 2,
     .max_operands = 2,
     .sentence = "any model that drover reads, as a Hugging Face directory",
-    .details = "SRC is a model directory, a checkpoint or a run. DST must not be there yet; it appears when it is\n"
-               "complete. Tensors are read and written a few MB at a time, whatever the size of the model.",
+    .details = "SRC is a model directory (Meta's layout too), a checkpoint or a run. DST must not be there yet;\n"
+               "it appears when it is complete. Tensors are read and written a few MB at a time, whatever the\n"
+               "size of the model.",
     COMMAND_OPTIONS(ConvertFlags, options),
     .run = run,
 };

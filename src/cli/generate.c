@@ -130,7 +130,8 @@ static Status generate(const GenerateFlags *o, const InferModel *model, Infer *i
     Stream *s = xcalloc((size_t)n, sizeof *s);
     GenerateStats stats;
     for (int i = 0; i < n; i++) {
-        s[i] = (Stream){.decoder = {.tokenizer = model->tokenizer, .skip_special = true}, .print = n == 1 && !o->json};
+        s[i] = (Stream){.decoder = {.tokenizer = model->tokenizer, .skip_special = true, .continues = prompt.n > 0},
+                        .print = n == 1 && !o->json};
         r[i] = (GenerateRequest){.prompt = ids->at, .n_prompt = (int64_t)ids->n, .max_tokens = o->max_tokens,
                                  .sampler = sampling_apply(&o->sampling, model), .on_token = on_token, .context = &s[i]};
         r[i].sampler.seed += (uint64_t)i;

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ckpt/ckpt.h"
 #include "train/train.h"
 
 typedef struct GradsOptions {
@@ -69,19 +68,16 @@ static Status read_rows(Arena *arena, const char *path, int64_t vocab, Rows *r)
 
 /* ---- run -------------------------------------------------------------------------------------------------- */
 
-static Status load_weights(Session *session, const Store *store, const char *dir)
+static Status load_weights(Session *session, const Store *store, const Weights *weights)
 {
-    Ckpt *ckpt;
     VEC(NamedTensor) list = {0};
-    TRY(ckpt_open(dir, CKPT_VERIFY_SIZES, &ckpt));
     for (int i = 0; i < store->n_entries; i++) {
         bool wanted = store->entry[i].role == STATE_PARAM || store->entry[i].role == STATE_BUFFER;
         for (int k = 0; wanted && k < store->entry[i].n_parts; k++)
             VEC_PUSH(&list, ((NamedTensor){store->entry[i].part[k].name, session_state_part(session, i, k)}));
     }
-    Status status = ckpt_load(ckpt, &(CkptTensors){.model = list.at, .n_model = (int)list.n});
+    Status status = weights_load(weights, list.at, (int)list.n);
     VEC_FREE(&list);
-    ckpt_close(ckpt);
     return status;
 }
 
@@ -101,7 +97,7 @@ static Status write_gradients(Session *session, const Store *store, const char *
     return status;
 }
 
-static Status compute(const ModelConfig *config, const Rows *r, const GradsOptions *o, const char *dir)
+static Status compute(const InferModel *model, const Rows *r, const GradsOptions *o)
 {
     StepPrograms p;
     Session *session = NULL;
@@ -109,13 +105,13 @@ static Status compute(const ModelConfig *config, const Rows *r, const GradsOptio
     size_t n = (size_t)(r->n * r->length);
     StepOptions step = {.micro_batch = r->n, .n_micro = 1, .seq = r->length, .dtype = DTYPE_F32};
     TRY(device_create_cpu((CpuOptions){.threads = (int)o->threads}, &device));
-    Status status = step_grads_build(config, &step, device_target(device), &p);
+    Status status = step_grads_build(&model->config, &step, device_target(device), &p);
     if (status != OK) {
         device_destroy(device);
         return status;
     }
     TRY_GOTO(session_create(device, p.store, p.at, p.n, &session), done);
-    TRY_GOTO(load_weights(session, p.store, dir), done);
+    TRY_GOTO(load_weights(session, p.store, model->weights), done);
     TRY_GOTO(session_write(session, 0, "ids", r->ids, 4 * n), done);
     TRY_GOTO(session_write(session, 0, "pos", r->pos, 4 * n), done);
     TRY_GOTO(session_write(session, 0, "targets", r->targets, 4 * n), done);
@@ -134,13 +130,13 @@ static Status run(const void *chosen, Operands operands)
     const GradsOptions *o = chosen;
     if (!o->ids || !o->out) return fail(ERR_ARG, "grads needs --ids FILE.json and --out FILE.safetensors");
     Arena arena = {0};
-    ModelConfig config;
+    InferModel model;
     Rows rows = {0};
-    Status status = model_config_load(path_join(&arena, operands.at[0], "config.json"), &config);
+    Status status = infer_model_open(operands.at[0], &model);
     if (status == OK) {
-        status = read_rows(&arena, o->ids, config.vocab, &rows);
-        if (status == OK) status = compute(&config, &rows, o, operands.at[0]);
-        model_config_deinit(&config);
+        status = read_rows(&arena, o->ids, model.config.vocab, &rows);
+        if (status == OK) status = compute(&model, &rows, o);
+        infer_model_deinit(&model);
     }
     arena_deinit(&arena);
     return status;

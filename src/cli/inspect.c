@@ -93,10 +93,11 @@ static Status inspect_file(const char *path, bool all, Str *out)
 {
     const char *name = path_base(path);
     if (ends_with(name, ".safetensors")) return show_safetensors(path, all, out);
+    if (ends_with(name, ".pth") || ends_with(name, ".pt")) return show_pth(path, all, out);
     if (ends_with(name, ".yaml") || ends_with(name, ".yml")) return inspect_run_file(path, out);
     if (!strcmp(name, "config.json")) return inspect_config(path, out);
     if (!strcmp(name, "tokenizer.json") || ends_with(name, ".model")) return inspect_tokenizer(path, out);
-    return fail(ERR_FORMAT, "%s: not a kind of file that inspect knows: .safetensors, .yaml, config.json, tokenizer.json, .model", path);
+    return fail(ERR_FORMAT, "%s: not a kind of file that inspect knows: .safetensors, .pth, .yaml, config.json, tokenizer.json, .model", path);
 }
 
 static Status inspect_preset(const char *name, Str *out)
@@ -114,7 +115,7 @@ static Status inspect_preset(const char *name, Str *out)
 static Status inspect_path(Arena *arena, const char *path, bool all, Str *out)
 {
     if (!dir_exists(path)) return file_exists(path) ? inspect_file(path, all, out) : inspect_preset(path, out);
-    if (holds(arena, path, "config.json")) return show_model(path, all, out);
+    if (holds(arena, path, "config.json") || holds(arena, path, "params.json")) return show_model(path, all, out);
     if (holds(arena, path, "run.yaml") || holds(arena, path, "metrics.jsonl") || holds(arena, path, "ckpt"))
         return show_run(path, out);
     if (holds(arena, path, "tokenizer.json") || holds(arena, path, "tokenizer.model")) return inspect_tokenizer(path, out);
@@ -141,7 +142,7 @@ const Command command_inspect = {
     .min_operands = 1,
     .max_operands = 1,
     .sentence = "a model, checkpoint, tensor file, tokenizer, run or preset as text",
-    .details = "PATH is a model directory, a checkpoint, a run's directory, a .safetensors or run file, a\n"
+    .details = "PATH is a model directory, a checkpoint, a run's directory, a .safetensors, .pth or run file, a\n"
                "tokenizer, or the name of a preset. --graph and --program take a model or a preset;\n"
                "step is all of a training step, the others are forward passes.",
     COMMAND_OPTIONS(InspectFlags, options),

@@ -10,8 +10,13 @@ void show_visible(Bytes text, Str *out);
 void show_config(const ModelConfig *config, Str *out);
 
 /* Elements and bytes by type, then the tensors: the 16 largest, or all. */
+typedef struct ShownTensor {
+    const char *name, *type;
+    Shape shape;
+    uint64_t bytes;
+} ShownTensor;
 typedef struct TensorList {
-    const SafetensorsEntry **at;
+    ShownTensor *at;
     int n;
 } TensorList;
 void show_tensors(TensorList tensors, bool all, Str *out);
@@ -19,6 +24,7 @@ void show_tensors(TensorList tensors, bool all, Str *out);
 /* A model directory or checkpoint. */
 Status show_model(const char *path, bool all, Str *out);
 Status show_safetensors(const char *path, bool all, Str *out);
+Status show_pth(const char *path, bool all, Str *out);
 /* A run's directory: what it was told, how far it is, which checkpoints it has. */
 Status show_run(const char *path, Str *out);
 

@@ -41,7 +41,9 @@ void show_config(const ModelConfig *c, Str *out)
                (long long)c->n_kv_heads, (long long)c->head_dim, c->qk_norm ? ", norm of q and k" : "",
                c->temperature_tuning ? ", query temperature" : "");
     str_printf(out, "  positions       %lld, theta %g", (long long)c->max_positions, c->rope_theta);
-    if (c->rope_scaling.factor > 1) str_printf(out, ", scaled by %g", (double)c->rope_scaling.factor);
+    if (c->rope_scaling.factor > 1)
+        str_printf(out, ", scaled by %g (%s)", (double)c->rope_scaling.factor,
+                   c->rope_scaling.original_max_position > 0 ? "llama3" : "linear");
     str_add(out, "\n");
 }
 
@@ -49,53 +51,61 @@ void show_config(const ModelConfig *c, Str *out)
 
 static int by_size(const void *a, const void *b)
 {
-    const SafetensorsEntry *x = *(const SafetensorsEntry *const *)a, *y = *(const SafetensorsEntry *const *)b;
+    const ShownTensor *x = a, *y = b;
     if (x->bytes != y->bytes) return x->bytes > y->bytes ? -1 : 1;
     return strcmp(x->name, y->name);
 }
 
-static void show_types(TensorList tensors, Str *out)
+/* The types, in the order of their first tensor. */
+static int collect_types(TensorList tensors, const char *type[MAX_TYPES], uint64_t bytes[MAX_TYPES], int count[MAX_TYPES])
 {
-    const char *type[MAX_TYPES];
-    uint64_t bytes[MAX_TYPES] = {0};
-    int count[MAX_TYPES] = {0}, n = 0;
+    int n = 0;
     for (int i = 0; i < tensors.n; i++) {
         int k = 0;
-        while (k < n && strcmp(type[k], tensors.at[i]->type_name)) k++;
+        while (k < n && strcmp(type[k], tensors.at[i].type)) k++;
         if (k == MAX_TYPES) continue;
-        if (k == n) type[n++] = tensors.at[i]->type_name;
-        bytes[k] += tensors.at[i]->bytes;
+        if (k == n) type[n++] = tensors.at[i].type;
+        bytes[k] += tensors.at[i].bytes;
         count[k]++;
     }
-    for (int k = 0; k < n; k++) {
-        char size[32];
-        str_printf(out, "  %-15s %d tensors, %s\n", type[k], count[k], format_bytes((double)bytes[k], size));
-    }
+    return n;
 }
 
 void show_tensors(TensorList tensors, bool all, Str *out)
 {
-    show_types(tensors, out);
-    if (!all) qsort(tensors.at, (size_t)tensors.n, sizeof *tensors.at, by_size);
+    const char *type[MAX_TYPES];
+    uint64_t bytes[MAX_TYPES] = {0};
+    int count[MAX_TYPES] = {0}, widest = 5, types = collect_types(tensors, type, bytes, count);
+    for (int k = 0; k < types; k++) {
+        char size[32];
+        widest = (int)max_i64(widest, (int64_t)strlen(type[k]));
+        str_printf(out, "  %-15s %d tensors, %s\n", type[k], count[k], format_bytes((double)bytes[k], size));
+    }
+    if (!all && tensors.n) qsort(tensors.at, (size_t)tensors.n, sizeof *tensors.at, by_size);
     int n = all || tensors.n < SHOWN ? tensors.n : SHOWN;
     for (int i = 0; i < n; i++) {
-        const SafetensorsEntry *e = tensors.at[i];
+        const ShownTensor *t = &tensors.at[i];
         Str shape = {0};
         str_add(&shape, "[");
-        for (int k = 0; k < e->shape.rank; k++) str_printf(&shape, "%s%lld", k ? ", " : "", (long long)e->shape.dim[k]);
+        for (int k = 0; k < t->shape.rank; k++) str_printf(&shape, "%s%lld", k ? ", " : "", (long long)t->shape.dim[k]);
         str_add(&shape, "]");
-        str_printf(out, "  %-5s %-22s %s\n", e->type_name, shape.at, e->name);
+        str_printf(out, "  %-*s %-22s %s\n", widest, t->type, shape.at, t->name);
         str_deinit(&shape);
     }
     if (n < tensors.n) str_printf(out, "  and %d smaller ones; --tensors shows all\n", tensors.n - n);
 }
 
+static TensorList make_list(int n) { return (TensorList){xcalloc((size_t)n + 1, sizeof(ShownTensor)), n}; }
+
 Status show_safetensors(const char *path, bool all, Str *out)
 {
     Safetensors *file;
     TRY(safetensors_open(path, &file));
-    TensorList list = {xcalloc((size_t)safetensors_count(file) + 1, sizeof *list.at), safetensors_count(file)};
-    for (int i = 0; i < list.n; i++) list.at[i] = safetensors_at(file, i);
+    TensorList list = make_list(safetensors_count(file));
+    for (int i = 0; i < list.n; i++) {
+        const SafetensorsEntry *e = safetensors_at(file, i);
+        list.at[i] = (ShownTensor){e->name, e->type_name, e->shape, e->bytes};
+    }
     str_printf(out, "safetensors: %s, %d tensors\n", path, list.n);
     show_tensors(list, all, out);
     free(list.at);
@@ -103,34 +113,84 @@ Status show_safetensors(const char *path, bool all, Str *out)
     return OK;
 }
 
-/* ---- directories -------------------------------------------------------------------------------- */
-
-static void show_weights(const ModelDir *dir, bool all, Str *out)
+Status show_pth(const char *path, bool all, Str *out)
 {
-    TensorList list = {xcalloc((size_t)modeldir_count(dir) + 1, sizeof *list.at), modeldir_count(dir)};
-    for (int i = 0; i < list.n; i++) list.at[i] = modeldir_at(dir, i);
+    Pth *file;
+    TRY(pth_open(path, &file));
+    TensorList list = make_list(pth_count(file));
+    for (int i = 0; i < list.n; i++) {
+        const PthTensor *t = pth_at(file, i);
+        list.at[i] = (ShownTensor){t->name, t->type_name, t->shape, t->bytes};
+    }
+    str_printf(out, "torch.save: %s, %d tensors\n", path, list.n);
     show_tensors(list, all, out);
     free(list.at);
+    pth_close(file);
+    return OK;
+}
+
+/* ---- directories -------------------------------------------------------------------------------- */
+
+static int64_t count_numbers(TensorList tensors)
+{
+    int64_t n = 0;
+    for (int i = 0; i < tensors.n; i++) n += shape_count(&tensors.at[i].shape);
+    return n;
+}
+
+static void show_weights(const InferModel *model, bool all, Str *out)
+{
+    char size[32], numbers[32];
+    const Weights *weights = model->weights;
+    TensorList list = make_list(weights_count(weights));
+    for (int i = 0; i < list.n; i++) {
+        const Weight *w = weights_at(weights, i);
+        list.at[i] = (ShownTensor){w->name, w->kind, w->shape, w->bytes};
+    }
+    str_add(out, "files: ");
+    if (model->ckpt) str_printf(out, "%d, ", modeldir_file_count(ckpt_model(model->ckpt)));
+    str_printf(out, "%s in %d tensors of %s numbers (%s)\n", format_bytes((double)weights_bytes(weights), size), list.n,
+               format_count((double)count_numbers(list), numbers), weights_form(weights));
+    if (*weights_prefix(weights)) str_printf(out, "  prefix          %s\n", weights_prefix(weights));
+    if (weights_ignored(weights))
+        str_printf(out, "  not used        %d tensors: frequencies, scales of activations, statistics, the part for images\n",
+                   weights_ignored(weights));
+    show_tensors(list, all, out);
+    free(list.at);
+}
+
+/* What the directory has beside its weights, and what of it says how to talk to the model. */
+static void show_beside(const InferModel *model, Str *out)
+{
+    static const char *const kinds[][2] = {{"tokenizer.json", "Hugging Face"}, {"tokenizer.model", "tokenizer.model"}};
+    Arena arena = {0};
+    const char *kind = "none", *template = model->tokenizer && tokenizer_chat_template(model->tokenizer) ? "yes" : "none";
+    for (int i = COUNT_OF(kinds) - 1; i >= 0; i--)
+        if (file_exists(path_join(&arena, model->path, kinds[i][0]))) kind = kinds[i][1];
+    if (file_exists(path_join(&arena, model->path, "chat_template.jinja"))) template = "yes, chat_template.jinja";
+    if (model->tokenizer)
+        str_printf(out, "tokenizer: %s, %d ids, %zu merges; drover tokenizer inspect %s\n", kind,
+                   tokenizer_vocab_size(model->tokenizer), tokenizer_merge_count(model->tokenizer), model->path);
+    else
+        str_add(out, "tokenizer: none\n");
+    str_printf(out, "chat template: %s\n", template);
+    str_add(out, "ends a text:");
+    for (int i = 0; i < model->n_stop; i++) str_printf(out, " %d", model->stop[i]);
+    str_add(out, model->n_stop ? "\n" : " nothing\n");
+    arena_deinit(&arena);
 }
 
 Status show_model(const char *path, bool all, Str *out)
 {
     InferModel model;
     TRY(infer_model_open(path, &model));
-    char size[32];
     str_printf(out, "%s\n", model.path);
     show_config(&model.config, out);
-    if (ckpt_has_manifest(model.ckpt))
+    if (model.ckpt && ckpt_has_manifest(model.ckpt))
         str_printf(out, "checkpoint: step %lld, every hash is right, %d optimizer tensors\n  %s\n", (long long)ckpt_step(model.ckpt),
                    ckpt_optimizer_count(model.ckpt), ckpt_run_json(model.ckpt));
-    str_printf(out, "files: %s in %d tensors\n", format_bytes((double)modeldir_bytes(ckpt_model(model.ckpt)), size),
-               modeldir_count(ckpt_model(model.ckpt)));
-    show_weights(ckpt_model(model.ckpt), all, out);
-    if (model.tokenizer)
-        str_printf(out, "tokenizer: %d ids, %zu merges; drover tokenizer inspect %s\n", tokenizer_vocab_size(model.tokenizer),
-                   tokenizer_merge_count(model.tokenizer), model.path);
-    else
-        str_add(out, "tokenizer: none\n");
+    show_weights(&model, all, out);
+    show_beside(&model, out);
     infer_model_deinit(&model);
     return OK;
 }

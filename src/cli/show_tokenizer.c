@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "chat/chat.h"
+
 enum { LONGEST = 12, SPECIALS_SHOWN = 24 };
 
 void show_visible(Bytes text, Str *out)
@@ -68,6 +70,16 @@ static void add_specials(const Tokenizer *t, Str *out)
     if (n > shown) str_printf(out, "  and %d more, mostly reserved\n", n - shown);
 }
 
+static const char *template_name(const Tokenizer *t)
+{
+    ChatFormat *format = NULL;
+    if (!tokenizer_chat_template(t)) return "none";
+    if (chat_format_create(t, NULL, "the tokenizer", &format) != OK || !format) return "one that drover does not know";
+    const char *name = chat_format_name(format);
+    chat_format_destroy(format);
+    return name;
+}
+
 void show_tokenizer(const Tokenizer *t, Str *out)
 {
     int32_t n = tokenizer_vocab_size(t), plain = 0, special = 0, added = 0, n_stops;
@@ -76,15 +88,16 @@ void show_tokenizer(const Tokenizer *t, Str *out)
         special += tokenizer_token_kind(t, id) == TOKEN_SPECIAL;
         added += tokenizer_token_kind(t, id) == TOKEN_ADDED;
     }
-    str_printf(out, "tokenizer: byte-level BPE, %d ids: %d plain, %d added, %d special; %zu merges; hash %016llx\n", n, plain,
-               added, special, tokenizer_merge_count(t), (unsigned long long)tokenizer_hash(t));
+    str_printf(out, "tokenizer: %s, %d ids: %d plain, %d added, %d special; %zu merges; hash %016llx\n",
+               tokenizer_algorithm(t), n, plain, added, special, tokenizer_merge_count(t), (unsigned long long)tokenizer_hash(t));
     add_id(t, "begin of text", tokenizer_bos(t), out);
     add_id(t, "end of text", tokenizer_eos(t), out);
     add_id(t, "padding", tokenizer_pad(t), out);
     const int32_t *stops = tokenizer_stops(t, &n_stops);
     for (int i = 0; i < n_stops; i++) add_id(t, "ends a reply", stops[i], out);
-    str_printf(out, "  %-16s%s\n", "chat template", tokenizer_chat_template(t) ? "yes" : "none");
-    str_printf(out, "  %-16s%s\n", "pattern", tokenizer_pattern(t));
+    str_printf(out, "  %-16s%s\n", "chat template", template_name(t));
+    str_printf(out, "  %-16s%s\n", "bytes come back", tokenizer_is_reversible(t) ? "yes" : "not all");
+    if (tokenizer_pattern(t)) str_printf(out, "  %-16s%s\n", "pattern", tokenizer_pattern(t));
     add_specials(t, out);
     add_longest(t, out);
 }

@@ -57,18 +57,16 @@ static void print_ids(const IdVec *ids)
     str_deinit(&line);
 }
 
-static Status encode(const Tokenizer *tokenizer, const char *path, unsigned flags)
+/* One line of ids. */
+static Status encode_file(Encoder *encoder, const char *path, unsigned flags)
 {
     Arena arena = {0};
     Str held = {0};
     Bytes text;
     IdVec ids = {0};
-    Encoder *encoder = NULL;
     Status status = read_input(&arena, path, &held, &text);
-    if (status == OK) status = encoder_create(tokenizer, &encoder);
     if (status == OK) status = encoder_encode(encoder, text.at, text.n, flags, &ids);
     if (status == OK) print_ids(&ids);
-    encoder_destroy(encoder);
     VEC_FREE(&ids);
     str_deinit(&held);
     arena_deinit(&arena);
@@ -79,8 +77,12 @@ static Status run_encode(const void *opaque, Operands operands)
 {
     const EncodeFlags *o = opaque;
     Tokenizer *tokenizer;
+    Encoder *encoder = NULL;
     TRY(tokenizer_load(operands.at[0], &tokenizer));
-    Status status = encode(tokenizer, operands.at[1], o->specials ? ENCODE_SPECIALS : ENCODE_TEXT);
+    Status status = encoder_create(tokenizer, &encoder);
+    for (int i = 1; i < operands.n && status == OK; i++)
+        status = encode_file(encoder, operands.at[i], o->specials ? ENCODE_SPECIALS : ENCODE_TEXT);
+    encoder_destroy(encoder);
     tokenizer_destroy(tokenizer);
     return status;
 }
@@ -109,6 +111,7 @@ static Status parse_ids(Bytes text, const Tokenizer *tokenizer, const char *path
     return OK;
 }
 
+/* Each file is a text of its own. */
 static Status decode(const Tokenizer *tokenizer, const char *path)
 {
     Arena arena = {0};
@@ -131,7 +134,8 @@ static Status run_decode(const void *opaque, Operands operands)
     (void)opaque;
     Tokenizer *tokenizer;
     TRY(tokenizer_load(operands.at[0], &tokenizer));
-    Status status = decode(tokenizer, operands.at[1]);
+    Status status = OK;
+    for (int i = 1; i < operands.n && status == OK; i++) status = decode(tokenizer, operands.at[i]);
     tokenizer_destroy(tokenizer);
     return status;
 }
@@ -154,15 +158,16 @@ static Status run_inspect(const void *opaque, Operands operands)
 /* ---- commands --------------------------------------------------------------------------------- */
 
 static const char tokenizer_details[] =
-    "TOKENIZER is a directory with tokenizer.json or tokenizer.model, or one of these files.\n"
+    "TOKENIZER is a directory with tokenizer.json or tokenizer.model (of tiktoken or of\n"
+    "SentencePiece), or one of these files.\n"
     "FILE - is standard input.";
 
 const Command command_tokenizer_encode = {
     .name = "tokenizer encode",
-    .operands = "TOKENIZER FILE",
+    .operands = "TOKENIZER FILE...",
     .min_operands = 2,
-    .max_operands = 2,
-    .sentence = "print the ids of a text, separated by spaces, nothing put in front",
+    .max_operands = ANY_NUMBER,
+    .sentence = "print the ids of texts, separated by spaces, a line for each; nothing put in front",
     .details = tokenizer_details,
     COMMAND_OPTIONS(EncodeFlags, encode_options),
     .run = run_encode,
@@ -170,10 +175,10 @@ const Command command_tokenizer_encode = {
 
 const Command command_tokenizer_decode = {
     .name = "tokenizer decode",
-    .operands = "TOKENIZER FILE",
+    .operands = "TOKENIZER FILE...",
     .min_operands = 2,
-    .max_operands = 2,
-    .sentence = "print the text of ids, byte for byte",
+    .max_operands = ANY_NUMBER,
+    .sentence = "print the texts of ids, byte for byte, one after another",
     .details = tokenizer_details,
     .run = run_decode,
 };

@@ -350,7 +350,7 @@ static inline Status body_counts(Comm *world, int64_t argument, Arena *arena)
     float *x = ARENA_ARRAY(arena, float, total * 2), *y = x + total;
     int64_t part = 1000 / n + (me < 1000 % n);
     float *even = ARENA_ARRAY(arena, float, 2000);
-    TRY(comm_run(c, &(CommOp){COMM_BARRIER}));
+    TRY(comm_run(c, &(CommOp){.kind = COMM_BARRIER}));
     TRY(comm_run(c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = even, .recv = even, .count = 1000, .node = "even"}));
     TRY(comm_run(c, &(CommOp){COMM_REDUCE_SCATTER, DTYPE_F32, .send = x, .recv = y, .counts = counts}));
     TRY(comm_run(c, &(CommOp){COMM_ALL_GATHER, DTYPE_F32, .send = y, .recv = x, .counts = counts}));
@@ -373,7 +373,7 @@ static inline Status body_counts(Comm *world, int64_t argument, Arena *arena)
     EXPECT(!strcmp(trace[1].node, "even") && trace[1].bytes == s.kind[COMM_ALL_REDUCE].sent_bytes, "node of a trace");
     comm_stats_reset(c);
     EXPECT(comm_stats(c).kind[COMM_BARRIER].calls == 0, "reset");
-    for (int i = 0; i < COMM_TRACES + 3; i++) TRY(comm_run(c, &(CommOp){COMM_BARRIER}));
+    for (int i = 0; i < COMM_TRACES + 3; i++) TRY(comm_run(c, &(CommOp){.kind = COMM_BARRIER}));
     EXPECT(comm_traces(c, trace) == COMM_TRACES && trace[0].number == 6 + 3 + 1, "the ring keeps the latest");
     return OK;
 }

@@ -100,10 +100,10 @@ static bool belongs(const LocalOp *op, const CommRequest *r)
 /* The operation that this request joins: the oldest that fits, or a new one at the end. */
 static LocalOp *find_or_add(LocalGroup *g, const CommRequest *r)
 {
-    LocalOp **at = &g->ops;
-    while (*at && !belongs(*at, r)) at = &(*at)->next;
-    if (*at) return *at;
-    LocalOp *op = xcalloc(1, sizeof *op);
+    LocalOp **at = &g->ops, *op;
+    while ((op = *at) && !belongs(op, r)) at = &op->next;
+    if (op) return op;
+    op = xcalloc(1, sizeof *op);
     op->message = comm_kind_is_message(r->op.kind);
     op->need = op->message ? 2 : r->comm->n;
     op->number = r->number;

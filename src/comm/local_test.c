@@ -200,7 +200,7 @@ static Status body_late(Comm *world, int64_t late, Arena *arena)
     int n = comm_size(world), ranks[64];
     for (int i = 0; i < n; i++) ranks[i] = i;
     TRY(comm_group(world, "tp", ranks, n, &tp));
-    TRY(comm_run(tp, &(CommOp){COMM_BARRIER, .node = "start"}));
+    TRY(comm_run(tp, &(CommOp){.kind = COMM_BARRIER, .node = "start"}));
     if (comm_rank(world) == late) return OK;
     return run_sum(tp, x, x, 4);
 }
@@ -239,7 +239,7 @@ static Status body_mismatch(Comm *world, int64_t which, Arena *arena)
     int odd = comm_rank(world) == 1;
     int64_t uneven[3] = {1, 2, 3}, other[3] = {2, 2, 2};
     CommOp a = {COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = y, .count = 100, .node = "a"}, b = a;
-    TRY(comm_run(world, &(CommOp){COMM_BARRIER}));
+    TRY(comm_run(world, &(CommOp){.kind = COMM_BARRIER}));
     if (which == 0) b.kind = COMM_ALL_GATHER;
     if (which == 1) b.count = 99;
     if (which == 2) b.dtype = DTYPE_I32;
@@ -257,7 +257,7 @@ static Status body_mismatch(Comm *world, int64_t which, Arena *arena)
         a.kind = b.kind = COMM_ALL_TO_ALL;
         b.count = 50;
     }
-    if (which == 7 && comm_rank(world) == 2) return comm_run(world, &(CommOp){COMM_BARRIER});
+    if (which == 7 && comm_rank(world) == 2) return comm_run(world, &(CommOp){.kind = COMM_BARRIER});
     if (which == 7) {
         a.kind = COMM_SEND;
         b.kind = COMM_RECV;
@@ -329,7 +329,7 @@ static Status body_barrier(Comm *world, int64_t argument, Arena *arena)
 {
     (void)argument;
     (void)arena;
-    return comm_run(world, &(CommOp){COMM_BARRIER});
+    return comm_run(world, &(CommOp){.kind = COMM_BARRIER});
 }
 
 /* Creation, threads, one barrier and the end of a world of 64, the best of a few on a busy machine. */

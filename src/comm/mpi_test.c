@@ -1,7 +1,9 @@
 /* Ranks as processes: the bodies of the local test on this world. Run by mpirun (cmake/module.cmake).
  *
  *     mpirun -n 4 build/comm_mpi_test            everything that must go well
- *     mpirun -n 3 build/comm_mpi_test SCENARIO   a world that is lost, see tests/comm_mpi_test.sh */
+ *     mpirun -n 3 build/comm_mpi_test SCENARIO [hosts | DIRECTORY]
+ *                                                a world that is lost, see tests/comm_mpi_test.sh; with hosts each rank says it
+ *                                                were on a host of its own, in DIRECTORY lies the status file */
 #include "comm/comm_testkit.h"
 
 #include <signal.h>
@@ -81,9 +83,11 @@ int main(int argc, char **argv)
 {
     const char *scenario = argc > 1 ? argv[1] : NULL;
     CommOptions options = {.deadline_s = scenario ? 1 : 60};
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK"); /* with "hosts" each rank pretends to be on its own */
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
     char host[32];
-    if (argc > 2 && rank) {
+    if (argc > 2 && argv[2][0] == '/')
+        options.status_dir = argv[2];
+    else if (argc > 2 && rank) {
         snprintf(host, sizeof host, "node%s", rank);
         options.host = host;
     }

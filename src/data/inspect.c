@@ -117,14 +117,14 @@ Status data_inspect(const Data *data, Str *out)
 static Status add_document(const Data *data, const Corpus *c, int64_t begin, int64_t end, Str *out)
 {
     int32_t *block = xmalloc(BLOCK_TOKENS * sizeof *block);
+    Decoder decoder = {.tokenizer = data->tokenizer, .skip_special = true};
     Status status = OK;
     for (int64_t at = begin; at < end && status == OK; at += BLOCK_TOKENS) {
-        int64_t n = min_i64(BLOCK_TOKENS, end - at), kept = 0;
+        int64_t n = min_i64(BLOCK_TOKENS, end - at);
         status = data_corpus_read(c, at, n, data->vocab_size, block);
-        for (int64_t i = 0; i < n && status == OK; i++)
-            if (tokenizer_token_kind(data->tokenizer, block[i]) != TOKEN_SPECIAL) block[kept++] = block[i];
-        if (status == OK) status = tokenizer_decode(data->tokenizer, block, (size_t)kept, out);
+        for (int64_t i = 0; i < n && status == OK; i++) status = decoder_push(&decoder, block[i], out);
     }
+    decoder_finish(&decoder, out);
     free(block);
     return status;
 }

@@ -236,8 +236,10 @@ Status data_target_bytes(DataLoader *l, int64_t n_steps, uint64_t *bytes)
         for (int64_t r = 0; r < l->plan.batch && status == OK; r++) {
             status = fill_row(l, step, r, &row);
             for (int64_t t = 0; t < seq && status == OK; t++)
-                if (row.targets[t] >= 0 && tokenizer_token_kind(l->data->tokenizer, row.targets[t]) != TOKEN_SPECIAL)
-                    sum += tokenizer_token_bytes(l->data->tokenizer, row.targets[t]).n;
+                if (row.targets[t] >= 0) {
+                    bool is_first = row.ids[t] == tokenizer_bos(l->data->tokenizer); /* of its document */
+                    sum += tokenizer_text_bytes(l->data->tokenizer, row.targets[t], is_first);
+                }
         }
     free(block);
     if (status == OK) *bytes = sum;

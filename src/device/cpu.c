@@ -38,6 +38,32 @@ Isa cpu_best_isa(void) { return ISA_GENERIC; }
 static void processor_name(char name[49]) { strncpy(name, "unknown processor", 49); }
 #endif
 
+/* The ranks that differ from this one along `axes` only. */
+static Status find_group(Ranks *ranks, unsigned axes, Comm **group)
+{
+    Device *d = (Device *)ranks;
+    if (!d->world) return fail(ERR_ARG, "the program is for %d ranks, but this device was made without peers", mesh_ranks(&d->mesh));
+    if (d->group[axes]) {
+        *group = d->group[axes];
+        return OK;
+    }
+    Str name = {0};
+    int n = 0, all = mesh_ranks(&d->mesh), *member = xcalloc((size_t)all, sizeof *member);
+    for (int a = 0; a < MESH_AXES; a++)
+        if (axes >> a & 1) str_printf(&name, "%s%s", name.n ? "+" : "", mesh_axis_name((MeshAxis)a));
+    for (int r = 0; r < all; r++) {
+        Mesh other = mesh_at(&d->mesh, r);
+        bool same = true;
+        for (int a = 0; a < MESH_AXES; a++) same &= (axes >> a & 1) || other.coord[a] == d->mesh.coord[a];
+        if (same) member[n++] = r;
+    }
+    Status status = comm_group(d->world, name.at, member, n, &d->group[axes]);
+    if (status == OK) *group = d->group[axes];
+    str_deinit(&name);
+    free(member);
+    return status;
+}
+
 Status device_create_cpu(CpuOptions options, Device **out)
 {
     Device *device = xcalloc(1, sizeof *device);
@@ -45,6 +71,9 @@ Status device_create_cpu(CpuOptions options, Device **out)
     processor_name(name);
     device->target.isa = cpu_best_isa();
     if (options.limit_isa && options.max_isa < device->target.isa) device->target.isa = options.max_isa;
+    device->ranks.group = find_group;
+    device->world = options.world;
+    device->mesh = options.mesh;
     device->target.threads = options.threads > 0 ? options.threads : cpu_count();
     snprintf(device->text, sizeof device->text, "%s, %d thread%s, %s", name + strspn(name, " "), device->target.threads,
              device->target.threads == 1 ? "" : "s", isa_name(device->target.isa));

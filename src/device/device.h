@@ -28,6 +28,8 @@ typedef struct CpuOptions {
     int threads; /* 0: all cores we may use */
     Isa max_isa; /* not above this level, for tests; ISA_GENERIC (0) means no limit unless limit_isa */
     bool limit_isa;
+    Comm *world; /* this rank in the group of all ranks; NULL: there is one rank */
+    Mesh mesh;   /* and its place among them */
 } CpuOptions;
 
 Status device_create_cpu(CpuOptions options, Device **device);

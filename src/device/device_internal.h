@@ -5,6 +5,10 @@
 #include "device/device.h"
 
 struct Device {
+    Ranks ranks; /* first: a Ranks that a kernel is given is its device */
+    Comm *world;
+    Mesh mesh;
+    Comm *group[1 << MESH_AXES]; /* by axes; made when first asked for */
     Target target;
     size_t allocated_bytes, peak_bytes;
     char text[128];

@@ -61,7 +61,8 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
     KernelArgs *a = &step->args;
     *a = (KernelArgs){.attr = instr->node->attr, .in = tensor, .out = tensor + instr->node->n_in,
                       .n_in = instr->node->n_in, .n_out = instr->node->n_out,
-                      .workspace_bytes = instr->workspace_bytes, .threads = s->device->target.threads};
+                      .workspace_bytes = instr->workspace_bytes, .threads = s->device->target.threads,
+                      .ranks = &s->device->ranks, .node = instr->node->name};
     if (instr->workspace_bytes) a->workspace = s->step.at + instr->workspace_offset;
     for (int k = 0; k < a->n_in; k++) a->in[k] = resolve(s, l, &instr->in[k]);
     for (int k = 0; k < a->n_out; k++) a->out[k] = resolve(s, l, &instr->out[k]);
@@ -204,32 +205,46 @@ Tensor session_state_part(Session *s, int entry, int part)
 
 enum { INIT_PIECE = 1 << 16 }; /* elements made at a time, in f32 */
 
-static Status init_part(Tensor w, const StatePart *part, uint64_t seed)
+typedef struct Init {
+    const StateEntry *entry;
+    char *data; /* of the entry */
+    uint64_t seed;
+    float *piece;
+} Init;
+
+/* A weight's elements are a function of its published name and their number in the whole tensor: a rank makes
+ * its own and gets the same as a rank that makes all. */
+static Status init_run(void *context, const StateRun *run)
 {
-    Arena arena = {0};
-    uint64_t key = rng_key(seed, arena_printf(&arena, "init/%s", part->name));
-    float *piece = ARENA_ARRAY(&arena, float, INIT_PIECE);
-    Status status = OK;
-    int64_t n = tensor_count(&w);
-    for (int64_t at = 0; at < n && status == OK; at += INIT_PIECE) {
-        int64_t m = min_i64(n - at, INIT_PIECE);
+    const Init *init = context;
+    const StatePart *part = &init->entry->part[run->part];
+    Str name = {0};
+    str_printf(&name, "init/%s", part->name);
+    uint64_t key = rng_key(init->seed, name.at);
+    str_deinit(&name);
+    for (int64_t at = 0; at < run->n; at += INIT_PIECE) {
+        int64_t m = min_i64(run->n - at, INIT_PIECE);
         if (part->init_deviation > 0)
-            rng_fill_normal(key, (uint64_t)at, (double)part->init_deviation, piece, (size_t)m);
+            rng_fill_normal(key, (uint64_t)(run->global + at), (double)part->init_deviation, init->piece, (size_t)m);
         else
-            for (int64_t i = 0; i < m; i++) piece[i] = part->init_value;
-        status = dtype_convert(DTYPE_F32, piece, w.dtype, (char *)w.data + (size_t)at * dtype_bytes(w.dtype), m);
+            for (int64_t i = 0; i < m; i++) init->piece[i] = part->init_value;
+        TRY(dtype_convert(DTYPE_F32, init->piece, init->entry->dtype,
+                          init->data + (size_t)(run->local + at) * dtype_bytes(init->entry->dtype), m));
     }
-    arena_deinit(&arena);
-    return status;
+    return OK;
 }
 
 Status session_init_weights(Session *s, uint64_t seed)
 {
-    for (int i = 0; i < s->store->n_entries; i++) {
-        const StateEntry *e = &s->store->entry[i];
-        for (int k = 0; e->role == STATE_PARAM && k < e->n_parts; k++)
-            TRY(init_part(session_state_part(s, i, k), &e->part[k], seed));
+    Init init = {.seed = seed, .piece = xmalloc(INIT_PIECE * sizeof(float))};
+    Status status = OK;
+    for (int i = 0; i < s->store->n_entries && status == OK; i++) {
+        init.entry = &s->store->entry[i];
+        init.data = s->state.at + init.entry->offset;
+        if (init.entry->role == STATE_PARAM) status = store_each_run(s->store, i, init_run, &init);
     }
+    free(init.piece);
+    TRY(status);
     return session_refresh_copies(s);
 }
 

@@ -83,7 +83,7 @@ ValueId graph_state(Graph *graph, const char *name, DType dtype, Shape shape, St
     v->kind = VALUE_STATE;
     v->role = role;
     v->part = ARENA_NEW(&graph->arena, StatePart);
-    v->part[0] = (StatePart){.name = v->name, .shape = shape};
+    v->part[0] = (StatePart){.name = v->name, .shape = shape, .whole = shape};
     v->n_parts = 1;
     return id;
 }
@@ -190,6 +190,31 @@ static void make_output(Graph *graph, const InferOut *out, Node *node, int i)
     node->out[i] = id;
 }
 
+static void place_output(const Graph *graph, const Node *node, Value *y, MeshAxis axis, Place place)
+{
+    y->place[axis] = place;
+    if (!place_is_cut(place) || place.dim != PLACE_FLAT) return;
+    for (int i = 0; i < node->n_in && !y->whole.rank; i++)
+        if (value_ok(node->in[i])) y->whole = graph_value(graph, node->in[i])->whole;
+}
+
+/* How the outputs lie follows from how the operands do, on every mesh axis. */
+static Status place_outputs(Graph *graph, const Node *node)
+{
+    for (int a = 0; a < MESH_AXES; a++) {
+        Place place[NODE_MAX_OUT];
+        if (mesh_size(&graph->mesh, (MeshAxis)a) < 2) continue;
+        Status status = graph_place_node(graph, node, (MeshAxis)a, place);
+        if (status != OK) {
+            fail_context("%s%s%s in layer %d", node->op->name, node->name ? " " : "", node->name ? node->name : "", node->layer);
+            return status;
+        }
+        for (int k = 0; k < node->n_out; k++)
+            if (value_ok(node->out[k])) place_output(graph, node, graph_value(graph, node->out[k]), (MeshAxis)a, place[k]);
+    }
+    return OK;
+}
+
 Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in, ValueId *out)
 {
     InferCtx ctx;
@@ -207,7 +232,7 @@ Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId 
         if (ctx.out[i].wanted) make_output(graph, &ctx.out[i], node, i);
         if (out) out[i] = node->out[i];
     }
-    return OK;
+    return mesh_ranks(&graph->mesh) > 1 ? place_outputs(graph, node) : OK;
 }
 
 Cost graph_cost(const Graph *graph)
@@ -220,6 +245,7 @@ Cost graph_cost(const Graph *graph)
         sum.flop += c.flop;
         sum.read_bytes += c.read_bytes;
         sum.write_bytes += c.write_bytes;
+        sum.wire_bytes += c.wire_bytes;
     }
     return sum;
 }

@@ -2,7 +2,7 @@
  *
  * What it is.   Graph (nodes and values in order), OpDef (all that the system knows of an op), the
  *               builder, the verifier, the text dump.
- * Depends on.   base, tensor
+ * Depends on.   base, tensor, comm
  * Owns.         A Graph owns its nodes, values, attributes and names: they live in its arena and die
  *               with it. OpDefs are constants of ops/.
  * Invariants.   Straight line: a node reads only values made before it, so a pass is a for-loop.
@@ -22,6 +22,7 @@
 #ifndef GRAPH_GRAPH_H
 #define GRAPH_GRAPH_H
 
+#include "comm/comm.h"
 #include "tensor/tensor.h"
 
 typedef struct Graph Graph;
@@ -38,6 +39,52 @@ typedef struct NodeId {
 #define NO_VALUE ((ValueId){0})
 
 enum { NODE_MAX_OUT = 5 };
+
+/* ---- layouts ----------------------------------------------------------------------------- */
+
+/* The ranks of a job form a mesh; each of its axes cuts something else. A rank's number is its coordinates
+ * in this order, the last running fastest: neighbours are tensor-parallel peers. */
+typedef enum MeshAxis {
+    MESH_PP,   /* layers */
+    MESH_DP,   /* sequences of the batch; weights on every rank */
+    MESH_FSDP, /* sequences of the batch; weights cut, gathered where they are used */
+    MESH_EP,   /* sequences of the batch; experts cut */
+    MESH_CP,   /* positions of a sequence */
+    MESH_TP,   /* heads, ffn, vocabulary */
+    MESH_AXES
+} MeshAxis;
+const char *mesh_axis_name(MeshAxis axis);
+/* Cuts are made in this order, 0 first: of two axes that cut the same dimension the earlier one cuts it into the
+ * larger pieces. */
+int mesh_axis_nesting(MeshAxis axis);
+
+/* One rank's place in the mesh. A size of 0 counts as 1: zeroed, it is one rank. */
+typedef struct Mesh {
+    int size[MESH_AXES], coord[MESH_AXES];
+} Mesh;
+static inline int mesh_size(const Mesh *mesh, MeshAxis axis) { return mesh->size[axis] > 0 ? mesh->size[axis] : 1; }
+int mesh_ranks(const Mesh *mesh);
+int mesh_rank(const Mesh *mesh);                  /* from the coordinates */
+Mesh mesh_at(const Mesh *mesh, int rank);         /* the same mesh, coordinates of another rank */
+/* Which of the parts of a batch a rank sees: dp outermost, then ep, then fsdp; and how many there are. */
+int mesh_data_ranks(const Mesh *mesh);
+int mesh_data_rank(const Mesh *mesh);
+
+/* How a value lies on the ranks along one mesh axis. */
+typedef enum PlaceKind {
+    PLACE_SAME,    /* every rank holds all of it, the same bits */
+    PLACE_CUT,     /* every rank holds its part of axis `dim` */
+    PLACE_PARTIAL, /* every rank holds a summand */
+    PLACE_OWNED,   /* rows of experts, each with the rank that owns its expert; `dim` is theirs */
+} PlaceKind;
+enum { PLACE_FLAT = -1 }; /* `dim` of a state cut without regard to its axes: equal runs of its elements */
+typedef struct Place {
+    int8_t kind, dim;
+} Place;
+static inline bool place_equal(Place a, Place b) { return a.kind == b.kind && a.dim == b.dim; }
+static inline bool place_is_cut(Place a) { return a.kind == PLACE_CUT || a.kind == PLACE_OWNED; }
+/* "same", "cut 1", "cut flat", "partial" */
+const char *place_text(Place place, char text[16]);
 
 typedef enum ValueKind {
     VALUE_TEMP,  /* lives within one run of the program */
@@ -62,10 +109,12 @@ typedef enum StateRole {
  * of a layer), each of which keeps its published name and shape here. Rows of the first axis. */
 typedef struct StatePart {
     const char *name;
-    Shape shape;
-    size_t offset_bytes; /* from the start of the state */
+    Shape shape;         /* of this rank's part of it */
+    Shape whole;         /* as published */
+    size_t offset_bytes; /* from the start of the state, before that was cut flat */
     float init_deviation; /* STATE_PARAM: normal(0, deviation); 0: init_value everywhere */
     float init_value;
+    int halves; /* > 1: its last axis holds this many equal blocks, each of which is cut (gate and up of experts) */
 } StatePart;
 
 typedef struct Value {
@@ -87,6 +136,9 @@ typedef struct Value {
     StatePart *part;
     int n_parts;
     bool decay; /* STATE_PARAM: weight decay applies */
+    Shape whole; /* before it was cut flat: what is gathered */
+
+    Place place[MESH_AXES]; /* shape is that of this rank's part */
 } Value;
 
 typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE } Phase;
@@ -115,6 +167,7 @@ struct Graph {
         ValueId value;
     } *output; /* what the host reads after a run; kept alive to the end */
     int n_outputs, output_cap;
+    Mesh mesh; /* whose rank's graph this is */
     /* stamped on every node that is added */
     Phase phase;
     int layer;
@@ -128,6 +181,7 @@ typedef struct Cost {
     double flop;        /* multiply and add count as two; matrix units where matmul is set */
     double read_bytes;  /* from memory, each operand once */
     double write_bytes;
+    double wire_bytes; /* that this rank sends to others */
     bool matmul;
 } Cost;
 
@@ -162,6 +216,35 @@ typedef struct GradCtx {
     ValueId *din;
 } GradCtx;
 
+/* Cutting rule: for one mesh axis, how the operands lie -> how they must lie (`want`), how the outputs then
+ * lie. Most ops state it as a text, OpDef.cut, that names the axes of operands and outputs by letters:
+ *
+ *     "*i oi -> *o"      linear: x w -> y. * stands for all leading axes, each a letter of its own.
+ *
+ * A cut goes through one letter: operands with it are cut there, others are the same on all ranks;
+ * outputs with it are cut, outputs without it are partial sums. `!` behind a letter: never cut, `-`: a
+ * scalar, `~` behind an operand: the op is linear in it, and when all such operands are partial sums and
+ * nothing is cut, so are the outputs. `&` is `*` that only an axis of the batch may cut; R, rows of
+ * experts, is cut with it; E, experts, may be cut where R is: then rows lie with the owners of experts.
+ * The last operand's text serves all further operands. */
+typedef struct CutCtx {
+    const Graph *graph;
+    const OpDef *op;
+    const void *attr;
+    MeshAxis axis;
+    int n, rank;      /* of the mesh axis */
+    bool localized;   /* attr and shapes are this rank's; else attr is still that of the uncut graph */
+    bool sequence;    /* sums of activations may be left cut along AXIS_SEQ */
+    int n_in;
+    const Value **in; /* NULL where the operand is left out */
+    Place *place;     /* n_in, as they lie */
+    const Place *hint; /* op->n_out: how the outputs are wanted; NULL: no matter */
+    Place *want;      /* n_in: set to place before */
+    bool *drop;       /* n_in: of many operands, those that another rank takes; NULL when localized */
+    Place out[NODE_MAX_OUT];
+} CutCtx;
+static inline bool mesh_axis_is_data(MeshAxis axis) { return axis >= MESH_DP && axis <= MESH_CP; }
+
 typedef enum Isa { ISA_GENERIC, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_COUNT } Isa;
 const char *isa_name(Isa isa);
 
@@ -170,6 +253,12 @@ typedef struct Target {
     Isa isa;
     int threads;
 } Target;
+
+/* The peers of this rank, as a device knows them. axes: bit a set for mesh axis a; the group holds the ranks
+ * that differ from this one along these axes only, in the mesh's order. */
+typedef struct Ranks {
+    Status (*group)(struct Ranks *ranks, unsigned axes, Comm **group);
+} Ranks;
 
 /* The operands of one node at run time. The arrays live as long as the program does. */
 typedef struct KernelArgs {
@@ -181,6 +270,8 @@ typedef struct KernelArgs {
     size_t workspace_bytes;
     void *state; /* what prepare made */
     int threads;
+    Ranks *ranks;     /* NULL: there are no others */
+    const char *node; /* the node's name, for collectives */
 } KernelArgs;
 
 /* A kernel of the cpu device. run allocates nothing. prepare (may be NULL) is called once when the
@@ -197,6 +288,7 @@ enum {
     OP_CHEAP = 2,     /* element-wise or a row's reduction: selective recompute makes it again */
     OP_SOURCE = 4,    /* no gradient flows through: integer outputs, constants, updates */
     OP_EFFECT = 8,    /* changes a state: never pruned */
+    OP_COLLECTIVE = 16, /* speaks with other ranks: every rank of a group runs it, in the same order */
 };
 
 struct OpDef {
@@ -212,6 +304,9 @@ struct OpDef {
     Status (*infer)(InferCtx *ctx);
     Status (*grad)(GradCtx *ctx); /* NULL with OP_SOURCE */
     Cost (*cost)(const Graph *graph, const Node *node);
+    const char *cut;                         /* cutting rule as text; NULL with a rule of its own: */
+    Status (*cut_rule)(CutCtx *ctx);         /* both NULL: operands are the same on all ranks */
+    Status (*cut_attr)(const CutCtx *ctx, void *attr); /* makes attr that of this rank; NULL: nothing to do */
     void (*attr_text)(const void *attr, Str *out); /* for dumps; NULL when there is nothing to say */
     const CpuKernel *cpu[ISA_COUNT];               /* NULL entries: this device lacks the op */
 };
@@ -261,6 +356,13 @@ Status rewrite_copy_node(Rewrite *rewrite, NodeId node);
 /* Copies outputs; frees the map; *graph (== rewrite->from) is replaced by the new one. */
 Status rewrite_end(Rewrite *rewrite, Graph **graph);
 void rewrite_abort(Rewrite *rewrite);
+
+/* ---- cutting (for passes) --------------------------------------------------------------------- */
+
+/* Runs the op's cutting rule: ctx->want and ctx->out. */
+Status graph_cut(CutCtx *ctx);
+/* The same by a text, for rules that begin with one. */
+void graph_cut_text(CutCtx *ctx, const char *text);
 
 /* ---- checking and reading ----------------------------------------------------------------- */
 

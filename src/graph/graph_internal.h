@@ -10,4 +10,8 @@ Node *graph_new_node(Graph *graph);    /* zeroed; pointers into graph->node move
 Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
                    InferCtx *ctx);
 
+/* What the cutting rule says of a node's outputs along a mesh axis; refuses operands that lie otherwise
+ * than it reads them. */
+Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis, Place out[NODE_MAX_OUT]);
+
 #endif

@@ -61,6 +61,22 @@ static Status check_outputs(const Verifier *v, int i)
     return OK;
 }
 
+/* What lies where must be what the cutting rules say: no reduction is missing, none is doubled. */
+static Status check_places(const Verifier *v, int i)
+{
+    const Graph *g = v->graph;
+    const Node *node = &g->node[i];
+    for (int a = 0; a < MESH_AXES; a++) {
+        Place place[NODE_MAX_OUT];
+        if (mesh_size(&g->mesh, (MeshAxis)a) < 2) continue;
+        TRY_AS(graph_place_node(g, node, (MeshAxis)a, place), "graph %s after %s: node %d", g->name, v->after, i);
+        for (int k = 0; k < node->n_out; k++)
+            if (value_ok(node->out[k]) && !place_equal(place[k], graph_value(g, node->out[k])->place[a]))
+                return broken(v, i, "an output lies otherwise than its cutting rule says");
+    }
+    return OK;
+}
+
 /* An aliasing output of an op that is not a view overwrites: older versions end here. */
 static void mark_overwritten(Verifier *v, int i)
 {
@@ -85,6 +101,7 @@ Status graph_verify(const Graph *graph, const char *after)
     for (int i = 1; i < graph->n_nodes && status == OK; i++) {
         status = check_operands(&v, i);
         if (status == OK) status = check_outputs(&v, i);
+        if (status == OK) status = check_places(&v, i);
         if (status == OK) mark_overwritten(&v, i);
     }
     for (int i = 0; i < graph->n_outputs && status == OK; i++)

@@ -103,6 +103,14 @@ static void test_experts(void **state)
     check_model("llama4-top2");
 }
 
+static void test_capped_scores(void **state)
+{
+    (void)state;
+    check_model("grok1-cap");
+    check_model("grok1-mqa-top3");
+    check_model("grok1-head-dim");
+}
+
 /* Three slots of different lengths, one of which pauses, one of which starts again. */
 static void check_slots(const char *name)
 {
@@ -154,6 +162,12 @@ static void test_slots_chunks(void **state)
 {
     (void)state;
     check_slots("llama4-chunk7");
+}
+
+static void test_slots_experts(void **state)
+{
+    (void)state;
+    check_slots("grok1-gqa");
 }
 
 /* ---- generation ---------------------------------------------------------------------------------- */
@@ -229,9 +243,9 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dense),       cmocka_unit_test(test_chunks),     cmocka_unit_test(test_experts),
-        cmocka_unit_test(test_slots_dense), cmocka_unit_test(test_slots_chunks), cmocka_unit_test(test_generation),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_dense),         cmocka_unit_test(test_chunks),      cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_capped_scores), cmocka_unit_test(test_slots_dense), cmocka_unit_test(test_slots_chunks),
+        cmocka_unit_test(test_slots_experts), cmocka_unit_test(test_generation),  cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

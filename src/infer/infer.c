@@ -138,10 +138,9 @@ static Status load_weights(Infer *infer)
     for (int i = 0; i < infer->store->n_entries; i++) {
         const StateEntry *e = &infer->store->entry[i];
         for (int k = 0; is_weight(e) && k < e->n_parts; k++)
-            tensors[n++] = (NamedTensor){arena_printf(&arena, "%s%s", infer->model->config.weight_prefix, e->part[k].name),
-                                         session_state_part(infer->session, i, k)};
+            tensors[n++] = (NamedTensor){e->part[k].name, session_state_part(infer->session, i, k)};
     }
-    Status status = ckpt_load(infer->model->ckpt, &(CkptTensors){.model = tensors, .n_model = n});
+    Status status = weights_load(infer->model->weights, tensors, n);
     arena_deinit(&arena);
     return status;
 }
@@ -156,7 +155,7 @@ static Status load(Infer *infer)
     TRY(session_create(infer->device, infer->store, infer->program, infer->n_programs, &infer->session));
     infer->length = xcalloc((size_t)max_i64(infer->options.batch, 1), sizeof *infer->length);
     infer->sampler = sampler_create(infer->model->config.vocab);
-    if (infer->model->ckpt) return load_weights(infer);
+    if (infer->model->weights) return load_weights(infer);
     return session_init_weights(infer->session, infer->model->seed); /* a training run's start with this seed */
 }
 

@@ -2,7 +2,7 @@
  *
  * What it is.   InferModel (a model directory, opened), Infer (its weights loaded with the programs that
  *               were asked for), slots with key/value caches, the sampler, generation.
- * Depends on.   base, tensor, graph, program, device, model, ckpt, text; jansson
+ * Depends on.   base, tensor, graph, program, device, model, ckpt, weights, text; jansson
  * Owns.         An InferModel owns configuration, tokenizer and opened files. An Infer owns device,
  *               store, programs and session, and borrows the InferModel.
  * Invariants.   Nothing is allocated for tensors before the plan was found to fit. The programs share
@@ -19,10 +19,10 @@
 #ifndef INFER_INFER_H
 #define INFER_INFER_H
 
-#include "ckpt/ckpt.h"
 #include "device/device.h"
 #include "model/model.h"
 #include "text/text.h"
+#include "weights/weights.h"
 
 /* ---- sampler --------------------------------------------------------------------------------- */
 
@@ -54,14 +54,15 @@ typedef struct InferModel {
     char *path; /* the directory that was chosen */
     ModelConfig config;
     Tokenizer *tokenizer; /* NULL where the directory has none */
-    Ckpt *ckpt;           /* NULL: weights at random, from seed */
+    Weights *weights;     /* NULL: at random, from seed */
+    const Ckpt *ckpt;     /* that the weights come from; NULL: none */
     uint64_t seed;
     int32_t stop[INFER_MAX_STOPS]; /* end of text, of a turn, of a message */
     int n_stop;
     SamplerOptions sampler; /* of generation_config.json, else temperature 0.6, top_p 0.9 */
 } InferModel;
 
-/* A Hugging Face directory, a checkpoint of ours, a run's directory or its ckpt directory (the newest good
+/* A Hugging Face directory, one in Meta's layout, a checkpoint of ours, a run's directory or its ckpt directory (the newest good
  * checkpoint of it). Reads headers, not weights; a checkpoint of ours is verified by hash. */
 Status infer_model_open(const char *path, InferModel *model);
 /* A preset with weights at random: for benchmarks and tests. */

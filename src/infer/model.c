@@ -24,32 +24,35 @@ static Status find_in_run(const char *ckpt_dir, const char *path, Ckpt **ckpt)
     return *ckpt ? OK : fail(ERR_IO, "%s has no checkpoint yet", path);
 }
 
-/* A model directory has a config.json; a run keeps its checkpoints in ckpt/. */
-static Status open_files(Arena *arena, const char *path, Ckpt **ckpt)
+static Status open_run(const char *ckpt_dir, const char *path, Weights **weights)
+{
+    Ckpt *ckpt;
+    TRY(find_in_run(ckpt_dir, path, &ckpt));
+    return weights_open_ckpt(ckpt, weights);
+}
+
+/* A model directory has a config.json, or in Meta's layout a params.json; a run keeps its checkpoints in ckpt/. */
+static Status open_files(Arena *arena, const char *path, Weights **weights)
 {
     const char *inside = path_join(arena, path, "ckpt");
     if (file_exists(path) && !dir_exists(path))
         return fail(ERR_FORMAT, "%s is a file; a model is a directory with config.json and safetensors files", path);
     if (!dir_exists(path)) return fail(ERR_IO, "there is no model at %s", path);
-    if (has(arena, path, "config.json")) return ckpt_open(path, CKPT_VERIFY_HASHES, ckpt);
-    if (dir_exists(inside)) return find_in_run(inside, path, ckpt);
-    if (looks_like_run(arena, path)) return find_in_run(path, path, ckpt);
-    return fail(ERR_FORMAT, "%s is no model: it has no config.json, and no checkpoints in ckpt/", path);
+    if (has(arena, path, "config.json") || has(arena, path, "params.json")) return weights_open(path, CKPT_VERIFY_HASHES, weights);
+    if (dir_exists(inside)) return open_run(inside, path, weights);
+    if (looks_like_run(arena, path)) return open_run(path, path, weights);
+    return fail(ERR_FORMAT, "%s is no model: it has no config.json or params.json, and no checkpoints in ckpt/", path);
 }
 
 /* ---- beside the weights --------------------------------------------------------------------------- */
 
-static Status open_tokenizer(Arena *arena, InferModel *model)
+static Status open_tokenizer(InferModel *model)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model"};
-    for (int i = 0; i < COUNT_OF(names); i++) {
-        if (!has(arena, model->path, names[i])) continue;
-        TRY(tokenizer_load(model->path, &model->tokenizer));
-        if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab)
-            log_warn("%s: the tokenizer has %d ids, but the model only %lld", model->path,
-                     tokenizer_vocab_size(model->tokenizer), (long long)model->config.vocab);
-        return OK;
-    }
+    if (!tokenizer_exists(model->path)) return OK;
+    TRY(tokenizer_load(model->path, &model->tokenizer));
+    if (tokenizer_vocab_size(model->tokenizer) > model->config.vocab)
+        log_warn("%s: the tokenizer has %d ids, but the model only %lld", model->path,
+                 tokenizer_vocab_size(model->tokenizer), (long long)model->config.vocab);
     return OK;
 }
 
@@ -113,10 +116,15 @@ static Status read_generation(Arena *arena, InferModel *model)
 
 static Status open_all(Arena *arena, const char *path, InferModel *model)
 {
-    TRY(open_files(arena, path, &model->ckpt));
-    model->path = xstrdup(ckpt_path(model->ckpt));
-    TRY(model_config_load(path_join(arena, model->path, "config.json"), &model->config));
-    TRY(open_tokenizer(arena, model));
+    json_t *config;
+    TRY(open_files(arena, path, &model->weights));
+    model->ckpt = weights_ckpt(model->weights);
+    model->path = xstrdup(weights_path(model->weights));
+    TRY(weights_config(model->weights, &config));
+    Status status = model_config_from_json(config, &model->config);
+    json_decref(config);
+    TRY_AS(status, "%s", model->path);
+    TRY(open_tokenizer(model));
     return read_generation(arena, model);
 }
 
@@ -145,19 +153,18 @@ void infer_model_deinit(InferModel *model)
 {
     if (model->config.json) model_config_deinit(&model->config);
     tokenizer_destroy(model->tokenizer);
-    ckpt_close(model->ckpt);
+    weights_close(model->weights);
     free(model->path);
     *model = (InferModel){0};
 }
 
 DType infer_model_dtype(const InferModel *model)
 {
-    if (!model->ckpt) return DTYPE_F32;
-    const ModelDir *dir = ckpt_model(model->ckpt);
+    if (!model->weights) return DTYPE_F32;
     uint64_t small = 0;
-    for (int i = 0; i < modeldir_count(dir); i++) {
-        const SafetensorsEntry *entry = modeldir_at(dir, i);
-        if (entry->dtype != DTYPE_COUNT && dtype_bytes(entry->dtype) <= 2) small += entry->bytes;
+    for (int i = 0; i < weights_count(model->weights); i++) {
+        const Weight *w = weights_at(model->weights, i);
+        if (w->dtype != DTYPE_COUNT && dtype_bytes(w->dtype) <= 2) small += w->bytes;
     }
-    return 2 * small > modeldir_bytes(dir) ? DTYPE_BF16 : DTYPE_F32;
+    return 2 * small > weights_bytes(model->weights) ? DTYPE_BF16 : DTYPE_F32;
 }

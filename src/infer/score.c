@@ -6,17 +6,17 @@
 #include <string.h>
 
 /* Where a sequence went. */
-typedef struct Place {
+typedef struct ScorePlace {
     const ScoreSequence *sequence;
     int64_t at; /* of its first token, in the grid */
-} Place;
+} ScorePlace;
 
 typedef struct Grid {
     int32_t *ids, *pos, *targets;
     float *weights;
     int64_t rows, width;
     int64_t *used; /* [rows] tokens so far */
-    Place *place;
+    ScorePlace *place;
     int64_t n_places;
 } Grid;
 
@@ -59,7 +59,7 @@ static bool put(Grid *g, const ScoreSequence *s)
         g->weights[at + i] = last ? 0 : 1;
     }
     g->used[row] += s->n;
-    g->place[g->n_places++] = (Place){s, at};
+    g->place[g->n_places++] = (ScorePlace){s, at};
     return true;
 }
 

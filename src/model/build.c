@@ -20,6 +20,7 @@ static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape 
     Value *v = graph_value(b->g, w);
     v->part[0].init_deviation = init.deviation;
     v->part[0].init_value = init.value;
+    v->part[0].halves = init.halves;
     return w;
 }
 
@@ -47,6 +48,7 @@ ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit 
     ValueId master = model_weight_f32(b, name, shape, init, true);
     w = graph_state(b->g, copy, b->o.dtype, shape, STATE_COPY);
     graph_value(b->g, w)->master = master;
+    graph_value(b->g, w)->part[0].halves = init.halves;
     return w;
 }
 
@@ -71,7 +73,7 @@ Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, A
 Status model_rmsnorm(ModelBuilder *b, const char *name, ValueId x, ValueId *y)
 {
     Shape shape = shape_make(1, (int64_t[]){b->config->embed}, (Axis[]){AXIS_EMBED});
-    const char *weight = arena_printf(&b->g->arena, "%s.weight", name);
+    const char *weight = arena_printf(&b->g->arena, "%s.%s", name, b->config->def->norm_suffix);
     return op_rmsnorm(b->g, x, model_weight_f32(b, weight, shape, (WeightInit){.value = 1}, false),
                       (float)b->config->norm_eps, y);
 }
@@ -88,9 +90,11 @@ Status model_swiglu(ModelBuilder *b, const char *prefix, ValueId x, int64_t widt
                         model_init_residual(b), y);
 }
 
-Status model_rope(ModelBuilder *b, ValueId x, ValueId *y)
+Status model_rotate(ModelBuilder *b, ValueId *q, ValueId *k)
 {
-    return op_rope(b->g, x, b->rope_table, b->config->def->rope_interleaved, y);
+    bool interleaved = b->config->def->rope_interleaved;
+    TRY(op_rope(b->g, *q, b->rope_table, interleaved, q));
+    return op_rope(b->g, *k, b->rope_table, interleaved, k);
 }
 
 static Shape token_shape(const ModelBuilder *b, int64_t width, Axis axis)
@@ -117,29 +121,35 @@ static ValueId cache_state(ModelBuilder *b, const char *which)
 
 static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *o)
 {
-    AttentionAttr attr = {.scale = (float)(1.0 / sqrt((double)b->config->head_dim)),
-                          .chunk = b->config->layer[b->layer].chunk};
+    const ModelConfig *c = b->config;
+    AttentionAttr attr = {.scale = (float)c->attention_scale, .softcap = (float)c->attention_softcap,
+                          .chunk = c->layer[b->layer].chunk};
     if (!cached(b)) return op_attention(b->g, q, k, v, b->pos, attr, o);
     ValueId k_cache = cache_state(b, "k"), v_cache = cache_state(b, "v");
     TRY(op_cache_append(b->g, k, v, b->pos, k_cache, v_cache, &k_cache, &v_cache));
     return op_attention_cached(b->g, q, k_cache, v_cache, b->pos, attr, o);
 }
 
-Status model_attention(ModelBuilder *b, ValueId x, QkStep step, ValueId *y)
+/* A product of x, seen as heads. */
+static Status project(ModelBuilder *b, const char *name, ValueId x, int64_t heads, Axis axis, ValueId *y)
+{
+    TRY(model_linear(b, name, x, heads * b->config->head_dim, axis, model_init(b), y));
+    return op_reshape(b->g, *y, heads_shape(b, heads, axis), y);
+}
+
+Status model_attention(ModelBuilder *b, const char *prefix, ValueId x, QkStep step, ValueId *y)
 {
     const ModelConfig *c = b->config;
+    Arena *arena = &b->g->arena;
     ValueId q, k, v, o;
-    graph_set_scope(b->g, "self_attn");
-    TRY(model_linear(b, "self_attn.q_proj", x, c->n_heads * c->head_dim, AXIS_HEADS, model_init(b), &q));
-    TRY(model_linear(b, "self_attn.k_proj", x, c->n_kv_heads * c->head_dim, AXIS_KV_HEADS, model_init(b), &k));
-    TRY(model_linear(b, "self_attn.v_proj", x, c->n_kv_heads * c->head_dim, AXIS_KV_HEADS, model_init(b), &v));
-    TRY(op_reshape(b->g, q, heads_shape(b, c->n_heads, AXIS_HEADS), &q));
-    TRY(op_reshape(b->g, k, heads_shape(b, c->n_kv_heads, AXIS_KV_HEADS), &k));
-    TRY(op_reshape(b->g, v, heads_shape(b, c->n_kv_heads, AXIS_KV_HEADS), &v));
+    graph_set_scope(b->g, prefix);
+    TRY(project(b, arena_printf(arena, "%s.q_proj", prefix), x, c->n_heads, AXIS_HEADS, &q));
+    TRY(project(b, arena_printf(arena, "%s.k_proj", prefix), x, c->n_kv_heads, AXIS_KV_HEADS, &k));
+    TRY(project(b, arena_printf(arena, "%s.v_proj", prefix), x, c->n_kv_heads, AXIS_KV_HEADS, &v));
     TRY(step(b, &q, &k));
     TRY(attend(b, q, k, v, &o));
     TRY(op_reshape(b->g, o, token_shape(b, c->n_heads * c->head_dim, AXIS_HEADS), &o));
-    return model_linear(b, "self_attn.o_proj", o, c->embed, AXIS_EMBED, model_init_residual(b), y);
+    return model_linear(b, arena_printf(arena, "%s.o_proj", prefix), o, c->embed, AXIS_EMBED, model_init_residual(b), y);
 }
 
 /* ---- the whole ----------------------------------------------------------------------------------- */
@@ -211,6 +221,7 @@ static Status build(ModelBuilder *b)
     make_inputs(b);
     graph_set_scope(b->g, "embed");
     TRY(op_embed(b->g, b->ids, embedding(b), b->o.dtype, &h));
+    if (c->embedding_multiplier != 1) TRY(op_scale(b->g, h, (float)c->embedding_multiplier, &h));
     TRY(op_rope_table(b->g, b->pos, c->head_dim, c->rope_theta, c->rope_scaling, &b->rope_table));
     TRY(make_layers(b, &h));
     if (b->o.purpose == MODEL_PREFILL) {
@@ -219,6 +230,8 @@ static Status build(ModelBuilder *b)
     }
     graph_set_scope(b->g, "norm");
     TRY(model_rmsnorm(b, "model.norm", h, &h));
+    /* before the head, not behind it: the loss never holds all logits, and so both see the same ones */
+    if (c->output_multiplier != 1) TRY(op_scale(b->g, h, (float)c->output_multiplier, &h));
     return b->o.purpose == MODEL_LOSS ? make_loss(b, h) : make_logits(b, h);
 }
 

@@ -55,8 +55,7 @@ Status config_bool(const json_t *json, const char *key, bool *out)
     return OK;
 }
 
-Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t min, int64_t max, int64_t *out,
-                       bool *found)
+Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t max, int64_t *out, bool *found)
 {
     const json_t *v = json_object_get(json, key);
     *found = false;
@@ -66,9 +65,8 @@ Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t m
         return fail(ERR_REFUSED, "config: %s has %zu numbers for %lld layers", key, json_array_size(v), (long long)n);
     for (int64_t i = 0; i < n; i++) {
         const json_t *item = json_array_get(v, (size_t)i);
-        if (!json_is_integer(item) || json_integer_value(item) < min || json_integer_value(item) > max)
-            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from %lld to %lld", key, (long long)i,
-                        (long long)min, (long long)max);
+        if (!json_is_integer(item) || json_integer_value(item) < 0 || json_integer_value(item) > max)
+            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from 0 to %lld", key, (long long)i, (long long)max);
         out[i] = json_integer_value(item);
     }
     *found = true;
@@ -136,6 +134,8 @@ static Status read_common(ModelConfig *c, const json_t *json)
     c->rope_theta = c->def->rope_theta;
     c->norm_eps = c->def->norm_eps;
     c->init_deviation = 0.02;
+    c->norms_per_layer = 2;
+    c->embedding_multiplier = c->output_multiplier = 1;
     TRY(config_int(json, "vocab_size", 1, big, &c->vocab));
     TRY(config_int(json, "hidden_size", 1, big, &c->embed));
     TRY(config_int(json, "num_hidden_layers", 1, 4096, &c->n_layers));
@@ -152,6 +152,7 @@ static Status read_common(ModelConfig *c, const json_t *json)
     if (missing) return fail(ERR_FORMAT, "config: %s is missing", missing);
     c->head_dim = c->embed / c->n_heads;
     TRY(config_int(json, "head_dim", 1, 65536, &c->head_dim));
+    c->attention_scale = 1 / sqrt((double)c->head_dim);
     TRY(config_int(json, "max_position_embeddings", 1, (int64_t)1 << 40, &c->max_positions));
     TRY(config_number(json, "rms_norm_eps", 0, 1, &c->norm_eps));
     TRY(config_number(json, "initializer_range", 0, 10, &c->init_deviation));
@@ -175,9 +176,9 @@ static Status check(const ModelConfig *c, const json_t *json)
         if (bias) return fail(ERR_UNSUPPORTED, "config: %s is true; biases are not part of these families", *key);
     }
     const char *act = json_string_value(json_object_get(json, "hidden_act"));
-    if (act && strcmp(act, "silu") && strcmp(act, "swish"))
-        return fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only silu is known here", act);
-    return OK;
+    for (const char *const *known = c->def->activations; act && *known; known++)
+        if (!strcmp(act, *known)) return OK;
+    return act ? fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only %s is known here", act, c->def->activations[0]) : OK;
 }
 
 static Status find_family(const char *type, const ModelDef **def)
@@ -193,19 +194,40 @@ static Status find_family(const char *type, const ModelDef **def)
                 near ? near : "");
 }
 
+/* A model that sees images too (model_type llama4) keeps the language model's configuration in text_config. */
+static Status find_text(const json_t *json, const json_t **text, const char **type)
+{
+    *type = json_string_value(json_object_get(json, "model_type"));
+    *text = model_config_text_part(json);
+    if (!*type) return fail(ERR_FORMAT, "config: model_type is missing");
+    if (*text == json) return OK;
+    if (strcmp(*type, "llama4") != 0)
+        return fail(ERR_UNSUPPORTED, "config: model_type %s with a text_config is not known; llama4 is", *type);
+    const char *inner = json_string_value(json_object_get(*text, "model_type"));
+    *type = inner ? inner : "llama4_text";
+    return OK;
+}
+
+const json_t *model_config_text_part(const json_t *json)
+{
+    const json_t *inside = json_object_get(json, "text_config");
+    return json_is_object(inside) ? inside : json;
+}
+
 Status model_config_from_json(const json_t *json, ModelConfig *config)
 {
-    *config = (ModelConfig){.weight_prefix = ""};
+    const json_t *text;
+    const char *type;
     if (!json_is_object(json)) return fail(ERR_FORMAT, "config: not a JSON object");
-    const char *type = json_string_value(json_object_get(json, "model_type"));
-    if (!type) return fail(ERR_FORMAT, "config: model_type is missing");
+    TRY(find_text(json, &text, &type));
+    *config = (ModelConfig){.weight_prefix = text == json ? "" : "language_model."};
     TRY(find_family(type, &config->def));
     config->json = json_deep_copy(json);
-    Status status = read_common(config, json);
-    if (status == OK) status = check(config, json);
+    Status status = read_common(config, text);
+    if (status == OK) status = check(config, text);
     if (status == OK) {
         config->layer = xcalloc((size_t)config->n_layers, sizeof *config->layer);
-        status = config->def->read(config, json);
+        status = config->def->read(config, text);
     }
     if (status != OK) model_config_deinit(config);
     return status;
@@ -262,7 +284,7 @@ static void write_common(const ModelConfig *c, json_t *json)
 {
     config_complete(json, "num_key_value_heads", json_integer(c->n_kv_heads));
     config_complete(json, "head_dim", json_integer(c->head_dim));
-    config_complete(json, "hidden_act", json_string("silu"));
+    config_complete(json, "hidden_act", json_string(c->def->activations[0]));
     config_complete(json, "max_position_embeddings", json_integer(c->max_positions));
     config_complete(json, "rms_norm_eps", json_real(c->norm_eps));
     config_complete(json, "initializer_range", json_real(c->init_deviation));
@@ -274,15 +296,23 @@ static void write_common(const ModelConfig *c, json_t *json)
 char *model_config_text(const ModelConfig *config, DType stored)
 {
     json_t *json = json_deep_copy(config->json);
+    json_t *part = (json_t *)(uintptr_t)model_config_text_part(json);
     config_complete(json, "architectures", json_pack("[s]", config->def->architecture));
-    write_common(config, json);
-    if (config->def->write) config->def->write(config, json);
+    write_common(config, part);
+    if (config->def->write) config->def->write(config, part);
     write_dtype(json, stored);
-    json_object_set_new(json, "vocab_size", json_integer(config->vocab));
-    if (config->expert_bias) json_object_set_new(json, "drover_expert_bias", json_true());
-    if (config->bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(config->bos));
-    if (config->n_eos == 1) json_object_set_new(json, "eos_token_id", json_integer(config->eos[0]));
-    if (config->pad >= 0) json_object_set_new(json, "pad_token_id", json_integer(config->pad));
+    if (part != json) write_dtype(part, stored);
+    json_object_set_new(part, "vocab_size", json_integer(config->vocab));
+    if (config->expert_bias) json_object_set_new(part, "drover_expert_bias", json_true());
+    if (config->bos >= 0) json_object_set_new(part, "bos_token_id", json_integer(config->bos));
+    if (config->n_eos == 1) json_object_set_new(part, "eos_token_id", json_integer(config->eos[0]));
+    if (config->pad >= 0) json_object_set_new(part, "pad_token_id", json_integer(config->pad));
+    /* what is written with it is plain numbers, whatever was read */
+    static const char *const undone[] = {"quantization_config", "compression_config"};
+    for (int i = 0; i < COUNT_OF(undone); i++) {
+        json_object_del(json, undone[i]);
+        json_object_del(part, undone[i]);
+    }
     char *text = json_dumps(json, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
     json_decref(json);
     return text;

@@ -13,7 +13,8 @@ static const char *const keys[] = {
     /* read by families */
     "intermediate_size_mlp", "num_local_experts", "num_experts_per_tok", "interleave_moe_layer_step", "moe_layers",
     "no_rope_layer_interval", "no_rope_layers", "layer_types", "attention_chunk_size", "use_qk_norm",
-    "attn_temperature_tuning", "attn_scale", "floor_scale",
+    "attn_temperature_tuning", "attn_scale", "floor_scale", "num_experts", "attn_output_multiplier", "max_attn_value",
+    "embedding_multiplier_scale", "output_multiplier_scale", "router_logit_softcapping",
     /* published, of no effect here */
     "architectures", "attention_dropout", "cache_implementation", "dtype", "for_llm_compressor", "output_router_logits",
     "pretraining_tp", "router_aux_loss_coef", "router_jitter_noise", "torch_dtype", "transformers_version", "use_cache",

@@ -1,3 +1,4 @@
 /* One line a family: MODEL(name) declares model_def_<name>, defined in model/<name>.c. */
 MODEL(llama)
 MODEL(llama4_text)
+MODEL(grok1)

@@ -9,18 +9,12 @@ static Status read_llama(ModelConfig *config, const json_t *json)
     return OK;
 }
 
-static Status rotate(ModelBuilder *b, ValueId *q, ValueId *k)
-{
-    TRY(model_rope(b, *q, q));
-    return model_rope(b, *k, k);
-}
-
 static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
 {
     ValueId a, o, m;
     graph_set_scope(b->g, "input_layernorm");
     TRY(model_rmsnorm(b, "input_layernorm", h, &a));
-    TRY(model_attention(b, a, rotate, &o));
+    TRY(model_attention(b, "self_attn", a, model_rotate, &o));
     TRY(op_add(b->g, h, o, &h));
     graph_set_scope(b->g, "post_attention_layernorm");
     TRY(model_rmsnorm(b, "post_attention_layernorm", h, &a));
@@ -31,6 +25,8 @@ static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
 const ModelDef model_def_llama = {
     .model_type = "llama",
     .architecture = "LlamaForCausalLM",
+    .activations = (const char *const[]){"silu", "swish", NULL},
+    .norm_suffix = "weight",
     .read = read_llama,
     .layer = layer,
     .rope_interleaved = false,

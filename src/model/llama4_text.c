@@ -47,7 +47,7 @@ static Status read_positions(ModelConfig *c, const json_t *json)
     int64_t interval = 4, *list = xcalloc((size_t)c->n_layers, sizeof *list);
     bool found = false;
     Status status = config_int(json, "no_rope_layer_interval", 0, 4096, &interval);
-    if (status == OK) status = config_int_list(json, "no_rope_layers", c->n_layers, 0, 1, list, &found);
+    if (status == OK) status = config_int_list(json, "no_rope_layers", c->n_layers, 1, list, &found);
     for (int64_t i = 0; i < c->n_layers; i++) c->layer[i].rope = found ? list[i] : interval == 0 || (i + 1) % interval != 0;
     free(list);
     return status;
@@ -75,6 +75,7 @@ static Status read_chunks(ModelConfig *c, const json_t *json)
 
 static Status read_llama4(ModelConfig *c, const json_t *json)
 {
+    c->shared_expert = true;
     c->qk_norm = true;
     c->temperature_tuning = true;
     c->temperature_scale = 0.1;
@@ -111,7 +112,7 @@ static void write_llama4(const ModelConfig *c, json_t *json)
     config_complete(json, "num_experts_per_tok", json_integer(c->n_experts_per_token));
     config_complete(json, "use_qk_norm", json_boolean(c->qk_norm));
     config_complete(json, "attn_scale", json_real(c->temperature_scale));
-    config_complete(json, "floor_scale", json_integer((json_int_t)c->temperature_floor));
+    json_object_set_new(json, "floor_scale", json_integer((json_int_t)c->temperature_floor)); /* a real number is refused */
     json_object_set_new(json, "attn_temperature_tuning", json_boolean(c->temperature_tuning)); /* early files have 4 */
     json_decref(rope);
     json_decref(moe);
@@ -127,63 +128,20 @@ static Status position_step(ModelBuilder *b, ValueId *q, ValueId *k)
         if (!c->temperature_tuning) return OK;
         return op_query_temperature(b->g, *q, b->pos, (float)c->temperature_scale, (float)c->temperature_floor, q);
     }
-    TRY(model_rope(b, *q, q));
-    TRY(model_rope(b, *k, k));
+    TRY(model_rotate(b, q, k));
     if (!c->qk_norm) return OK;
     TRY(op_l2norm(b->g, *q, (float)c->norm_eps, q));
     return op_l2norm(b->g, *k, (float)c->norm_eps, k);
 }
 
-static ValueId expert_weight(ModelBuilder *b, const char *name, int64_t in, Axis in_axis, int64_t out, Axis out_axis,
-                             WeightInit init)
+/* gate_up_proj [E embed 2f], or down_proj [E f embed], which writes into the residual. */
+static ValueId expert_weight(ModelBuilder *b, const char *name, int64_t in, int64_t out, bool down)
 {
-    Shape shape = shape_make(3, (int64_t[]){b->config->n_experts, in, out}, (Axis[]){AXIS_EXPERTS, in_axis, out_axis});
+    Axis from = down ? AXIS_FFN : AXIS_EMBED, to = down ? AXIS_EMBED : AXIS_FFN;
+    Shape shape = shape_make(3, (int64_t[]){b->config->n_experts, in, out}, (Axis[]){AXIS_EXPERTS, from, to});
+    WeightInit init = down ? model_init_residual(b) : model_init(b);
+    if (!down) init.halves = 2; /* gate and up */
     return model_weight(b, name, shape, init);
-}
-
-/* The bias that balances without a loss: chosen with, scored without; moved after each step by load. */
-static Status expert_bias(ModelBuilder *b, ValueId load, ValueId bias)
-{
-    if (!b->o.training || b->o.balance != BALANCE_BIAS) return OK;
-    const char *name = arena_printf(&b->g->arena, "model.layers.%d.feed_forward.router.load", b->layer);
-    Shape shape = shape_make(1, (int64_t[]){b->config->n_experts}, (Axis[]){AXIS_EXPERTS});
-    ValueId sum = graph_state(b->g, name, DTYPE_F32, shape, STATE_LOAD);
-    graph_value(b->g, sum)->master = bias;
-    return op_accumulate(b->g, sum, load, &sum);
-}
-
-static Status router_losses(ModelBuilder *b, ValueId logits, ValueId choice)
-{
-    float aux = b->o.balance == BALANCE_AUX ? b->o.aux_loss : 0;
-    if (!b->o.training || b->o.purpose != MODEL_LOSS || (aux == 0 && b->o.router_z_loss == 0)) return OK;
-    ValueId loss;
-    TRY(op_router_loss(b->g, logits, choice, b->weights, aux, b->o.router_z_loss, ROUTER_SIGMOID, &loss));
-    if (value_ok(b->router_loss)) return op_add(b->g, b->router_loss, loss, &b->router_loss);
-    b->router_loss = loss;
-    return OK;
-}
-
-typedef struct Dispatch {
-    ValueId score, offsets, source, place;
-} Dispatch;
-
-static Status route(ModelBuilder *b, ValueId x, Dispatch *d)
-{
-    const ModelConfig *c = b->config;
-    ValueId logits, choice, load, bias = NO_VALUE, wide = x;
-    graph_set_scope(b->g, "feed_forward.router");
-    Shape shape = shape_make(2, (int64_t[]){c->n_experts, c->embed}, (Axis[]){AXIS_EXPERTS, AXIS_EMBED});
-    ValueId w = model_weight_f32(b, "feed_forward.router.weight", shape, model_init(b), true);
-    if (b->o.dtype != DTYPE_F32) TRY(op_cast(b->g, x, DTYPE_F32, &wide));
-    TRY(op_linear_as(b->g, wide, w, DTYPE_F32, &logits));
-    if (c->expert_bias) {
-        const char *name = arena_printf(&b->g->arena, "model.layers.%d.feed_forward.router.expert_bias", b->layer);
-        bias = graph_state(b->g, name, DTYPE_F32, shape_make(1, &c->n_experts, (Axis[]){AXIS_EXPERTS}), STATE_BUFFER);
-    }
-    TRY(op_route(b->g, logits, bias, (int)c->n_experts_per_token, ROUTER_SIGMOID, &choice, &d->score));
-    TRY(op_expert_sort(b->g, choice, c->n_experts, &d->offsets, &d->source, &d->place, &load));
-    TRY(router_losses(b, logits, choice));
-    return c->expert_bias ? expert_bias(b, load, bias) : OK;
 }
 
 static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
@@ -194,15 +152,15 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
     Dispatch d;
     ValueId rows, both, part[2], act, shared;
     TRY(model_swiglu(b, "feed_forward.shared_expert", x, f, &shared));
-    TRY(route(b, x, &d));
+    TRY(model_route(b, "feed_forward.router", ROUTER_SIGMOID, x, &d));
     graph_set_scope(b->g, "feed_forward.experts");
     TRY(op_expert_gather(b->g, x, d.score, d.source, d.place, &rows));
-    TRY(op_grouped_linear(b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, AXIS_EMBED, 2 * f,
-                                                    AXIS_FFN, model_init(b)), d.offsets, &both));
+    TRY(op_grouped_linear(b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, 2 * f, false),
+                          d.offsets, EXPERTS_IN_OUT, &both));
     TRY(op_split(b->g, both, 2, halves, axes, part));
     TRY(op_swiglu(b->g, part[0], part[1], &act));
-    TRY(op_grouped_linear(b->g, act, expert_weight(b, "feed_forward.experts.down_proj", f, AXIS_FFN, c->embed,
-                                                   AXIS_EMBED, model_init_residual(b)), d.offsets, &rows));
+    TRY(op_grouped_linear(b->g, act, expert_weight(b, "feed_forward.experts.down_proj", f, c->embed, true), d.offsets,
+                          EXPERTS_IN_OUT, &rows));
     Shape tokens = graph_value(b->g, x)->shape;
     return op_expert_combine(b->g, rows, d.source, d.place, NO_VALUE, shared, tokens, y);
 }
@@ -212,7 +170,7 @@ static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
     ValueId a, o, m;
     graph_set_scope(b->g, "input_layernorm");
     TRY(model_rmsnorm(b, "input_layernorm", h, &a));
-    TRY(model_attention(b, a, position_step, &o));
+    TRY(model_attention(b, "self_attn", a, position_step, &o));
     TRY(op_add(b->g, h, o, &h));
     graph_set_scope(b->g, "post_attention_layernorm");
     TRY(model_rmsnorm(b, "post_attention_layernorm", h, &a));
@@ -226,6 +184,8 @@ static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
 const ModelDef model_def_llama4_text = {
     .model_type = "llama4_text",
     .architecture = "Llama4ForCausalLM",
+    .activations = (const char *const[]){"silu", "swish", NULL},
+    .norm_suffix = "weight",
     .read = read_llama4,
     .layer = layer,
     .write = write_llama4,

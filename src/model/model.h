@@ -38,6 +38,8 @@ typedef struct ModelConfig {
     int64_t ffn_dense;  /* width of dense feed-forwards */
     int64_t ffn_expert; /* width of each expert and of the shared one */
     int64_t n_experts, n_experts_per_token;
+    bool shared_expert;  /* one more expert, that every token meets */
+    int norms_per_layer; /* of hidden_size weights each */
     int64_t max_positions;
     double rope_theta, norm_eps, init_deviation;
     RopeScaling rope_scaling;
@@ -45,11 +47,15 @@ typedef struct ModelConfig {
     bool qk_norm;
     bool temperature_tuning;
     double temperature_scale, temperature_floor;
+    double attention_scale;   /* of q . k */
+    double attention_softcap; /* of the scaled scores; 0: none */
+    double router_softcap;    /* of the router's logits; 0: none */
+    double embedding_multiplier, output_multiplier; /* of the embedding's rows; of the logits */
     bool expert_bias; /* routers choose with a bias that training moves (our key drover_expert_bias) */
     LayerConfig *layer; /* n_layers, heap */
     int64_t bos, eos[8], pad; /* -1: none */
     int n_eos;
-    const char *weight_prefix; /* "" or "language_model." */
+    const char *weight_prefix; /* of names in checkpoints: "", or "language_model." beside a part for images */
 } ModelConfig;
 
 /* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key: ERR_FORMAT for
@@ -61,8 +67,11 @@ void model_config_deinit(ModelConfig *config);
 /* The field of a config.json with this name, else the known one nearest to it, else NULL. */
 const char *model_config_key(const char *name);
 /* The config.json to write: as read, with what has changed, the type that the weights are stored as, and in
- * full where it left something to the reader: what one program assumes another may not. Caller frees it. */
+ * full where it left something to the reader: what one program assumes another may not; without what says that
+ * weights are quantised. Caller frees it. */
 char *model_config_text(const ModelConfig *config, DType stored);
+/* The part of a config.json that describes the language model: its text_config, or all of it. */
+const json_t *model_config_text_part(const json_t *json);
 /* After a tokenizer is known: vocabulary and special ids. */
 Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad);
 

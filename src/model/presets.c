@@ -1,5 +1,5 @@
-/* Presets: every published shape of Llama 3 and Llama 4, and small ones that train on a laptop. Each is
- * a config.json, read like any other (models.md 1.1 and 2.1). */
+/* Presets: every published shape of Llama 3, Llama 4 and Grok-1, and small ones that train on a laptop. Each
+ * is a config.json, read like any other (models.md 1.1, 2.1 and 5.1). */
 #include "model/model_internal.h"
 
 #include <stdlib.h>
@@ -142,6 +142,34 @@ static const ModelPreset presets[] = {
              "\"attn_temperature_tuning\": true, \"floor_scale\": 1024, \"attn_scale\": 0.1, "
              "\"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
              "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+    {.name = "grok-1",
+     .about = "Grok-1: 84B active of 316B, 2 of 8 experts in every layer, tied head",
+     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 131072, \"hidden_size\": 6144, \"num_hidden_layers\": 64, "
+             "\"num_attention_heads\": 48, \"num_key_value_heads\": 8, \"head_dim\": 128, \"intermediate_size\": 32768, "
+             "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
+             "\"attn_output_multiplier\": 0.08838834764831845, \"embedding_multiplier_scale\": 78.38367176906169, "
+             "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 8192, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"pad_token_id\": 0, \"bos_token_id\": 1, "
+             "\"eos_token_id\": 2}"},
+    {.name = "grok1-nano",
+     .about = "a small Grok-1 for minutes on two cores: 2 of 8 experts in every layer",
+     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 4096, \"hidden_size\": 128, \"num_hidden_layers\": 4, "
+             "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 64, \"intermediate_size\": 176, "
+             "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
+             "\"attn_output_multiplier\": 0.125, \"embedding_multiplier_scale\": 11.313708498984761, "
+             "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 2048, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true}"},
+    {.name = "grok1-micro",
+     .about = "a larger small Grok-1, for an hour on two cores: 2 of 8 experts in every layer",
+     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 16384, \"hidden_size\": 256, \"num_hidden_layers\": 6, "
+             "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 64, \"intermediate_size\": 352, "
+             "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
+             "\"attn_output_multiplier\": 0.125, \"embedding_multiplier_scale\": 16.0, "
+             "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 4096, "
+             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true}"},
     {.name = "bench-small",
      .about = "the benchmark's small dense model",
      .json = "{\"model_type\": \"llama\", \"vocab_size\": 4096, \"hidden_size\": 384, "

@@ -37,6 +37,15 @@ static Status infer(InferCtx *ctx)
     return OK;
 }
 
+/* Everything lies as the weight does. */
+static Status cut_like_weight(CutCtx *ctx)
+{
+    for (int i = IN_W; i <= IN_COPY; i++) ctx->want[i] = ctx->place[IN_W];
+    for (int i = 0; i < NODE_MAX_OUT; i++) ctx->out[i] = ctx->place[IN_W];
+    ctx->want[IN_FACTOR] = ctx->want[IN_HYPER] = (Place){PLACE_SAME, 0};
+    return OK;
+}
+
 static Cost cost(const Graph *g, const Node *node)
 {
     const AdamWAttr *attr = node->attr;
@@ -63,6 +72,7 @@ const OpDef op_def_adamw = {
     .flags = OP_SOURCE | OP_EFFECT,
     .optional_in = 1 << IN_COPY,
     .infer = infer,
+    .cut_rule = cut_like_weight,
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(adamw),

@@ -30,6 +30,7 @@ const OpDef op_def_add = {
     .strided_in = 3,
     .strided_out = 1,
     .infer = infer,
+    .cut = "*~ *~ -> *",
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(add),

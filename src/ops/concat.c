@@ -64,6 +64,7 @@ const OpDef op_def_concat = {
     .n_out = 1,
     .strided_in = ~0u,
     .infer = infer,
+    .cut = "*k~ -> *k",
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(concat),

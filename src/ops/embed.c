@@ -14,7 +14,7 @@ CPU_DECLARE(embed_grad);
 static Status infer(InferCtx *ctx)
 {
     const Value *ids = ctx->in[0], *w = ctx->in[1];
-    DType dtype = *(const DType *)ctx->attr;
+    DType dtype = ((const EmbedAttr *)ctx->attr)->dtype;
     TRY(need_dtype(ids, DTYPE_I32, "ids"));
     TRY(need_activation(w, "w"));
     if (!dtype_is_activation(dtype)) return fail(ERR_ARG, "y cannot be %s, only f32 or bf16", dtype_name(dtype));
@@ -34,6 +34,16 @@ static Status grad(GradCtx *ctx)
     return op_embed_grad(ctx->graph, ids, ctx->dout[0], graph_value(ctx->graph, w)->shape, &ctx->din[1]);
 }
 
+/* A rank with a part of the rows gives zeros for the others': a partial sum. */
+static Status cut_rows(const CutCtx *ctx, void *attribute)
+{
+    EmbedAttr *attr = attribute;
+    if (!place_is_cut(ctx->want[1]) || ctx->want[1].dim != 0) return OK;
+    attr->cut_axes |= 1u << ctx->axis;
+    attr->first += ctx->rank * ctx->in[1]->shape.dim[0];
+    return OK;
+}
+
 static Cost cost(const Graph *g, const Node *node)
 {
     double rows = value_count(g, node->out[0]) * (double)dtype_bytes(graph_value(g, node->in[1])->dtype);
@@ -45,9 +55,11 @@ const OpDef op_def_embed = {
     .min_in = 2,
     .max_in = 2,
     .n_out = 1,
-    .attr_bytes = sizeof(DType),
+    .attr_bytes = sizeof(EmbedAttr),
     .strided_out = 1,
     .infer = infer,
+    .cut = "* vd -> *d",
+    .cut_attr = cut_rows,
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(embed),
@@ -55,7 +67,10 @@ const OpDef op_def_embed = {
 
 Status op_embed(Graph *g, ValueId ids, ValueId w, DType dtype, ValueId *y)
 {
-    return graph_add(g, &op_def_embed, &dtype, (ValueId[]){ids, w}, 2, y);
+    EmbedAttr attr;
+    memset(&attr, 0, sizeof attr); /* padding too: attributes are compared by their bytes */
+    attr.dtype = dtype;
+    return graph_add(g, &op_def_embed, &attr, (ValueId[]){ids, w}, 2, y);
 }
 
 /* ---- embed_grad(ids, dy) ------------------------------------------------------------------- */
@@ -75,6 +90,30 @@ static Status infer_grad(InferCtx *ctx)
     return OK;
 }
 
+/* Rows of the table are cut only when that is how the gradient is wanted: no operand says so. */
+static Status cut_grad(CutCtx *ctx)
+{
+    const EmbedGradAttr *attr = ctx->attr;
+    bool cut = ctx->localized ? attr->cut_axes >> ctx->axis & 1
+                              : ctx->hint && place_is_cut(ctx->hint[0]) && ctx->hint[0].dim == 0;
+    graph_cut_text(ctx, "* *d -> vd");
+    if (!cut) return OK;
+    ctx->want[0] = ctx->want[1] = (Place){PLACE_SAME, 0};
+    ctx->out[0] = (Place){PLACE_CUT, 0};
+    return OK;
+}
+
+static Status cut_table(const CutCtx *ctx, void *attribute)
+{
+    EmbedGradAttr *attr = attribute;
+    if (!place_is_cut(ctx->out[0])) return OK;
+    attr->table.dim[ctx->out[0].dim] /= ctx->n;
+    if (ctx->out[0].dim != 0) return OK;
+    attr->cut_axes |= 1u << ctx->axis;
+    attr->first += ctx->rank * attr->table.dim[0];
+    return OK;
+}
+
 static Cost cost_grad(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
 const OpDef op_def_embed_grad = {
@@ -86,6 +125,8 @@ const OpDef op_def_embed_grad = {
     .flags = OP_SOURCE,
     .strided_in = 2,
     .infer = infer_grad,
+    .cut_rule = cut_grad,
+    .cut_attr = cut_table,
     .cost = cost_grad,
     .cpu = CPU_KERNELS(embed_grad),
 };

@@ -16,19 +16,29 @@ static void copy_row(void *y, bool to_bf16, const void *x, bool from_bf16, int64
         EACH_VECTOR(n, step_copy, y, x, 1, 0);
 }
 
-/* A row that is not in the table is the host's fault; row 0 keeps us inside. */
-static int64_t checked_id(int32_t id, int64_t rows) { return id >= 0 && id < rows ? id : 0; }
+/* The row of this rank's table, -1 for another rank's. Of a whole table a row that is not there is the host's
+ * fault; row 0 keeps us inside. */
+static int64_t row_of(int32_t id, int64_t first, unsigned cut_axes, int64_t rows)
+{
+    int64_t row = id - first;
+    if (row >= 0 && row < rows) return row;
+    return cut_axes ? -1 : 0;
+}
 
 static Status run(KernelArgs *args)
 {
     const int32_t *ids = args->in[0].data;
+    const EmbedAttr *attr = args->attr;
     Rows w = tensor_as_rows(&args->in[1], 1), y = tensor_as_rows(&args->out[0], 1);
     bool from_bf16 = w.dtype == DTYPE_BF16, to_bf16 = y.dtype == DTYPE_BF16;
 #pragma omp parallel for num_threads(args->threads) if (y.n * y.width >= WALK_PARALLEL) schedule(static)
     for (int64_t i = 0; i < y.n; i++) {
-        int64_t id = checked_id(ids[i], w.n);
-        const void *row = from_bf16 ? (void *)row_bf16(&w, id) : (void *)row_f32(&w, id);
-        copy_row(to_bf16 ? (void *)row_bf16(&y, i) : (void *)row_f32(&y, i), to_bf16, row, from_bf16, w.width);
+        int64_t id = row_of(ids[i], attr->first, attr->cut_axes, w.n);
+        void *to = to_bf16 ? (void *)row_bf16(&y, i) : (void *)row_f32(&y, i);
+        if (id < 0)
+            memset(to, 0, (size_t)w.width * (to_bf16 ? 2 : 4));
+        else
+            copy_row(to, to_bf16, from_bf16 ? (void *)row_bf16(&w, id) : (void *)row_f32(&w, id), from_bf16, w.width);
     }
     return OK;
 }
@@ -65,17 +75,24 @@ static void add_row(float *sum, const Rows *dy, int64_t token, bool first)
 }
 
 /* After it, the tokens with id v are order[end[v - 1] .. end[v] - 1] (end[-1] = 0), in token order. */
-static void sort_by_id(const int32_t *ids, int64_t n, int64_t vocab, int32_t *end, int32_t *order)
+static void sort_by_id(const int32_t *ids, int64_t n, const EmbedGradAttr *attr, int32_t *end, int32_t *order)
 {
+    int64_t vocab = attr->table.dim[0];
     memset(end, 0, (size_t)vocab * sizeof *end);
-    for (int64_t i = 0; i < n; i++) end[checked_id(ids[i], vocab)]++;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = row_of(ids[i], attr->first, attr->cut_axes, vocab);
+        if (row >= 0) end[row]++;
+    }
     int32_t sum = 0;
     for (int64_t v = 0; v < vocab; v++) { /* counts become starts */
         int32_t count = end[v];
         end[v] = sum;
         sum += count;
     }
-    for (int64_t i = 0; i < n; i++) order[end[checked_id(ids[i], vocab)]++] = (int32_t)i;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = row_of(ids[i], attr->first, attr->cut_axes, vocab);
+        if (row >= 0) order[end[row]++] = (int32_t)i;
+    }
 }
 
 /* Zeros past the caches when the table is larger than they are: nothing is read that way. */
@@ -103,7 +120,7 @@ static Status run_grad(KernelArgs *args)
     int64_t vocab = args->out[0].shape.dim[0], width = args->out[0].shape.dim[1];
     int32_t *end = args->workspace, *order = end + vocab;
     float *dw = args->out[0].data;
-    sort_by_id(ids, dy.n, vocab, end, order);
+    sort_by_id(ids, dy.n, args->attr, end, order);
     bool stream = vocab * width * 4 >= STREAM_BYTES;
     int64_t groups = (vocab + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
 #pragma omp parallel num_threads(args->threads) if ((vocab + dy.n) * width >= WALK_PARALLEL)

@@ -1,5 +1,5 @@
 /* expert_bias_update: balances experts without a loss. bias += delta - mean(delta), with
- * delta = rate * sign(mean(load) - load); load, summed over a step, starts again at zero. */
+ * delta = rate * sign(mean(load) - load). */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -9,10 +9,8 @@ static Status infer(InferCtx *ctx)
     TRY(need_vector(ctx->in[0], n, DTYPE_F32, "bias"));
     TRY(need_vector(ctx->in[1], n, DTYPE_F32, "load"));
     TRY(need_vector(ctx->in[2], HYPER_COUNT, DTYPE_F32, "hyper"));
-    for (int i = 0; i < 2; i++) {
-        ctx->out[i] = infer_like(ctx->in[i]);
-        ctx->out[i].alias = i;
-    }
+    ctx->out[0] = infer_like(ctx->in[0]);
+    ctx->out[0].alias = 0;
     return OK;
 }
 
@@ -27,10 +25,7 @@ static Status run(KernelArgs *args)
     for (int64_t i = 0; i < n; i++) mean += (double)load[i]; /* whole numbers: exact before the division */
     mean /= (double)n;
     for (int64_t i = 0; i < n; i++) mean_direction += (double)direction(mean, load[i]) / (double)n;
-    for (int64_t i = 0; i < n; i++) {
-        bias[i] += (float)(rate * ((double)direction(mean, load[i]) - mean_direction));
-        load[i] = 0;
-    }
+    for (int64_t i = 0; i < n; i++) bias[i] += (float)(rate * ((double)direction(mean, load[i]) - mean_direction));
     return OK;
 }
 
@@ -42,7 +37,7 @@ const OpDef op_def_expert_bias_update = {
     .name = "expert_bias_update",
     .min_in = 3,
     .max_in = 3,
-    .n_out = 2,
+    .n_out = 1,
     .flags = OP_SOURCE | OP_EFFECT,
     .infer = infer,
     .cost = cost,

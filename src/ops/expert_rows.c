@@ -88,6 +88,7 @@ const OpDef op_def_expert_gather = {
     .strided_in = 1,
     .optional_in = 2,
     .infer = infer_gather,
+    .cut = "&d &k! R &k! -> Rd",
     .grad = grad_gather,
     .cost = cost_gather,
     .cpu = CPU_KERNELS(expert_gather),
@@ -136,6 +137,7 @@ const OpDef op_def_expert_gather_grad = {
     .strided_out = 1,
     .optional_in = 2,
     .infer = infer_gather_grad,
+    .cut = "&d &k! &k! Rd~ -> &d &k!",
     .cost = cost_gather_grad,
     .cpu = CPU_KERNELS(expert_gather_grad),
 };
@@ -182,6 +184,16 @@ static Status grad_combine(GradCtx *ctx)
     return OK;
 }
 
+/* The shape of the tokens in the attribute becomes that of this rank's tokens. */
+static Status cut_tokens(const CutCtx *ctx, void *attribute)
+{
+    Shape tokens;
+    memcpy(&tokens, attribute, sizeof tokens);
+    if (place_is_cut(ctx->out[0])) tokens.dim[ctx->out[0].dim] /= ctx->n;
+    memcpy(attribute, &tokens, sizeof tokens);
+    return OK;
+}
+
 static Cost cost_combine(const Graph *g, const Node *node)
 {
     double pairs = value_count(g, node->in[2]), width = (double)last_dim(graph_value(g, node->in[0]));
@@ -202,6 +214,8 @@ const OpDef op_def_expert_combine = {
     .strided_out = 1,
     .optional_in = 8 | 16,
     .infer = infer_combine,
+    .cut = "Rd~ R &k! &k! &d~ -> &d",
+    .cut_attr = cut_tokens,
     .grad = grad_combine,
     .cost = cost_combine,
     .cpu = CPU_KERNELS(expert_combine),

@@ -75,6 +75,7 @@ const OpDef op_def_expert_sort = {
     .attr_bytes = sizeof(int64_t),
     .flags = OP_SOURCE,
     .infer = infer,
+    .cut = "&k! -> R R &k! e!",
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&kernel),

@@ -1,13 +1,11 @@
 /* The blocked matrix product of gemm.h.
  *
- * Operands are handled in words of four bytes: one f32, or, where the processor multiplies bf16
- * (AVX512-BF16), two bf16 that are neighbours along k. Elsewhere bf16 becomes f32 when it is packed.
- * A panel of `width` lines is stored [word][line]; lines past the end are zero.
- *
- * The tile: ROWS x (2 vectors) sums in registers; for each word two vectors of B and ROWS broadcasts
- * of A. 12 x 32 with AVX-512: 24 multiply-adds for 14 loads, enough to keep the units busy from L2.
+ * Words and panels are those of gemm_pack.h. The tile: ROWS x (2 vectors) sums in registers; for each word two
+ * vectors of B and ROWS broadcasts of A. 12 x 32 with AVX-512: 24 multiply-adds for 14 loads, enough to keep the
+ * units busy from L2; 6 x 16 with AVX2: 12 for 8, in 15 of the 16 registers.
  */
 #include "ops/gemm.h"
+#include "ops/gemm_pack.h"
 #include "ops/simd.h"
 
 #ifdef _OPENMP
@@ -15,200 +13,25 @@
 #endif
 
 #if defined(__AVX512F__)
-enum { ROWS = 12 };
+enum { ROWS = 12, WORDS_AT_ONCE = 1, COPIES_BF16 = 0, LONG_WORDS = 256, MIN_LINES = 96 };
 #else
-enum { ROWS = 6 };
+/* A tile of half the vectors has half the multiply-adds a word: what counts the words costs a fifth of them, unless
+ * it is shared. */
+enum { ROWS = 6, WORDS_AT_ONCE = 4, COPIES_BF16 = 1, LONG_WORDS = 384, MIN_LINES = 160 };
 #endif
 enum {
     COLUMNS = 2 * VL,
     A_LINES = 8 * ROWS,    /* packed at a time */
-    BLOCK_WORDS = 256,     /* of k, when C is f32 and can be added to */
+    BLOCK_WORDS = 256,     /* of k, when C is f32 and can be added to; LONG_WORDS where A is not packed */
     GROUP = 8,             /* of such blocks */
     SUM_WORDS = 512,       /* of k, when C is bf16 */
     GROUP_WORDS = 1 << 20, /* of B packed together */
     SET_STRIDE = 2048,     /* bytes */
     L2_WORDS = 96 * 1024,  /* of packed B */
-    CACHE_LINE = 64,
-    PACK_AHEAD = 8,        /* words along k */
-    MIN_LINES = 96,        /* a block's rows, when there are that many */
     FEW_ROWS = 8,          /* dot products instead of packing */
     FEW_LINES = 64,        /* of B at a time then */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
 };
-#if defined(__AVX512BF16__)
-enum { PAIRS = 1 };
-#else
-enum { PAIRS = 0 };
-#endif
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/* elements along k in one word */
-static int64_t per_word(DType dtype) { return dtype == DTYPE_BF16 && PAIRS ? 2 : 1; }
-
-/* ---- packing ------------------------------------------------------------------------------- */
-
-/* A window of an operand: `lines` lines from `line`, elements k0..k1-1. */
-typedef struct Window {
-    const GemmOperand *operand;
-    int64_t line, lines, k0, k1;
-} Window;
-
-/* where a line begins */
-static const char *operand_line(const GemmOperand *o, int64_t line)
-{
-    return (const char *)o->data + line * o->line_stride * (int64_t)dtype_bytes(o->dtype);
-}
-
-static const char *element(const Window *w, int64_t line, int64_t k)
-{
-    const GemmOperand *o = w->operand;
-    return (const char *)o->data +
-           ((w->line + line) * o->line_stride + k * o->k_stride) * (int64_t)dtype_bytes(o->dtype);
-}
-
-static uint16_t half_at(const Window *w, int64_t line, int64_t k)
-{
-    uint16_t h;
-    memcpy(&h, element(w, line, k), sizeof h);
-    return h;
-}
-
-/* word `word` of the window's k range, of one line: the slow way, for edges */
-static uint32_t word_at(const Window *w, int64_t line, int64_t word)
-{
-    uint32_t u;
-    if (w->operand->dtype == DTYPE_F32) {
-        memcpy(&u, element(w, line, w->k0 + word), sizeof u);
-        return u;
-    }
-    if (!PAIRS) return (uint32_t)half_at(w, line, w->k0 + word) << 16;
-    int64_t k = w->k0 + 2 * word;
-    u = half_at(w, line, k);
-    if (k + 1 < w->k1) u |= (uint32_t)half_at(w, line, k + 1) << 16;
-    return u;
-}
-
-/* from word `first` on, of every panel */
-static void pack_slow(uint32_t *out, int width, const Window *w, int64_t first, int64_t words)
-{
-    for (int64_t line = 0; line < w->lines; line += width, out += width * words)
-        for (int64_t q = first; q < words; q++)
-            for (int64_t i = 0; i < width; i++)
-                out[q * width + i] = line + i < w->lines ? word_at(w, line + i, q) : 0;
-}
-
-#if defined(__AVX512F__)
-SIMD __mmask16 mask_of(int64_t lanes)
-{
-    return (__mmask16)(lanes >= 16 ? 0xffffu : lanes <= 0 ? 0u : (1u << lanes) - 1);
-}
-
-SIMD __m512i words_of_16_lines(const Window *w, int64_t line, int64_t k, __mmask16 mask)
-{
-    const char *p = element(w, line, k);
-    if (w->operand->dtype == DTYPE_F32) return _mm512_maskz_loadu_epi32(mask, p);
-    __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-    if (!PAIRS) return _mm512_slli_epi32(low, 16);
-    p += w->operand->k_stride * 2;
-    __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-}
-
-/* The rows to come are far apart in memory, beyond what the processor guesses. */
-SIMD void prefetch_lines(const Window *w, int64_t k, int64_t n)
-{
-    const int64_t bytes = w->lines * (int64_t)dtype_bytes(w->operand->dtype);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t b = 0; b < bytes; b += CACHE_LINE) __builtin_prefetch(element(w, 0, k + i) + b);
-}
-
-/* Lines are neighbours in memory: all panels of one k before the next k, so that memory is read in
- * long runs; a panel at a time would touch a page for every few words. */
-SIMD void pack_neighbours(uint32_t *out, const int width, const Window *w)
-{
-    const int64_t per = per_word(w->operand->dtype), whole = (w->k1 - w->k0) / per;
-    const int64_t words = ceil_div(w->k1 - w->k0, per);
-    for (int64_t q = 0; q < whole; q++) {
-        if (q + PACK_AHEAD < whole) prefetch_lines(w, w->k0 + (q + PACK_AHEAD) * per, per);
-        for (int64_t line = 0; line < w->lines; line += width) {
-            uint32_t *to = out + line * words + q * width;
-            for (int i = 0; i < width; i += 16)
-                _mm512_mask_storeu_epi32(to + i, mask_of(width - i),
-                                         words_of_16_lines(w, line + i, w->k0 + q * per,
-                                                           mask_of(w->lines - line - i)));
-        }
-    }
-    pack_slow(out, width, w, whole, words);
-}
-
-/* rows of 16 words become columns */
-SIMD void transpose_16(__m512i v[16])
-{
-    __m512i t[16];
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++) {
-            v[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + 2 + j]);
-            v[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + 2 + j]);
-        }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 8; i++) {
-        v[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        v[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    }
-}
-
-/* Up to 16 words along k of one line. */
-SIMD __m512i words_of_line(const Window *w, int64_t line, int64_t k, __mmask16 mask)
-{
-    const char *p = element(w, line, k);
-    if (w->operand->dtype == DTYPE_F32 || PAIRS) return _mm512_maskz_loadu_epi32(mask, p);
-    return _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16);
-}
-
-/* k is contiguous in memory: 16 lines x 16 words at a time. */
-SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
-{
-    const int64_t per = per_word(w->operand->dtype), whole = (w->k1 - w->k0) / per;
-    const int64_t words = ceil_div(w->k1 - w->k0, per);
-    for (int64_t line = 0; line < w->lines; line += width)
-        for (int64_t q = 0; q < whole; q += 16)
-            for (int i = 0; i < width; i += 16) {
-                __m512i v[16];
-                for (int r = 0; r < 16; r++)
-                    v[r] = line + i + r < w->lines
-                               ? words_of_line(w, line + i + r, w->k0 + q * per, mask_of(whole - q))
-                               : _mm512_setzero_si512();
-                transpose_16(v);
-                uint32_t *to = out + line * words + q * width + i;
-                for (int r = 0; r < 16 && q + r < whole; r++)
-                    _mm512_mask_storeu_epi32(to + r * width, mask_of(width - i), v[r]);
-            }
-    pack_slow(out, width, w, whole, words);
-}
-#endif
-
-/* all panels of the window, one behind the other */
-SIMD void pack(uint32_t *out, const int width, const Window *w)
-{
-#if defined(__AVX512F__)
-    if (w->operand->line_stride == 1)
-        pack_neighbours(out, width, w);
-    else if (w->operand->k_stride == 1)
-        pack_transposing(out, width, w);
-    else
-#endif
-        pack_slow(out, width, w, 0, ceil_div(w->k1 - w->k0, per_word(w->operand->dtype)));
-}
 
 static void pack_a(uint32_t *out, const Window *w) { pack(out, ROWS, w); }
 static void pack_b(uint32_t *out, const Window *w) { pack(out, COLUMNS, w); }
@@ -258,36 +81,50 @@ SIMD void prefetch_row(const Tile *t, int row)
 {
     const char *c = t->c + row * t->c_pitch * (t->c_bf16 ? 2 : 4);
     __builtin_prefetch(c, 1);
-    if (!t->c_bf16) __builtin_prefetch(c + CACHE_LINE, 1);
+    if (!t->c_bf16 && COLUMNS * 4 > CACHE_LINE) __builtin_prefetch(c + CACHE_LINE, 1);
 }
 
-/* rows, packed and pairs are constants where this is used: everything unrolls. Lines in place are
- * reached from every third one, so that few addresses are kept. */
+/* What the lines of A are reached from: every third one, so that few addresses are kept. */
+enum { LINES_EACH = 3, BASES = (ROWS + LINES_EACH - 1) / LINES_EACH };
+
+/* The products of one word, `at` bytes from the bases and at b. */
+SIMD void multiply_word(const int rows, const int pairs, const char *const a[BASES], int64_t line, int64_t at,
+                        const float *b, Vf sum[ROWS][2])
+{
+    Vf b0 = vf_load(b), b1 = vf_load(b + VL);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        float word;
+        memcpy(&word, a[i / LINES_EACH] + i % LINES_EACH * line + at, sizeof word);
+        Vf x = vf_set(word);
+        sum[i][0] = multiply_add(pairs, x, b0, sum[i][0]);
+        sum[i][1] = multiply_add(pairs, x, b1, sum[i][1]);
+    }
+}
+
+/* rows, packed and pairs are constants where this is used: everything unrolls. */
 SIMD void tile(const int rows, const int packed, const int pairs, const Tile *t)
 {
     Vf sum[ROWS][2];
-    const char *a[(ROWS + 2) / 3];
+    const char *a[BASES];
     const int64_t line = packed ? 4 : t->a_line_bytes, step = packed ? 4 * ROWS : 4;
     const float *b = (const float *)(const void *)t->b;
+    int64_t left = t->words;
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = vf_zero();
 #pragma GCC unroll 4
-    for (int i = 0; i < (rows + 2) / 3; i++) a[i] = t->a + 3 * i * line;
+    for (int i = 0; i < BASES; i++) a[i] = t->a + LINES_EACH * i * line;
     for (int i = 0; i < rows; i++) prefetch_row(t, i);
-    for (int64_t q = 0; q < t->words; q++) {
-        Vf b0 = vf_load(b), b1 = vf_load(b + VL);
-        b += COLUMNS;
-#pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
-            float word;
-            memcpy(&word, a[i / 3] + i % 3 * line, sizeof word);
-            Vf x = vf_set(word);
-            sum[i][0] = multiply_add(pairs, x, b0, sum[i][0]);
-            sum[i][1] = multiply_add(pairs, x, b1, sum[i][1]);
-        }
+    for (; left >= WORDS_AT_ONCE; left -= WORDS_AT_ONCE) {
+#pragma GCC unroll 8
+        for (int u = 0; u < WORDS_AT_ONCE; u++)
+            multiply_word(rows, pairs, a, line, u * step, b + u * COLUMNS, sum);
+        b += WORDS_AT_ONCE * COLUMNS;
 #pragma GCC unroll 4
-        for (int i = 0; i < (rows + 2) / 3; i++) a[i] += step;
+        for (int i = 0; i < BASES; i++) a[i] += WORDS_AT_ONCE * step;
     }
+    for (int64_t u = 0; WORDS_AT_ONCE > 1 && u < left; u++)
+        multiply_word(rows, pairs, a, line, u * step, b + u * COLUMNS, sum);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
         store_half(t, i, 0, sum[i][0]);
@@ -330,7 +167,7 @@ static const struct TileKind {
 /* How the lines of A reach the tiles. */
 typedef enum AMode {
     A_IN_PLACE,
-    A_COPIED, /* in place they would share a few sets of the first cache: lines 4 KiB apart */
+    A_COPIED, /* in place they would share a few sets of the first cache (lines 4 KiB apart), or are no words */
     A_PACKED,
 } AMode;
 
@@ -349,7 +186,9 @@ typedef struct Work {
 /* Words of A can be read where they are when k is contiguous and no half word is at the end. */
 static AMode a_mode(const GemmBlock *block)
 {
-    if (block->a.k_stride != 1 || (block->a.dtype == DTYPE_BF16 && (!PAIRS || block->k % 2))) return A_PACKED;
+    const bool bf16 = block->a.dtype == DTYPE_BF16;
+    if (block->a.k_stride == 1 && bf16 && COPIES_BF16) return A_COPIED;
+    if (block->a.k_stride != 1 || (bf16 && (!PAIRS || block->k % 2))) return A_PACKED;
     return block->a.line_stride * (int64_t)dtype_bytes(block->a.dtype) % SET_STRIDE ? A_IN_PLACE : A_COPIED;
 }
 
@@ -364,9 +203,10 @@ static Blocking blocking_of(const GemmBlock *block)
 {
     const bool f32 = block->c_dtype == DTYPE_F32;
     int64_t words = ceil_div(block->k, per_word(block->a.dtype));
-    int64_t blocks = max_i64(1, ceil_div(words, f32 ? BLOCK_WORDS : SUM_WORDS));
+    const bool packed = a_mode(block) == A_PACKED;
+    int64_t blocks = max_i64(1, ceil_div(words, !f32 ? SUM_WORDS : packed ? BLOCK_WORDS : LONG_WORDS));
     Blocking b = {.step = ceil_div(words, blocks), .group = blocks, .sum = !f32 && blocks > 1};
-    if (f32) b.group = a_mode(block) == A_PACKED ? 1 : min_i64(GROUP, blocks);
+    if (f32) b.group = packed ? 1 : min_i64(GROUP, blocks);
     return b;
 }
 
@@ -376,11 +216,18 @@ static const char *a_at(const Work *work, int64_t row)
     return (const char *)a->data + (row * a->line_stride + work->k0) * (int64_t)dtype_bytes(a->dtype);
 }
 
+/* of one line, in place */
+static int64_t a_bytes(const Work *work)
+{
+    const DType dtype = work->block->a.dtype;
+    return work->words * per_word(dtype) * (int64_t)dtype_bytes(dtype);
+}
+
 /* Part j of n of the ROWS lines of A in place that come after `row`, so that each tile finds its lines
  * in the first cache. */
 static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
 {
-    const int64_t lines = ceil_div(4 * work->words, CACHE_LINE), from = lines * j / n, to = lines * (j + 1) / n;
+    const int64_t lines = ceil_div(a_bytes(work), CACHE_LINE), from = lines * j / n, to = lines * (j + 1) / n;
     const int64_t end = min_i64(row + 2 * ROWS, work->block->m);
     for (int64_t i = row + ROWS; i < end; i++) {
         const char *line = a_at(work, i);
@@ -388,7 +235,19 @@ static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
     }
 }
 
+/* a whole vector at the end of a line has room */
 static int64_t copy_pitch(int64_t words) { return 4 * words + CACHE_LINE; }
+
+static void copy_line(float *to, const char *from, int64_t words, bool convert)
+{
+    int64_t i = 0;
+    if (!convert) {
+        memcpy(to, from, (size_t)words * 4);
+        return;
+    }
+    for (; i + VL <= words; i += VL) vf_store(to + i, vf_load_as(from, i, 1));
+    if (i < words) vf_store(to + i, vf_load_as_n(from, i, words - i, 1));
+}
 
 /* Where line `row` begins for the tiles, and how far it is to the next. */
 static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t first, int64_t *line_bytes)
@@ -396,9 +255,10 @@ static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t 
     *line_bytes = work->block->a.line_stride * (int64_t)dtype_bytes(work->block->a.dtype);
     if (work->mode == A_PACKED) return (const char *)(work->a + (row - first) * work->words);
     if (work->mode == A_IN_PLACE) return a_at(work, row);
+    const bool convert = work->block->a.dtype == DTYPE_BF16 && !PAIRS;
     *line_bytes = copy_pitch(work->words);
     for (int64_t i = 0; i < rows; i++)
-        memcpy((char *)work->a + i * *line_bytes, a_at(work, row + i), (size_t)work->words * 4);
+        copy_line((float *)(void *)((char *)work->a + i * *line_bytes), a_at(work, row + i), work->words, convert);
     return (const char *)work->a;
 }
 
@@ -502,8 +362,8 @@ static size_t block_scratch(const GemmBlock *block)
     const int64_t all = ceil_div(block->k, per_word(block->a.dtype)), columns = ceil_div(block->n, COLUMNS) * COLUMNS;
     int64_t step = min_i64(all, SUM_WORDS), group = all + ceil_div(all, SUM_WORDS), sums = A_LINES * columns;
     if (block->c_dtype == DTYPE_F32) {
-        step = min_i64(all, BLOCK_WORDS);
-        group = block->a.k_stride == 1 ? min_i64(all + GROUP, GROUP * BLOCK_WORDS) : step;
+        step = min_i64(all, LONG_WORDS);
+        group = block->a.k_stride == 1 ? min_i64(all + GROUP, GROUP * LONG_WORDS) : step;
         sums = 0;
     }
     int64_t words = columns * group + A_LINES * step + ROWS * CACHE_LINE / 4 + sums;
@@ -523,15 +383,16 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
     return ceil_div(ceil_div(length, parts), unit) * unit;
 }
 
-/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but not
- * so few that packing B for them shows. */
+/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but not fewer than
+ * MIN_LINES, where packing B for them shows, and as many blocks for each thread if it must be less than four. */
 static Cut cut_of(const GemmBlock *p, int threads)
 {
     Blocking b = blocking_of(p);
     int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS * COLUMNS;
     int64_t widest = max_i64(2 * COLUMNS, min_i64(384, fitting));
-    int64_t n_parts = ceil_div(p->n, widest), m_parts = 1;
-    if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), p->m / MIN_LINES));
+    int64_t n_parts = ceil_div(p->n, widest), m_parts = 1, most = p->m / MIN_LINES;
+    if (most > threads) most -= most % threads;
+    if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), most));
     return (Cut){.m = part(p->m, m_parts, ROWS), .n = part(p->n, n_parts, COLUMNS)};
 }
 

@@ -1,4 +1,5 @@
-/* grad_norm: the length of all gradients as one vector; clip_factor: what brings it down to the limit. */
+/* The length of all gradients as one vector: grad_norm of those here, then join_norms, before which the norms of
+ * ranks that hold other parts are gathered; clip_factor: what brings it down to the limit. */
 #include "ops/grad_norm.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -7,10 +8,12 @@
 
 CPU_DECLARE(grad_norm);
 
+/* ---- grad_norm(gradients...) -> [1] ------------------------------------------------------------- */
+
 static Status infer(InferCtx *ctx)
 {
     for (int i = 0; i < ctx->n_in; i++) TRY(need_activation(ctx->in[i], "a gradient"));
-    ctx->out[0] = infer_out(DTYPE_F32, shape_make(0, NULL, NULL));
+    ctx->out[0] = infer_out(DTYPE_F32, shape_make(1, (int64_t[]){1}, (Axis[]){AXIS_ANY}));
     return OK;
 }
 
@@ -21,20 +24,133 @@ static Cost cost(const Graph *g, const Node *node)
     return cost;
 }
 
+/* With cut gradients each rank has a norm of its own; those that all ranks hold are counted on the first. */
+static Status cut_rule(CutCtx *ctx)
+{
+    const GradNormAttr *attr = ctx->attr;
+    bool any = attr->cut_axes >> ctx->axis & 1;
+    for (int i = 0; i < ctx->n_in; i++) {
+        if (place_is_cut(ctx->place[i])) any = true;
+        if (ctx->place[i].kind == PLACE_PARTIAL) ctx->want[i] = (Place){PLACE_SAME, 0};
+    }
+    if (any) ctx->out[0] = (Place){PLACE_CUT, 0};
+    for (int i = 0; any && ctx->drop && i < ctx->n_in; i++) ctx->drop[i] = !place_is_cut(ctx->want[i]) && ctx->rank > 0;
+    return OK;
+}
+
+static Status cut_attr(const CutCtx *ctx, void *attribute)
+{
+    GradNormAttr *attr = attribute;
+    if (place_is_cut(ctx->out[0])) attr->cut_axes |= 1u << ctx->axis;
+    return OK;
+}
+
 const OpDef op_def_grad_norm = {
     .name = "grad_norm",
     .min_in = 0,
     .max_in = -1,
     .n_out = 1,
+    .attr_bytes = sizeof(GradNormAttr),
     .flags = OP_SOURCE,
     .infer = infer,
     .cost = cost,
+    .cut_rule = cut_rule,
+    .cut_attr = cut_attr,
     .cpu = CPU_KERNELS(grad_norm),
+};
+
+/* ---- join_norms(x [1]): of all ranks that hold other parts of the gradients ------------------------------- */
+
+static Status infer_join(InferCtx *ctx)
+{
+    TRY(need_vector(ctx->in[0], 1, DTYPE_F32, "x"));
+    ctx->out[0] = infer_out(DTYPE_F32, shape_make(0, NULL, NULL));
+    return OK;
+}
+
+static Status cut_join(CutCtx *ctx)
+{
+    const GradNormAttr *attr = ctx->attr;
+    bool cut = ctx->localized ? attr->cut_axes >> ctx->axis & 1 : place_is_cut(ctx->place[0]);
+    ctx->want[0] = (Place){cut ? PLACE_CUT : PLACE_SAME, 0};
+    return OK; /* the result is the same everywhere */
+}
+
+static Status cut_join_attr(const CutCtx *ctx, void *attribute)
+{
+    if (place_is_cut(ctx->want[0])) ((GradNormAttr *)attribute)->cut_axes |= 1u << ctx->axis;
+    return OK;
+}
+
+static Status prepare_join(KernelArgs *args)
+{
+    const GradNormAttr *attr = args->attr;
+    Comm *comm;
+    if (!attr->cut_axes) return OK;
+    TRY(args->ranks->group(args->ranks, attr->cut_axes, &comm));
+    args->state = comm;
+    CHECK((size_t)comm_size(comm) * sizeof(float) <= args->workspace_bytes);
+    return OK;
+}
+
+static void release_join(KernelArgs *args) { args->state = NULL; /* the group is the device's */ }
+
+/* Squares of norms can be beyond f32: they are double. */
+static Status run_join(KernelArgs *args)
+{
+    const float *x = args->in[0].data;
+    int n = 1;
+    if (args->state) {
+        n = comm_size(args->state);
+        TRY(comm_run(args->state, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_F32, .send = x, .recv = args->workspace,
+                                            .count = 1, .node = args->node}));
+        x = args->workspace;
+    }
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    *(float *)args->out[0].data = (float)sqrt(sum);
+    return OK;
+}
+
+static size_t workspace_join(const Graph *graph, const Node *node, const Target *target)
+{
+    (void)target;
+    size_t n = 1;
+    for (int a = 0; a < MESH_AXES; a++)
+        if (((const GradNormAttr *)node->attr)->cut_axes >> a & 1) n *= (size_t)mesh_size(&graph->mesh, (MeshAxis)a);
+    return n > 1 ? n * sizeof(float) : 0;
+}
+
+static const CpuKernel join_kernel = {.run = run_join, .prepare = prepare_join, .release = release_join, .workspace = workspace_join};
+
+static Cost cost_join(const Graph *g, const Node *node)
+{
+    Cost cost = cost_streaming(g, node, 2);
+    size_t bytes = workspace_join(g, node, NULL);
+    cost.wire_bytes = bytes ? (double)(bytes - sizeof(float)) : 0;
+    return cost;
+}
+
+const OpDef op_def_join_norms = {
+    .name = "join_norms",
+    .min_in = 1,
+    .max_in = 1,
+    .n_out = 1,
+    .attr_bytes = sizeof(GradNormAttr),
+    .flags = OP_SOURCE | OP_COLLECTIVE,
+    .infer = infer_join,
+    .cut_rule = cut_join,
+    .cut_attr = cut_join_attr,
+    .cost = cost_join,
+    .cpu = CPU_KERNEL_ANY(&join_kernel),
 };
 
 Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm)
 {
-    return graph_add(g, &op_def_grad_norm, NULL, grads, n, norm);
+    ValueId here;
+    GradNormAttr attr = {0};
+    TRY(graph_add(g, &op_def_grad_norm, &attr, grads, n, &here));
+    return graph_add(g, &op_def_join_norms, &attr, &here, 1, norm);
 }
 
 /* ---- clip_factor(norm, hyper) --------------------------------------------------------------- */

@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+typedef struct GradNormAttr {
+    unsigned cut_axes; /* mesh axes whose ranks hold parts of gradients */
+} GradNormAttr;
+
 enum { NORM_BLOCK = 65536 }; /* elements */
 
 static inline int64_t norm_blocks(int64_t n) { return (n + NORM_BLOCK - 1) / NORM_BLOCK; }

@@ -1,7 +1,7 @@
 #include "ops/grad_norm.h"
 #include "ops/elementwise.h"
 
-/* Squares in f32 would overflow at 1e19, so they are double; eight sums hide the latency. */
+/* Squares are summed in double; eight sums hide the latency. */
 typedef double Vd __attribute__((vector_size(VL * 4)));
 enum { HALF = VL / 2 };
 

@@ -1,33 +1,32 @@
-/* grouped_linear: y[r, o] = sum_i x[r, i] w[e, i, o] for the rows r of expert e, which are
- * offsets[e]..offsets[e+1]-1. x [R I], w [E I O], offsets [E+1] i32, y [R O]; rows past offsets[E] are
- * left as they are. Its gradients:
- *   grouped_linear_dx   dx[r, i] = sum_o dy[r, o] w[e, i, o]; rows past offsets[E] left as they are
- *   grouped_linear_dw   dw[e, i, o] = sum over r of x[r, i] dy[r, o], f32; zero for an expert without rows
+/* grouped_linear: y[r, o] = sum_i x[r, i] W_e[i, o] for the rows r of expert e, which are
+ * offsets[e]..offsets[e+1]-1. x [R I], offsets [E+1] i32, y [R O]; rows past offsets[E] are left as they are.
+ * The weight w holds W_e as [E I O], or with EXPERTS_OUT_IN its transpose as [E O I]. Gradients:
+ *   grouped_linear_dx   dx[r, i] = sum_o dy[r, o] W_e[i, o]; rows past offsets[E] left as they are
+ *   grouped_linear_dw   dW_e[i, o] = sum over r of x[r, i] dy[r, o], f32, laid out as w is; zero for an
+ *                       expert without rows
  * dw sums over the padding rows inside a segment too: x is zero there and dy must be finite.
  */
+#include "ops/grouped_linear.h"
 #include "ops/kernel.h"
-#include "ops/ops.h"
 #include "ops/rules.h"
 
-/* what the shape of dw is; its operands do not tell */
-typedef struct WeightAttr {
-    Shape shape;
-} WeightAttr;
+#include <string.h>
 
-/* rows [R n] against axis `axis` of the weight [E I O], and offsets [E+1] */
+/* rows [R n] against axis `axis` of the weight, and offsets [E+1] */
 static Status check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis, const Value *offsets)
 {
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     TRY(need_activation(rows, "rows"));
     if (rows->shape.rank != 2 || w->rank != 3 || rows->shape.dim[1] != w->dim[axis])
-        return fail(ERR_SHAPE, "%s: rows [%s] do not fit the experts' weight [%s]", ctx->op->name,
-                    shape_text(&rows->shape, a), shape_text(w, b));
+        return fail(ERR_SHAPE, "%s: rows [%s] do not fit the experts' weight [%s], whose axis %d they meet", ctx->op->name,
+                    shape_text(&rows->shape, a), shape_text(w, b), axis);
     return need_vector(offsets, w->dim[0] + 1, DTYPE_I32, "offsets");
 }
 
-static Status infer_rows(InferCtx *ctx, int from, int to)
+static Status infer_rows(InferCtx *ctx, int from)
 {
     const Value *x = ctx->in[0], *w = ctx->in[1];
+    int to = 3 - from;
     TRY(check(ctx, x, &w->shape, from, ctx->in[2]));
     TRY(need_dtype(w, x->dtype, "w"));
     ctx->out[0] = infer_like(x);
@@ -36,15 +35,17 @@ static Status infer_rows(InferCtx *ctx, int from, int to)
     return OK;
 }
 
-static Status infer(InferCtx *ctx) { return infer_rows(ctx, 1, 2); }
-static Status infer_dx(InferCtx *ctx) { return infer_rows(ctx, 2, 1); }
+static Status infer(InferCtx *ctx) { return infer_rows(ctx, grouped_in_axis(ctx->attr)); }
+static Status infer_dx(InferCtx *ctx) { return infer_rows(ctx, 3 - grouped_in_axis(ctx->attr)); }
 
 static Status infer_dw(InferCtx *ctx)
 {
     const Value *dy = ctx->in[0], *x = ctx->in[1];
-    const Shape *w = &((const WeightAttr *)ctx->attr)->shape;
-    TRY(check(ctx, dy, w, 2, ctx->in[2]));
-    TRY(check(ctx, x, w, 1, ctx->in[2]));
+    const GroupedAttr *attr = ctx->attr;
+    const Shape *w = &attr->weight;
+    int in = grouped_in_axis(attr);
+    TRY(check(ctx, dy, w, 3 - in, ctx->in[2]));
+    TRY(check(ctx, x, w, in, ctx->in[2]));
     TRY(need_dtype(dy, x->dtype, "dy"));
     if (dy->shape.dim[0] != x->shape.dim[0])
         return fail(ERR_SHAPE, "grouped_linear_dw: %lld rows of dy and %lld of x",
@@ -58,8 +59,10 @@ static Status grad(GradCtx *ctx)
     Graph *g = ctx->graph;
     const Node *node = graph_node(g, ctx->node);
     ValueId x = node->in[0], w = node->in[1], offsets = node->in[2];
-    if (ctx->need[0]) TRY(op_grouped_linear_dx(g, ctx->dout[0], w, offsets, &ctx->din[0]));
-    if (ctx->need[1]) TRY(op_grouped_linear_dw(g, ctx->dout[0], x, offsets, w, &ctx->din[1]));
+    ExpertLayout layout = ((const GroupedAttr *)node->attr)->layout;
+    ExpertWeight like = {graph_value(g, w)->shape, layout};
+    if (ctx->need[0]) TRY(op_grouped_linear_dx(g, ctx->dout[0], w, offsets, layout, &ctx->din[0]));
+    if (ctx->need[1]) TRY(op_grouped_linear_dw(g, ctx->dout[0], x, offsets, like, &ctx->din[1]));
     return OK;
 }
 
@@ -77,55 +80,97 @@ static Cost cost(const Graph *g, const Node *node)
     return cost;
 }
 
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "%s", ((const GroupedAttr *)attr)->layout == EXPERTS_OUT_IN ? "[E O I]" : "[E I O]");
+}
+
 CPU_DECLARE(grouped_linear);
 CPU_DECLARE(grouped_linear_dx);
 CPU_DECLARE(grouped_linear_dw);
+
+static Status cut_by(CutCtx *ctx, const char *in_out, const char *out_in)
+{
+    graph_cut_text(ctx, ((const GroupedAttr *)ctx->attr)->layout == EXPERTS_OUT_IN ? out_in : in_out);
+    return OK;
+}
+static Status cut(CutCtx *ctx) { return cut_by(ctx, "Ri Eio R -> Ro", "Ri Eoi R -> Ro"); }
+static Status cut_dx(CutCtx *ctx) { return cut_by(ctx, "Ro Eio R -> Ri", "Ro Eoi R -> Ri"); }
+static Status cut_dw(CutCtx *ctx) { return cut_by(ctx, "Ro Ri R -> Eio", "Ro Ri R -> Eoi"); }
+
+static Status cut_shape(const CutCtx *ctx, void *attribute)
+{
+    GroupedAttr *attr = attribute;
+    if (place_is_cut(ctx->out[0])) attr->weight.dim[ctx->out[0].dim] /= ctx->n;
+    return OK;
+}
 
 const OpDef op_def_grouped_linear = {.name = "grouped_linear",
                                      .min_in = 3,
                                      .max_in = 3,
                                      .n_out = 1,
+                                     .attr_bytes = sizeof(GroupedAttr),
                                      .strided_in = 1,
                                      .strided_out = 1,
                                      .infer = infer,
+                                     .cut_rule = cut,
                                      .grad = grad,
                                      .cost = cost,
+                                     .attr_text = attr_text,
                                      .cpu = CPU_KERNELS(grouped_linear)};
 
 const OpDef op_def_grouped_linear_dx = {.name = "grouped_linear_dx",
                                         .min_in = 3,
                                         .max_in = 3,
                                         .n_out = 1,
+                                        .attr_bytes = sizeof(GroupedAttr),
                                         .flags = OP_SOURCE,
                                         .strided_in = 1,
                                         .strided_out = 1,
                                         .infer = infer_dx,
+                                        .cut_rule = cut_dx,
                                         .cost = cost,
+                                        .attr_text = attr_text,
                                         .cpu = CPU_KERNELS(grouped_linear_dx)};
 
 const OpDef op_def_grouped_linear_dw = {.name = "grouped_linear_dw",
                                         .min_in = 3,
                                         .max_in = 3,
                                         .n_out = 1,
-                                        .attr_bytes = sizeof(WeightAttr),
+                                        .attr_bytes = sizeof(GroupedAttr),
                                         .flags = OP_SOURCE,
                                         .strided_in = 3,
                                         .infer = infer_dw,
+                                        .cut_rule = cut_dw,
+                                        .cut_attr = cut_shape,
                                         .cost = cost,
+                                        .attr_text = attr_text,
                                         .cpu = CPU_KERNELS(grouped_linear_dw)};
 
-Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ValueId *y)
+/* Attributes are compared by their bytes: padding is zero too. */
+static GroupedAttr make_attr(ExpertLayout layout, const Shape *weight)
 {
-    return graph_add(g, &op_def_grouped_linear, NULL, (ValueId[]){x, w, offsets}, 3, y);
+    GroupedAttr attr;
+    memset(&attr, 0, sizeof attr);
+    attr.layout = layout;
+    if (weight) memcpy(&attr.weight, weight, sizeof attr.weight);
+    return attr;
 }
 
-Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ValueId *dx)
+Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *y)
 {
-    return graph_add(g, &op_def_grouped_linear_dx, NULL, (ValueId[]){dy, w, offsets}, 3, dx);
+    GroupedAttr attr = make_attr(layout, NULL);
+    return graph_add(g, &op_def_grouped_linear, &attr, (ValueId[]){x, w, offsets}, 3, y);
 }
 
-Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ValueId w_like, ValueId *dw)
+Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *dx)
 {
-    WeightAttr attr = {graph_value(g, w_like)->shape};
+    GroupedAttr attr = make_attr(layout, NULL);
+    return graph_add(g, &op_def_grouped_linear_dx, &attr, (ValueId[]){dy, w, offsets}, 3, dx);
+}
+
+Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ExpertWeight like, ValueId *dw)
+{
+    GroupedAttr attr = make_attr(like.layout, &like.shape);
     return graph_add(g, &op_def_grouped_linear_dw, &attr, (ValueId[]){dy, x, offsets}, 3, dw);
 }

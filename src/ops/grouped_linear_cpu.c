@@ -6,7 +6,7 @@
  * whatever the item it falls into.
  */
 #include "ops/gemm.h"
-#include "ops/ops.h"
+#include "ops/grouped_linear.h"
 #include "ops/simd.h"
 
 #ifdef _OPENMP
@@ -23,10 +23,10 @@ enum {
 
 /* The product of an expert is m x n from k; an item is at most cut_m x cut_n of it. */
 typedef struct Job {
-    Rows first, second, out; /* x or dy; dy in dw; y or dx */
+    Rows first, second, out; /* x or dy; in dw what gives w's axis 1, then what gives axis 2; y or dx */
     const int32_t *offsets;
     int64_t n_experts, rows;
-    int64_t w_in, w_out; /* I, O */
+    int64_t w_1, w_2; /* axes 1 and 2 of w: I and O, or O and I */
     int64_t m, n;        /* of an expert's product; m is 0 where it is the expert's number of rows */
     int64_t cut_m, cut_n;
     GemmBlock block; /* what all items share */
@@ -68,16 +68,16 @@ static void cut_rows(Job *job, int threads)
     job->cut_n = part(job->n, parts, CPU(gemm).columns);
 }
 
-/* x [R I] times w[e] as `axis` says: 0: [I O], lines are o; 1: transposed, lines are i. */
+/* rows [R k] times w[e] [w_1 w_2], of which they meet axis `axis`: 1: lines are along axis 2; 2: along axis 1. */
 static Job job_rows(Rows first, Rows out, const Shape *w, DType w_dtype, int axis, int threads)
 {
     Job job = {.first = first, .out = out, .rows = first.n};
-    job.n_experts = w->dim[0], job.w_in = w->dim[1], job.w_out = w->dim[2];
-    job.n = axis ? job.w_in : job.w_out;
+    job.n_experts = w->dim[0], job.w_1 = w->dim[1], job.w_2 = w->dim[2];
+    job.n = w->dim[3 - axis];
     job.block = (GemmBlock){.m = ITEM_ROWS,
-                            .k = axis ? job.w_out : job.w_in,
+                            .k = w->dim[axis],
                             .a = {NULL, first.dtype, first.pitch, 1},
-                            .b = {NULL, w_dtype, axis ? job.w_out : 1, axis ? 1 : job.w_out},
+                            .b = {NULL, w_dtype, axis == 2 ? job.w_2 : 1, axis == 2 ? 1 : job.w_2},
                             .c_dtype = out.dtype,
                             .c_pitch = out.pitch};
     cut_rows(&job, threads);
@@ -86,15 +86,16 @@ static Job job_rows(Rows first, Rows out, const Shape *w, DType w_dtype, int axi
     return job;
 }
 
-static Job job_dw(Rows dy, Rows x, const Shape *w, int threads)
+/* dw[e] [w_1 w_2] from first [R w_1] and second [R w_2] */
+static Job job_dw(Rows first, Rows second, const Shape *w, int threads)
 {
-    Job job = {.first = x, .second = dy, .rows = x.n};
-    job.n_experts = w->dim[0], job.m = job.w_in = w->dim[1], job.n = job.w_out = w->dim[2];
-    job.block = (GemmBlock){.k = x.n,
-                            .a = {NULL, x.dtype, 1, x.pitch},
-                            .b = {NULL, dy.dtype, 1, dy.pitch},
+    Job job = {.first = first, .second = second, .rows = first.n};
+    job.n_experts = w->dim[0], job.m = job.w_1 = w->dim[1], job.n = job.w_2 = w->dim[2];
+    job.block = (GemmBlock){.k = first.n,
+                            .a = {NULL, first.dtype, 1, first.pitch},
+                            .b = {NULL, second.dtype, 1, second.pitch},
                             .c_dtype = DTYPE_F32,
-                            .c_pitch = job.w_out};
+                            .c_pitch = job.w_2};
     int64_t n_parts = ceil_div(job.n, ITEM_LINES);
     int64_t m_parts = max_i64(ceil_div(job.m, ITEM_LINES), ceil_div(2 * threads, n_parts));
     job.cut_m = part(job.m, m_parts, CPU(gemm).rows);
@@ -152,7 +153,7 @@ static void run_rows_item(const Job *job, const void *w, Item item, char *scratc
 {
     GemmBlock block = block_of(job, item, scratch);
     int64_t row = expert_start(job, item.expert) + item.i;
-    int64_t weight = item.expert * job->w_in * job->w_out + item.j * block.b.line_stride;
+    int64_t weight = item.expert * job->w_1 * job->w_2 + item.j * block.b.line_stride;
     block.a.data = at(job->first.data, row * job->first.pitch, job->first.dtype);
     block.b.data = at(w, weight, block.b.dtype);
     block.c = job->out.data + (row * job->out.pitch + item.j) * (int64_t)dtype_bytes(job->out.dtype);
@@ -163,10 +164,10 @@ static void run_dw_item(const Job *job, float *dw, Item item, char *scratch)
 {
     GemmBlock block = block_of(job, item, scratch);
     int64_t row = expert_start(job, item.expert);
-    float *to = dw + (item.expert * job->w_in + item.i) * job->w_out + item.j;
+    float *to = dw + (item.expert * job->w_1 + item.i) * job->w_2 + item.j;
     block.k = expert_rows(job, item.expert);
     if (block.k == 0) {
-        for (int64_t i = 0; i < block.m; i++) memset(to + i * job->w_out, 0, (size_t)block.n * sizeof *to);
+        for (int64_t i = 0; i < block.m; i++) memset(to + i * job->w_2, 0, (size_t)block.n * sizeof *to);
         return;
     }
     block.a.data = at(job->first.data, row * job->first.pitch + item.i, job->first.dtype);
@@ -197,22 +198,30 @@ static size_t workspace_rows(const Graph *graph, const Node *node, const Target 
     return job.scratch_bytes * (size_t)target->threads;
 }
 
-static Status run(KernelArgs *args) { return run_rows(args, 0); }
-static Status run_dx(KernelArgs *args) { return run_rows(args, 1); }
+static Status run(KernelArgs *args) { return run_rows(args, grouped_in_axis(args->attr)); }
+static Status run_dx(KernelArgs *args) { return run_rows(args, 3 - grouped_in_axis(args->attr)); }
 
 static size_t workspace(const Graph *graph, const Node *node, const Target *target)
 {
-    return workspace_rows(graph, node, target, 0);
+    return workspace_rows(graph, node, target, grouped_in_axis(node->attr));
 }
 
 static size_t workspace_dx(const Graph *graph, const Node *node, const Target *target)
 {
-    return workspace_rows(graph, node, target, 1);
+    return workspace_rows(graph, node, target, 3 - grouped_in_axis(node->attr));
+}
+
+/* Operands are dy and x; which of them gives axis 1 of dw is the layout's. */
+static Job job_dw_of(Rows dy, Rows x, const Shape *w, const GroupedAttr *attr, int threads)
+{
+    bool out_first = attr->layout == EXPERTS_OUT_IN;
+    return job_dw(out_first ? dy : x, out_first ? x : dy, w, threads);
 }
 
 static Status run_dw(KernelArgs *args)
 {
-    Job job = job_dw(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), &args->out[0].shape, args->threads);
+    Job job = job_dw_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), &args->out[0].shape, args->attr,
+                        args->threads);
     job.offsets = args->in[2].data;
     int64_t items = count_items(&job);
 #pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
@@ -222,8 +231,8 @@ static Status run_dw(KernelArgs *args)
 
 static size_t workspace_dw(const Graph *graph, const Node *node, const Target *target)
 {
-    Job job = job_dw(value_as_rows(graph_value(graph, node->in[0]), 1), value_as_rows(graph_value(graph, node->in[1]), 1),
-                     &graph_value(graph, node->out[0])->shape, target->threads);
+    Job job = job_dw_of(value_as_rows(graph_value(graph, node->in[0]), 1), value_as_rows(graph_value(graph, node->in[1]), 1),
+                        &graph_value(graph, node->out[0])->shape, node->attr, target->threads);
     return job.scratch_bytes * (size_t)target->threads;
 }
 

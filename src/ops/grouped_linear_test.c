@@ -1,3 +1,4 @@
+/* grouped_linear and its gradients against plain loops in double precision, in both layouts of the weight. */
 #include "ops/optest.h"
 
 #include <math.h>
@@ -9,6 +10,24 @@ typedef struct Sizes {
     int64_t count[MAX_EXPERTS];
 } Sizes;
 
+typedef struct Case {
+    Sizes sizes;
+    ExpertLayout layout;
+} Case;
+
+/* Where W_e[i, o] lies in the weight. */
+static int64_t weight_at(const Case *c, int64_t e, int64_t i, int64_t o)
+{
+    const Sizes *s = &c->sizes;
+    return e * s->i * s->o + (c->layout == EXPERTS_OUT_IN ? o * s->i + i : i * s->o + o);
+}
+
+static Shape weight_shape(const Case *c)
+{
+    const Sizes *s = &c->sizes;
+    return c->layout == EXPERTS_OUT_IN ? SHAPE(s->experts, s->o, s->i) : SHAPE(s->experts, s->i, s->o);
+}
+
 static int64_t rows_of(const Sizes *s)
 {
     int64_t n = 0;
@@ -18,13 +37,14 @@ static int64_t rows_of(const Sizes *s)
 
 static void reference(const void *user, double *const *in, double *const *out)
 {
-    const Sizes *s = user;
+    const Case *c = user;
+    const Sizes *s = &c->sizes;
     int64_t row = 0;
     for (int64_t e = 0; e < s->experts; e++)
         for (int64_t end = row + s->count[e]; row < end; row++)
             for (int64_t o = 0; o < s->o; o++) {
                 double sum = 0;
-                for (int64_t i = 0; i < s->i; i++) sum += in[0][row * s->i + i] * in[1][(e * s->i + i) * s->o + o];
+                for (int64_t i = 0; i < s->i; i++) sum += in[0][row * s->i + i] * in[1][weight_at(c, e, i, o)];
                 out[0][row * s->o + o] = sum;
             }
     for (; row < rows_of(s) + s->slack; row++)
@@ -38,22 +58,29 @@ static ValueId offsets_of(OpTest *t, const Sizes *s)
     return optest_data(t, DTYPE_I32, SHAPE(s->experts + 1), at);
 }
 
-static void check(DType dtype, Sizes s, int64_t pitch)
+static void check_layout(DType dtype, Sizes s, ExpertLayout layout, int64_t pitch)
 {
+    Case c = {s, layout};
     OpTest *t = optest_create((uint64_t)(s.i * 3 + s.o));
     ValueId x = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.i), 1.0), y;
-    ValueId w = optest_normal(t, dtype, SHAPE(s.experts, s.i, s.o), 1.0), offsets = offsets_of(t, &s);
+    ValueId w = optest_normal(t, dtype, weight_shape(&c), 1.0), offsets = offsets_of(t, &s);
     if (pitch) optest_pitch(t, x, 1, s.i + pitch);
-    optest_ok(op_grouped_linear(t->graph, x, w, offsets, &y));
+    optest_ok(op_grouped_linear(t->graph, x, w, offsets, layout, &y));
     if (pitch) optest_pitch(t, y, 1, s.o + 2 * pitch);
     optest_output(t, y);
     double tolerance = dtype == DTYPE_BF16 ? 1e-2 : 3e-6;
     /* what lies past the experts' rows is nobody's, and so is its gradient */
     if (s.slack)
-        optest_check(t, reference, &s, tolerance);
+        optest_check(t, reference, &c, tolerance);
     else
-        optest_check_grad(t, reference, &s, tolerance);
+        optest_check_grad(t, reference, &c, tolerance);
     optest_destroy(t);
+}
+
+static void check(DType dtype, Sizes s, int64_t pitch)
+{
+    check_layout(dtype, s, EXPERTS_IN_OUT, pitch);
+    check_layout(dtype, s, EXPERTS_OUT_IN, pitch);
 }
 
 static void test_values_and_gradients(void **state)
@@ -66,6 +93,12 @@ static void test_values_and_gradients(void **state)
         {2, 33, 70, 0, {32, 16}},
         {5, 6, 40, 48, {16, 0, 64, 16, 0}},
         {2, 4, 3, 16, {0, 0}},
+        {2, 4, 32, 0, {128, 160}},
+        {4, 4, 32, 0, {128, 160, 48, 80}},
+        {3, 4, 32, 0, {16, 32, 16}}, /* lines as long as half a vector, a vector, two */
+        {3, 32, 8, 0, {16, 32, 16}},
+        {3, 8, 16, 0, {16, 32, 16}},
+        {3, 16, 4, 0, {16, 32, 16}},
     };
     for (int i = 0; i < COUNT_OF(sizes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
@@ -86,28 +119,35 @@ static void test_many_items(void **state)
 /* in: dy, x; out: dw */
 static void reference_dw(const void *user, double *const *in, double *const *out)
 {
-    const Sizes *s = user;
+    const Case *c = user;
+    const Sizes *s = &c->sizes;
     int64_t row = 0;
     for (int64_t e = 0; e < s->experts; e++) {
-        double *dw = out[0] + e * s->i * s->o;
-        for (int64_t k = 0; k < s->i * s->o; k++) dw[k] = 0;
+        for (int64_t k = 0; k < s->i * s->o; k++) out[0][e * s->i * s->o + k] = 0;
         for (int64_t end = row + s->count[e]; row < end; row++)
             for (int64_t i = 0; i < s->i; i++)
-                for (int64_t o = 0; o < s->o; o++) dw[i * s->o + o] += in[1][row * s->i + i] * in[0][row * s->o + o];
+                for (int64_t o = 0; o < s->o; o++)
+                    out[0][weight_at(c, e, i, o)] += in[1][row * s->i + i] * in[0][row * s->o + o];
     }
+}
+
+static void check_dw_layout(DType dtype, Sizes s, ExpertLayout layout)
+{
+    Case c = {s, layout};
+    OpTest *t = optest_create(9);
+    ValueId dy = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.o), 1.0), dw;
+    ValueId x = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.i), 1.0), offsets = offsets_of(t, &s);
+    optest_pitch(t, dy, 1, s.o + 5);
+    optest_ok(op_grouped_linear_dw(t->graph, dy, x, offsets, (ExpertWeight){weight_shape(&c), layout}, &dw));
+    optest_output(t, dw);
+    optest_check(t, reference_dw, &c, 3e-6);
+    optest_destroy(t);
 }
 
 static void check_dw(DType dtype, Sizes s)
 {
-    OpTest *t = optest_create(9);
-    ValueId dy = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.o), 1.0), dw;
-    ValueId x = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.i), 1.0), offsets = offsets_of(t, &s);
-    ValueId w = graph_input(t->graph, "like", dtype, SHAPE(s.experts, s.i, s.o));
-    optest_pitch(t, dy, 1, s.o + 5);
-    optest_ok(op_grouped_linear_dw(t->graph, dy, x, offsets, w, &dw));
-    optest_output(t, dw);
-    optest_check(t, reference_dw, &s, 3e-6);
-    optest_destroy(t);
+    check_dw_layout(dtype, s, EXPERTS_IN_OUT);
+    check_dw_layout(dtype, s, EXPERTS_OUT_IN);
 }
 
 static void test_dw(void **state)
@@ -131,10 +171,12 @@ static void test_refusals(void **state)
     ValueId x = optest_normal(t, DTYPE_F32, SHAPE(32, 3), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(2, 3, 5), 1.0), y;
     ValueId offsets = optest_integers(t, SHAPE(3), 0, 1), few = optest_integers(t, SHAPE(2), 0, 1);
     ValueId wide = optest_normal(t, DTYPE_F32, SHAPE(2, 4, 5), 1.0), half = optest_normal(t, DTYPE_BF16, SHAPE(2, 3, 5), 1.0);
-    optest_refused(op_grouped_linear(g, x, wide, offsets, &y), ERR_SHAPE, "do not fit the experts' weight");
-    optest_refused(op_grouped_linear(g, x, w, few, &y), ERR_SHAPE, "offsets");
-    optest_refused(op_grouped_linear(g, x, half, offsets, &y), ERR_ARG, "w must be f32");
-    optest_refused(op_grouped_linear_dw(g, x, x, offsets, w, &y), ERR_SHAPE, "do not fit");
+    optest_refused(op_grouped_linear(g, x, wide, offsets, EXPERTS_IN_OUT, &y), ERR_SHAPE, "do not fit the experts' weight");
+    optest_refused(op_grouped_linear(g, x, w, offsets, EXPERTS_OUT_IN, &y), ERR_SHAPE, "whose axis 2 they meet");
+    optest_refused(op_grouped_linear(g, x, w, few, EXPERTS_IN_OUT, &y), ERR_SHAPE, "offsets");
+    optest_refused(op_grouped_linear(g, x, half, offsets, EXPERTS_IN_OUT, &y), ERR_ARG, "w must be f32");
+    ExpertWeight like = {graph_value(g, w)->shape, EXPERTS_IN_OUT};
+    optest_refused(op_grouped_linear_dw(g, x, x, offsets, like, &y), ERR_SHAPE, "do not fit");
     optest_destroy(t);
 }
 

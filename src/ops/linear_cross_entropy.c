@@ -104,6 +104,7 @@ const OpDef op_def_linear_cross_entropy = {.name = "linear_cross_entropy",
                                            .attr_bytes = sizeof(float),
                                            .strided_in = 1,
                                            .infer = infer,
+                                           .cut = "*d! v!d! * * -> - *",
                                            .grad = grad,
                                            .cost = cost,
                                            .attr_text = attr_text,
@@ -118,6 +119,7 @@ const OpDef op_def_linear_cross_entropy_grad = {.name = "linear_cross_entropy_gr
                                                 .strided_in = 1,
                                                 .strided_out = 1 << 2,
                                                 .infer = infer_grad,
+                                                .cut = "*d! v!d! * * - -> - * *d! v!d!",
                                                 .cost = cost_grad,
                                                 .attr_text = attr_text,
                                                 .cpu = CPU_KERNELS(linear_cross_entropy_grad)};
@@ -144,3 +146,5 @@ Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targ
     *dw = out[3];
     return OK;
 }
+
+float op_cross_entropy_z_loss(const Node *node) { return *(const float *)node->attr; }

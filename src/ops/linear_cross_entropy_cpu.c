@@ -14,6 +14,7 @@
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/simd.h"
+#include "ops/vocab_loss.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -28,6 +29,7 @@ typedef struct Job {
     float *nll, *dw;
     float z_loss, dloss;
     int64_t vocab, dim, rows, chunk, n_chunks; /* rows: R */
+    int64_t first_word;                        /* w holds the words from this one on */
     int64_t first, n;                          /* the block's tokens */
     int threads;
     bool grad;
@@ -168,7 +170,7 @@ static void chunk_forward(const Job *job, int64_t chunk)
     block.scratch = job->scratch + (size_t)thread_index() * job->scratch_bytes;
     CPU(gemm).run(&block);
     for (int64_t r = 0; r < job->n; r++) {
-        int64_t at = job->targets[job->first + r] - word;
+        int64_t at = job->targets[job->first + r] - job->first_word - word;
         if (at >= 0 && at < block.m) job->target_logit[r] = logits[at * job->rows + r];
     }
     chunk_statistics(job, logits, block.m, job->chunk_max + chunk * job->rows, job->chunk_sum + chunk * job->rows);
@@ -213,7 +215,7 @@ static void chunk_dlogits(const Job *job, int64_t chunk, int64_t words)
         vf_store(factor + r, vf_load(job->scale + r) * vf_exp(vf_load(m + r) - vf_load(job->lse + r)));
     /* the targets' e are kept aside, so that the difference is rounded once */
     for (int64_t r = 0; r < job->n; r++) {
-        int64_t v = targets[r] - chunk * job->chunk;
+        int64_t v = targets[r] - job->first_word - chunk * job->chunk;
         if (v >= 0 && v < words) job->target_logit[r] = logits[v * job->rows + r];
     }
     for (int64_t v = 0; v < words; v++) {
@@ -223,7 +225,7 @@ static void chunk_dlogits(const Job *job, int64_t chunk, int64_t words)
             row_dlogits(logits + v * job->rows, factor, job->rows, 0);
     }
     for (int64_t r = 0; r < job->n; r++) {
-        int64_t v = targets[r] - chunk * job->chunk;
+        int64_t v = targets[r] - job->first_word - chunk * job->chunk;
         if (v < 0 || v >= words) continue;
         float d = job->target_logit[r] * factor[r] - job->hit[r], *row = logits + v * job->rows;
         if (bf16)
@@ -273,11 +275,23 @@ static void block_dx(const Job *job)
 
 /* ---- all blocks --------------------------------------------------------------------------------- */
 
+static void block_forward(const Job *job)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(job->threads)
+    for (int64_t c = 0; c < job->n_chunks; c++) chunk_forward(job, c);
+}
+
+static void block_backward(const Job *job)
+{
+#pragma omp parallel for schedule(dynamic) num_threads(job->threads)
+    for (int64_t c = 0; c < job->n_chunks; c++) chunk_backward(job, c);
+    if (job->dx.data) block_dx(job);
+}
+
 static double run_block(const Job *job)
 {
     double loss = 0;
-#pragma omp parallel for schedule(dynamic) num_threads(job->threads)
-    for (int64_t c = 0; c < job->n_chunks; c++) chunk_forward(job, c);
+    block_forward(job);
 #pragma omp parallel for num_threads(job->threads)
     for (int64_t r = 0; r < job->n; r++) token_join(job, r);
     for (int64_t r = 0; r < job->n; r++) {
@@ -286,10 +300,7 @@ static double run_block(const Job *job)
         if (target >= 0 && target < job->vocab)
             loss += (double)job->weights[job->first + r] * (nll + (double)job->z_loss * lse * lse);
     }
-    if (!job->grad) return loss;
-#pragma omp parallel for schedule(dynamic) num_threads(job->threads)
-    for (int64_t c = 0; c < job->n_chunks; c++) chunk_backward(job, c);
-    if (job->dx.data) block_dx(job);
+    if (job->grad) block_backward(job);
     return loss;
 }
 
@@ -341,5 +352,68 @@ static size_t workspace_grad(const Graph *graph, const Node *node, const Target 
     return workspace_of(graph, node, target, true);
 }
 
+/* ---- a part of the vocabulary (vocab_loss.h) ------------------------------------------------------ */
+
+static Job job_of_part(KernelArgs *args, bool grad)
+{
+    Job job = job_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), grad, args->threads);
+    lay_out(&job, args->workspace);
+    job.targets = args->in[2].data;
+    job.first_word = ((const VocabAttr *)args->attr)->first;
+    return job;
+}
+
+/* The maximum, the sum of exp(logit - maximum) and the target's logit, or zero, of the words here. */
+static void token_statistics(const Job *job, int64_t r, float *stats)
+{
+    float most = job->chunk_max[r];
+    double sum = 0;
+    for (int64_t c = 1; c < job->n_chunks; c++) most = fmaxf(most, job->chunk_max[c * job->rows + r]);
+    for (int64_t c = 0; c < job->n_chunks; c++) {
+        int64_t at = c * job->rows + r;
+        sum += exp((double)(job->chunk_max[at] - most)) * (double)job->chunk_sum[at];
+    }
+    stats[VOCAB_MAX] = most;
+    stats[VOCAB_SUM] = (float)sum;
+    stats[VOCAB_TARGET] = job->target_logit[r];
+}
+
+static Status run_stats(KernelArgs *args)
+{
+    Job job = job_of_part(args, false);
+    float *stats = args->out[0].data;
+    for (job.first = 0; job.first < job.x.n; job.first += job.rows) {
+        job.n = min_i64(job.rows, job.x.n - job.first);
+        memset(job.target_logit, 0, (size_t)job.rows * sizeof *job.target_logit);
+        block_forward(&job);
+        for (int64_t r = 0; r < job.n; r++) token_statistics(&job, r, stats + (job.first + r) * VOCAB_STATS);
+    }
+    return OK;
+}
+
+static Status run_stats_grad(KernelArgs *args)
+{
+    Job job = job_of_part(args, true);
+    const float *factors = args->in[3].data;
+    if (args->out[0].data) job.dx = tensor_as_rows(&args->out[0], 1);
+    job.dw = args->out[1].data;
+    for (job.first = 0; job.first < job.x.n; job.first += job.rows) {
+        job.n = min_i64(job.rows, job.x.n - job.first);
+        block_forward(&job);
+        memset(job.scale, 0, (size_t)job.rows * sizeof *job.scale);
+        memset(job.lse, 0, (size_t)job.rows * sizeof *job.lse);
+        for (int64_t r = 0; r < job.n; r++) {
+            const float *f = factors + (job.first + r) * VOCAB_STATS;
+            job.lse[r] = f[VOCAB_LSE];
+            job.scale[r] = f[VOCAB_SCALE];
+            job.hit[r] = f[VOCAB_HIT];
+        }
+        block_backward(&job);
+    }
+    return OK;
+}
+
+const CpuKernel CPU(vocab_stats) = {.run = run_stats, .workspace = workspace};
+const CpuKernel CPU(vocab_stats_grad) = {.run = run_stats_grad, .workspace = workspace_grad};
 const CpuKernel CPU(linear_cross_entropy) = {.run = run, .workspace = workspace};
 const CpuKernel CPU(linear_cross_entropy_grad) = {.run = run_grad, .workspace = workspace_grad};

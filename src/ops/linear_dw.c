@@ -70,6 +70,14 @@ static Cost cost_accumulate(const Graph *graph, const Node *node)
     return product_cost(graph, node, true);
 }
 
+/* The state must lie as the gradient does. */
+static Status cut_accumulate(CutCtx *ctx)
+{
+    graph_cut_text(ctx, "*o *i -> oi");
+    ctx->want[2] = ctx->out[0];
+    return OK;
+}
+
 CPU_DECLARE(linear_dw);
 CPU_DECLARE(linear_dw_accumulate);
 
@@ -80,6 +88,7 @@ const OpDef op_def_linear_dw = {.name = "linear_dw",
                                 .flags = OP_SOURCE,
                                 .strided_in = 3,
                                 .infer = infer,
+                                .cut = "*o *i -> oi",
                                 .cost = cost,
                                 .cpu = CPU_KERNELS(linear_dw)};
 
@@ -90,6 +99,7 @@ const OpDef op_def_linear_dw_accumulate = {.name = "linear_dw_accumulate",
                                            .flags = OP_SOURCE | OP_EFFECT,
                                            .strided_in = 3,
                                            .infer = infer_accumulate,
+                                           .cut_rule = cut_accumulate,
                                            .cost = cost_accumulate,
                                            .cpu = CPU_KERNELS(linear_dw_accumulate)};
 

@@ -29,6 +29,7 @@ const OpDef op_def_linear_dx = {.name = "linear_dx",
                                 .strided_in = 1,
                                 .strided_out = 1,
                                 .infer = infer,
+                                .cut = "*o oi -> *i",
                                 .cost = cost,
                                 .cpu = CPU_KERNELS(linear_dx)};
 

@@ -42,6 +42,10 @@ Status op_cast(Graph *g, ValueId x, DType dtype, ValueId *y);
 Status op_fill(Graph *g, DType dtype, Shape shape, float value, ValueId *y);
 /* y = silu(gate) * up; silu(x) = x / (1 + e^-x). All [..., F], gate and up may be strided. */
 Status op_swiglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+/* y = gelu(gate) * up; gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Operands as op_swiglu's. */
+Status op_geglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+/* y = cap tanh(x / cap), cap > 0. */
+Status op_softcap(Graph *g, ValueId x, float cap, ValueId *y);
 
 /* ---- norms ---------------------------------------------------------------------------------- */
 
@@ -80,11 +84,13 @@ Status op_embed(Graph *g, ValueId ids, ValueId w, DType dtype, ValueId *y);
  * with op_linear_as. The output's last axis takes the name of w's first. */
 Status op_linear(Graph *g, ValueId x, ValueId w, ValueId *y);
 Status op_linear_as(Graph *g, ValueId x, ValueId w, DType out_dtype, ValueId *y);
-/* Products with expert e's matrix for the rows of expert e. x [R I], w [E I O] (published layout:
- * x . W), offsets [E+1] i32 as made by op_expert_sort: rows offsets[e]..offsets[e+1]-1, each count a
- * multiple of EXPERT_ROW_ALIGN. y [R O]; rows past offsets[E] are left as they are. */
+/* Products with expert e's matrix for the rows of expert e. x [R I], w [E I O] (x . W, as packed experts
+ * are published) or [E O I] (x . W^T, as single matrices are), offsets [E+1] i32 as made by
+ * op_expert_sort: rows offsets[e]..offsets[e+1]-1, each count a multiple of EXPERT_ROW_ALIGN.
+ * y [R O]; rows past offsets[E] are left as they are. */
 enum { EXPERT_ROW_ALIGN = 16 };
-Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ValueId *y);
+typedef enum ExpertLayout { EXPERTS_IN_OUT, EXPERTS_OUT_IN } ExpertLayout;
+Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *y);
 /* Cross entropy of x . w^T against targets without ever holding all logits.
  * x [B T D], w [V D], targets [B T] i32 (negative: no loss there), weights [B T] f32.
  * loss (scalar f32) = sum weights * nll; nll [B T] f32 = log sum exp(logits) - logits[target], 0 where
@@ -93,16 +99,28 @@ Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ValueI
 Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                float z_loss, ValueId *loss, ValueId *nll);
 
+float op_cross_entropy_z_loss(const Node *node); /* of op_linear_cross_entropy's node */
+/* The same in two steps, for a vocabulary that is cut (vocab_loss.c): stats [1 B T 3] of the words of w here,
+ * gathered to [parts B T 3], then the loss. */
+Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId *stats);
+Status op_vocab_loss(Graph *g, ValueId stats, ValueId targets, ValueId weights, float z_loss, ValueId *loss,
+                     ValueId *nll);
+
 /* ---- attention ------------------------------------------------------------------------------ */
 
 /* One description of every mask: query t (row index) sees keys lo(t)..t of its row, where
  *   chunk == 0:  lo(t) = t - pos[t]               (its document so far)
  *   chunk  > 0:  lo(t) = t - pos[t] % chunk       (its chunk of its document so far)
  * pos [B T] i32 is the position inside the document; documents are packed one behind the other. */
+typedef struct AttentionSlice { /* of queries, when a rank has some of a sequence's: token t is row */
+    int64_t split;              /* t + first for t < split, */
+    int64_t first, second;      /* t + second from there on; zeroed: row t */
+} AttentionSlice;
 typedef struct AttentionAttr {
     float scale;   /* of q . k */
     float softcap; /* > 0: z = softcap * tanh(z / softcap) (Grok) */
     int64_t chunk;
+    AttentionSlice slice; /* set by pass/context */
 } AttentionAttr;
 /* q [B T H d], k and v [B T K d], H a multiple of K, query head h reads kv head h / (H / K); all may be
  * strided by token. o [B T H d]. Also makes lse [B H T] f32 (log-sum-exp per query) for the gradient. */
@@ -122,7 +140,8 @@ Status op_attention_cached(Graph *g, ValueId q, ValueId k_cache, ValueId v_cache
 
 /* Which experts a token goes to, and with what score. logits [B T E] f32, bias [E] f32 or NO_VALUE
  * (added for the choice only), k choices: choice [B T k] i32 in order of falling logit (+ bias), lowest
- * expert first among equals; score [B T k] f32 = sigmoid(logits[choice]) (models.md 2.3). */
+ * expert first among equals; score [B T k] f32 = sigmoid(logits[choice]) (models.md 2.3), or their softmax
+ * over all experts, not renormalised over the chosen (5.2). */
 typedef enum RouterScore { ROUTER_SIGMOID, ROUTER_SOFTMAX } RouterScore;
 Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind, ValueId *choice,
                 ValueId *score);
@@ -142,6 +161,11 @@ Status op_expert_gather(Graph *g, ValueId x, ValueId score, ValueId source, Valu
  * expert's output) may be NO_VALUE. With weight [B T k] (Grok: scores scale the output) else NO_VALUE. */
 Status op_expert_combine(Graph *g, ValueId rows, ValueId source, ValueId place, ValueId weight,
                          ValueId base, Shape token_shape, ValueId *y);
+/* Between tokens' ranks and experts' ranks (expert_exchange.c). offsets as expert_sort makes them; table is for the
+ * other two; owned: offsets of the rows that dispatch brings together, for op_grouped_linear. */
+Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned);
+Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, ValueId *of_experts);
+Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, ValueId *rows);
 /* Losses that keep the router healthy, scalar f32. With p = scores normalised over experts (sigmoid:
  * s/sum s; softmax: itself), f_e = share of (token, slot) pairs that chose e, P_e = mean p_e over tokens:
  *   aux * E * sum_e f_e P_e   (Shazeer 2017, Fedus 2021)   +   z * mean(log sum exp(logits)^2)  (Zoph 2022)
@@ -165,7 +189,7 @@ typedef enum Hyper {
     HYPER_COUNT
 } Hyper;
 /* norm (scalar f32): sqrt of the sum of squares of all elements of the n gradients, summed in double
- * in a fixed order. */
+ * in a fixed order: two nodes, between which the norms of several ranks are gathered. */
 Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm);
 /* factor = clip > 0 and norm > clip ? clip / norm : 1 */
 Status op_clip_factor(Graph *g, ValueId norm, ValueId hyper, ValueId *factor);
@@ -179,17 +203,30 @@ typedef struct AdamWAttr {
 } AdamWAttr;
 Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy, ValueId factor,
                 ValueId hyper, AdamWAttr attr);
-/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load); load is set to zero: balancing
- * without a loss. load is a STATE_LOAD that the step summed into with op_accumulate. */
+/* bias += delta - mean(delta), delta = rate * sign(mean(load) - load): balancing without a loss. load is a
+ * STATE_LOAD that the step summed into with op_accumulate. */
 Status op_expert_bias_update(Graph *g, ValueId bias, ValueId load, ValueId hyper);
 /* state += x, in place; f32. Sums gradients over micro-batches; fused into the product that makes x. */
 Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum);
+/* state = 0, in place. */
+Status op_clear(Graph *g, ValueId state);
 /* state = x, in place. */
 Status op_assign(Graph *g, ValueId state, ValueId x);
+
+/* ---- collectives: put in by pass/shard ---------------------------------------------------------- */
+
+/* Along one mesh axis: partial -> same; cut -> same; partial -> cut along dim; same -> cut along dim, which
+ * may be PLACE_FLAT (collective.c). */
+Status op_all_reduce(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
+Status op_all_gather(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
+Status op_reduce_scatter(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
+Status op_cut(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
 
 /* ---- gradients: used by gradient rules and passes -------------------------------------------- */
 
 Status op_swiglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
+Status op_geglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
+Status op_softcap_grad(Graph *g, ValueId y, ValueId dy, float cap, ValueId *dx); /* y: the output */
 /* dx and dw (f32) of op_rmsnorm; with residual (same shape, else NO_VALUE) dx has it added. */
 Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps, ValueId *dx,
                        ValueId *dw);
@@ -199,8 +236,13 @@ Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx);              
 Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw);              /* dw [O I] f32 = dy^T x */
 /* sum = state + dy^T x, in place on the f32 state. */
 Status op_linear_dw_accumulate(Graph *g, ValueId dy, ValueId x, ValueId state, ValueId *sum);
-Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ValueId *dx);
-Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ValueId w_like, ValueId *dw);
+Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *dx);
+/* dw f32 of the weight's shape, which its operands do not tell. */
+typedef struct ExpertWeight {
+    Shape shape;
+    ExpertLayout layout;
+} ExpertWeight;
+Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ExpertWeight like, ValueId *dw);
 /* loss, nll, dx, dw (f32) in one; dloss scalar f32. Replaces op_linear_cross_entropy when trained. */
 Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                     ValueId dloss, float z_loss, ValueId *loss, ValueId *nll,

@@ -59,6 +59,7 @@ const OpDef op_def_query_temperature = {
     .strided_in = 1,
     .strided_out = 1,
     .infer = infer,
+    .cut = "*hd * -> *hd",
     .grad = grad,
     .cost = cost,
     .attr_text = attr_text,

@@ -32,6 +32,7 @@ const OpDef op_def_scale = {
     .strided_in = 1,
     .strided_out = 1,
     .infer = infer,
+    .cut = "*~ -> *",
     .grad = grad,
     .cost = cost,
     .attr_text = attr_text,

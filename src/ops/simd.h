@@ -56,6 +56,51 @@ SIMD Vf vf_shuffle(Vf a, Vf b, Vi order)
 #endif
 }
 
+/* VL x VL elements in place; log2(VL) rounds that interleave the first half of the rows with the second, or
+ * with AVX2 three of eight instructions. */
+SIMD void vf_transpose(Vf m[VL])
+{
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    Vf t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(m[i], m[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(m[i], m[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        m[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        m[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        m[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        m[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(m[i], m[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(m[i], m[i + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) m[i] = t[i];
+#else
+    Vi low, high;
+    for (int i = 0; i < VL; i++) {
+        low[i] = i / 2 + i % 2 * VL;
+        high[i] = low[i] + VL / 2;
+    }
+#pragma GCC unroll 4
+    for (int round = 1; round < VL; round *= 2) {
+        Vf t[VL];
+#pragma GCC unroll 16
+        for (int i = 0; i < VL / 2; i++) {
+            t[2 * i] = vf_shuffle(m[i], m[i + VL / 2], low);
+            t[2 * i + 1] = vf_shuffle(m[i], m[i + VL / 2], high);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) m[i] = t[i];
+    }
+#endif
+}
+
 SIMD Vi vi_bits(Vf v)
 {
     Vi b;
@@ -156,7 +201,14 @@ SIMD void vf_store_bf16(uint16_t *p, Vf v)
     Vi b = vi_bits(v), nan = v != v;
     Vi r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
     r = (r & ~nan) | (0x7fc0 & nan);
+#if defined(__AVX2__)
+    r &= 0xffff;
+    __m256i halves = _mm256_packus_epi32((__m256i)r, (__m256i)r); /* in each half of the vector */
+    halves = _mm256_permute4x64_epi64(halves, 0x08);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(halves));
+#else
     for (int i = 0; i < VL; i++) p[i] = (uint16_t)r[i];
+#endif
 #endif
 }
 
@@ -176,19 +228,31 @@ SIMD void vf_store_bf16_n(uint16_t *p, Vf v, int64_t n)
 /* halves added pairwise down to one lane: the same order at every call */
 SIMD float vf_sum(Vf v)
 {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __m128 t = _mm256_castps256_ps128(v) + _mm256_extractf128_ps(v, 1);
+    t += _mm_movehl_ps(t, t);
+    return t[0] + t[1];
+#else
     float t[VL];
     vf_store(t, v);
     for (int half = VL / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) t[i] += t[i + half];
     return t[0];
+#endif
 }
 SIMD float vf_max_lane(Vf v)
 {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __m128 a = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)));
+#else
     float t[VL], m;
     vf_store(t, v);
     m = t[0];
     for (int i = 1; i < VL; i++) m = t[i] > m ? t[i] : m;
     return m;
+#endif
 }
 
 /* p 2^n for whole n; 0 and infinity where the exponent does not reach. */

@@ -51,6 +51,20 @@ static Status grad(GradCtx *ctx)
     return op_concat(g, attr->n, part, &ctx->din[0]);
 }
 
+/* Every part is cut by itself. */
+static Status cut_widths(const CutCtx *ctx, void *attribute)
+{
+    SplitAttr *attr = attribute;
+    if (!place_is_cut(ctx->want[0]) || ctx->want[0].dim != ctx->in[0]->shape.rank - 1) return OK;
+    for (int i = 0; i < attr->n; i++) {
+        if (attr->width[i] % ctx->n)
+            return fail(ERR_REFUSED, "%lld %s cannot be cut into %d equal parts for parallel.%s", (long long)attr->width[i],
+                        axis_name(attr->axis[i]), ctx->n, mesh_axis_name(ctx->axis));
+        attr->width[i] /= ctx->n;
+    }
+    return OK;
+}
+
 static void attr_text(const void *attribute, Str *out)
 {
     const SplitAttr *attr = attribute;
@@ -66,6 +80,8 @@ const OpDef op_def_split = {
     .flags = OP_VIEW,
     .strided_in = 1,
     .infer = infer,
+    .cut = "*k~ -> *k *k *k *k *k",
+    .cut_attr = cut_widths,
     .grad = grad,
     .attr_text = attr_text,
 };

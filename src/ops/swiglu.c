@@ -34,6 +34,7 @@ const OpDef op_def_swiglu = {
     .strided_in = 3,
     .strided_out = 1,
     .infer = infer,
+    .cut = "* * -> *",
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(swiglu),
@@ -61,6 +62,7 @@ const OpDef op_def_swiglu_grad = {
     .strided_in = 7,
     .strided_out = 3,
     .infer = infer_grad,
+    .cut = "* * * -> * *",
     .cost = cost_grad,
     .cpu = CPU_KERNELS(swiglu_grad),
 };

@@ -41,13 +41,16 @@ static void stamp(Fusing *f, int i)
     graph_set_scope(f->rewrite.to, node->name);
 }
 
+/* Something that is there only after node i, such as a weight that is gathered in between. */
+static bool made_after(const Fusing *f, ValueId v, int i) { return graph_value(f->graph, v)->producer.id > i; }
+
 static Status fuse_add_rmsnorm(Fusing *f, int i)
 {
     const Node *add = &f->graph->node[i];
     if (!node_is(add, "add")) return OK;
     int j = find_reader(f, i, add->out[0], "rmsnorm", 0);
     const Node *norm = &f->graph->node[j];
-    if (!j || norm->phase != add->phase || f->done[j]) return OK;
+    if (!j || norm->phase != add->phase || f->done[j] || made_after(f, norm->in[1], i)) return OK;
     ValueId in[3] = {rewrite_get(&f->rewrite, add->in[0]), rewrite_get(&f->rewrite, add->in[1]),
                      rewrite_get(&f->rewrite, norm->in[1])};
     ValueId out[NODE_MAX_OUT];

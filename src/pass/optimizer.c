@@ -55,11 +55,11 @@ static ValueId copy_of(const Graph *g, ValueId leaf)
     return graph_value(g, leaf)->role == STATE_COPY ? leaf : NO_VALUE;
 }
 
-static Status update_param(Graph *g, const ParamGrad *p, bool grad_is_state, ValueId factor, ValueId hyper)
+static Status update_param(Graph *g, const ParamGrad *p, bool zero_grad, ValueId factor, ValueId hyper)
 {
     ValueId w = master_of(g, p->leaf);
     ValueId m = state_beside(g, w, ".adam_m", STATE_ADAM_M), v = state_beside(g, w, ".adam_v", STATE_ADAM_V);
-    AdamWAttr attr = {.decay = graph_value(g, w)->decay, .zero_grad = grad_is_state};
+    AdamWAttr attr = {.decay = graph_value(g, w)->decay, .zero_grad = zero_grad};
     return op_adamw(g, w, m, v, p->grad, copy_of(g, p->leaf), factor, hyper, attr);
 }
 
@@ -77,12 +77,21 @@ static Status update_expert_biases(Graph *g, ValueId hyper)
     int n_values = g->n_values;
     for (int i = 1; i < n_values; i++) {
         if (g->value[i].kind != VALUE_STATE || g->value[i].role != STATE_LOAD) continue;
-        TRY(op_expert_bias_update(g, g->value[i].master, latest_version(g, (ValueId){i}), hyper));
+        ValueId load = latest_version(g, (ValueId){i});
+        TRY(op_expert_bias_update(g, g->value[i].master, load, hyper));
+        TRY(op_clear(g, load));
     }
     return OK;
 }
 
-static Status emit_update(Graph *g, const ParamGrads *grads, bool grad_is_state)
+/* What becomes of the gradients after they were read. */
+typedef enum AfterUpdate {
+    GRADS_DIE,        /* they are temporaries */
+    GRADS_ZEROED,     /* states, which AdamW clears on its walk */
+    GRADS_ZERO_APART, /* states that may be read through a reduction: cleared by themselves */
+} AfterUpdate;
+
+static Status emit_update(Graph *g, const ParamGrads *grads, AfterUpdate after)
 {
     ValueId norm, factor, hyper = hyper_input(g);
     ValueId *all = xcalloc((size_t)grads->n + 1, sizeof *all);
@@ -98,7 +107,8 @@ static Status emit_update(Graph *g, const ParamGrads *grads, bool grad_is_state)
     graph_set_scope(g, "clip");
     TRY(op_clip_factor(g, norm, hyper, &factor));
     graph_set_scope(g, "adamw");
-    for (int i = 0; i < grads->n; i++) TRY(update_param(g, &grads->at[i], grad_is_state, factor, hyper));
+    for (int i = 0; i < grads->n; i++) TRY(update_param(g, &grads->at[i], after == GRADS_ZEROED, factor, hyper));
+    for (int i = 0; after == GRADS_ZERO_APART && i < grads->n; i++) TRY(op_clear(g, grads->at[i].grad));
     graph_set_scope(g, "balance");
     TRY(update_expert_biases(g, hyper));
     graph_set_scope(g, NULL);
@@ -107,7 +117,7 @@ static Status emit_update(Graph *g, const ParamGrads *grads, bool grad_is_state)
 
 Status pass_optimizer(Graph *graph, const ParamGrads *grads)
 {
-    return emit_update(graph, grads, false);
+    return emit_update(graph, grads, GRADS_DIE);
 }
 
 static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
@@ -124,7 +134,7 @@ static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
     return fresh;
 }
 
-Status pass_optimizer_alone(const Graph *like, Graph **update)
+Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **update)
 {
     Graph *g = graph_create("update");
     ParamGrads grads = {.at = xcalloc((size_t)like->n_values, sizeof *grads.at)};
@@ -150,7 +160,7 @@ Status pass_optimizer_alone(const Graph *like, Graph **update)
             graph_value(g, grads.at[k].leaf)->master = master;
         }
     }
-    Status status = emit_update(g, &grads, true);
+    Status status = emit_update(g, &grads, mesh_ranks(&layout->mesh) > 1 ? GRADS_ZERO_APART : GRADS_ZEROED);
     param_grads_deinit(&grads);
     if (status != OK) {
         graph_destroy(g);

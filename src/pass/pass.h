@@ -47,6 +47,12 @@ typedef enum Recompute {
 /* Runs after autodiff; grads are mapped to the new graph. */
 Status pass_recompute(Graph **graph, Recompute mode, ParamGrads *grads);
 
+/* How a job's ranks share the work, as one of them sees it. Zeroed: one rank does all. */
+typedef struct Layout {
+    Mesh mesh;
+    bool sequence; /* tensor parallel ranks keep norms and residuals cut along the sequence */
+} Layout;
+
 /* Sums every gradient into a STATE_GRAD over several runs (micro-batches): the gradients become the
  * states' new versions. */
 Status pass_accumulate(Graph *graph, ParamGrads *grads);
@@ -54,7 +60,23 @@ Status pass_accumulate(Graph *graph, ParamGrads *grads);
  * gradients, or (grads == NULL) in a graph of its own that reads the STATE_GRAD of every parameter of
  * `like`. Outputs grad_norm. */
 Status pass_optimizer(Graph *graph, const ParamGrads *grads);
-Status pass_optimizer_alone(const Graph *like, Graph **update);
+Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **update);
+
+/* ---- layouts ---------------------------------------------------------------------------------- */
+
+/* Before autodiff: what a layout computes in another way. */
+Status pass_tensor_prepare(Graph **graph, const Layout *layout);
+Status pass_expert_prepare(Graph **graph, const Layout *layout);
+/* After autodiff and the optimizer: each makes the graph that of this rank along its mesh axis, and does nothing
+ * where that has size 1; in this order. like: the step's graph when *graph is its update, else NULL. */
+Status pass_context(Graph **graph, const Layout *layout, const Graph *like);
+Status pass_tensor(Graph **graph, const Layout *layout, const Graph *like);
+Status pass_data(Graph **graph, const Layout *layout, const Graph *like);
+Status pass_expert(Graph **graph, const Layout *layout, const Graph *like);
+Status pass_fsdp(Graph **graph, const Layout *layout, const Graph *like);
+/* All of either kind. */
+Status pass_layout_prepare(Graph **graph, const Layout *layout);
+Status pass_layout(Graph **graph, const Layout *layout, const Graph *like);
 
 /* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate. */
 Status pass_fuse(Graph **graph);

@@ -33,6 +33,8 @@ typedef struct StateEntry {
     StatePart *part;
     int n_parts;
     size_t offset, bytes; /* in the state region */
+    Place place[MESH_AXES]; /* how it lies on the ranks; shape is this rank's part */
+    Shape whole;            /* before it was cut flat */
 } StateEntry;
 
 typedef struct Store {
@@ -40,6 +42,7 @@ typedef struct Store {
     StateEntry *entry;
     int n_entries, cap;
     size_t bytes; /* of the state region so far */
+    Mesh mesh;    /* whose states these are */
 } Store;
 
 Store *store_create(void);
@@ -47,6 +50,16 @@ void store_destroy(Store *store);
 int store_find(const Store *store, const char *name); /* entry index or -1 */
 /* Adds the states that nodes of the graph read (and their masters); those known already must agree. */
 Status store_add_graph(Store *store, const Graph *graph);
+/* A run of elements that lies in one piece both here and in a published tensor. */
+typedef struct StateRun {
+    int part;
+    int64_t local;  /* element of the entry */
+    int64_t global; /* element of the part's whole */
+    int64_t n;
+} StateRun;
+typedef Status (*StateRunFn)(void *context, const StateRun *run);
+/* Calls fn for every run of the entry, in the order of local elements. Padding of flat parts is in no run. */
+Status store_each_run(const Store *store, int entry, StateRunFn fn, void *context);
 size_t store_role_bytes(const Store *store, StateRole role);
 const char *state_role_name(StateRole role);
 

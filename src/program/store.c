@@ -40,7 +40,7 @@ size_t store_role_bytes(const Store *store, StateRole role)
 static Status check_same(const StateEntry *e, const Value *v)
 {
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
-    if (e->dtype == v->dtype && shape_equal(&e->shape, &v->shape)) return OK;
+    if (e->dtype == v->dtype && shape_equal(&e->shape, &v->shape) && !memcmp(e->place, v->place, sizeof e->place)) return OK;
     return fail(ERR_SHAPE, "state %s is %s [%s] in one program and %s [%s] in another", e->name, dtype_name(e->dtype),
                 shape_text(&e->shape, a), dtype_name(v->dtype), shape_text(&v->shape, b));
 }
@@ -60,7 +60,8 @@ static Status add_state(Store *store, const Graph *graph, ValueId id, int *index
     StateEntry *e = &store->entry[store->n_entries++];
     *e = (StateEntry){.name = arena_strdup(&store->arena, v->name), .dtype = v->dtype, .shape = v->shape,
                       .role = v->role, .decay = v->decay, .master = master, .n_parts = v->n_parts,
-                      .offset = store->bytes};
+                      .offset = store->bytes, .whole = v->whole};
+    memcpy(e->place, v->place, sizeof e->place);
     e->bytes = (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype);
     e->part = arena_copy(&store->arena, v->part, sizeof *v->part * (size_t)v->n_parts);
     for (int k = 0; k < e->n_parts; k++) e->part[k].name = arena_strdup(&store->arena, v->part[k].name);
@@ -71,6 +72,7 @@ static Status add_state(Store *store, const Graph *graph, ValueId id, int *index
 Status store_add_graph(Store *store, const Graph *graph)
 {
     int ignored;
+    store->mesh = graph->mesh;
     for (int i = 1; i < graph->n_nodes; i++)
         for (int k = 0; k < graph->node[i].n_in; k++) {
             ValueId in = graph->node[i].in[k];

@@ -217,6 +217,7 @@ static Status check_names(const Loader *l)
 static void resolve(Loader *l, const char *place)
 {
     RunConfig *c = l->config;
+    CHECK(c->name && c->dir); /* their defaults are texts */
     if (!*c->name) {
         const char *base = path_base(place), *dot = strrchr(base, '.');
         size_t n = dot && dot != base ? (size_t)(dot - base) : strlen(base);

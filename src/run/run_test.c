@@ -128,7 +128,7 @@ static const struct Refusal {
     {"train: {batch: 4, micro_batch: 8}\n", NULL, ERR_REFUSED, {"does not divide"}},
     {"train:\n  steps: 5\n  warmup: 6\n", NULL, ERR_REFUSED, {"demo.yaml:3", "warmup 6", "steps 5"}},
     {"train: {steps: 100, warmup: 50, decay: 0.6}\n", NULL, ERR_REFUSED, {"train.decay 0.6", "exceed"}},
-    {"parallel: {tp: 2}\n", NULL, ERR_ARG, {"parallel.tp is 2", "only one value", "1 ranks"}},
+    {"parallel: {tp: 0}\n", NULL, ERR_ARG, {"parallel.tp is 0", "ranks"}},
     {"model: {preset: a, from: b}\n", NULL, ERR_REFUSED, {"model.from", "model.preset"}},
     {"model: [a]\n", NULL, ERR_ARG, {"model is a list"}},
     {"model: {hidden_size: .inf}\n", NULL, ERR_ARG, {".inf is no finite"}},

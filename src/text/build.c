@@ -3,9 +3,10 @@
 
 #include <stdlib.h>
 
-Tokenizer *tokenizer_new(void)
+Tokenizer *tokenizer_new(const TokenizerKind *kind)
 {
     Tokenizer *t = xcalloc(1, sizeof *t);
+    t->how = kind;
     t->bos = t->eos = t->pad = -1;
     t->whole_piece = true;
     return t;
@@ -73,12 +74,13 @@ int32_t vocab_find_bytes(const Tokenizer *t, const uint8_t *piece, size_t n)
     return n == 0 || n > t->max_plain_bytes ? -1 : vocab_find(t, piece, piece_key(piece, n, n));
 }
 
-/* A power of two of at least twice n slots. */
-static uint64_t table_size(size_t n)
+/* A hash table for n entries: a power of two of at least twice as many slots, zeroed. */
+void *table_alloc(Tokenizer *t, size_t n_entries, size_t entry_bytes, uint64_t *mask)
 {
     uint64_t size = 16;
-    while (size < 2 * (uint64_t)n) size *= 2;
-    return size;
+    while (size < 2 * (uint64_t)n_entries) size *= 2;
+    *mask = size - 1;
+    return arena_alloc(&t->arena, size * entry_bytes);
 }
 
 static Status copy_tokens(Tokenizer *t, const TokenList *list)
@@ -96,6 +98,8 @@ static Status copy_tokens(Tokenizer *t, const TokenList *list)
     t->n_ids = list->n;
     t->offset = ARENA_ARRAY(&t->arena, uint32_t, (size_t)list->n + 1);
     t->kind = arena_copy(&t->arena, list->kind, (size_t)list->n);
+    t->flags = arena_alloc(&t->arena, (size_t)list->n);
+    if (list->flags) memcpy(t->flags, list->flags, (size_t)list->n);
     t->bytes = arena_alloc(&t->arena, total + 16); /* keys read 16 bytes at once */
     uint32_t at = 0;
     for (int32_t i = 0; i < list->n; i++) {
@@ -108,20 +112,23 @@ static Status copy_tokens(Tokenizer *t, const TokenList *list)
     return OK;
 }
 
+static inline bool is_mergeable(const Tokenizer *t, int32_t id)
+{
+    return t->kind[id] == TOKEN_PLAIN || (t->flags[id] & ADDED_MERGEABLE);
+}
+
 static Status fill_vocab(Tokenizer *t, const char *where)
 {
     size_t n_plain = 0;
     for (int32_t id = 0; id < t->n_ids; id++) {
-        if (t->kind[id] != TOKEN_PLAIN) continue;
+        if (!is_mergeable(t, id)) continue;
         n_plain++;
         uint32_t n = (uint32_t)token_bytes(t, id).n;
         if (n > t->max_plain_bytes) t->max_plain_bytes = n;
     }
-    uint64_t size = table_size(n_plain);
-    t->vocab = ARENA_ARRAY(&t->arena, VocabSlot, size);
-    t->vocab_mask = size - 1;
+    t->vocab = table_alloc(t, n_plain, sizeof *t->vocab, &t->vocab_mask);
     for (int32_t id = 0; id < t->n_ids; id++) {
-        if (t->kind[id] != TOKEN_PLAIN) continue;
+        if (!is_mergeable(t, id)) continue;
         Bytes b = token_bytes(t, id);
         PieceKey key = piece_key(b.at, b.n, 16);
         VocabSlot *slot = vocab_slot(t, b.at, key);
@@ -131,6 +138,11 @@ static Status fill_vocab(Tokenizer *t, const char *where)
             return fail(ERR_FORMAT, "%s: tokens %d and %d are the same bytes", where, slot->id, id);
         *slot = (VocabSlot){key.low, key.high, key.n, id};
     }
+    return OK;
+}
+
+static Status find_bytes(Tokenizer *t, const char *where)
+{
     for (int b = 0; b < 256; b++) {
         uint8_t byte = (uint8_t)b;
         t->byte_id[b] = vocab_find_bytes(t, &byte, 1);
@@ -143,71 +155,33 @@ static Status fill_vocab(Tokenizer *t, const char *where)
     return OK;
 }
 
-/* Shorter first where one begins the other, as memcmp and length order them. */
-static int compare_bytes(Bytes a, Bytes b)
-{
-    int order = memcmp(a.at, b.at, a.n < b.n ? a.n : b.n);
-    return order ? order : (a.n > b.n) - (a.n < b.n);
-}
-
-static int compare_added(const void *a, const void *b, void *tokenizer)
-{
-    const Tokenizer *t = tokenizer;
-    return compare_bytes(token_bytes(t, *(const int32_t *)a), token_bytes(t, *(const int32_t *)b));
-}
-
+/* One pass over a text looks for the tokens of one set, so a token of both would have two ids. */
 static Status sort_added(Tokenizer *t, const char *where)
 {
-    for (int32_t id = 0; id < t->n_ids; id++) t->n_added += t->kind[id] >= TOKEN_ADDED;
-    t->added = ARENA_ARRAY(&t->arena, int32_t, t->n_added);
-    int32_t n = 0;
-    for (int32_t id = 0; id < t->n_ids; id++)
-        if (t->kind[id] >= TOKEN_ADDED) t->added[n++] = id;
-    qsort_r(t->added, (size_t)n, sizeof *t->added, compare_added, t);
-    for (int32_t i = 1; i < n; i++)
-        if (compare_added(&t->added[i - 1], &t->added[i], t) == 0)
-            return fail(ERR_FORMAT, "%s: added tokens %d and %d have the same text", where,
-                        t->added[i - 1], t->added[i]);
+    TRY(added_sort(t, &t->added[0], (AddedWanted){TOKEN_ADDED, TOKEN_SPECIAL, 0}, where));
+    TRY(added_sort(t, &t->added[1], (AddedWanted){TOKEN_ADDED, TOKEN_SPECIAL, ADDED_NORMALIZED},
+                   where));
+    for (int32_t i = 0; i < t->added[1].n; i++) {
+        Bytes text = token_bytes(t, t->added[1].id[i]);
+        int32_t other = added_find(t, &t->added[0], text);
+        if (other >= 0 && token_bytes(t, other).n == text.n)
+            return fail(ERR_FORMAT, "%s: added tokens %d and %d have the same text", where, other,
+                        t->added[1].id[i]);
+    }
     return OK;
+}
+
+Status build_tokens(Tokenizer *t, const TokenList *list)
+{
+    TRY(copy_tokens(t, list));
+    return fill_vocab(t, list->where);
 }
 
 Status build_vocabulary(Tokenizer *t, const TokenList *list)
 {
-    TRY(copy_tokens(t, list));
-    TRY(fill_vocab(t, list->where));
+    TRY(build_tokens(t, list));
+    TRY(find_bytes(t, list->where));
     return sort_added(t, list->where);
-}
-
-/* Narrows the sorted range of added tokens byte by byte; a token that ends at a depth is the first
- * of its range there. O(length of the match x log n_added). */
-int32_t added_find(const Tokenizer *t, Bytes text, bool specials)
-{
-    int32_t low = 0, high = t->n_added, found = -1;
-    for (size_t depth = 0; low < high; depth++) {
-        Bytes first = token_bytes(t, t->added[low]);
-        if (first.n == depth) {
-            if (specials || t->kind[t->added[low]] == TOKEN_ADDED) found = t->added[low];
-            low++;
-        }
-        if (depth == text.n) break;
-        uint8_t byte = text.at[depth];
-        for (int side = 0; side < 2; side++) { /* first not below byte, then first above it */
-            int32_t a = low, b = high;
-            while (a < b) {
-                int32_t middle = a + (b - a) / 2;
-                uint8_t other = token_bytes(t, t->added[middle]).at[depth];
-                if (side == 0 ? other < byte : other <= byte)
-                    a = middle + 1;
-                else
-                    b = middle;
-            }
-            if (side == 0)
-                low = a;
-            else
-                high = a;
-        }
-    }
-    return found;
 }
 
 /* ---- merges ---------------------------------------------------------------------------- */
@@ -249,10 +223,8 @@ static void fill_byte_pairs(Tokenizer *t)
 
 static Status hash_merges(Tokenizer *t, const char *where)
 {
-    uint64_t size = table_size(t->n_merges);
-    t->pairs = ARENA_ARRAY(&t->arena, MergeRule, size);
-    t->pairs_mask = size - 1;
-    for (uint64_t i = 0; i < size; i++) t->pairs[i].left = NO_MERGE;
+    t->pairs = table_alloc(t, t->n_merges, sizeof *t->pairs, &t->pairs_mask);
+    for (uint64_t i = 0; i <= t->pairs_mask; i++) t->pairs[i].left = NO_MERGE;
     for (size_t i = 0; i < t->n_merges; i++) {
         const MergeRule *rule = &t->merges[i];
         MergeRule *slot = pair_slot(t, rule->left, rule->right);
@@ -262,15 +234,23 @@ static Status hash_merges(Tokenizer *t, const char *where)
             return fail(ERR_FORMAT, "%s: merge %zu is listed before", where, i);
         *slot = *rule;
     }
-    fill_byte_pairs(t);
     return OK;
+}
+
+Status build_rules(Tokenizer *t, const MergeRule *rules, size_t n, const char *where)
+{
+    if (n > MAX_MERGES)
+        return fail(ERR_REFUSED, "%s: %zu merges; at most %d are read", where, n, MAX_MERGES);
+    t->merges = arena_copy(&t->arena, rules, n * sizeof *rules);
+    t->n_merges = n;
+    return hash_merges(t, where);
 }
 
 Status build_merges(Tokenizer *t, const MergeRule *rules, size_t n, const char *where)
 {
-    t->merges = arena_copy(&t->arena, rules, n * sizeof *rules);
-    t->n_merges = n;
-    return hash_merges(t, where);
+    TRY(build_rules(t, rules, n, where));
+    fill_byte_pairs(t);
+    return OK;
 }
 
 static int compare_rules(const void *a, const void *b)
@@ -296,6 +276,7 @@ Status build_merges_by_rank(Tokenizer *t, const char *where)
             if (right < 0) continue;
             VEC_PUSH(&rules, ((MergeRule){left, right, id, (uint32_t)id}));
         }
+        if (rules.n > MAX_MERGES) break; /* build_rules says so */
         if (rules.n > first + 1)
             qsort(rules.at + first, rules.n - first, sizeof *rules.at, compare_rules);
     }
@@ -338,29 +319,6 @@ static void add_stop(Tokenizer *t, int32_t id)
     if (id >= 0 && t->n_stops < MAX_STOPS) t->stops[t->n_stops++] = id;
 }
 
-static uint64_t content_hash(const Tokenizer *t)
-{
-    uint64_t pairs = 0;
-    for (size_t i = 0; i < t->n_merges;
-         i++) { /* the order counts, the priorities may be ranks or indices */
-        int32_t link[4] = {t->merges[i].left, t->merges[i].right, (int32_t)(pairs >> 32),
-                           (int32_t)pairs};
-        pairs = hash_bytes(link, sizeof link);
-    }
-    uint64_t part[] = {
-        hash_bytes(t->offset, ((size_t)t->n_ids + 1) * sizeof *t->offset),
-        hash_bytes(t->bytes, t->offset[t->n_ids]),
-        hash_bytes(t->kind, (size_t)t->n_ids),
-        pairs,
-        hash_bytes(t->pattern, strlen(t->pattern)),
-        t->whole_piece,
-        (uint64_t)t->bos,
-        (uint64_t)t->eos,
-        (uint64_t)t->pad,
-    };
-    return hash_bytes(part, sizeof part);
-}
-
 void build_finish(Tokenizer *t)
 {
     static const char *const bos[] = {"<|begin_of_text|>", "<s>", "<|startoftext|>"};
@@ -374,5 +332,6 @@ void build_finish(Tokenizer *t)
     if (t->pad < 0) t->pad = first_of(t, pad, COUNT_OF(pad));
     for (int i = 0; i < COUNT_OF(stops); i++) add_stop(t, first_of(t, stops + i, 1));
     add_stop(t, t->eos);
-    t->hash = content_hash(t);
+    uint64_t part[] = {t->how->hash(t), (uint64_t)t->bos, (uint64_t)t->eos, (uint64_t)t->pad};
+    t->hash = hash_bytes(part, sizeof part);
 }

@@ -9,9 +9,10 @@ static Status check_id(const Tokenizer *t, int32_t id)
 
 Status tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t n, Str *out)
 {
+    bool at_start = true;
     for (size_t i = 0; i < n; i++) TRY(check_id(t, ids[i]));
     for (size_t i = 0; i < n; i++) {
-        Bytes b = token_bytes(t, ids[i]);
+        Bytes b = t->how->surface(t, ids[i], &at_start);
         str_add_n(out, (const char *)b.at, b.n);
     }
     return OK;
@@ -59,7 +60,9 @@ Status decoder_push(Decoder *d, int32_t id, Str *out)
 {
     TRY(check_id(d->tokenizer, id));
     if (d->skip_special && d->tokenizer->kind[id] == TOKEN_SPECIAL) return OK;
-    Bytes b = token_bytes(d->tokenizer, id);
+    bool at_start = !d->continues;
+    Bytes b = d->tokenizer->how->surface(d->tokenizer, id, &at_start);
+    d->continues = !at_start;
     for (size_t i = 0; i < b.n; i++) push_byte(d, b.at[i], out);
     return OK;
 }
@@ -75,9 +78,12 @@ int32_t tokenizer_bos(const Tokenizer *t) { return t->bos; }
 int32_t tokenizer_eos(const Tokenizer *t) { return t->eos; }
 int32_t tokenizer_pad(const Tokenizer *t) { return t->pad; }
 bool tokenizer_adds_bos(const Tokenizer *t) { return t->adds_bos; }
+const char *tokenizer_algorithm(const Tokenizer *t) { return t->how->name; }
 const char *tokenizer_pattern(const Tokenizer *t) { return t->pattern; }
 const char *tokenizer_chat_template(const Tokenizer *t) { return t->chat_template; }
+void tokenizer_set_chat_template(Tokenizer *t, const char *text) { t->chat_template = arena_strdup(&t->arena, text); }
 size_t tokenizer_merge_count(const Tokenizer *t) { return t->n_merges; }
+bool tokenizer_is_reversible(const Tokenizer *t) { return t->how->is_reversible(t); }
 uint64_t tokenizer_hash(const Tokenizer *t) { return t->hash; }
 
 TokenKind tokenizer_token_kind(const Tokenizer *t, int32_t id)
@@ -87,7 +93,14 @@ TokenKind tokenizer_token_kind(const Tokenizer *t, int32_t id)
 
 Bytes tokenizer_token_bytes(const Tokenizer *t, int32_t id)
 {
-    return id >= 0 && id < t->n_ids ? token_bytes(t, id) : (Bytes){0};
+    bool at_start = false;
+    return id >= 0 && id < t->n_ids ? t->how->surface(t, id, &at_start) : (Bytes){0};
+}
+
+size_t tokenizer_text_bytes(const Tokenizer *t, int32_t id, bool is_first)
+{
+    if (id < 0 || id >= t->n_ids || t->kind[id] == TOKEN_SPECIAL) return 0;
+    return t->how->surface(t, id, &is_first).n;
 }
 
 const int32_t *tokenizer_stops(const Tokenizer *t, int *n)
@@ -99,7 +112,9 @@ const int32_t *tokenizer_stops(const Tokenizer *t, int *n)
 int32_t tokenizer_id_of(const Tokenizer *t, const char *name)
 {
     Bytes text = {(const uint8_t *)name, strlen(name)};
-    int32_t id = added_find(t, text, true);
-    if (id >= 0 && token_bytes(t, id).n == text.n) return id;
-    return vocab_find_bytes(t, text.at, text.n);
+    for (int i = 0; i < ADDED_PASSES; i++) {
+        int32_t id = added_find(t, &t->added[i], text);
+        if (id >= 0 && token_bytes(t, id).n == text.n) return id;
+    }
+    return t->how->find(t, text);
 }

@@ -67,6 +67,41 @@ static void save_and_load(void **state)
 }
 
 /* Bytes that are written in the byte map come back; every character of the map is its byte. */
+static const char *template_with(Scratch *s, const char *dir, const char *config, const char *jinja)
+{
+    Arena *arena = &s->arena;
+    Tokenizer *t;
+    assert_ok(file_write_atomic(path_join(arena, dir, "tokenizer_config.json"), config, strlen(config)));
+    const char *file = path_join(arena, dir, "chat_template.jinja");
+    if (jinja)
+        assert_ok(file_write_atomic(file, jinja, strlen(jinja)));
+    else if (file_exists(file))
+        assert_ok(file_unlink(file));
+    assert_ok(tokenizer_load(dir, &t));
+    const char *text = tokenizer_chat_template(t);
+    const char *copy = text ? arena_strdup(arena, text) : "none";
+    tokenizer_destroy(t);
+    return copy;
+}
+
+/* A file of its own goes before tokenizer_config.json; of a list of templates the default is taken. */
+static void chat_templates(void **state)
+{
+    Scratch *s = *state;
+    Tokenizer *t = make_tokenizer(7, 30, pattern_llama4);
+    char *dir = arena_printf(&s->arena, "%s/templates", s->dir);
+    assert_ok(tokenizer_save(t, dir));
+    tokenizer_destroy(t);
+    static const char list[] = "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"b\"},"
+                               "{\"name\": \"default\", \"template\": \"a\"}]}";
+    assert_string_equal(template_with(s, dir, "{}", NULL), "none");
+    assert_string_equal(template_with(s, dir, "{\"chat_template\": null}", NULL), "none");
+    assert_string_equal(template_with(s, dir, "{\"chat_template\": \"x\"}", NULL), "x");
+    assert_string_equal(template_with(s, dir, list, NULL), "a");
+    assert_string_equal(template_with(s, dir, list, "c\n"), "c\n");
+    assert_string_equal(template_with(s, dir, "{}", "c\n"), "c\n");
+}
+
 static void byte_map(void **state)
 {
     (void)state;
@@ -138,20 +173,25 @@ static const Refusal refusals[] = {
     {"\"Isolated\"", "\"Removed\"", "\"Removed\"", ERR_UNSUPPORTED},
     {"\"invert\": false", "\"invert\": true", "inverted", ERR_UNSUPPORTED},
     {"\"Regex\"", "\"String\"", "Regex", ERR_UNSUPPORTED},
+    {"[{\"type\": \"Split\"", "[{\"type\": \"ByteLevel\", \"use_regex\": false}, {\"type\": \"Split\"",
+     "\"Split\" behind ByteLevel", ERR_UNSUPPORTED},
     {"\\\\p{L}+", "(((", "pattern is wrong", ERR_FORMAT},
     {"\"add_prefix_space\": false", "\"add_prefix_space\": true", "add_prefix_space",
      ERR_UNSUPPORTED},
     {"\"use_regex\": false", "\"use_regex\": true", "more than one", ERR_UNSUPPORTED},
-    {"\"lstrip\": false", "\"lstrip\": true", "\"lstrip\"", ERR_UNSUPPORTED},
+    {"\"lstrip\": false", "\"lstrip\": true", NULL, OK},
+    {"\"normalized\": false", "\"normalized\": true", NULL, OK},
+    {"\"id\": 258", "\"id\": 259", "\"<|eot|>\" has id 259, but the next free one is 258", ERR_FORMAT},
+    {"\"<|eot|>\"", "\"ab\"", "\"ab\" has id 258, but in vocab it is 256", ERR_FORMAT},
     {"\"id\": 258", "\"id\": 99999", "\"<|eot|>\" has id 99999", ERR_FORMAT},
     {"\"id\": 258", "\"id\": -1", "\"<|eot|>\" has id -1", ERR_FORMAT},
-    {"\"id\": 258", "\"id\": 257", "\"abc\" has id 257", ERR_FORMAT},
+    {"\"id\": 258", "\"id\": 257", "has id 257, but the next free one is 258", ERR_FORMAT},
     {"\"abc\": 257", "\"abc\": 256", "\"abc\" has id 256", ERR_FORMAT},
     {"\"abc\": 257", "\"abc\": 4294967296", "\"abc\" has id 4294967296", ERR_FORMAT},
     {"\"abc\": 257", "\"abc\": 99999999999999999999", "big integer", ERR_FORMAT},
     {"\"abc\": 257", "\"abc\": 257.0", "\"abc\" has no integer id", ERR_FORMAT},
     {"\"abc\": 257", "\"a bc\": 257", "\"a bc\"", ERR_UNSUPPORTED},
-    {"\"A\": 65, ", "", "byte 0x41", ERR_UNSUPPORTED},
+    {"\"A\": 65", "\"AA\": 65", "byte 0x41", ERR_UNSUPPORTED},
     {"\"a b\"", "\"ab\"", "merge 0", ERR_FORMAT},
     {"\"a b\"", "\"a q\"", "merge 0 gives \"aq\"", ERR_FORMAT},
     {"\"a b\"", "\"a b c\"", "merge 0", ERR_FORMAT},
@@ -215,6 +255,67 @@ static void config_is_checked(void **state)
             hf_parse_config((Bytes){(const uint8_t *)bad[i], strlen(bad[i])}, "C.json", t),
             ERR_FORMAT);
     tokenizer_destroy(t);
+}
+
+/* ---- files beside a tokenizer ---------------------------------------------------------- */
+
+static void put_file(Scratch *s, const char *dir, const char *name, const char *text)
+{
+    assert_ok(file_write_atomic(path_join(&s->arena, dir, name), text, strlen(text)));
+}
+
+static void assert_file(Scratch *s, const char *dir, const char *name, const char *text)
+{
+    Bytes file;
+    assert_ok(file_read(&s->arena, path_join(&s->arena, dir, name), 1 << 20, &file));
+    assert_int_equal(file.n, strlen(text));
+    assert_memory_equal(file.at, text, file.n);
+}
+
+/* tokenizer_config.json has the last word on names, chat_template.jinja on the template; all is written back
+ * as it came, what is not understood included. */
+static void files_beside_are_read_and_kept(void **state)
+{
+    Scratch *s = *state;
+    char *from = path_join(&s->arena, s->dir, "from"), *to = path_join(&s->arena, s->dir, "to");
+    static const char map[] = "{\"eos_token\": {\"content\": \"<|eot|>\"}, \"bos_token\": \"ab\", \"more\": []}";
+    static const char config[] = "{\"bos_token\": \"abc\", \"extra\": 1e3, \"chat_template\": [{\"name\": \"tools\", "
+                                 "\"template\": \"T\"}, {\"name\": \"default\", \"template\": \"D\"}]}";
+    static const char jinja[] = "{{ messages }}\n\xc3\xa9";
+    const char *model = sample(&s->arena, "\"lstrip\": false", "\"lstrip\": true");
+    Tokenizer *t = NULL;
+    assert_ok(dir_create(from));
+    put_file(s, from, "tokenizer.json", model);
+    put_file(s, from, "special_tokens_map.json", map);
+    assert_true(tokenizer_exists(from) && !tokenizer_exists(s->dir));
+    assert_ok(tokenizer_load(from, &t));
+    assert_int_equal(tokenizer_bos(t), 256);
+    assert_int_equal(tokenizer_eos(t), 258);
+    assert_null(tokenizer_chat_template(t));
+    assert_false(tokenizer_is_reversible(t));
+    tokenizer_destroy(t);
+    put_file(s, from, "tokenizer_config.json", config);
+    assert_ok(tokenizer_load(from, &t));
+    assert_int_equal(tokenizer_bos(t), 257);
+    assert_string_equal(tokenizer_chat_template(t), "D");
+    tokenizer_destroy(t);
+    put_file(s, from, "chat_template.jinja", jinja);
+    assert_ok(dir_create(to));
+    put_file(s, to, "tokenizer.model", "another one");
+    assert_ok(tokenizer_load(from, &t));
+    assert_string_equal(tokenizer_chat_template(t), jinja);
+    assert_ok(tokenizer_save(t, to));
+    tokenizer_destroy(t);
+    assert_file(s, to, "tokenizer.json", model);
+    assert_file(s, to, "special_tokens_map.json", map);
+    assert_file(s, to, "tokenizer_config.json", config);
+    assert_file(s, to, "chat_template.jinja", jinja);
+    assert_false(file_exists(path_join(&s->arena, to, "tokenizer.model")));
+    put_file(s, from, "chat_template.jinja", "\xff");
+    assert_int_equal(tokenizer_load(from, &t), ERR_FORMAT);
+    put_file(s, from, "special_tokens_map.json", "{\"eos_token\": \"nothing\"}");
+    assert_int_equal(tokenizer_load(from, &t), ERR_FORMAT);
+    assert_non_null(strstr(status_message(), "special_tokens_map.json: eos_token \"nothing\""));
 }
 
 /* ---- tiktoken -------------------------------------------------------------------------- */
@@ -294,6 +395,57 @@ static void damaged_tiktoken_files_are_refused(void **state)
     }
 }
 
+/* ---- files of any size ----------------------------------------------------------------- */
+
+static Status parse_repeated(const char *head, const char *entry, size_t n, Status (*parse)(Bytes, Tokenizer **))
+{
+    size_t head_n = strlen(head), entry_n = strlen(entry);
+    uint8_t *file = xmalloc(head_n + n * entry_n);
+    memcpy(file, head, head_n);
+    for (size_t i = 0; i < n; i++) memcpy(file + head_n + i * entry_n, entry, entry_n);
+    Tokenizer *t = NULL;
+    Status status = parse((Bytes){file, head_n + n * entry_n}, &t);
+    assert_null(t);
+    free(file);
+    return status;
+}
+
+static Status parse_json(Bytes file, Tokenizer **t) { return hf_parse(file, "T.json", t); }
+static Status parse_pieces(Bytes file, Tokenizer **t) { return sp_parse(file, "T.model", t); }
+
+/* Ranks 0 to n - 1, each of three bytes of its own. */
+static Status parse_ranks(size_t n, bool any_size)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    Str file = {0};
+    Tokenizer *t = NULL;
+    for (size_t i = 0; i < n; i++)
+        str_printf(&file, "%c%c%c%c %zu\n", digits[i >> 18 & 63], digits[i >> 12 & 63], digits[i >> 6 & 63],
+                   digits[i & 63], i);
+    Status status = tiktoken_parse((Bytes){(const uint8_t *)file.at, file.n}, "T.model", any_size, &t);
+    assert_null(t);
+    str_deinit(&file);
+    return status;
+}
+
+/* Ten million entries are refused before anything is built of them, in a memory of the file's order. */
+static void too_many_entries_are_refused(void **state)
+{
+    (void)state;
+    enum { MANY = 10 * 1000 * 1000 };
+    double start = processor_s();
+    assert_int_equal(parse_repeated("{\"added_tokens\": [0", ",1", MANY, parse_json), ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "T.json: 10000001 values"));
+    assert_int_equal(parse_repeated("", "\x0a\x03\x0a\x01" "a", MANY, parse_pieces), ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "T.model: more than 2097152 pieces"));
+    assert_int_equal(parse_ranks(MAX_TOKENS + 1, true), ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "T.model: more than 2097152 tokens"));
+    assert_int_equal(parse_ranks(300 * 1000, false), ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "T.model: more than 200000 tokens"));
+    assert_true(processor_s() - start < 60); /* about one */
+    assert_true(memory_peak_rss_bytes() < (size_t)1 << 30);
+}
+
 static void wrong_paths(void **state)
 {
     Scratch *s = *state;
@@ -302,8 +454,11 @@ static void wrong_paths(void **state)
     assert_int_equal(tokenizer_load(s->dir, &t), ERR_IO);
     assert_int_equal(tokenizer_load(file, &t), ERR_IO);
     assert_ok(file_write_atomic(file, "\n\x0e\n\x05<unk>", 10));
+    assert_int_equal(tokenizer_load(s->dir, &t), ERR_FORMAT);
+    assert_non_null(strstr(status_message(), "not a SentencePiece model"));
+    assert_ok(file_write_atomic(file, "\n\n\nIQ== 0\n", 10)); /* begins like one, but is lines */
     assert_int_equal(tokenizer_load(s->dir, &t), ERR_UNSUPPORTED);
-    assert_non_null(strstr(status_message(), "SentencePiece"));
+    assert_non_null(strstr(status_message(), "1 tokens: neither"));
     assert_ok(file_write_atomic(file, "", 0));
     assert_int_equal(tokenizer_load(s->dir, &t), ERR_FORMAT);
     assert_null(t);
@@ -334,13 +489,16 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(save_and_load, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(chat_templates, make_dir, remove_dir),
         cmocka_unit_test(byte_map),
         cmocka_unit_test_setup_teardown(what_is_not_understood_is_refused_by_name, make_dir,
                                         remove_dir),
         cmocka_unit_test_setup_teardown(merges_go_by_their_order, make_dir, remove_dir),
         cmocka_unit_test(config_is_checked),
+        cmocka_unit_test_setup_teardown(files_beside_are_read_and_kept, make_dir, remove_dir),
         cmocka_unit_test(tiktoken_files),
         cmocka_unit_test(damaged_tiktoken_files_are_refused),
+        cmocka_unit_test(too_many_entries_are_refused),
         cmocka_unit_test_setup_teardown(wrong_paths, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(published_survive_saving, make_dir, remove_dir),
     };

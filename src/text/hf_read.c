@@ -1,8 +1,10 @@
 /* Reading Hugging Face's tokenizer.json and tokenizer_config.json.
  *
- * Read is what describes a byte-level BPE: model BPE, a Split pattern with ByteLevel or ByteLevel
- * alone, a ByteLevel decoder, added tokens. What would change the ids and is not known here is
- * refused by its name; truncation and padding, which concern batches, are passed over.
+ * Read is what describes a byte-level BPE: model BPE with or without ignore_merges, merges as texts or as
+ * pairs; pre_tokenizer a Split by a Regex, Isolated, then ByteLevel, or ByteLevel alone with or without
+ * use_regex; decoder ByteLevel; no normalizer; added tokens with all their flags. Any regex is taken; those of
+ * Llama 3 and Llama 4 are scanned by hand. What would change the ids and is not known here is refused by its
+ * name; truncation and padding, which concern batches, are passed over.
  */
 #include "text/text_internal.h"
 
@@ -15,6 +17,7 @@ typedef struct Reader {
     json_t *root;
     Tokenizer *t;
     int32_t id_limit; /* ids are below */
+    int32_t next_id;  /* of an added token that the vocabulary does not have */
     TokenList list;
     VEC(MergeRule) rules;
 } Reader;
@@ -99,24 +102,39 @@ static Status check_id(const Reader *r, const char *what, const char *token, con
     return OK;
 }
 
-static Status read_added_token(Reader *r, const json_t *entry)
+static uint8_t added_flags(const json_t *entry)
 {
-    static const char *const unknown[] = {"lstrip", "rstrip", "single_word"};
+    return (uint8_t)((is_true(entry, "lstrip") ? ADDED_LSTRIP : 0) |
+                     (is_true(entry, "rstrip") ? ADDED_RSTRIP : 0) |
+                     (is_true(entry, "single_word") ? ADDED_SINGLE_WORD : 0) |
+                     (is_true(entry, "normalized") ? ADDED_NORMALIZED : 0));
+}
+
+/* tokenizers does not take the id from here: a token that the vocabulary has gets its id there, any other
+ * the next one. A file in which these differ means other ids to other readers. */
+static Status check_added_id(Reader *r, const char *content, const json_t *vocab, int32_t id)
+{
+    const json_t *in_vocab = json_object_get(vocab, content);
+    json_int_t expected = in_vocab ? json_integer_value(in_vocab) : r->next_id++;
+    if (expected == id) return OK;
+    return fail(ERR_FORMAT, "%s: added token \"%.60s\" has id %d, but %s is %lld", r->name, content, id,
+                in_vocab ? "in vocab it" : "the next free one", (long long)expected);
+}
+
+static Status read_added_token(Reader *r, const json_t *entry, const json_t *vocab)
+{
     const char *content = json_string_value(json_object_get(entry, "content"));
     if (!content)
         return fail(ERR_FORMAT, "%s: an entry of added_tokens has no \"content\"", r->name);
     int32_t id = -1;
     TRY(check_id(r, "added token", content, json_object_get(entry, "id"), &id));
-    for (int i = 0; i < COUNT_OF(unknown); i++)
-        if (is_true(entry, unknown[i]))
-            return fail(ERR_UNSUPPORTED,
-                        "%s: added token \"%.60s\" has \"%s\": true, which is not supported",
-                        r->name, content, unknown[i]);
     if (r->list.kind[id] != TOKEN_NONE)
         return fail(ERR_FORMAT, "%s: added token \"%.60s\" has id %d, which another one has too",
                     r->name, content, id);
+    TRY(check_added_id(r, content, vocab, id));
     r->list.token[id] = (Bytes){(const uint8_t *)content, strlen(content)};
     r->list.kind[id] = is_true(entry, "special") ? TOKEN_SPECIAL : TOKEN_ADDED;
+    r->list.flags[id] = added_flags(entry);
     if (id >= r->list.n) r->list.n = id + 1;
     return OK;
 }
@@ -127,13 +145,18 @@ static Status read_vocab_entry(Reader *r, const char *key, size_t n, const json_
     TRY(check_id(r, "vocab entry", key, value, &id));
     Bytes *token = &r->list.token[id];
     uint8_t *kind = &r->list.kind[id];
-    if (*kind >= TOKEN_ADDED && token->n == n && memcmp(token->at, key, n) == 0)
-        return OK; /* listed twice */
+    uint8_t *bytes = arena_alloc(&r->arena, n);
+    int64_t n_bytes = decode_token(key, n, bytes);
+    if (*kind >= TOKEN_ADDED && token->n == n && memcmp(token->at, key, n) == 0) {
+        /* Listed twice. A word that is not special may also come from merging, where it is not
+         * cut out; a special token never comes from a text's letters. */
+        bool same = n_bytes == (int64_t)n && memcmp(bytes, key, n) == 0;
+        if (*kind == TOKEN_ADDED && same) r->list.flags[id] |= ADDED_MERGEABLE;
+        return OK;
+    }
     if (*kind != TOKEN_NONE)
         return fail(ERR_FORMAT, "%s: vocab entry \"%.60s\" has id %d, which another one has too",
                     r->name, key, id);
-    uint8_t *bytes = arena_alloc(&r->arena, n);
-    int64_t n_bytes = decode_token(key, n, bytes);
     if (n_bytes < 0)
         return fail(ERR_UNSUPPORTED,
                     "%s: vocab entry \"%.60s\" (id %d) has a character outside the byte map: not a "
@@ -157,10 +180,13 @@ static Status read_vocabulary(Reader *r, json_t *model)
     if (n > MAX_TOKENS)
         return fail(ERR_REFUSED, "%s: %zu tokens; at most %d are read", r->name, n, MAX_TOKENS);
     r->id_limit = (int32_t)(2 * n);
-    r->list = (TokenList){0, ARENA_ARRAY(&r->arena, Bytes, 2 * n), arena_alloc(&r->arena, 2 * n),
-                          r->name};
+    r->next_id = (int32_t)json_object_size(vocab);
+    r->list = (TokenList){.token = ARENA_ARRAY(&r->arena, Bytes, 2 * n),
+                          .kind = arena_alloc(&r->arena, 2 * n),
+                          .flags = arena_alloc(&r->arena, 2 * n),
+                          .where = r->name};
     for (size_t i = 0; i < json_array_size(added); i++)
-        TRY(read_added_token(r, json_array_get(added, i)));
+        TRY(read_added_token(r, json_array_get(added, i), vocab));
     const char *key;
     size_t key_n;
     json_object_keylen_foreach(vocab, key, key_n, value)
@@ -240,7 +266,8 @@ static Status check_model(const Reader *r, const json_t *model)
                     r->name, text_of(model, "type"));
     if (is_true(model, "byte_fallback"))
         return fail(ERR_UNSUPPORTED,
-                    "%s: byte_fallback is on: a SentencePiece vocabulary, which is not read",
+                    "%s: byte_fallback is on: a SentencePiece vocabulary, which is read from its "
+                    "tokenizer.model",
                     r->name);
     if (*text_of(model, "continuing_subword_prefix") || *text_of(model, "end_of_word_suffix"))
         return fail(ERR_UNSUPPORTED, "%s: subword prefixes or suffixes are not supported", r->name);
@@ -280,6 +307,9 @@ static Status read_byte_level(Reader *r, const json_t *part)
 
 static Status read_pre_tokenizer(Reader *r, const json_t *part, bool *has_byte_level)
 {
+    if (*has_byte_level)
+        return fail(ERR_UNSUPPORTED, "%s: pre_tokenizer \"%.40s\" behind ByteLevel is not supported: it would see the byte map",
+                    r->name, text_of(part, "type"));
     if (type_is(part, "Split")) return read_split(r, part);
     if (type_is(part, "ByteLevel")) {
         *has_byte_level = true;
@@ -349,9 +379,19 @@ static Status read_post_processor(Reader *r, const json_t *post)
     return OK;
 }
 
+/* A tree of JSON takes up to a hundred bytes for a value, which is two in the text. */
+static Status check_size(const char *name, Bytes file)
+{
+    size_t n_values = 0;
+    for (size_t i = 0; i < file.n; i++) n_values += file.at[i] == ',' || file.at[i] == '[';
+    if (n_values <= MAX_JSON_VALUES) return OK;
+    return fail(ERR_REFUSED, "%s: %zu values; at most %d are read", name, n_values, MAX_JSON_VALUES);
+}
+
 static Status parse(Reader *r, Bytes file)
 {
     json_error_t error;
+    TRY(check_size(r->name, file));
     r->root = json_loadb((const char *)file.at, file.n, JSON_REJECT_DUPLICATES, &error);
     if (!r->root) return fail(ERR_FORMAT, "%s line %d: %s", r->name, error.line, error.text);
     json_t *model = json_object_get(r->root, "model");
@@ -366,7 +406,7 @@ static Status parse(Reader *r, Bytes file)
 
 Status hf_parse(Bytes file, const char *name, Tokenizer **out)
 {
-    Reader r = {.name = name, .t = tokenizer_new()};
+    Reader r = {.name = name, .t = tokenizer_new(&kind_byte_level)};
     Status status = parse(&r, file);
     json_decref(r.root);
     VEC_FREE(&r.rules);
@@ -396,25 +436,61 @@ static Status read_named_token(const json_t *root, const char *key, const char *
     return OK;
 }
 
-static Status read_config(const json_t *root, const char *name, Tokenizer *t)
+static Status read_named_tokens(const json_t *root, const char *name, Tokenizer *t)
 {
     TRY(read_named_token(root, "bos_token", name, t, &t->bos));
     TRY(read_named_token(root, "eos_token", name, t, &t->eos));
-    TRY(read_named_token(root, "pad_token", name, t, &t->pad));
+    return read_named_token(root, "pad_token", name, t, &t->pad);
+}
+
+/* A text, or a list of {"name", "template"}, of which the one named default counts. */
+static const char *default_template(const json_t *value)
+{
+    if (json_is_string(value)) return json_string_value(value);
+    for (size_t i = 0; i < json_array_size(value); i++) {
+        const json_t *entry = json_array_get(value, i);
+        if (strcmp(text_of(entry, "name"), "default") == 0)
+            return json_string_value(json_object_get(entry, "template"));
+    }
+    return NULL;
+}
+
+static Status read_config(const json_t *root, const char *name, Tokenizer *t)
+{
+    TRY(read_named_tokens(root, name, t));
     t->model_max_length = json_number_value(json_object_get(root, "model_max_length"));
-    const char *chat_template = json_string_value(json_object_get(root, "chat_template"));
-    if (chat_template) t->chat_template = arena_strdup(&t->arena, chat_template);
+    const char *chat_template = default_template(json_object_get(root, "chat_template"));
+    if (chat_template) tokenizer_set_chat_template(t, chat_template);
+    /* A tokenizer.json says it in its post_processor, a SentencePiece model cannot. */
+    const json_t *adds_bos = json_object_get(root, "add_bos_token");
+    if (t->sp && json_is_boolean(adds_bos)) t->adds_bos = json_is_true(adds_bos);
     return OK;
+}
+
+static Status load_json(Bytes file, const char *name, json_t **root)
+{
+    json_error_t error;
+    TRY(check_size(name, file));
+    /* transformers writes "no limit" as an integer of 31 digits: read as real */
+    *root = json_loadb((const char *)file.at, file.n,
+                       JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &error);
+    return *root ? OK : fail(ERR_FORMAT, "%s line %d: %s", name, error.line, error.text);
 }
 
 Status hf_parse_config(Bytes file, const char *name, Tokenizer *t)
 {
-    json_error_t
-        error; /* transformers writes "no limit" as an integer of 31 digits: read as real */
-    json_t *root = json_loadb((const char *)file.at, file.n,
-                              JSON_REJECT_DUPLICATES | JSON_DECODE_INT_AS_REAL, &error);
-    if (!root) return fail(ERR_FORMAT, "%s line %d: %s", name, error.line, error.text);
+    json_t *root;
+    TRY(load_json(file, name, &root));
     Status status = read_config(root, name, t);
+    json_decref(root);
+    return status;
+}
+
+Status hf_parse_special_map(Bytes file, const char *name, Tokenizer *t)
+{
+    json_t *root;
+    TRY(load_json(file, name, &root));
+    Status status = read_named_tokens(root, name, t);
     json_decref(root);
     return status;
 }

@@ -1,10 +1,11 @@
 /* Writing tokenizer.json and tokenizer_config.json.
  *
- * By hand instead of through a JSON tree: a tree of Llama 4's 640 thousand strings takes longer to
+ * For tokenizers that came with neither: those of tiktoken files and trained ones, whose added tokens have
+ * no flags. By hand instead of through a JSON tree: a tree of Llama 4's 640 thousand strings takes longer to
  * build than the text, and the text is plain: lists of strings. "a b" is the form of merges that
  * every version of the tokenizers library reads; no token has a space in it, the byte map sees to that.
  */
-#include "text/text_internal.h"
+#include "text/sp_model.h"
 
 static void add_json_bytes(Str *s, const uint8_t *text, size_t n)
 {
@@ -132,12 +133,16 @@ static void add_named(Str *s, const Tokenizer *t, const char *key, int32_t id)
     str_add(s, ",\n");
 }
 
-static void add_config(Str *s, const Tokenizer *t)
+void hf_write_config(const Tokenizer *t, Str *s)
 {
     str_add(s, "{\n");
     add_named(s, t, "bos_token", t->bos);
     add_named(s, t, "eos_token", t->eos);
     add_named(s, t, "pad_token", t->pad);
+    if (t->sp) {
+        add_named(s, t, "unk_token", t->sp->unk);
+        str_add(s, "  \"add_bos_token\": false,\n  \"add_eos_token\": false,\n  \"legacy\": false,\n");
+    }
     if (t->chat_template) {
         str_add(s, "  \"chat_template\": ");
         add_json(s, (Bytes){(const uint8_t *)t->chat_template, strlen(t->chat_template)});
@@ -145,40 +150,22 @@ static void add_config(Str *s, const Tokenizer *t)
     }
     if (t->model_max_length > 0)
         str_printf(s, "  \"model_max_length\": %.17g,\n", t->model_max_length);
-    str_add(s, "  \"clean_up_tokenization_spaces\": false,\n"
+    str_printf(s,
+               "  \"clean_up_tokenization_spaces\": false,\n"
                "  \"model_input_names\": [\"input_ids\", \"attention_mask\"],\n"
-               "  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n");
+               "  \"tokenizer_class\": \"%s\"\n}\n",
+               t->sp ? "LlamaTokenizer" : "PreTrainedTokenizerFast");
 }
 
-void tokenizer_print(const Tokenizer *t, Str *model, Str *config)
+void hf_write_tokenizer(const Tokenizer *t, Str *s)
 {
-    str_add(model, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
-    add_added_tokens(model, t);
-    str_add(model, "  \"normalizer\": null,\n");
-    add_split(model, t);
-    add_post_processor(model, t);
-    str_add(model, "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
-                   "\"trim_offsets\": true, "
-                   "\"use_regex\": true},\n");
-    add_model(model, t);
-    str_add(model, "}\n");
-    add_config(config, t);
-}
-
-Status tokenizer_save(const Tokenizer *t, const char *dir)
-{
-    Arena arena = {0};
-    Str model = {0}, config = {0};
-    tokenizer_print(t, &model, &config);
-    Status status;
-    TRY_GOTO(dir_create(dir), done);
-    TRY_GOTO(file_write_atomic(path_join(&arena, dir, "tokenizer.json"), model.at, model.n), done);
-    TRY_GOTO(
-        file_write_atomic(path_join(&arena, dir, "tokenizer_config.json"), config.at, config.n),
-        done);
-done:
-    str_deinit(&model);
-    str_deinit(&config);
-    arena_deinit(&arena);
-    return status;
+    str_add(s, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n");
+    add_added_tokens(s, t);
+    str_add(s, "  \"normalizer\": null,\n");
+    add_split(s, t);
+    add_post_processor(s, t);
+    str_add(s, "  \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+               "\"trim_offsets\": true, \"use_regex\": true},\n");
+    add_model(s, t);
+    str_add(s, "}\n");
 }

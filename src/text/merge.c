@@ -9,18 +9,24 @@
 
 #include <stdlib.h>
 
-void merge_short(const Tokenizer *t, Bytes piece, IdVec *ids)
-{
-    /* pair[i] is the merge of symbols i and i + 1; the last symbol has none. */
-    int32_t id[MERGE_SHORT_BYTES], result[MERGE_SHORT_BYTES];
+/* A piece of few symbols: priority and result at i are of the merge of symbols i and i + 1; the last
+ * symbol has none. */
+typedef struct FewSymbols {
+    int32_t *id, result[MERGE_SHORT_BYTES];
     uint32_t priority[MERGE_SHORT_BYTES];
-    int n = (int)piece.n;
-    for (int i = 0; i < n; i++) id[i] = t->byte_id[piece.at[i]];
-    for (int i = 0; i + 1 < n; i++) {
-        const MergeRule *rule = &t->byte_pairs[piece.at[i] << 8 | piece.at[i + 1]];
-        priority[i] = rule->priority;
-        result[i] = rule->result;
-    }
+} FewSymbols;
+
+static inline void set_pair(FewSymbols *few, int i, const MergeRule *rule)
+{
+    few->priority[i] = rule ? rule->priority : PRIORITY_NONE;
+    few->result[i] = rule ? rule->result : -1;
+}
+
+/* How many symbols are left of n. */
+static inline int merge_few(const Tokenizer *t, FewSymbols *few, int n)
+{
+    int32_t *id = few->id, *result = few->result;
+    uint32_t *priority = few->priority;
     while (n > 1) {
         int best = 0;
         for (int i = 1; i + 1 < n; i++)
@@ -34,12 +40,29 @@ void merge_short(const Tokenizer *t, Bytes piece, IdVec *ids)
         }
         n--;
         for (int i = best > 0 ? best - 1 : 0; i <= best && i + 1 < n; i++) {
-            const MergeRule *rule = merge_find(t, id[i], id[i + 1]);
-            priority[i] = rule ? rule->priority : PRIORITY_NONE;
-            result[i] = rule ? rule->result : -1;
+            set_pair(few, i, merge_find(t, id[i], id[i + 1]));
         }
     }
+    return n;
+}
+
+void merge_short(const Tokenizer *t, Bytes piece, IdVec *ids)
+{
+    int32_t id[MERGE_SHORT_BYTES];
+    FewSymbols few = {.id = id};
+    int n = (int)piece.n;
+    for (int i = 0; i < n; i++) id[i] = t->byte_id[piece.at[i]];
+    for (int i = 0; i + 1 < n; i++)
+        set_pair(&few, i, &t->byte_pairs[piece.at[i] << 8 | piece.at[i + 1]]);
+    n = merge_few(t, &few, n);
     for (int i = 0; i < n; i++) VEC_PUSH(ids, id[i]);
+}
+
+size_t merge_few_symbols(const Tokenizer *t, int32_t *id, size_t n)
+{
+    FewSymbols few = {.id = id};
+    for (int i = 0; i + 1 < (int)n; i++) set_pair(&few, i, merge_find(t, id[i], id[i + 1]));
+    return (size_t)merge_few(t, &few, (int)n);
 }
 
 static inline bool item_before(const HeapItem *a, const HeapItem *b)
@@ -72,7 +95,7 @@ static HeapItem heap_pop(HeapItem *heap, size_t *n)
 }
 
 /* A merge takes at least one item out of the heap and puts at most two in, so that 2n are enough. */
-static void scratch_reserve(MergeScratch *s, size_t n)
+void merge_reserve(MergeScratch *s, size_t n)
 {
     if (n <= s->cap) return;
     merge_scratch_deinit(s);
@@ -99,13 +122,11 @@ static inline void push_pair(const Tokenizer *t, MergeScratch *s, size_t *n_heap
     if (rule) heap_push(s->heap, n_heap, (HeapItem){rule->priority, left, rule->left, rule->right});
 }
 
-void merge_long(const Tokenizer *t, MergeScratch *s, Bytes piece, IdVec *ids)
+size_t merge_many_symbols(const Tokenizer *t, MergeScratch *s, size_t n_symbols)
 {
-    uint32_t n = (uint32_t)piece.n;
-    size_t n_heap = 0;
-    scratch_reserve(s, n);
+    uint32_t n = (uint32_t)n_symbols;
+    size_t n_heap = 0, n_left = 0;
     for (uint32_t i = 0; i < n; i++) {
-        s->id[i] = t->byte_id[piece.at[i]];
         s->before[i] = i - 1; /* wraps at the first: never used there */
         s->after[i] = i + 1;
     }
@@ -123,9 +144,23 @@ void merge_long(const Tokenizer *t, MergeScratch *s, Bytes piece, IdVec *ids)
         }
         if (left > 0) push_pair(t, s, &n_heap, s->before[left], left);
     }
-    for (uint32_t i = 0; i < n; i = s->after[i]) VEC_PUSH(ids, s->id[i]);
+    for (uint32_t i = 0; i < n; i = s->after[i]) s->id[n_left++] = s->id[i];
+    return n_left;
+}
+
+void merge_release(MergeScratch *s)
+{
     if (s->cap > MAX_PIECE_BYTES / 16)
         merge_scratch_deinit(s); /* such a piece is rare: do not keep 10 MB */
+}
+
+void merge_long(const Tokenizer *t, MergeScratch *s, Bytes piece, IdVec *ids)
+{
+    merge_reserve(s, piece.n);
+    for (size_t i = 0; i < piece.n; i++) s->id[i] = t->byte_id[piece.at[i]];
+    size_t n = merge_many_symbols(t, s, piece.n);
+    for (size_t i = 0; i < n; i++) VEC_PUSH(ids, s->id[i]);
+    merge_release(s);
 }
 
 void merge_piece(const Tokenizer *t, MergeScratch *scratch, Bytes piece, IdVec *ids)

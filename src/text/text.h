@@ -1,13 +1,16 @@
-/* text: tokenizers. Byte-level BPE: load, save, train, encode, decode.
+/* text: tokenizers. Byte-level and SentencePiece BPE: load, save, encode, decode; the former also train.
  *
- * What it is.   Text to token ids and back, as tiktoken and Hugging Face tokenizers do it for the
- *               Llama 3 and Llama 4 vocabularies and for any other byte-level BPE.
+ * What it is.   Text to token ids and back: as tiktoken and Hugging Face tokenizers do it for the
+ *               Llama 3 and Llama 4 vocabularies and for any other byte-level BPE; as sentencepiece
+ *               does it for a BPE model without normalization table, such as Grok-1's.
  * Depends on.   base; jansson (files), PCRE2 (patterns other than the two published ones).
  * Owns.         Tokenizer: vocabulary, merges, special tokens; does not change after it was made, so
  *               that threads share it. Encoder: a thread's scratch and its cache of pieces.
  * Invariants.   decode(encode(x)) == x for every byte string x. What is not valid UTF-8 is allowed:
  *               each longest run of such bytes is a piece of its own, and the valid text between
- *               two such runs is split as if it stood alone.
+ *               two such runs is split as if it stood alone. (SentencePiece: with byte pieces and
+ *               without remove_extra_whitespaces, and but for U+2581, which is its space: sp_encode.c.
+ *               Added tokens that strip white space take it away, as their flags say.)
  *               Pieces of more than 4 MiB are cut there. Time is O(n log n), memory O(longest piece).
  *               Letters, marks, digits and spaces are those of Unicode 16 for the Llama patterns (as
  *               in tiktoken 0.14 and tokenizers 0.23), those of the PCRE2 library for other patterns.
@@ -34,16 +37,26 @@ typedef struct IdVec {
 
 /* ---- files ----------------------------------------------------------------------------- */
 
-/* A directory (tokenizer.json with tokenizer_config.json, or a tiktoken tokenizer.model), or one of
- * these files. A tiktoken file names neither its pattern nor its special tokens: 128000 ranks are
- * taken for Llama 3, 200000 for Llama 4, any other number is refused. */
+/* A directory with tokenizer.json or tokenizer.model, or one of these files. Beside it are read, where
+ * they exist: tokenizer_config.json, special_tokens_map.json, chat_template.jinja. A tokenizer.model is
+ * a SentencePiece model or a tiktoken file, as its content tells. The latter names neither its pattern
+ * nor its special tokens: 128000 ranks are taken for Llama 3, 200000 for Llama 4, any other number is
+ * refused. */
 Status tokenizer_load(const char *path, Tokenizer **out);
 /* Whether `path` is a file, or a directory with a file that tokenizer_load would take. */
 bool tokenizer_exists(const char *path);
-/* Writes tokenizer.json and tokenizer_config.json as Hugging Face transformers reads them. */
+
+/* What holds a tokenizer on disk, as Hugging Face transformers reads it: the files it came with, byte for
+ * byte; tokenizer.json and tokenizer_config.json where it came from a tiktoken file or was trained. */
+enum { TOKENIZER_MAX_FILES = 5 };
+typedef struct TokenizerFile {
+    const char *name;
+    Bytes text; /* of the tokenizer or of the arena */
+} TokenizerFile;
+void tokenizer_files(const Tokenizer *tokenizer, Arena *arena, TokenizerFile files[TOKENIZER_MAX_FILES],
+                     int *n_files);
+/* Writes them; the files of another kind of tokenizer, which would be found first, are removed. */
 Status tokenizer_save(const Tokenizer *tokenizer, const char *dir);
-/* Their texts, appended. */
-void tokenizer_print(const Tokenizer *tokenizer, Str *tokenizer_json, Str *tokenizer_config_json);
 void tokenizer_destroy(Tokenizer *tokenizer);
 
 /* ---- vocabulary ------------------------------------------------------------------------ */
@@ -59,6 +72,9 @@ int32_t tokenizer_vocab_size(const Tokenizer *tokenizer); /* ids are below this 
 TokenKind tokenizer_token_kind(const Tokenizer *tokenizer, int32_t id);
 /* Of a special token: its name. Empty for ids out of range. */
 Bytes tokenizer_token_bytes(const Tokenizer *tokenizer, int32_t id);
+/* How many bytes of text it stands for: none if it is special; one less for SentencePiece's space in front where it
+ * is the first of a text. */
+size_t tokenizer_text_bytes(const Tokenizer *tokenizer, int32_t id, bool is_first);
 /* The id of an added or special token ("<|eot|>"), else of a plain token with these bytes, or -1. */
 int32_t tokenizer_id_of(const Tokenizer *tokenizer, const char *name);
 /* -1 where the tokenizer has none. */
@@ -69,8 +85,13 @@ int32_t tokenizer_pad(const Tokenizer *tokenizer);
 const int32_t *tokenizer_stops(const Tokenizer *tokenizer, int *n);
 /* Whether Hugging Face's encode would put the begin-of-text token in front; ours never does. */
 bool tokenizer_adds_bos(const Tokenizer *tokenizer);
-const char *tokenizer_pattern(const Tokenizer *tokenizer);
+const char *tokenizer_algorithm(const Tokenizer *tokenizer); /* "byte-level BPE" */
+const char *tokenizer_pattern(const Tokenizer *tokenizer);       /* NULL: no pattern splits its text */
+/* decode(encode(x)) == x for all x, but for U+2581 where the model writes it for a space. */
+bool tokenizer_is_reversible(const Tokenizer *tokenizer);
 const char *tokenizer_chat_template(const Tokenizer *tokenizer); /* Jinja, or NULL */
+/* The one change to a tokenizer that was made: before it is shared. Copies. */
+void tokenizer_set_chat_template(Tokenizer *tokenizer, const char *text);
 size_t tokenizer_merge_count(const Tokenizer *tokenizer);
 /* Equal for tokenizers that give equal ids and have equal special tokens; names shard caches. */
 uint64_t tokenizer_hash(const Tokenizer *tokenizer);
@@ -99,6 +120,7 @@ Status tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t n
 typedef struct Decoder {
     const Tokenizer *tokenizer;
     bool skip_special; /* special tokens give no text */
+    bool continues;    /* text came before: a first space is one, and not SentencePiece's dummy prefix */
     uint8_t held[4];   /* the beginning of a character */
     int n_held;
 } Decoder;

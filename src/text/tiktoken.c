@@ -34,6 +34,7 @@ static int base64_decode(const uint8_t *text, size_t n, uint8_t *out)
 
 typedef struct Ranks {
     Arena arena;
+    size_t limit; /* of tokens; a file with more is not read to its end */
     VEC(Bytes) token;
 } Ranks;
 
@@ -73,8 +74,8 @@ static Status parse_lines(Ranks *ranks, Bytes file, const char *name)
         size_t n = end - pos;
         if (n > 0 && file.at[end - 1] == '\r') n--;
         if (n > 0) {
-            if (ranks->token.n == MAX_TOKENS)
-                return fail(ERR_REFUSED, "%s: more than %d tokens", name, MAX_TOKENS);
+            if (ranks->token.n == ranks->limit)
+                return fail(ERR_REFUSED, "%s: more than %zu tokens", name, ranks->limit);
             TRY(parse_line(ranks, (Bytes){file.at + pos, n}, name));
         }
         pos = end + 1;
@@ -97,7 +98,8 @@ static Status build(Tokenizer *t, Ranks *ranks, const char *name)
     uint8_t *kind = arena_alloc(&ranks->arena, ranks->token.n);
     memset(kind, TOKEN_PLAIN, n_ranks);
     memset(kind + n_ranks, TOKEN_SPECIAL, (size_t)n_specials);
-    TokenList list = {(int32_t)ranks->token.n, ranks->token.at, kind, name};
+    TokenList list = {
+        .n = (int32_t)ranks->token.n, .token = ranks->token.at, .kind = kind, .where = name};
     TRY(build_vocabulary(t, &list));
     TRY(build_merges_by_rank(t, name));
     TRY(build_pattern(t, is_llama3 ? pattern_llama3 : pattern_llama4, name));
@@ -109,8 +111,8 @@ static Status build(Tokenizer *t, Ranks *ranks, const char *name)
 /* any_size: with Llama 4's pattern and special tokens where the number of ranks is not Llama 3's. */
 Status tiktoken_parse(Bytes file, const char *name, bool any_size, Tokenizer **out)
 {
-    Ranks ranks = {0};
-    Tokenizer *t = tokenizer_new();
+    Ranks ranks = {.limit = any_size ? MAX_TOKENS : 200000};
+    Tokenizer *t = tokenizer_new(&kind_byte_level);
     Status status;
     TRY_GOTO(parse_lines(&ranks, file, name), done);
     size_t n = ranks.token.n;

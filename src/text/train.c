@@ -288,7 +288,8 @@ static Status build(Trainer *t, Tokenizer *tokenizer)
         VEC_PUSH(&t->tokens, ((Bytes){(const uint8_t *)name, strlen(name)}));
         kind[i] = TOKEN_SPECIAL;
     }
-    TokenList list = {n, t->tokens.at, kind, "the trained tokenizer"};
+    TokenList list = {
+        .n = n, .token = t->tokens.at, .kind = kind, .where = "the trained tokenizer"};
     TRY(build_vocabulary(tokenizer, &list));
     TRY(build_merges(tokenizer, t->rules.at, t->rules.n, list.where));
     TRY(build_pattern(tokenizer, pattern_llama4, list.where));
@@ -348,7 +349,7 @@ Status tokenizer_train(const TokenizerTrainOptions *options, const TextSource *s
                           options->progress,
                           options->progress_context,
                           {0}};
-    Tokenizer *tokenizer = tokenizer_new();
+    Tokenizer *tokenizer = tokenizer_new(&kind_byte_level);
     Status status = train(&t, &count, source, tokenizer);
     trainer_deinit(&t);
     if (status == OK)

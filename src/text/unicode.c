@@ -41,3 +41,35 @@ size_t utf8_invalid_run(const uint8_t *text, size_t n)
     while (i < n && utf8_decode(text + i, n - i, &code_point) == 0) i++;
     return i;
 }
+
+/* Of an array of ranges the last that begins at or before the code point; -1: none. */
+static int range_of(const uint32_t *first, int n, size_t stride, uint32_t code_point, int shift)
+{
+    int low = 0, high = n;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (first[(size_t)middle * stride] >> shift <= code_point)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low - 1;
+}
+
+static uint8_t class_of(uint32_t code_point)
+{
+    return (uint8_t)unicode_ranges[range_of(unicode_ranges, UNICODE_RANGES, 1, code_point, 8)];
+}
+
+bool unicode_is_word(uint32_t code_point)
+{
+    if (code_point >= CODE_POINTS) return false;
+    int i = range_of(unicode_word_ranges[0], UNICODE_WORD_RANGES, 2, code_point, 0);
+    bool flipped = i >= 0 && code_point <= unicode_word_ranges[i][1];
+    return ((class_of(code_point) & (CHAR_L | CHAR_MARK | CHAR_NUMBER)) != 0) != flipped;
+}
+
+bool unicode_is_space(uint32_t code_point)
+{
+    return code_point < CODE_POINTS && (class_of(code_point) & CHAR_S);
+}

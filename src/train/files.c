@@ -7,44 +7,23 @@
 
 enum { MAX_TEXT_BYTES = 1 << 30 };
 
-/* ---- tokenizer ------------------------------------------------------------------------------------------ */
-
 static bool has(Arena *arena, const char *dir, const char *name) { return file_exists(path_join(arena, dir, name)); }
-
-/* The directory that holds tokenizer.json in the form that transformers reads. What came as a tiktoken file is written
- * into the run's own directory first; what lies there may be another run's, so once by each process. */
-static Status tokenizer_dir(Trainer *t, const char **dir)
-{
-    const RunConfig *c = t->config;
-    const char *path = *c->tokenizer.path ? c->tokenizer.path : c->model.from;
-    if (*path && has(&t->arena, path, "tokenizer.json")) {
-        *dir = path;
-        return OK;
-    }
-    *dir = path_join(&t->arena, t->dir, "tokenizer");
-    if (t->tokenizer_kept) return OK;
-    TRY(dir_create(*dir));
-    TRY(tokenizer_save(t->tokenizer, *dir));
-    t->tokenizer_kept = true;
-    return OK;
-}
 
 static Status add_copy(Arena *arena, const char *dir, const char *name, CkptFile *files, int *n)
 {
     Bytes text;
-    if (!has(arena, dir, name)) return OK;
     TRY(file_read(arena, path_join(arena, dir, name), MAX_TEXT_BYTES, &text));
     files[(*n)++] = (CkptFile){name, text};
     return OK;
 }
 
-static Status add_tokenizer(Trainer *t, Arena *arena, CkptFile *files, int *n)
+/* Those of a tiktoken file or a trained one are made once: a published vocabulary is 20 MB of JSON. */
+static void add_tokenizer(Trainer *t, CkptFile *files, int *n)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                                        "added_tokens.json", "chat_template.jinja"};
-    if (!t->tokenizer_dir) TRY(tokenizer_dir(t, &t->tokenizer_dir));
-    for (int i = 0; i < COUNT_OF(names); i++) TRY(add_copy(arena, t->tokenizer_dir, names[i], files, n));
-    return OK;
+    if (t->n_tokenizer_files == 0)
+        tokenizer_files(t->tokenizer, &t->arena, t->tokenizer_file, &t->n_tokenizer_files);
+    for (int i = 0; i < t->n_tokenizer_files; i++)
+        files[(*n)++] = (CkptFile){t->tokenizer_file[i].name, t->tokenizer_file[i].text};
 }
 
 /* ---- configurations --------------------------------------------------------------------------------------- */
@@ -80,5 +59,6 @@ Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
         TRY(add_copy(arena, from, "generation_config.json", files, n));
     else
         add_text(arena, "generation_config.json", generation_config(t), files, n);
-    return t->tokenizer ? add_tokenizer(t, arena, files, n) : OK;
+    if (t->tokenizer) add_tokenizer(t, files, n);
+    return OK;
 }

@@ -86,7 +86,7 @@ found:;
 static Status check_fits(Trainer *t)
 {
     size_t need = trainer_total_bytes(t), limit = (size_t)t->config->train.memory_limit;
-    if (!limit) limit = memory_available_bytes();
+    if (!limit) limit = memory_available_bytes() / (size_t)(t->ranks_here > 0 ? t->ranks_here : 1);
     if (need <= limit) return OK;
     char a[32], b[32];
     const char *remedy = find_remedy(t, limit);
@@ -100,14 +100,15 @@ static Status check_fits(Trainer *t)
 /* Sizes alone: the snapshot is reserved once the session is there. */
 static size_t snapshot_bytes(const Trainer *t)
 {
-    if (!t->config->checkpoint.async) return 0;
+    bool several = mesh_ranks(&t->layout.mesh) > 1; /* the first rank gathers all to save it */
+    if (several ? t->rank > 0 : !t->config->checkpoint.async) return 0;
     const Store *store = t->programs.store;
     VEC(NamedTensor) list = {0};
     for (int i = 0; i < store->n_entries; i++) {
         const StateEntry *e = &store->entry[i];
         bool saved = e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M || e->role == STATE_ADAM_V;
         for (int k = 0; saved && k < e->n_parts; k++)
-            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, tensor_make(NULL, e->dtype, e->part[k].shape)}));
+            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, tensor_make(NULL, e->dtype, e->part[k].whole)}));
     }
     size_t bytes = ckpt_snapshot_bytes(&(CkptTensors){.model = list.at, .n_model = (int)list.n});
     VEC_FREE(&list);
@@ -125,13 +126,15 @@ Status trainer_setup_programs(Trainer *t)
                                /* each micro-batch's share of losses that are means */
                                .aux_loss = (float)(r->balance_aux / (double)t->n_micro),
                                .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
-                               .z_loss = (float)r->z_loss};
+                               .z_loss = (float)r->z_loss, .layout = t->layout};
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
+    TRY(trainer_check_divides(t));
     Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);
     if (status == ERR_ARG || status == ERR_SHAPE || status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
         return fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
     t->snapshot_bytes = snapshot_bytes(t);
+    TRY(trainer_check_from(t));
     return check_fits(t);
 }

@@ -96,6 +96,7 @@ static void write_events(Metrics *m, const StepMetrics *s)
 
 void metrics_step(Metrics *m, const StepMetrics *s)
 {
+    if (!m) return;
     Str line = {0};
     str_printf(&line, "{\"step\": %lld, \"tokens\": %lld", (long long)s->step, (long long)s->tokens);
     add_number(&line, "loss", s->loss);
@@ -132,6 +133,7 @@ static void add_text(Str *s, const char *text)
 
 void metrics_event(Metrics *m, const char *kind, int64_t step, const char *text)
 {
+    if (!m) return;
     Str line = {0};
     str_printf(&line, "{\"event\": \"%s\", \"step\": %lld, \"time\": %.3f, \"text\": ", kind, (long long)step,
                clock_wall_s());

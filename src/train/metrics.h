@@ -19,7 +19,8 @@ typedef struct StepMetrics {
 typedef struct Metrics Metrics;
 /* Opens (and continues) dir/metrics.jsonl and, if wanted, dir/tensorboard/. Never fails: see above. */
 Metrics *metrics_open(const char *dir, bool tensorboard, int64_t first_step);
-void metrics_step(Metrics *metrics, const StepMetrics *m);
+/* Without Metrics (NULL) nothing is written: one rank of a run writes for all. */
+void metrics_step(Metrics *m, const StepMetrics *s);
 /* {"event": kind, "step": step, "time": ..., "text": text} */
 void metrics_event(Metrics *metrics, const char *kind, int64_t step, const char *text);
 void metrics_close(Metrics *metrics);

@@ -28,8 +28,8 @@ void progress_begin(Progress *p, int64_t step, int64_t steps)
 {
     const char *term = getenv("TERM");
     progress_clear(p);
-    *p = (Progress){.steps = steps, .start_step = step, .start_s = clock_s(), .last_line_s = -1e9};
-    p->terminal = isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
+    *p = (Progress){.silent = p->silent, .steps = steps, .start_step = step, .start_s = clock_s(), .last_line_s = -1e9};
+    p->terminal = !p->silent && isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
     p->colour = p->terminal && !getenv("NO_COLOR");
 }
 
@@ -67,6 +67,7 @@ static void draw(Progress *p, int width, const char *line, int columns)
 
 void progress_status(Progress *p, const char *format, ...)
 {
+    if (p->silent) return;
     char text[512];
     double now = clock_s(), last = fmax(p->last_line_s, p->terminal ? -1e9 : p->start_s);
     if (now - last < (p->terminal ? draw_every_s : LINE_EVERY_S)) return;
@@ -138,6 +139,7 @@ static void draw_bar(Progress *p, const StepMetrics *m)
 
 void progress_step(Progress *p, const StepMetrics *m, bool last)
 {
+    if (p->silent) return;
     if (isfinite(m->loss)) p->mean_loss = p->mean_loss == 0 ? m->loss : 0.95 * p->mean_loss + 0.05 * m->loss;
     double now = clock_s();
     if (now - p->last_line_s < (p->terminal ? draw_every_s : LINE_EVERY_S) && !last) return;
@@ -155,6 +157,7 @@ void progress_step(Progress *p, const StepMetrics *m, bool last)
 
 void progress_note(Progress *p, const char *format, ...)
 {
+    if (p->silent) return;
     char text[2048];
     va_list args;
     va_start(args, format);

@@ -5,6 +5,7 @@
 #include "train/metrics.h"
 
 typedef struct Progress {
+    bool silent; /* nothing is shown: one rank of a run shows it for all */
     bool terminal, colour;
     int64_t steps;
     double start_s, last_line_s;

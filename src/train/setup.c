@@ -6,14 +6,32 @@
 
 /* ---- model ------------------------------------------------------------------------------------------ */
 
+/* The directory's own configuration, which must be right as it is. */
+static Status from_json(const char *dir, json_t **out)
+{
+    Weights *from;
+    ModelConfig config;
+    json_t *json;
+    TRY(weights_open(dir, CKPT_VERIFY_SIZES, &from));
+    Status status = weights_config(from, &json);
+    weights_close(from);
+    TRY(status);
+    status = model_config_from_json(json, &config);
+    if (status != OK) {
+        json_decref(json);
+        return status;
+    }
+    model_config_deinit(&config);
+    *out = json;
+    return OK;
+}
+
 static Status base_json(const RunModel *m, json_t **out)
 {
     ModelConfig config;
     if (*m->from) {
-        Arena arena = {0};
-        Status status = model_config_load(path_join(&arena, m->from, "config.json"), &config);
-        arena_deinit(&arena);
-        TRY_AS(status, "model.from");
+        TRY_AS(from_json(m->from, out), "model.from");
+        return OK;
     } else if (*m->preset) {
         TRY(model_config_preset(m->preset, &config));
     } else {
@@ -43,8 +61,9 @@ static Status check_fields(json_t *base, json_t *fields)
 /* The directory's or the preset's config.json was read well before: what is wrong now stands in the run file. */
 static Status read_fields(Trainer *t, json_t *base, json_t *fields)
 {
-    TRY(check_fields(base, fields));
-    json_object_update(base, fields);
+    json_t *part = (json_t *)(uintptr_t)model_config_text_part(base);
+    TRY(check_fields(part, fields));
+    json_object_update(part, fields);
     Status status = model_config_from_json(base, &t->model);
     if (status == ERR_FORMAT) return fail(ERR_ARG, "%s", status_message());
     return status == ERR_UNSUPPORTED ? fail(ERR_REFUSED, "%s", status_message()) : status;
@@ -139,7 +158,6 @@ static Status train_tokenizer(Trainer *t, const char *dir)
     log_info("tokenizer: %d tokens learnt in %s", tokenizer_vocab_size(t->tokenizer),
              format_duration(clock_s() - start, took));
     TRY(dir_create(dir));
-    t->tokenizer_kept = true;
     return tokenizer_save(t->tokenizer, dir);
 }
 
@@ -155,9 +173,8 @@ static Status read_tokenizer(Trainer *t)
                     c->model.from);
     }
     const char *dir = path_join(&t->arena, t->dir, "tokenizer");
-    if (!file_exists(path_join(&t->arena, dir, "tokenizer.json"))) return train_tokenizer(t, dir);
+    if (!tokenizer_exists(dir)) return train_tokenizer(t, dir);
     TRY(tokenizer_load(dir, &t->tokenizer));
-    t->tokenizer_kept = true;
     if (tokenizer_vocab_size(t->tokenizer) != c->tokenizer.vocab_size)
         return fail(ERR_REFUSED, "%s has %d tokens, but tokenizer.train.vocab_size is %lld; remove the directory, or give the run another name",
                     dir, tokenizer_vocab_size(t->tokenizer), (long long)c->tokenizer.vocab_size);
@@ -192,10 +209,10 @@ Status trainer_setup_data(Trainer *t)
     progress_clear(&t->progress);
     TRY(status);
     DataPlan plan = {.split = DATA_TRAIN, .seed = (uint64_t)r->seed, .batch = r->batch, .micro_batch = t->micro_batch,
-                     .seq = r->seq};
+                     .seq = r->seq, .part = mesh_data_rank(&t->layout.mesh), .parts = mesh_data_ranks(&t->layout.mesh)};
     TRY(data_loader_create(t->data, &plan, &t->loader));
     TRY(data_prefetch_bytes(&plan, PREFETCH_DEPTH, &t->prefetch_bytes));
-    DataPlan held = {.split = DATA_HOLDOUT, .batch = t->micro_batch, .micro_batch = t->micro_batch, .seq = r->seq};
+    DataPlan held = {.split = DATA_HOLDOUT, .batch = t->micro_batch * plan.parts, .micro_batch = t->micro_batch, .seq = r->seq};
     if (t->tokenizer) {
         TRY(data_loader_create(t->data, &held, &t->val_loader));
         t->val_steps = data_loader_steps(t->val_loader);

@@ -7,7 +7,9 @@
 
 /* ---- lists ---------------------------------------------------------------------------------------------- */
 
-static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
+/* With the prefix that the names have in checkpoints, or as they are in the graph. Before there is a session the
+ * tensors have no data yet. */
+static NamedTensor *list_roles(Trainer *t, unsigned roles, const char *prefix, int *n)
 {
     const Store *store = t->programs.store;
     VEC(NamedTensor) list = {0};
@@ -15,7 +17,9 @@ static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
         const StateEntry *e = &store->entry[i];
         if (!(roles >> e->role & 1)) continue;
         for (int k = 0; k < e->n_parts; k++)
-            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, session_state_part(t->session, i, k)}));
+            VEC_PUSH(&list, ((NamedTensor){arena_printf(&t->arena, "%s%s", prefix, e->part[k].name),
+                                           t->session ? session_state_part(t->session, i, k)
+                                                      : tensor_make(NULL, e->dtype, e->part[k].whole)}));
     }
     NamedTensor *copy = arena_copy(&t->arena, list.at, list.n * sizeof *list.at);
     *n = (int)list.n;
@@ -27,8 +31,8 @@ static NamedTensor *list_roles(Trainer *t, unsigned roles, int *n)
  * programs complain, so they lie with the moments. */
 void trainer_list_state(Trainer *t)
 {
-    t->weights = list_roles(t, 1u << STATE_PARAM, &t->n_weights);
-    t->others = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER, &t->n_others);
+    t->weights = list_roles(t, 1u << STATE_PARAM, t->model.weight_prefix, &t->n_weights);
+    t->others = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER, "", &t->n_others);
 }
 
 /* ---- load ------------------------------------------------------------------------------------------------ */
@@ -56,14 +60,60 @@ static void compare_settings(const Trainer *t, const json_t *run)
     }
 }
 
+/* Two lists, one after the other. */
+static NamedTensor *join_lists(Trainer *t, const NamedTensor *a, int n_a, const NamedTensor *b, int n_b)
+{
+    NamedTensor *both = ARENA_ARRAY(&t->arena, NamedTensor, n_a + n_b);
+    if (n_a) memcpy(both, a, sizeof *both * (size_t)n_a);
+    if (n_b) memcpy(both + n_a, b, sizeof *both * (size_t)n_b);
+    return both;
+}
+
+/* One element range of a weight, or of what lies beside the weights. */
+static Status read_weight(const void *source, const StateEntry *entry, const StatePart *part, const StateRun *run, void *out)
+{
+    const Weight *w = weights_find(source, part->name);
+    if (!w) return fail(ERR_FORMAT, "%s has no %s", weights_path(source), part->name);
+    if (!shape_equal(&w->shape, &part->whole)) return fail(ERR_SHAPE, "%s of %s has another shape", part->name, weights_path(source));
+    return weights_read_range(w, run->global, run->n, entry->dtype, out);
+}
+
+static Status read_beside(const void *source, const StateEntry *entry, const StatePart *part, const StateRun *run, void *out)
+{
+    const SafetensorsEntry *e = ckpt_optimizer_find(source, part->name);
+    if (!e) return fail(ERR_FORMAT, "%s has no %s", ckpt_path(source), part->name);
+    if (!shape_equal(&e->shape, &part->whole)) return fail(ERR_SHAPE, "%s of %s has another shape", part->name, ckpt_path(source));
+    return safetensors_read(e, run->global, run->n, entry->dtype, out);
+}
+
+enum { BESIDE = 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER };
+
+static Status load_shares(Trainer *t, const Ckpt *ckpt)
+{
+    Weights *weights;
+    TRY(weights_open(ckpt_path(ckpt), CKPT_VERIFY_SIZES, &weights));
+    Status status = trainer_load_runs(t, 1u << STATE_PARAM, read_weight, weights);
+    weights_close(weights);
+    TRY(status);
+    return trainer_load_runs(t, BESIDE, read_beside, ckpt);
+}
+
+static Status load_whole(Trainer *t, const Ckpt *ckpt)
+{
+    int n_biases;
+    CkptTensors all = {0}; /* biases are looked up as the model's: an older checkpoint has them there */
+    const NamedTensor *biases = list_roles(t, 1u << STATE_BUFFER, "", &n_biases);
+    all.model = join_lists(t, t->weights, t->n_weights, biases, n_biases);
+    all.n_model = t->n_weights + n_biases;
+    all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, "", &all.n_optimizer);
+    return ckpt_load(ckpt, &all);
+}
+
 static Status resume(Trainer *t, Ckpt *ckpt)
 {
     json_t *run = json_loads(ckpt_run_json(ckpt), JSON_REJECT_DUPLICATES, NULL);
     if (!run) return fail(ERR_FORMAT, "%s: the manifest's run object is not JSON", ckpt_path(ckpt));
-    CkptTensors all = {0}; /* biases are looked up as the model's: an older checkpoint has them there */
-    all.model = list_roles(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, &all.n_model);
-    all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, &all.n_optimizer);
-    Status status = ckpt_load(ckpt, &all);
+    Status status = t->world ? load_shares(t, ckpt) : load_whole(t, ckpt);
     if (status == ERR_SHAPE || status == ERR_FORMAT) /* its hashes were good: it is another model's */
         status = fail(ERR_REFUSED, "%s; the run file's model is not the one of this run: give the run another name, or set the model back",
                       status_message());
@@ -87,28 +137,69 @@ static Status resume(Trainer *t, Ckpt *ckpt)
 
 /* Weights, and the expert biases if the directory has them: published models balance otherwise, and begin with
  * biases of zero. */
-static Status start_from(Trainer *t)
+static NamedTensor *list_from(Trainer *t, const Weights *from, int *n)
 {
-    Ckpt *from;
-    int n, n_buffers;
-    NamedTensor *weights = list_roles(t, 1u << STATE_PARAM, &n), *buffers = list_roles(t, 1u << STATE_BUFFER, &n_buffers);
-    NamedTensor *wanted = ARENA_ARRAY(&t->arena, NamedTensor, n + n_buffers);
-    TRY_AS(ckpt_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
-    memcpy(wanted, weights, sizeof *wanted * (size_t)n);
+    int n_buffers, found = 0;
+    const NamedTensor *weights = list_roles(t, 1u << STATE_PARAM, "", n);
+    NamedTensor *buffers = list_roles(t, 1u << STATE_BUFFER, "", &n_buffers);
     for (int i = 0; i < n_buffers; i++)
-        if (ckpt_model_find(from, buffers[i].name)) wanted[n++] = buffers[i];
-    Status status = ckpt_load(from, &(CkptTensors){.model = wanted, .n_model = n});
-    ckpt_close(from);
+        if (weights_find(from, buffers[i].name)) buffers[found++] = buffers[i];
+    NamedTensor *wanted = join_lists(t, weights, *n, buffers, found);
+    *n += found;
+    return wanted;
+}
+
+Status trainer_check_from(Trainer *t)
+{
+    Weights *from;
+    int n;
+    if (!*t->config->model.from) return OK;
+    TRY_AS(weights_open(t->config->model.from, CKPT_VERIFY_SIZES, &from), "model.from");
+    const NamedTensor *wanted = list_from(t, from, &n);
+    Status status = weights_match(from, wanted, n);
+    weights_close(from);
     if (status == ERR_SHAPE) status = fail(ERR_REFUSED, "%s; fields beside model.from cannot change a weight's shape", status_message());
     TRY_AS(status, "model.from");
-    log_info("weights from %s", t->config->model.from);
+    return OK;
+}
+
+static Status start_from(Trainer *t)
+{
+    Weights *from;
+    int n;
+    TRY_AS(weights_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
+    Status status;
+    if (t->world) {
+        status = trainer_load_runs(t, 1u << STATE_PARAM, read_weight, from);
+    } else {
+        const NamedTensor *wanted = list_from(t, from, &n);
+        status = weights_load(from, wanted, n);
+    }
+    if (status == OK) log_info("weights from %s (%s)", t->config->model.from, weights_form(from));
+    weights_close(from);
+    TRY_AS(status, "model.from");
     return session_refresh_copies(t->session);
+}
+
+/* The newest good checkpoint. The first rank finds and verifies it; the others open the same. */
+static Status find_checkpoint(Trainer *t, Ckpt **found)
+{
+    char path[4096] = "";
+    Status status = OK;
+    *found = NULL;
+    if (t->rank == 0) {
+        status = ckpt_find(t->ckpt_dir, found);
+        if (status == OK && *found) snprintf(path, sizeof path, "%s", ckpt_path(*found));
+    }
+    if (!t->world || status != OK) return status;
+    TRY(comm_run(t->world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_U8, .send = path, .recv = path, .count = sizeof path, .node = "checkpoint"}));
+    return t->rank > 0 && *path ? ckpt_open(path, CKPT_VERIFY_SIZES, found) : OK;
 }
 
 Status trainer_load_or_init(Trainer *t)
 {
     Ckpt *found;
-    TRY(ckpt_find(t->ckpt_dir, &found));
+    TRY(find_checkpoint(t, &found));
     if (found) {
         Status status = resume(t, found);
         ckpt_close(found);
@@ -151,8 +242,46 @@ static void report(Trainer *t, const CkptResult *r)
     str_deinit(&text);
 }
 
+/* All ranks: the first gathers what the others hold and writes it. */
+static Status save_gathered(Trainer *t, CkptSave *save)
+{
+    GatheredList list = {0};
+    Status status = trainer_gather(t, 1u << STATE_PARAM | BESIDE, &list);
+    if (status == OK && t->rank == 0) {
+        NamedTensor *tensor = xcalloc(list.n + 1, sizeof *tensor);
+        int n_model = 0, n_beside = 0;
+        for (size_t i = 0; i < list.n; i++) /* weights first, the others from the end of the list on */
+            if (list.at[i].role == STATE_PARAM) tensor[n_model++] = list.at[i].tensor;
+        for (size_t i = 0; i < list.n; i++)
+            if (list.at[i].role != STATE_PARAM) tensor[n_model + n_beside++] = list.at[i].tensor;
+        save->tensors = (CkptTensors){.model = tensor, .n_model = n_model, .optimizer = tensor + n_model, .n_optimizer = n_beside};
+        status = ckpt_save(t->store, save);
+        free(tensor);
+    }
+    trainer_gathered_free(&list);
+    return status;
+}
+
+static Status save_of_ranks(Trainer *t, bool wait)
+{
+    Arena arena = {0};
+    CkptFile files[TRAINER_MAX_FILES];
+    CkptResult result;
+    CkptSave save = {.step = t->step, .files = files};
+    char *json = run_json(t);
+    save.run_json = json;
+    Status status = t->rank == 0 ? trainer_model_files(t, &arena, files, &save.n_files) : OK;
+    if (status == OK) status = save_gathered(t, &save);
+    if (t->rank == 0 && ckpt_poll(t->store, &result)) report(t, &result);
+    free(json);
+    arena_deinit(&arena);
+    t->last_save_s = clock_s();
+    return wait || status == ERR_COMM ? status : OK;
+}
+
 Status trainer_save(Trainer *t, bool wait)
 {
+    if (t->world) return save_of_ranks(t, wait);
     Arena arena = {0};
     CkptFile files[TRAINER_MAX_FILES];
     CkptResult result;
@@ -185,14 +314,14 @@ Status trainer_save(Trainer *t, bool wait)
 Status trainer_poll_save(Trainer *t)
 {
     CkptResult result;
-    if (ckpt_poll(t->store, &result)) report(t, &result);
+    if (t->store && ckpt_poll(t->store, &result)) report(t, &result);
     return OK;
 }
 
 Status trainer_finish_saves(Trainer *t)
 {
     CkptResult result;
-    if (!ckpt_wait(t->store, &result)) return OK;
+    if (!t->store || !ckpt_wait(t->store, &result)) return OK;
     report(t, &result);
     return result.status == OK ? OK : fail(result.status, "%s", result.message);
 }

@@ -3,9 +3,10 @@
 
 #include "train/train.h"
 
+/* The graph of the whole is built for the sequences of all ranks; the layout's passes cut it. */
 static ModelOptions model_options(const StepOptions *o, bool training, int64_t batch)
 {
-    return (ModelOptions){.purpose = MODEL_LOSS, .batch = batch, .seq = o->seq, .dtype = o->dtype,
+    return (ModelOptions){.purpose = MODEL_LOSS, .batch = batch * mesh_data_ranks(&o->layout.mesh), .seq = o->seq, .dtype = o->dtype,
                           .training = training, .balance = training ? o->balance : BALANCE_NONE,
                           .aux_loss = o->aux_loss, .router_z_loss = training ? o->router_z_loss : 0,
                           .z_loss = training ? o->z_loss : 0};
@@ -26,21 +27,29 @@ static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
 }
 
 /* Fusion and pruning come last, when every reader of a value is known. */
+static Status finish(Graph **g, const StepOptions *o, const Graph *like)
+{
+    TRY(pass_layout(g, &o->layout, like));
+    TRY(pass_fuse(g));
+    return pass_prune(g);
+}
+
 static Status build_step(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
 {
     Graph *g, *update = NULL;
     ParamGrads grads = {0};
     TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
-    Status status = differentiate(&g, o, &grads);
+    Status status = pass_layout_prepare(&g, &o->layout);
+    if (status == OK) status = differentiate(&g, o, &grads);
     if (status == OK && o->n_micro > 1) {
         status = pass_accumulate(g, &grads);
-        if (status == OK) status = pass_optimizer_alone(g, &update);
+        if (status == OK) status = pass_optimizer_alone(g, &o->layout, &update);
     } else if (status == OK) {
         status = pass_optimizer(g, &grads);
     }
     param_grads_deinit(&grads);
-    if (status == OK) status = pass_fuse(&g);
-    if (status == OK) status = pass_prune(&g);
+    if (status == OK) status = finish(&g, o, NULL);
+    if (status == OK && update && mesh_ranks(&o->layout.mesh) > 1) status = finish(&update, o, g);
     if (status != OK) {
         graph_destroy(g);
         graph_destroy(update);
@@ -57,8 +66,8 @@ static Status build_eval(const ModelConfig *model, const StepOptions *o, Target 
 {
     Graph *g;
     TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
-    Status status = pass_fuse(&g);
-    if (status == OK) status = pass_prune(&g);
+    Status status = pass_layout_prepare(&g, &o->layout);
+    if (status == OK) status = finish(&g, o, NULL);
     if (status != OK) {
         graph_destroy(g);
         return status;

@@ -6,15 +6,6 @@
 
 /* ---- inputs ------------------------------------------------------------------------------------------- */
 
-static Status feed(Trainer *t, int program, const DataBatch *b, int64_t rows)
-{
-    size_t n = (size_t)(rows * t->options.seq);
-    TRY(session_write(t->session, program, "ids", b->ids, n * sizeof *b->ids));
-    TRY(session_write(t->session, program, "targets", b->targets, n * sizeof *b->targets));
-    TRY(session_write(t->session, program, "pos", b->pos, n * sizeof *b->pos));
-    return session_write(t->session, program, "weights", b->weights, n * sizeof *b->weights);
-}
-
 static Status set_hyper(Trainer *t, int program, double lr)
 {
     const RunTrain *r = &t->config->train;
@@ -42,12 +33,12 @@ static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetric
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
         const DataBatch *batch;
         TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
-        TRY(feed(t, step, batch, t->micro_batch));
+        TRY(trainer_feed(t, step, batch));
         faults_in_batch(faults, t, step);
         TRY(session_run(t->session, step, PHASE_FORWARD, PHASE_BACKWARD));
         TRY(session_read(t->session, step, "loss", &value, sizeof value));
         m->loss += (double)value; /* weights count the targets of the whole step: losses add up to the mean */
-        *tokens += t->micro_batch * t->options.seq;
+        *tokens += t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
     }
     return OK;
 }
@@ -120,6 +111,7 @@ Status trainer_run_step(Trainer *t, StepMetrics *m)
     m->data_wait_s = data_prefetch_wait_s(t->prefetch) - waited;
     m->peak_bytes = trainer_total_bytes(t);
     if (t->peak_flop_per_s > 0)
-        m->mfu = m->tokens_per_s * model_train_flop_per_token(&t->model, t->options.seq) / t->peak_flop_per_s;
+        m->mfu = m->tokens_per_s * model_train_flop_per_token(&t->model, t->options.seq) /
+                 (t->peak_flop_per_s * mesh_ranks(&t->layout.mesh));
     return OK;
 }

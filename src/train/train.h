@@ -2,7 +2,7 @@
  *
  * What it is.   The programs of a training step, initial weights, learning-rate schedules, the policy
  *               for bad steps, metrics, progress, checkpoints, restart.
- * Depends on.   base, tensor, run, graph, ops, pass, program, device, model, text, data, ckpt
+ * Depends on.   base, tensor, run, graph, ops, pass, program, device, model, text, data, ckpt, weights
  * Owns.         A Trainer owns all that a run needs, from the tokenizer to the session.
  * Invariants.   A run is a pure function of its run file: weights from (seed, name), data from (seed,
  *               step), the update from both. Stopped and started again it gives the same bits.
@@ -24,7 +24,7 @@
 /* ---- the programs of a step ----------------------------------------------------------------- */
 
 typedef struct StepOptions {
-    int64_t micro_batch; /* sequences in one run of the step program */
+    int64_t micro_batch; /* sequences in one run of the step program, of this rank */
     int64_t n_micro;     /* runs per step; more than one: gradients are summed in states */
     int64_t eval_batch;  /* sequences in one run of the evaluation program; 0: no such program */
     int64_t seq;
@@ -32,6 +32,7 @@ typedef struct StepOptions {
     Recompute recompute;
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss;
+    Layout layout; /* of the ranks that share a step */
 } StepOptions;
 
 enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };
@@ -89,6 +90,12 @@ typedef struct TrainOutcome {
 } TrainOutcome;
 
 Status trainer_create(const RunConfig *config, Trainer **trainer);
+/* The ranks that parallel.* asks for. */
+int64_t train_ranks(const RunConfig *config);
+/* One rank of them: every rank creates, runs and destroys its trainer. world: this rank among all. ranks_here: of
+ * this process or host, which share its processors and memory. The first rank reports, writes metrics and
+ * checkpoints. A rank that fails calls comm_abort, so that the others do not wait for it. */
+Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here, Trainer **trainer);
 Status trainer_run(Trainer *trainer, TrainOutcome *outcome);
 void trainer_destroy(Trainer *trainer);
 /* What the run will need, as text for people: weights, gradients, optimizer, activations, buffers. Trains

@@ -17,18 +17,18 @@ bool trainer_stop_requested(void) { return stop_requested != 0; }
 static Status check_combinations(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
-    t->micro_batch = r->micro_batch ? r->micro_batch : r->batch;
-    t->n_micro = r->batch / t->micro_batch;
     t->steps = r->steps;
     if (r->canonical)
         return fail(ERR_REFUSED, "train.canonical: the canonical order of sums is for runs of several ranks, which this build does not have; leave it false");
-    return OK;
+    return trainer_setup_ranks(t);
 }
 
 static Status open_device(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
-    TRY(device_create_cpu((CpuOptions){.threads = (int)r->threads}, &t->device));
+    int threads = (int)r->threads;
+    if (threads == 0 && t->ranks_here > 1) threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
+    TRY(device_create_cpu((CpuOptions){.threads = threads, .world = t->world, .mesh = t->layout.mesh}, &t->device));
     bool fast_bf16 = device_target(t->device).isa == ISA_AVX512BF16;
     t->dtype = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16) ? DTYPE_BF16 : DTYPE_F32;
     if (t->dtype == DTYPE_BF16 && !fast_bf16)
@@ -42,8 +42,9 @@ static Status open_device(Trainer *t)
 static Status open_session(Trainer *t)
 {
     TRY(session_create(t->device, t->programs.store, t->programs.at, t->programs.n, &t->session));
+    if (t->rank == 0) TRY(ckpt_store_open(t->ckpt_dir, (CkptOptions){.keep = (int)t->config->checkpoint.keep}, &t->store));
+    if (t->world) return trainer_load_or_init(t);
     trainer_list_state(t);
-    TRY(ckpt_store_open(t->ckpt_dir, (CkptOptions){.keep = (int)t->config->checkpoint.keep}, &t->store));
     if (t->config->checkpoint.async)
         TRY(ckpt_reserve(t->store, &(CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->others,
                                                   .n_optimizer = t->n_others}));
@@ -82,7 +83,7 @@ static Status write_resolved(Trainer *t)
 {
     RunConfig resolved = *t->config;
     resolved.train.steps = t->steps;
-    resolved.train.micro_batch = t->micro_batch;
+    if (!t->world) resolved.train.micro_batch = t->micro_batch;
     resolved.train.warmup = t->warmup;
     resolved.train.precision = t->dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
     return run_config_write(&resolved, path_join(&t->arena, t->dir, "run.yaml"));
@@ -93,13 +94,22 @@ static Status begin(Trainer *t)
     const RunTrain *r = &t->config->train;
     t->bad_steps = (BadSteps){.spike_factor = r->spike_factor, .max_skips = r->max_skips, .skip_nonfinite = r->skip_nonfinite};
     TRY(open_session(t));
-    t->metrics = metrics_open(t->dir, t->config->log.tensorboard, t->step);
+    if (t->rank == 0) t->metrics = metrics_open(t->dir, t->config->log.tensorboard, t->step);
     TRY(data_prefetch_create(t->loader, t->step, PREFETCH_DEPTH, &t->prefetch));
     TRY(choose_steps(t));
     set_schedule(t);
-    TRY(write_resolved(t));
+    if (t->rank == 0) TRY(write_resolved(t));
     metrics_event(t->metrics, t->resumed ? "resume" : "start", t->step, device_text(t->device));
     return OK;
+}
+
+/* Tokenizer and shards: the first rank makes what is not there yet, the others find it made. */
+static Status setup_text(Trainer *t)
+{
+    if (t->rank > 0) TRY(trainer_meet(t));
+    TRY(trainer_setup_model(t));
+    TRY(trainer_setup_data(t));
+    return t->rank == 0 ? trainer_meet(t) : OK;
 }
 
 /* All that can be known and refused before anything is allocated for the run itself. */
@@ -111,8 +121,7 @@ static Status plan(Trainer *t)
     TRY(dir_create(t->dir));
     progress_begin(&t->progress, 0, t->steps);
     TRY(open_device(t));
-    TRY(trainer_setup_model(t));
-    TRY(trainer_setup_data(t));
+    TRY(setup_text(t));
     return trainer_setup_programs(t);
 }
 
@@ -120,16 +129,22 @@ Status trainer_plan(const RunConfig *config, Str *out)
 {
     Trainer *t = xcalloc(1, sizeof *t);
     t->config = config;
+    t->planning = true;
     Status status = plan(t);
     if (status == OK) trainer_plan_text(t, out);
     trainer_destroy(t);
     return status;
 }
 
-Status trainer_create(const RunConfig *config, Trainer **trainer)
+Status trainer_create(const RunConfig *config, Trainer **trainer) { return trainer_create_rank(config, NULL, 1, trainer); }
+
+Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here, Trainer **trainer)
 {
     Trainer *t = xcalloc(1, sizeof *t);
     t->config = config;
+    t->world = world && comm_size(world) > 1 ? world : NULL;
+    t->ranks_here = ranks_here;
+    t->progress.silent = t->world && comm_rank(world) > 0;
     Status status = plan(t);
     if (status == OK) status = begin(t);
     if (status != OK) {
@@ -168,10 +183,14 @@ void trainer_destroy(Trainer *t)
 
 static bool is_multiple(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
-static bool save_is_due(const Trainer *t)
+/* Clocks differ: what goes by time is decided by the first rank. */
+static Status save_is_due(Trainer *t, bool *due)
 {
     double minutes = t->config->checkpoint.minutes;
-    return is_multiple(t->step, t->config->checkpoint.every) || (minutes > 0 && clock_s() - t->last_save_s > 60 * minutes);
+    int64_t late = minutes > 0 && clock_s() - t->last_save_s > 60 * minutes;
+    if (minutes > 0) TRY(trainer_agree(t, &late));
+    *due = late || is_multiple(t->step, t->config->checkpoint.every);
+    return OK;
 }
 
 static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
@@ -189,7 +208,9 @@ static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
     if (last || is_multiple(t->step, t->config->log.every) || !isnan(m->val_loss) || m->skipped) metrics_step(t->metrics, m);
     progress_step(&t->progress, m, last);
     TRY(trainer_poll_save(t));
-    return !last && save_is_due(t) ? trainer_save(t, false) : OK;
+    bool due;
+    TRY(save_is_due(t, &due));
+    return !last && due ? trainer_save(t, false) : OK;
 }
 
 static Status one_step(Trainer *t, TrainOutcome *outcome)
@@ -205,7 +226,7 @@ static Status keep_what_is_whole(Trainer *t, bool any, Status status)
 {
     char sentence[1024];
     snprintf(sentence, sizeof sentence, "%s", status_message());
-    if (any && !t->torn && trainer_save(t, true) != OK) progress_note(&t->progress, "drover: %s", status_message());
+    if (any && !t->torn && !t->world && trainer_save(t, true) != OK) progress_note(&t->progress, "drover: %s", status_message());
     metrics_event(t->metrics, "failed", t->step, sentence);
     return fail(status, "%s", sentence);
 }
@@ -216,7 +237,13 @@ static Status loop(Trainer *t, TrainOutcome *outcome)
     double start = clock_s();
     t->last_save_s = start;
     Status status = OK;
-    while (status == OK && t->step < t->steps && !trainer_stop_requested()) status = one_step(t, outcome);
+    for (bool stop = false; t->step < t->steps;) {
+        stop = trainer_stop_requested();
+        status = trainer_any(t, &stop); /* a signal may reach one rank only */
+        if (status == OK && stop) break;
+        if (status == OK) status = one_step(t, outcome);
+        if (status != OK) break;
+    }
     if (status != OK) return keep_what_is_whole(t, t->step > first, status);
     if (t->step > first) outcome->tokens_per_s = (double)(t->tokens - first_tokens) / (clock_s() - start);
     outcome->step = t->step;

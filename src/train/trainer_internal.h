@@ -6,6 +6,7 @@
 #include "data/data.h"
 #include "train/progress.h"
 #include "train/train.h"
+#include "weights/weights.h"
 
 enum { PREFETCH_DEPTH = 2 };
 
@@ -19,14 +20,18 @@ struct Trainer {
     DType dtype;
 
     Tokenizer *tokenizer; /* NULL with random ids only */
-    bool tokenizer_kept;  /* it lies in the run's directory */
-    const char *tokenizer_dir; /* whose files go into checkpoints; NULL: not looked for yet */
+    TokenizerFile tokenizer_file[TOKENIZER_MAX_FILES]; /* for checkpoints, once they were asked for */
+    int n_tokenizer_files;
     ModelConfig model;
     Data *data;
     DataLoader *loader, *val_loader;
     DataPrefetch *prefetch;
     int64_t val_steps;
 
+    Comm *world; /* this rank among all; NULL: the only one */
+    int rank, ranks_here; /* of how many in this process or on this host */
+    Layout layout;
+    bool planning; /* what the first rank would need; there are no others */
     Device *device;
     StepOptions options;
     StepPrograms programs;
@@ -57,6 +62,7 @@ size_t trainer_total_bytes(const Trainer *t);
 void trainer_plan_text(const Trainer *t, Str *out);
 /* state.c */
 void trainer_list_state(Trainer *t);        /* what a checkpoint holds, by published names */
+Status trainer_check_from(Trainer *t);      /* that model.from has what the programs need; reads headers only */
 Status trainer_load_or_init(Trainer *t);    /* newest good checkpoint, model.from, or initial weights */
 Status trainer_save(Trainer *t, bool wait); /* a checkpoint of the present step */
 Status trainer_poll_save(Trainer *t);       /* reports a finished save */
@@ -76,6 +82,25 @@ void faults_in_batch(const StepFaults *f, Trainer *t, int program);
 void faults_in_sums(const StepFaults *f, Trainer *t);
 double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm);
 void faults_end(const StepFaults *f);
+/* ranks.c */
+Status trainer_setup_ranks(Trainer *t);     /* the layout, and this rank's share of a batch */
+Status trainer_check_divides(const Trainer *t);
+Status trainer_meet(Trainer *t);            /* returns when all ranks have come here */
+Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
+Status trainer_any(Trainer *t, bool *flag); /* true when it is on any rank */
+Status trainer_feed(Trainer *t, int program, const DataBatch *batch);
+/* exchange.c */
+typedef Status (*RunReader)(const void *source, const StateEntry *entry, const StatePart *part, const StateRun *run, void *out);
+/* Reads every run of the entries of these roles (bits by StateRole). */
+Status trainer_load_runs(Trainer *t, unsigned roles, RunReader read, const void *source);
+typedef struct Gathered {
+    NamedTensor tensor; /* whole; name and data are the list's */
+    StateRole role;
+} Gathered;
+typedef VEC(Gathered) GatheredList;
+/* All ranks call it; the first has the whole tensors of all then. */
+Status trainer_gather(Trainer *t, unsigned roles, GatheredList *list);
+void trainer_gathered_free(GatheredList *list);
 /* validate.c */
 Status trainer_validate(Trainer *t, double *loss, double *bits_per_byte);
 /* duration.c */

@@ -5,8 +5,8 @@
         Hugging Face tokenizers trains a byte-level BPE with the Llama 4 pre-token pattern; reading the files counts.
     python3 tools/bench/tokenizers_peer.py encode --tokenizer llama3.model --tokenizer llama4.model FILE...
         tiktoken encodes the files, one file a call, with the ranks of each .model file and its pattern; reading and loading
-        do not count. With --threads N, N Python threads share the files (tiktoken works outside Python's lock; making the
-        list of ids does not).
+        do not count; mb_per_cpu_s is by the processors' time, which other work on the machine disturbs less. With
+        --threads N, N Python threads share the files (tiktoken works outside Python's lock; making the list of ids does not).
 
 A FILE may be @LIST: a file with one path a line. Files that are not UTF-8 are left out. MB are 10^6 bytes of UTF-8 text.
 Written for tokenizers 0.23.3 and tiktoken 0.14.0.
@@ -114,15 +114,17 @@ def encode(args):
     work = sorted(texts.values(), key=len, reverse=True)
     for path in args.tokenizer:
         name, enc = load_ranks(path)
-        seconds = []
+        seconds, cpu_seconds = [], []
         with concurrent.futures.ThreadPoolExecutor(args.threads) as pool:
             run = map if args.threads == 1 else pool.map
             for _ in range(args.runs):
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 tokens = sum(run(lambda text: len(enc.encode_ordinary(text)), work))
                 seconds.append(time.perf_counter() - start)
+                cpu_seconds.append(time.process_time() - cpu_start)
         report("encode", f"tiktoken {tiktoken.__version__}", args.threads, texts, seconds,
-               tokenizer=name, tokens=tokens, bytes_per_token=n_bytes(texts) / tokens)
+               tokenizer=name, tokens=tokens, bytes_per_token=n_bytes(texts) / tokens,
+               mb_per_cpu_s=n_bytes(texts) / 1e6 / statistics.median(cpu_seconds))
 
 
 def report(what, library, threads, texts, seconds, **more):

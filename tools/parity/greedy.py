@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A trained model goes on with the same tokens in drover and in transformers: greedy decoding in f32, 200 tokens each.
-The model is that of `make run` when there is one, else a small one of the same kind, trained here for a minute."""
+The model is that of `make run` when there is one, else a small one of the same kind, trained here in a moment."""
 import json
 import os
 import sys
@@ -22,7 +22,7 @@ def model(shop):
         with open(file, "w") as f:
             f.write("name: quick\n")
         drover("train", file, f"dir={run}", "model=llama4-nano", "tokenizer.train.vocab_size=1024", f"data={ROOT}/src/**/*.h",
-               "train.steps=120", "train.batch=8", "train.seq=128", "train.lr=3e-3", "log.tensorboard=false", "train.val_batches=1")
+               "train.steps=60", "train.batch=4", "train.seq=128", "train.lr=3e-3", "log.tensorboard=false", "train.val_batches=1")
     with open(os.path.join(run, "ckpt", "latest")) as f:
         return os.path.join(run, "ckpt", f.readline().strip())
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from common import Report, drover, f32, in_transformers, read_tensors, workshop
+from common import ROOT, Report, drover, f32, in_transformers, read_tensors, workshop
 import make_golden as golden
 import numpy as np
 import torch
@@ -66,6 +66,19 @@ def check(report, case, name, shop):
     report.row(f"{case} {name}: config.json", kept, "dtype told, unknown keys kept")
 
 
+def meta(report, shop):
+    """Meta's layout in one file, two and eight becomes the directory that was cut into it."""
+    golden_meta = os.path.join(ROOT, "tests", "golden_meta")
+    for family in ("llama3", "llama4"):
+        want = read_tensors(os.path.join(golden_meta, family, "hf"))
+        for layout in sorted(n for n in os.listdir(os.path.join(golden_meta, family)) if n.startswith("meta")):
+            made = os.path.join(shop, f"{family}-{layout}")
+            drover("convert", os.path.join(golden_meta, family, layout), made)
+            report.row(f"{family} {layout}", same_bits(want, read_tensors(made)), f"{len(want)} tensors")
+        said = in_transformers(made, os.path.join(shop, "answer.json"), ids=[[1, 2, 3]])
+        report.row(f"{family} {layout}: opens in transformers", not said or "high_freq_factor" in said, said or "silent")
+
+
 def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -75,6 +88,7 @@ def main():
         for case in CASES:
             for name in SAVED:
                 check(report, case, name, shop)
+        meta(report, shop)
     return report.end()
 
 

@@ -38,8 +38,13 @@ static Status infer(InferCtx *ctx)
     TRY(attention_check(ctx));
     const Value *q = ctx->in[0], *k = ctx->in[1];
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
-    if (q->shape.dim[1] != k->shape.dim[1] || q->dtype != k->dtype || q->dtype != ctx->in[2]->dtype)
-        return fail(ERR_SHAPE, "attention: q is %s [%s], k %s [%s]: lengths and dtypes must agree",
+    const AttentionSlice *slice = &((const AttentionAttr *)ctx->attr)->slice;
+    bool sliced = slice->split || slice->first || slice->second;
+    if (!sliced && q->shape.dim[1] != k->shape.dim[1])
+        return fail(ERR_SHAPE, "attention: q is [%s], k [%s]: lengths must agree", shape_text(&q->shape, a),
+                    shape_text(&k->shape, b));
+    if (q->dtype != k->dtype || q->dtype != ctx->in[2]->dtype)
+        return fail(ERR_SHAPE, "attention: q is %s [%s], k %s [%s]: dtypes must agree",
                     dtype_name(q->dtype), shape_text(&q->shape, a), dtype_name(k->dtype),
                     shape_text(&k->shape, b));
     ctx->out[0].dtype = q->dtype;
@@ -66,6 +71,26 @@ static Status grad(GradCtx *ctx)
     return OK;
 }
 
+/* Two blocks of the sequence, one from its beginning and one from its end (pass/context): as many keys are seen
+ * by every rank. */
+Status attention_cut_slice(const CutCtx *ctx, void *attribute)
+{
+    AttentionAttr *attr = attribute;
+    if (ctx->axis != MESH_CP || !place_is_cut(ctx->want[0]) || ctx->want[0].dim != 1) return OK;
+    int64_t tokens = ctx->in[0]->shape.dim[1], half = tokens / 2;
+    if (attr->slice.split) return fail(ERR_UNSUPPORTED, "a sequence cannot be cut along two mesh axes");
+    attr->slice = (AttentionSlice){.split = half, .first = ctx->rank * half,
+                                   .second = (2 * (int64_t)ctx->n - 1 - ctx->rank) * half - half};
+    return OK;
+}
+
+double attention_node_pairs(const Graph *graph, const Node *node)
+{
+    const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
+    double share = (double)q->shape.dim[1] / (double)k->shape.dim[1]; /* slices are cut to see equally much */
+    return share * attention_visible_pairs(k->shape.dim[1], ((const AttentionAttr *)node->attr)->chunk);
+}
+
 double attention_visible_pairs(int64_t tokens, int64_t chunk)
 {
     double n = (double)tokens, c = (double)chunk;
@@ -78,12 +103,11 @@ double attention_visible_pairs(int64_t tokens, int64_t chunk)
 static Cost cost(const Graph *graph, const Node *node)
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
-    const AttentionAttr *attr = node->attr;
     const int64_t *dim = q->shape.dim;
     double size = (double)dtype_bytes(q->dtype);
     double n_q = (double)shape_count(&q->shape), n_k = (double)shape_count(&k->shape);
     double heads = (double)(dim[0] * dim[2]);
-    return (Cost){.flop = 4 * (double)dim[3] * heads * attention_visible_pairs(dim[1], attr->chunk),
+    return (Cost){.flop = 4 * (double)dim[3] * heads * attention_node_pairs(graph, node),
                   .read_bytes = size * (n_q + 2 * n_k),
                   .write_bytes = size * n_q + 4 * heads * (double)dim[1],
                   .matmul = true};
@@ -106,6 +130,8 @@ const OpDef op_def_attention = {
     .strided_in = 7,
     .strided_out = 1,
     .infer = infer,
+    .cut = "bthd! bs!hd! bs!hd! bt -> bthd! bht",
+    .cut_attr = attention_cut_slice,
     .grad = grad,
     .cost = cost,
     .attr_text = attention_attr_text,

@@ -38,6 +38,7 @@ const OpDef op_def_attention_cached = {
     .strided_in = 1,
     .strided_out = 1,
     .infer = infer,
+    .cut = "bn!hd! bs!hd! bs!hd! bn! -> bn!hd!",
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention_cached),

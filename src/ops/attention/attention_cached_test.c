@@ -1,5 +1,5 @@
 /* cache_append and attention_cached: decoding and prefill over caches against double precision, with rings
- * that wrap, chunks, sequences of different lengths and rows that are not there. */
+ * that wrap, chunks, soft caps, sequences of different lengths and rows that are not there. */
 #include "ops/optest.h"
 
 #include <math.h>
@@ -25,6 +25,7 @@ static void query(const Case *c, double *const *in, double *o, const int64_t at[
             if (pass == 0) {
                 z[j] = 0;
                 for (int64_t i = 0; i < d; i++) z[j] += q[i] * in[1][row + i] * (double)c->attr.scale;
+                if (c->attr.softcap > 0) z[j] = (double)c->attr.softcap * tanh(z[j] / (double)c->attr.softcap);
                 top = fmax(top, z[j]);
             } else {
                 double p = exp(z[j] - top);
@@ -54,7 +55,7 @@ static void reference(const void *user, double *const *in, double *const *out)
 static void check_case(Case c, DType dtype, DType cache)
 {
     OpTest *t = optest_create((uint64_t)(c.rows + c.d));
-    c.attr.scale = 1 / sqrtf((float)c.d);
+    if (c.attr.scale == 0) c.attr.scale = 1 / sqrtf((float)c.d);
     double pos[1024];
     for (int64_t i = 0; i < c.batch * c.n; i++)
         pos[i] = (double)(c.start[i / c.n] < 0 ? -1 : c.start[i / c.n] + i % c.n);
@@ -106,6 +107,18 @@ static void test_ring(void **state)
     check_all(c);
 }
 
+static void test_softcap(void **state)
+{
+    (void)state;
+    Case c = {.batch = 3, .n = 1, .heads = 6, .kv_heads = 2, .d = 16, .rows = 700, .start = {0, 699, -1},
+              .attr = {.scale = 3, .softcap = 30}};
+    check_all(c); /* decoding */
+    c.attr.chunk = 128;
+    check_all(c);
+    check_all((Case){.batch = 2, .n = 33, .heads = 4, .kv_heads = 1, .d = 24, .rows = 400, .start = {350, 17},
+                     .attr = {.scale = 1, .softcap = 5}}); /* prompts */
+}
+
 static void reference_append(const void *user, double *const *in, double *const *out)
 {
     (void)user;
@@ -155,7 +168,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill),  cmocka_unit_test(test_ring),
-        cmocka_unit_test(test_append), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_softcap), cmocka_unit_test(test_append),  cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@ typedef struct Job {
     Rows q, k, v, o; /* tokens */
     Mask mask;
     float *lse; /* [B H T] or NULL */
-    int64_t batch, tokens, heads, kv_heads, group, d;
+    int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
     int64_t piece, n_pieces; /* tokens in one piece of work, pieces in a sequence */
     int64_t block; /* keys in a block */
     int64_t state_rows; /* rows whose outputs are kept at a time */
@@ -201,7 +201,7 @@ static void state_store(const Job *job, const Piece *piece, const Space *w, int6
 static void piece_forward(const Job *job, const Piece *piece, const Space *w)
 {
     int64_t rows = piece->n * job->group;
-    int64_t sequence = piece->b * (job->mask.cache_rows ? job->mask.cache_rows : job->tokens);
+    int64_t sequence = piece->b * job->keys;
     bool at_once = job->state_rows <= TILE_ROWS; /* one block or one tile: no state outlives its tile */
     KeyRange all = piece_range(&job->mask, piece);
     all.first = all.first / job->block * job->block;
@@ -260,9 +260,9 @@ static void job_run(const Job *job, KernelArgs *args)
 static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr, int pairs,
                     int threads)
 {
-    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .heads = q->dim[2], .d = q->dim[3],
+    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .keys = k->dim[1], .heads = q->dim[2], .d = q->dim[3],
                .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
-    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0};
+    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0, .slice = attr->slice};
     job_cut(&job, k->dim[1], threads);
     return job;
 }

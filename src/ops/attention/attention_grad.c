@@ -34,12 +34,11 @@ static Status infer(InferCtx *ctx)
 static Cost cost(const Graph *graph, const Node *node)
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
-    const AttentionAttr *attr = node->attr;
     const int64_t *dim = q->shape.dim;
     double size = (double)dtype_bytes(q->dtype);
     double n_q = (double)shape_count(&q->shape), n_k = (double)shape_count(&k->shape);
     double heads = (double)(dim[0] * dim[2]);
-    return (Cost){.flop = 10 * (double)dim[3] * heads * attention_visible_pairs(dim[1], attr->chunk),
+    return (Cost){.flop = 10 * (double)dim[3] * heads * attention_node_pairs(graph, node),
                   .read_bytes = size * (3 * n_q + 2 * n_k) + 4 * heads * (double)dim[1],
                   .write_bytes = size * (n_q + 2 * n_k),
                   .matmul = true};
@@ -56,6 +55,8 @@ const OpDef op_def_attention_grad = {
                   1 << ATTENTION_DO,
     .strided_out = 7,
     .infer = infer,
+    .cut = "bthd! bs!hd! bs!hd! bt bthd! bht bthd! -> bthd! bs!hd! bs!hd!",
+    .cut_attr = attention_cut_slice,
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention_grad),

@@ -13,7 +13,7 @@ typedef struct Job {
     Rows dq, dk, dv; /* data NULL: nobody wants it */
     Mask mask;
     const float *lse; /* [B H T] */
-    int64_t batch, tokens, heads, kv_heads, group, d;
+    int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
     int64_t block;   /* keys in a block */
     int64_t piece;   /* tokens in a piece of the dq pass */
     int64_t dq_rows; /* rows of dq that are summed at a time */
@@ -73,10 +73,10 @@ static void job_cut(Job *job, int threads)
     int64_t pieces = job->batch * job->kv_heads, rounds = (pieces + threads - 1) / threads;
     job->group = job->heads / job->kv_heads;
     job->two_passes = 7 * pieces < 5 * rounds * threads;
-    job->block = min_i64(job->two_passes ? 128 : 256, (int64_t)round_up((size_t)job->tokens, 16));
+    job->block = min_i64(job->two_passes ? 128 : 256, (int64_t)round_up((size_t)job->keys, 16));
     job->piece = job->two_passes ? min_i64(128, job->tokens) : job->tokens;
     int64_t rows = job->piece * job->group;
-    job->dq_rows = job->tokens <= job->block ? min_i64(rows, TILE_ROWS) : rows;
+    job->dq_rows = job->keys <= job->block ? min_i64(rows, TILE_ROWS) : rows;
 }
 
 /* ---- one tile against one block --------------------------------------------------------------- */
@@ -263,8 +263,8 @@ SIMD void tile_backward(const Job *job, const Piece *piece, const Space *w, cons
 static void pack_block(const Job *job, const Piece *piece, const Space *w, KeyRange block)
 {
     int64_t n = block.end - block.first;
-    Source k = source_make(&job->k, piece->b * job->tokens, piece->h, 1, job->d);
-    Source v = source_make(&job->v, piece->b * job->tokens, piece->h, 1, job->d);
+    Source k = source_make(&job->k, piece->b * job->keys, piece->h, 1, job->d);
+    Source v = source_make(&job->v, piece->b * job->keys, piece->h, 1, job->d);
     pack_panels(&k, block.first, n, w->k_panels, job->pairs);
     pack_panels(&v, block.first, n, w->v_panels, job->pairs);
     pack_stacked(&k, block.first, n, w->k_stacked, w->lanes, job->pairs);
@@ -290,9 +290,16 @@ static void store_keys(const Job *job, const Piece *piece, const Rows *to, const
     int bf16 = to->dtype == DTYPE_BF16;
     if (!to->data) return;
     for (int64_t k = block.first; k < block.end; k++) {
-        int64_t at = (piece->b * job->tokens + k) * to->pitch + piece->h * job->d;
+        int64_t at = (piece->b * job->keys + k) * to->pitch + piece->h * job->d;
         store_row(from + (k - block.first) * lanes, to->data + at * (bf16 ? 2 : 4), job->d, 1, bf16);
     }
+}
+
+/* A token that stands at or before the key `row`, and none before it does not. */
+static int64_t token_before(const AttentionSlice *slice, int64_t row)
+{
+    if (row - slice->second >= slice->split) return row - slice->second;
+    return max_i64(0, min_i64(row - slice->first, slice->split));
 }
 
 /* All tiles of the piece against one block. */
@@ -303,7 +310,8 @@ static void block_backward(const Job *job, const Piece *piece, const Space *w, K
     bool packed = false, dq_at_once = job->dq_rows <= TILE_ROWS && piece->n * job->group > TILE_ROWS;
     int64_t rows = piece->n * job->group;
     /* rows before the block see none of it; tiles always start at multiples of TILE_ROWS */
-    int64_t row = max_i64(0, block.first - piece->first) * job->group / TILE_ROWS * TILE_ROWS;
+    int64_t before = max_i64(0, token_before(&job->mask.slice, block.first) - piece->first);
+    int64_t row = before * job->group / TILE_ROWS * TILE_ROWS;
     for (; row < rows; row += TILE_ROWS) {
         if (!tile_make(&job->mask, piece, job->group, row, block, &tile)) continue;
         if (!packed) pack_block(job, piece, w, block);
@@ -344,7 +352,7 @@ static void run_piece(const Job *job, const Space *w, int64_t i, int64_t parts, 
 {
     int64_t heads = job->batch * job->kv_heads, part = i / heads;
     Piece piece = {.b = i % heads / job->kv_heads, .h = i % job->kv_heads, .n = job->tokens};
-    KeyRange keys = {0, job->tokens};
+    KeyRange keys = {0, job->keys};
     if (parts > 1 && want == WANT_DQ) {
         piece.first = (parts - 1 - part) * job->piece; /* those that see most come first */
         piece.n = min_i64(job->piece, job->tokens - piece.first);
@@ -352,16 +360,16 @@ static void run_piece(const Job *job, const Space *w, int64_t i, int64_t parts, 
         keys.first = keys.first / job->block * job->block;
     } else if (parts > 1) {
         keys.first = part * job->block;
-        keys.end = min_i64(keys.first + job->block, job->tokens);
+        keys.end = min_i64(keys.first + job->block, job->keys);
     }
     piece_backward(job, &piece, w, keys, want);
 }
 
 static Job job_make(const Shape *q, const Shape *k, const AttentionAttr *attr, int pairs, int threads)
 {
-    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .heads = q->dim[2], .d = q->dim[3],
+    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .keys = k->dim[1], .heads = q->dim[2], .d = q->dim[3],
                .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
-    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk};
+    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .slice = attr->slice};
     job_cut(&job, threads);
     return job;
 }
@@ -398,7 +406,7 @@ static Status run(KernelArgs *args)
     CHECK(bytes * (size_t)args->threads <= args->workspace_bytes);
     int64_t heads = job.batch * job.kv_heads;
     int64_t pieces = job.two_passes ? (job.tokens + job.piece - 1) / job.piece : 1;
-    int64_t blocks = job.two_passes ? (job.tokens + job.block - 1) / job.block : 1;
+    int64_t blocks = job.two_passes ? (job.keys + job.block - 1) / job.block : 1;
 #pragma omp parallel num_threads(args->threads)
     {
         Space space;

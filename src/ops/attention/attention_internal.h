@@ -20,6 +20,12 @@ typedef struct KeyRange {
     int64_t first, end;
 } KeyRange;
 
+/* The row of query t among all keys. */
+static inline int64_t attention_row(const AttentionSlice *slice, int64_t t)
+{
+    return t + (t < slice->split ? slice->first : slice->second);
+}
+
 /* Of query t, at position pos of its document. A position that points before the row's start, as on a
  * later slice of a sequence, is cut off there. */
 static inline KeyRange attention_range(int64_t t, int64_t pos, int64_t chunk)
@@ -39,9 +45,12 @@ static inline KeyRange attention_cached_range(int64_t pos, int64_t chunk, int64_
 
 /* Shared by the shape rules: operands 0..3 are q, k, v and positions. */
 Status attention_check(const InferCtx *ctx);
+/* Along the axis that cuts sequences a rank has some queries and all keys. */
+Status attention_cut_slice(const CutCtx *ctx, void *attr);
 void attention_attr_text(const void *attr, Str *out);
 /* (query, key) pairs of one head over a sequence that is one document: what costs are counted by. The
  * positions are not known when they are asked for; packed documents cost less than this. */
 double attention_visible_pairs(int64_t tokens, int64_t chunk);
+double attention_node_pairs(const Graph *graph, const Node *node); /* of attention and its gradient, per head */
 
 #endif

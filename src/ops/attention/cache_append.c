@@ -69,6 +69,7 @@ const OpDef op_def_cache_append = {
     .flags = OP_SOURCE | OP_EFFECT,
     .strided_in = 3,
     .infer = infer,
+    .cut = "bn!hd! bn!hd! bn! bs!hd! bs!hd! -> bs!hd! bs!hd!",
     .cost = cost,
     .cpu = CPU_KERNEL_ANY(&kernel),
 };

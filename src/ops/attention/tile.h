@@ -67,38 +67,75 @@ SIMD Vf multiply_add(Vf a, Vf b, Vf c, int pairs)
     return vf_fma(a, b, c);
 }
 
-/* mr rows of nv vectors, both known when this is compiled */
-SIMD void multiply_block(const Product *x, int mr, int nv, int pairs)
+/* How the words of a lie: in one of both directions side by side, mostly. */
+typedef enum Lie { LIE_ANY, LIE_STEPS, LIE_ROWS } Lie;
+/* With half the vectors there are half the multiply-adds a step, and what counts the steps and moves the pointers is
+ * shared by several; rows are reached from every third one then, so that few addresses are kept. */
+#if defined(__AVX512F__)
+enum { STEPS_AT_ONCE = 1, ROWS_EACH = MR };
+#else
+enum { STEPS_AT_ONCE = 4, ROWS_EACH = 3 };
+#endif
+enum { BASES = MR / ROWS_EACH };
+
+/* One step of mr rows of nv vectors, `at` words from the bases and at b. */
+SIMD void multiply_step(const float *const a[BASES], int64_t row, int64_t at, const float *b, int mr, int nv,
+                        Vf sum[MR][NV], int pairs)
+{
+    Vf right[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < nv; v++) right[v] = vf_load(b + v * VL);
+#pragma GCC unroll 8
+    for (int r = 0; r < mr; r++) {
+        Vf left = spread(a[r / ROWS_EACH] + r % ROWS_EACH * row + at);
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) sum[r][v] = multiply_add(left, right[v], sum[r][v], pairs);
+    }
+}
+
+/* mr rows of nv vectors, and how a lies, are known when this is compiled */
+SIMD void multiply_block(const Product *x, int mr, int nv, Lie lie, int pairs)
 {
     Vf sum[MR][NV];
     float *c = x->c;
-    const float *a = x->a, *b = x->b;
-    const int64_t row = x->a_row, step = x->a_step, ldb = x->ldb, ldc = x->ldc;
+    const float *a[BASES], *b = x->b;
+    const int64_t row = lie == LIE_ROWS ? 1 : x->a_row, step = lie == LIE_STEPS ? 1 : x->a_step;
+    const int64_t ldb = x->ldb, ldc = x->ldc;
+    int64_t s = x->steps;
+#pragma GCC unroll 8
+    for (int i = 0; i < BASES; i++) a[i] = x->a + i * ROWS_EACH * row;
 #pragma GCC unroll 8
     for (int r = 0; r < mr; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++)
             sum[r][v] = x->fresh ? vf_zero() : vf_load(c + r * ldc + v * VL);
-    for (int64_t s = x->steps; s > 0; s--, a += step, b += ldb) {
-        Vf right[NV];
+    for (; s >= STEPS_AT_ONCE; s -= STEPS_AT_ONCE) {
+#pragma GCC unroll 4
+        for (int u = 0; u < STEPS_AT_ONCE; u++, b += ldb) {
+            multiply_step(a, row, lie == LIE_STEPS ? u : 0, b, mr, nv, sum, pairs);
 #pragma GCC unroll 8
-        for (int v = 0; v < nv; v++) right[v] = vf_load(b + v * VL);
-#pragma GCC unroll 8
-        for (int r = 0; r < mr; r++) {
-            Vf left = spread(a + r * row);
-#pragma GCC unroll 8
-            for (int v = 0; v < nv; v++) sum[r][v] = multiply_add(left, right[v], sum[r][v], pairs);
+            for (int i = 0; i < BASES && lie != LIE_STEPS; i++) a[i] += step;
         }
+#pragma GCC unroll 8
+        for (int i = 0; i < BASES && lie == LIE_STEPS; i++) a[i] += STEPS_AT_ONCE;
     }
+    for (int64_t u = 0; STEPS_AT_ONCE > 1 && u < s; u++, b += ldb) multiply_step(a, row, u * step, b, mr, nv, sum, pairs);
 #pragma GCC unroll 8
     for (int r = 0; r < mr; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++) vf_store(c + r * ldc + v * VL, sum[r][v]);
 }
 
+/* Of each size there is a second product: of pairs, or, where vectors have none, one whose a lies along the rows. */
+#if defined(__AVX512F__)
 #define MULTIPLY(mr, nv)                                                                           \
-    static void multiply_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, 0); }           \
-    static void multiply_pairs_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, HAS_PAIRS); }
+    static void multiply_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_ANY, 0); }  \
+    static void multiply_second_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_ANY, HAS_PAIRS); }
+#else
+#define MULTIPLY(mr, nv)                                                                           \
+    static void multiply_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_STEPS, 0); } \
+    static void multiply_second_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_ROWS, 0); }
+#endif
 MULTIPLY(2, 1)
 MULTIPLY(4, 1)
 MULTIPLY(6, 1)
@@ -121,14 +158,17 @@ SIMD void multiply(const Product *x, int64_t rows, int64_t vectors, int pairs)
     typedef void Multiply(const Product *);
 #if defined(__AVX512F__)
 #define ROW(p, mr) {p##_##mr##x1, p##_##mr##x2, p##_##mr##x3, p##_##mr##x4}
+    const int second = pairs;
 #else
 #define ROW(p, mr) {p##_##mr##x1, p##_##mr##x2}
+    const int second = x->a_step != 1;
+    (void)pairs;
 #endif
     static Multiply *const table[2][3][NV] = {
         {ROW(multiply, 2), ROW(multiply, 4), ROW(multiply, 6)},
-        {ROW(multiply_pairs, 2), ROW(multiply_pairs, 4), ROW(multiply_pairs, 6)}};
+        {ROW(multiply_second, 2), ROW(multiply_second, 4), ROW(multiply_second, 6)}};
 #undef ROW
-    table[pairs][rows / 2 - 1][vectors - 1](x);
+    table[second][rows / 2 - 1][vectors - 1](x);
 }
 
 /* ---- packing --------------------------------------------------------------------------------- */
@@ -253,27 +293,6 @@ PHASE void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, in
     }
 }
 
-/* VL x VL words in place: log2(VL) rounds that interleave the first half of the rows with the second */
-SIMD void transpose(Vf m[VL])
-{
-    Vi low, high;
-    for (int i = 0; i < VL; i++) {
-        low[i] = i / 2 + i % 2 * VL;
-        high[i] = low[i] + VL / 2;
-    }
-#pragma GCC unroll 4
-    for (int round = 1; round < VL; round *= 2) {
-        Vf t[VL];
-#pragma GCC unroll 16
-        for (int i = 0; i < VL / 2; i++) {
-            t[2 * i] = vf_shuffle(m[i], m[i + VL / 2], low);
-            t[2 * i + 1] = vf_shuffle(m[i], m[i + VL / 2], high);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < VL; i++) m[i] = t[i];
-    }
-}
-
 /* VL words from word j on of up to VL rows, transposed, to rows of a panel; n of them are there, the others
  * are zeros. */
 SIMD void pack_square(const Source *s, const char *const row[VL], int64_t n, int64_t j, float *to, int pairs)
@@ -283,13 +302,13 @@ SIMD void pack_square(const Source *s, const char *const row[VL], int64_t n, int
     if (n == VL && j + VL <= (pairs ? s->d / 2 : s->d)) {
 #pragma GCC unroll 16
         for (int r = 0; r < VL; r++) m[r] = load_whole(row[r], j, s->bf16, pairs);
-        transpose(m);
+        vf_transpose(m);
 #pragma GCC unroll 16
         for (int r = 0; r < VL; r++) vf_store(to + (j + r) * PANEL, m[r]);
         return;
     }
     for (int r = 0; r < VL; r++) m[r] = r < n ? load_words(row[r], j, s->d, s->bf16, pairs) : vf_zero();
-    transpose(m);
+    vf_transpose(m);
     for (int r = 0; r < VL && j + r < words; r++) vf_store(to + (j + r) * PANEL, m[r]);
 }
 
@@ -423,13 +442,14 @@ typedef struct Mask {
     int64_t tokens;      /* of a sequence */
     int64_t chunk;
     int64_t cache_rows;  /* 0: keys are the tokens themselves */
+    AttentionSlice slice; /* where the tokens stand among the keys */
 } Mask;
 
 static inline KeyRange mask_range(const Mask *mask, int64_t b, int64_t t)
 {
     int64_t pos = mask->pos[b * mask->tokens + t];
     return mask->cache_rows ? attention_cached_range(pos, mask->chunk, mask->cache_rows)
-                            : attention_range(t, pos, mask->chunk);
+                            : attention_range(attention_row(&mask->slice, t), pos, mask->chunk);
 }
 
 /* tokens first..first+n-1 of sequence b, with all query heads of kv head h: its row r is head

@@ -1,0 +1,357 @@
+/* Rows of experts to the ranks that own the experts, and back (expert parallelism).
+ *
+ *   expert_plan(offsets [E+1])      -> table [n (E+1)], owned [E/n + 1]   everybody's offsets; where the rows of this
+ *                                                                         rank's experts will lie
+ *   expert_dispatch(rows, table)    -> rows of this rank's experts, of all ranks: for each expert the ranks' rows in
+ *                                      the order of ranks
+ *   expert_collect(rows, table)     -> back to where they came from
+ *
+ * Each of the last two is the other's gradient. An expert's rows on a rank begin at a multiple of
+ * EXPERT_ROW_ALIGN and are padded to one, so what arrives is aligned as well. Nothing is dropped: the buffer has
+ * room for all rows of all ranks. On one rank all three are copies. */
+#include "ops/kernel.h"
+#include "ops/rules.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct ExchangeAttr {
+    int n, rank; /* along MESH_EP */
+} ExchangeAttr;
+
+/* ---- placements -------------------------------------------------------------------------------------- */
+
+static const Place same = {PLACE_SAME, 0}, of_tokens = {PLACE_CUT, 0}, of_owners = {PLACE_OWNED, 0};
+
+static Status cut_plan(CutCtx *c)
+{
+    bool exchanged = c->axis == MESH_EP && c->n > 1;
+    if (exchanged) c->want[0] = of_tokens;
+    c->out[0] = exchanged ? same : c->want[0];
+    c->out[1] = exchanged ? of_owners : c->want[0];
+    return OK;
+}
+
+/* Along other axes rows keep their place, and the table is that of the same tokens. */
+static void cut_along(CutCtx *c)
+{
+    c->out[0] = c->want[0];
+    c->want[1] = place_equal(c->want[0], of_tokens) ? of_tokens : same;
+}
+
+static Status cut_dispatch(CutCtx *c)
+{
+    cut_along(c);
+    if (c->axis != MESH_EP) return OK;
+    c->want[0] = of_tokens;
+    c->want[1] = same;
+    c->out[0] = of_owners;
+    return OK;
+}
+
+static Status cut_collect(CutCtx *c)
+{
+    cut_along(c);
+    if (c->axis != MESH_EP) return OK;
+    c->want[0] = of_owners;
+    c->want[1] = same;
+    c->out[0] = of_tokens;
+    return OK;
+}
+
+static Status cut_attr(const CutCtx *c, void *attribute)
+{
+    if (c->axis != MESH_EP) return OK;
+    ExchangeAttr *attr = attribute;
+    attr->n = c->n;
+    attr->rank = c->rank;
+    return OK;
+}
+
+/* ---- shapes -------------------------------------------------------------------------------------------- */
+
+static Status infer_plan(InferCtx *ctx)
+{
+    const ExchangeAttr *attr = ctx->attr;
+    TRY(need_dtype(ctx->in[0], DTYPE_I32, "offsets"));
+    int64_t experts = shape_count(&ctx->in[0]->shape) - 1;
+    if (experts < 1 || experts % attr->n)
+        return fail(ERR_REFUSED, "%lld experts cannot be shared evenly by %d ranks for parallel.ep", (long long)experts, attr->n);
+    ctx->out[0] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){attr->n * (experts + 1)}, (Axis[]){AXIS_ANY}));
+    ctx->out[1] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){experts / attr->n + 1}, (Axis[]){AXIS_ANY}));
+    return OK;
+}
+
+static Status check_rows(const InferCtx *ctx)
+{
+    TRY(need_activation(ctx->in[0], "rows"));
+    TRY(need_dtype(ctx->in[1], DTYPE_I32, "table"));
+    return ctx->in[0]->shape.rank == 2 ? OK : fail(ERR_SHAPE, "rows must be [rows width]");
+}
+
+static Status infer_dispatch(InferCtx *ctx)
+{
+    TRY(check_rows(ctx));
+    ctx->out[0] = infer_like(ctx->in[0]);
+    if (__builtin_mul_overflow(ctx->in[0]->shape.dim[0], (int64_t)((const ExchangeAttr *)ctx->attr)->n, &ctx->out[0].shape.dim[0]) ||
+        ctx->out[0].shape.dim[0] > INT32_MAX)
+        return fail(ERR_SHAPE, "more rows than i32 can count");
+    return OK;
+}
+
+static Status infer_collect(InferCtx *ctx)
+{
+    TRY(check_rows(ctx));
+    ctx->out[0] = infer_like(ctx->in[0]);
+    ctx->out[0].shape.dim[0] /= ((const ExchangeAttr *)ctx->attr)->n;
+    return OK;
+}
+
+static Status grad_dispatch(GradCtx *ctx)
+{
+    const Node *node = graph_node(ctx->graph, ctx->node);
+    return graph_add(ctx->graph, op_find("expert_collect"), node->attr, (ValueId[]){ctx->dout[0], node->in[1]}, 2, &ctx->din[0]);
+}
+
+static Status grad_collect(GradCtx *ctx)
+{
+    const Node *node = graph_node(ctx->graph, ctx->node);
+    return graph_add(ctx->graph, op_find("expert_dispatch"), node->attr, (ValueId[]){ctx->dout[0], node->in[1]}, 2, &ctx->din[0]);
+}
+
+/* As many rows as a rank has on average go through; (n - 1) / n of them to others. */
+static Cost cost_rows(const Graph *g, const Node *node)
+{
+    const ExchangeAttr *attr = node->attr;
+    ValueId few = graph_value(g, node->in[0])->shape.dim[0] < graph_value(g, node->out[0])->shape.dim[0] ? node->in[0] : node->out[0];
+    double bytes = value_bytes(g, few);
+    return (Cost){.read_bytes = 2 * bytes, .write_bytes = 2 * bytes, .wire_bytes = bytes * (attr->n - 1) / attr->n};
+}
+
+static Cost cost_plan(const Graph *g, const Node *node)
+{
+    Cost cost = cost_streaming(g, node, 0);
+    cost.wire_bytes = value_bytes(g, node->in[0]) * (((const ExchangeAttr *)node->attr)->n - 1);
+    return cost;
+}
+
+static void attr_text(const void *attribute, Str *out)
+{
+    const ExchangeAttr *attr = attribute;
+    str_printf(out, "ep %d of %d", attr->rank, attr->n);
+}
+
+/* ---- kernels --------------------------------------------------------------------------------------------- */
+
+/* What all ranks' offsets say. */
+typedef struct Table {
+    const int32_t *at;
+    int n, rank;
+    int64_t experts, each; /* in all, and owned by each rank */
+} Table;
+
+static Table table_of(const Tensor *t, const ExchangeAttr *attr)
+{
+    Table table = {.at = t->data, .n = attr->n, .rank = attr->rank, .experts = tensor_count(t) / attr->n - 1};
+    table.each = table.experts / attr->n;
+    return table;
+}
+
+static int32_t offset_of(const Table *t, int rank, int64_t expert) { return t->at[rank * (t->experts + 1) + expert]; }
+static int64_t rows_of(const Table *t, int rank, int64_t expert) { return offset_of(t, rank, expert + 1) - offset_of(t, rank, expert); }
+/* that rank `from` has for the experts of rank `to`: they lie together */
+static int64_t rows_between(const Table *t, int from, int to)
+{
+    return offset_of(t, from, (to + 1) * t->each) - offset_of(t, from, to * t->each);
+}
+
+typedef struct Prepared {
+    Comm *comm;
+    int64_t *counts; /* [4 n]: rows sent, their places, rows received, their places; in elements */
+} Prepared;
+
+static Status prepare(KernelArgs *args)
+{
+    const ExchangeAttr *attr = args->attr;
+    Prepared *p = xcalloc(1, sizeof *p);
+    args->state = p;
+    p->counts = xcalloc(4 * (size_t)attr->n, sizeof *p->counts);
+    return attr->n > 1 ? args->ranks->group(args->ranks, 1u << MESH_EP, &p->comm) : OK;
+}
+
+static void release(KernelArgs *args)
+{
+    Prepared *p = args->state;
+    if (p) free(p->counts);
+    free(p);
+    args->state = NULL;
+}
+
+static Status run_plan(KernelArgs *args)
+{
+    const ExchangeAttr *attr = args->attr;
+    const Prepared *p = args->state;
+    int64_t count = tensor_count(&args->in[0]);
+    if (attr->n > 1)
+        TRY(comm_run(p->comm, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I32, .send = args->in[0].data,
+                                        .recv = args->out[0].data, .count = count, .node = args->node}));
+    else
+        memcpy(args->out[0].data, args->in[0].data, (size_t)count * sizeof(int32_t));
+    Table t = table_of(&args->out[0], attr);
+    int32_t *owned = args->out[1].data, sum = 0;
+    for (int64_t e = 0; e < t.each; e++) {
+        owned[e] = sum;
+        for (int r = 0; r < t.n; r++) sum += (int32_t)rows_of(&t, r, t.rank * t.each + e);
+    }
+    owned[t.each] = sum;
+    return OK;
+}
+
+/* Between the order of arrival (by rank, then expert) and the order of use (by expert, then rank). */
+static void reorder(const Table *t, char *by_rank, char *by_expert, size_t row_bytes, bool arriving)
+{
+    char *use = by_expert;
+    for (int64_t e = 0; e < t->each; e++) {
+        char *block = by_rank;
+        for (int r = 0; r < t->n; r++) {
+            int64_t before = offset_of(t, r, t->rank * t->each + e) - offset_of(t, r, t->rank * t->each);
+            size_t bytes = (size_t)rows_of(t, r, t->rank * t->each + e) * row_bytes;
+            char *there = block + (size_t)before * row_bytes;
+            if (arriving)
+                memcpy(use, there, bytes);
+            else
+                memcpy(there, use, bytes);
+            use += bytes;
+            block += (size_t)rows_between(t, r, t->rank) * row_bytes;
+        }
+    }
+}
+
+/* Rows of tokens at their offsets <-> blocks by rank, one behind the other. */
+static Status exchange(KernelArgs *args, const Table *t, void *of_tokens_rows, void *by_rank, bool out)
+{
+    const Prepared *p = args->state;
+    int64_t width = args->in[0].shape.dim[1], *sent = p->counts, *sent_at = sent + t->n, *got = sent_at + t->n, *got_at = got + t->n;
+    int64_t at = 0;
+    for (int r = 0; r < t->n; r++) {
+        int64_t mine = rows_between(t, t->rank, r) * width, theirs = rows_between(t, r, t->rank) * width;
+        int64_t place = offset_of(t, t->rank, r * t->each) * width;
+        sent[r] = out ? mine : theirs;
+        sent_at[r] = out ? place : at;
+        got[r] = out ? theirs : mine;
+        got_at[r] = out ? at : place;
+        at += theirs;
+    }
+    return comm_run(p->comm, &(CommOp){.kind = COMM_ALL_TO_ALL, .dtype = args->in[0].dtype, .send = out ? of_tokens_rows : by_rank,
+                                       .recv = out ? by_rank : of_tokens_rows, .send_counts = sent, .send_offsets = sent_at,
+                                       .recv_counts = got, .recv_offsets = got_at, .node = args->node});
+}
+
+static Status run_dispatch(KernelArgs *args)
+{
+    Table t = table_of(&args->in[1], args->attr);
+    size_t row_bytes = (size_t)args->in[0].shape.dim[1] * dtype_bytes(args->in[0].dtype);
+    if (t.n == 1) {
+        memcpy(args->out[0].data, args->in[0].data, (size_t)offset_of(&t, 0, t.experts) * row_bytes);
+        return OK;
+    }
+    TRY(exchange(args, &t, args->in[0].data, args->workspace, true));
+    reorder(&t, args->workspace, args->out[0].data, row_bytes, true);
+    return OK;
+}
+
+static Status run_collect(KernelArgs *args)
+{
+    Table t = table_of(&args->in[1], args->attr);
+    size_t row_bytes = (size_t)args->in[0].shape.dim[1] * dtype_bytes(args->in[0].dtype);
+    if (t.n == 1) {
+        memcpy(args->out[0].data, args->in[0].data, (size_t)offset_of(&t, 0, t.experts) * row_bytes);
+        return OK;
+    }
+    reorder(&t, args->workspace, args->in[0].data, row_bytes, false);
+    return exchange(args, &t, args->out[0].data, args->workspace, false);
+}
+
+/* Rows in the order of arrival. */
+static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    (void)target;
+    if (((const ExchangeAttr *)node->attr)->n == 1) return 0;
+    double in = value_bytes(graph, node->in[0]), out = value_bytes(graph, node->out[0]);
+    return (size_t)(in > out ? in : out);
+}
+
+static const CpuKernel plan_kernel = {.run = run_plan, .prepare = prepare, .release = release};
+static const CpuKernel dispatch_kernel = {.run = run_dispatch, .prepare = prepare, .release = release, .workspace = workspace};
+static const CpuKernel collect_kernel = {.run = run_collect, .prepare = prepare, .release = release, .workspace = workspace};
+
+const OpDef op_def_expert_plan = {
+    .name = "expert_plan",
+    .min_in = 1,
+    .max_in = 1,
+    .n_out = 2,
+    .attr_bytes = sizeof(ExchangeAttr),
+    .flags = OP_SOURCE | OP_COLLECTIVE,
+    .infer = infer_plan,
+    .cut_rule = cut_plan,
+    .cut_attr = cut_attr,
+    .cost = cost_plan,
+    .attr_text = attr_text,
+    .cpu = CPU_KERNEL_ANY(&plan_kernel),
+};
+
+const OpDef op_def_expert_dispatch = {
+    .name = "expert_dispatch",
+    .min_in = 2,
+    .max_in = 2,
+    .n_out = 1,
+    .attr_bytes = sizeof(ExchangeAttr),
+    .flags = OP_COLLECTIVE,
+    .infer = infer_dispatch,
+    .cut_rule = cut_dispatch,
+    .cut_attr = cut_attr,
+    .grad = grad_dispatch,
+    .cost = cost_rows,
+    .attr_text = attr_text,
+    .cpu = CPU_KERNEL_ANY(&dispatch_kernel),
+};
+
+const OpDef op_def_expert_collect = {
+    .name = "expert_collect",
+    .min_in = 2,
+    .max_in = 2,
+    .n_out = 1,
+    .attr_bytes = sizeof(ExchangeAttr),
+    .flags = OP_COLLECTIVE,
+    .infer = infer_collect,
+    .cut_rule = cut_collect,
+    .cut_attr = cut_attr,
+    .grad = grad_collect,
+    .cost = cost_rows,
+    .attr_text = attr_text,
+    .cpu = CPU_KERNEL_ANY(&collect_kernel),
+};
+
+/* ---- builders -------------------------------------------------------------------------------------------- */
+
+Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned)
+{
+    ValueId out[2];
+    ExchangeAttr attr = {.n = 1};
+    TRY(graph_add(g, &op_def_expert_plan, &attr, &offsets, 1, out));
+    *table = out[0];
+    *owned = out[1];
+    return OK;
+}
+
+Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, ValueId *of_experts)
+{
+    ExchangeAttr attr = {.n = 1};
+    return graph_add(g, &op_def_expert_dispatch, &attr, (ValueId[]){rows, table}, 2, of_experts);
+}
+
+Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, ValueId *rows)
+{
+    ExchangeAttr attr = {.n = 1};
+    return graph_add(g, &op_def_expert_collect, &attr, (ValueId[]){of_experts, table}, 2, rows);
+}

@@ -1,0 +1,24 @@
+/* The pass that cuts a graph along one mesh axis. The kinds of parallelism fill in its plan (tensor.c, data.c,
+ * ...). Internal to pass/. */
+#ifndef PASS_SHARD_H
+#define PASS_SHARD_H
+
+#include "pass/pass.h"
+
+typedef struct ShardPlan {
+    MeshAxis axis;
+    int n, rank;
+    unsigned input_axes; /* bits by Axis: inputs are cut along these */
+    unsigned state_axes; /* weights, their optimizer states, and caches along these */
+    bool experts;        /* experts are shared out */
+    bool flat;           /* other weights are cut flat and gathered where they are read */
+    bool sequence;       /* sums of activations are left cut along the sequence */
+    const Graph *like;   /* another graph of the same step, cut already, whose sums this one reads; or NULL */
+} ShardPlan;
+
+Status pass_shard(Graph **graph, const ShardPlan *plan);
+
+/* Elements in each rank's part of a state that is cut flat. */
+int64_t shard_flat_part(int64_t count, int n);
+
+#endif

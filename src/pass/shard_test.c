@@ -1,0 +1,158 @@
+/* Placements: what the builder and the verifier refuse, and what sharding puts in by itself. */
+#include "pass/pass_internal.h"
+#include "pass/shard.h"
+
+#include "base/testing.h"
+
+static Shape matrix(int64_t rows, Axis a, int64_t columns, Axis b) { return shape_make(2, (int64_t[]){rows, columns}, (Axis[]){a, b}); }
+
+static ValueId weight(Graph *g, const char *name, Shape shape) { return graph_state(g, name, DTYPE_F32, shape, STATE_PARAM); }
+
+/* y = norm(down(silu(gate x) up x)): the feed-forward of a layer. */
+static Graph *feed_forward(void)
+{
+    Graph *g = graph_create("ffn");
+    ValueId x = graph_input(g, "x", DTYPE_F32, shape_make(3, (int64_t[]){4, 8, 16}, (Axis[]){AXIS_BATCH, AXIS_SEQ, AXIS_EMBED}));
+    ValueId gate, up, y;
+    ValueId norm = weight(g, "norm", shape_make(1, (int64_t[]){16}, (Axis[]){AXIS_EMBED}));
+    assert_int_equal(op_linear(g, x, weight(g, "gate", matrix(32, AXIS_FFN, 16, AXIS_EMBED)), &gate), OK);
+    assert_int_equal(op_linear(g, x, weight(g, "up", matrix(32, AXIS_FFN, 16, AXIS_EMBED)), &up), OK);
+    assert_int_equal(op_swiglu(g, gate, up, &y), OK);
+    assert_int_equal(op_linear(g, y, weight(g, "down", matrix(16, AXIS_EMBED, 32, AXIS_FFN)), &y), OK);
+    assert_int_equal(op_rmsnorm(g, y, norm, 1e-5f, &y), OK);
+    graph_output(g, "y", y);
+    return g;
+}
+
+static int count(const Graph *g, const char *op)
+{
+    int n = 0;
+    for (int i = 1; i < g->n_nodes; i++) n += node_is(&g->node[i], op);
+    return n;
+}
+
+static Graph *sharded(bool sequence)
+{
+    Graph *g = feed_forward();
+    ShardPlan plan = {.axis = MESH_TP, .n = 2, .rank = 1, .state_axes = 1u << AXIS_FFN, .sequence = sequence};
+    assert_int_equal(pass_shard(&g, &plan), OK);
+    assert_int_equal(graph_verify(g, "sharding"), OK);
+    return g;
+}
+
+static void test_one_reduction(void **state)
+{
+    (void)state;
+    Graph *g = sharded(false);
+    assert_int_equal(count(g, "all_reduce"), 1);
+    assert_int_equal(count(g, "reduce_scatter") + count(g, "all_gather") + count(g, "cut"), 0);
+    assert_int_equal(graph_value(g, graph_find_state(g, "gate"))->shape.dim[0], 16);
+    assert_int_equal(graph_value(g, graph_find_state(g, "down"))->shape.dim[1], 16);
+    assert_int_equal(graph_value(g, graph_find_state(g, "norm"))->shape.dim[0], 16);
+    graph_destroy(g);
+}
+
+static void test_sequence(void **state)
+{
+    (void)state;
+    Graph *g = sharded(true); /* the sum is scattered along the sequence, the output gathered */
+    assert_int_equal(count(g, "reduce_scatter"), 1);
+    assert_int_equal(count(g, "all_gather"), 1);
+    assert_int_equal(count(g, "all_reduce"), 0);
+    graph_destroy(g);
+}
+
+static void says(const char *words)
+{
+    if (!strstr(status_message(), words)) fail_msg("'%s' is not in: %s", words, status_message());
+}
+
+/* A graph of rank 0 of 2 with a partial sum in it. */
+static Graph *with_partial(ValueId *sum)
+{
+    Graph *g = graph_create("partial");
+    g->mesh.size[MESH_TP] = 2;
+    ValueId x = graph_input(g, "x", DTYPE_F32, matrix(4, AXIS_BATCH, 8, AXIS_FFN));
+    ValueId w = weight(g, "w", matrix(16, AXIS_EMBED, 8, AXIS_FFN));
+    graph_value(g, x)->place[MESH_TP] = graph_value(g, w)->place[MESH_TP] = (Place){PLACE_CUT, 1};
+    assert_int_equal(op_linear(g, x, w, sum), OK);
+    assert_int_equal(graph_value(g, *sum)->place[MESH_TP].kind, PLACE_PARTIAL);
+    return g;
+}
+
+static void test_missing_reduction(void **state)
+{
+    (void)state;
+    ValueId sum, y;
+    Graph *g = with_partial(&sum);
+    ValueId w = weight(g, "norm", shape_make(1, (int64_t[]){16}, (Axis[]){AXIS_EMBED}));
+    assert_int_not_equal(op_rmsnorm(g, sum, w, 1e-5f, &y), OK);
+    says("lies partial along tp and must lie same");
+    graph_destroy(g);
+    g = with_partial(&sum);
+    ValueId same = graph_input(g, "same", DTYPE_F32, matrix(4, AXIS_BATCH, 16, AXIS_EMBED));
+    assert_int_not_equal(op_add(g, same, sum, &y), OK); /* would count `same` twice */
+    graph_destroy(g);
+}
+
+static void test_doubled_reduction(void **state)
+{
+    (void)state;
+    ValueId sum, once, twice;
+    Graph *g = with_partial(&sum);
+    assert_int_equal(op_all_reduce(g, MESH_TP, sum, &once), OK);
+    assert_int_equal(graph_value(g, once)->place[MESH_TP].kind, PLACE_SAME);
+    assert_int_not_equal(op_all_reduce(g, MESH_TP, once, &twice), OK);
+    says("doubled");
+    graph_destroy(g);
+}
+
+/* A node whose placement was changed behind the builder's back. */
+static void test_verifier_sees_places(void **state)
+{
+    (void)state;
+    Graph *g = sharded(false);
+    for (int i = 1; i < g->n_values; i++)
+        if (g->value[i].kind == VALUE_TEMP && g->value[i].place[MESH_TP].kind == PLACE_PARTIAL)
+            g->value[i].place[MESH_TP] = (Place){PLACE_SAME, 0};
+    assert_int_not_equal(graph_verify(g, "damage"), OK);
+    graph_destroy(g);
+}
+
+static void test_what_does_not_divide(void **state)
+{
+    (void)state;
+    Graph *g = feed_forward();
+    ShardPlan plan = {.axis = MESH_TP, .n = 3, .state_axes = 1u << AXIS_FFN};
+    assert_int_equal(pass_shard(&g, &plan), ERR_REFUSED);
+    says("32 ffn");
+    says("parallel.tp 3");
+    graph_destroy(g);
+}
+
+/* Flat: the weight is a run of elements; readers get it gathered. */
+static void test_flat(void **state)
+{
+    (void)state;
+    Graph *g = feed_forward();
+    ShardPlan plan = {.axis = MESH_FSDP, .n = 4, .rank = 3, .input_axes = 1u << AXIS_BATCH, .flat = true};
+    assert_int_equal(pass_shard(&g, &plan), OK);
+    assert_int_equal(count(g, "all_gather"), 4);
+    const Value *gate = graph_value(g, graph_find_state(g, "gate"));
+    assert_int_equal(gate->shape.rank, 1);
+    assert_int_equal(gate->shape.dim[0], 32 * 16 / 4);
+    assert_int_equal(shape_count(&gate->whole), 32 * 16);
+    assert_int_equal(graph_value(g, graph_find_input(g, "x"))->shape.dim[0], 1);
+    graph_destroy(g);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_one_reduction),       cmocka_unit_test(test_sequence),
+        cmocka_unit_test(test_missing_reduction),   cmocka_unit_test(test_doubled_reduction),
+        cmocka_unit_test(test_verifier_sees_places), cmocka_unit_test(test_what_does_not_divide),
+        cmocka_unit_test(test_flat),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

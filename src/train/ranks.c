@@ -1,0 +1,141 @@
+/* A run of several ranks: its layout, and what the ranks must agree on. */
+#include <string.h>
+
+#include "train/trainer_internal.h"
+
+/* ---- layout ------------------------------------------------------------------------------------------- */
+
+int64_t train_ranks(const RunConfig *config)
+{
+    const RunParallel *p = &config->parallel;
+    return p->pp * p->dp * p->fsdp * p->ep * p->cp * p->tp;
+}
+
+static Status check_layout(const Trainer *t, int n_ranks)
+{
+    const RunConfig *c = t->config;
+    int64_t wanted = train_ranks(c), data = c->parallel.dp * c->parallel.fsdp * c->parallel.ep;
+    if (c->parallel.pp > 1)
+        return fail(ERR_UNSUPPORTED, "parallel.pp %lld: this build has no pipelines; the other kinds of parallelism combine freely",
+                    (long long)c->parallel.pp);
+    if (wanted != n_ranks)
+        return fail(ERR_REFUSED, "the layout pp %lld x dp %lld x fsdp %lld x ep %lld x cp %lld x tp %lld is for %lld ranks, but %d were started",
+                    (long long)c->parallel.pp, (long long)c->parallel.dp, (long long)c->parallel.fsdp, (long long)c->parallel.ep,
+                    (long long)c->parallel.cp, (long long)c->parallel.tp, (long long)wanted, n_ranks);
+    if (c->train.batch % data)
+        return fail(ERR_REFUSED, "train.batch %lld is shared by dp x fsdp x ep = %lld ranks, which does not divide it",
+                    (long long)c->train.batch, (long long)data);
+    if (c->train.seq % (c->parallel.cp > 1 ? 2 * c->parallel.cp : 1))
+        return fail(ERR_REFUSED, "train.seq %lld is cut into 2 x cp = %lld blocks, which do not divide it", (long long)c->train.seq,
+                    (long long)(2 * c->parallel.cp));
+    return OK;
+}
+
+Status trainer_setup_ranks(Trainer *t)
+{
+    const RunParallel *p = &t->config->parallel;
+    Mesh mesh = {.size = {[MESH_PP] = (int)p->pp, [MESH_DP] = (int)p->dp, [MESH_FSDP] = (int)p->fsdp, [MESH_EP] = (int)p->ep,
+                          [MESH_CP] = (int)p->cp, [MESH_TP] = (int)p->tp}};
+    TRY(check_layout(t, t->planning ? (int)train_ranks(t->config) : t->world ? comm_size(t->world) : 1));
+    t->rank = t->world ? comm_rank(t->world) : 0;
+    t->layout.mesh = mesh_at(&mesh, t->rank);
+    int64_t columns = t->config->train.seq / p->cp;
+    t->layout.sequence = p->tp > 1 && columns % p->tp == 0;
+    /* what a run file says is of the whole step; a rank's micro-batches are its share */
+    const RunTrain *r = &t->config->train;
+    int64_t data = mesh_data_ranks(&mesh);
+    t->micro_batch = r->micro_batch == r->batch ? r->batch / data : r->micro_batch;
+    if (r->batch % (t->micro_batch * data))
+        return fail(ERR_REFUSED, "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at once, which do not divide train.batch %lld",
+                    (long long)t->micro_batch, (long long)data, (long long)(t->micro_batch * data), (long long)r->batch);
+    t->n_micro = r->batch / (t->micro_batch * data);
+    return OK;
+}
+
+/* The largest divisor of `most` that divides all of n counts, for a remedy. */
+static int64_t works(int64_t most, const int64_t *count, int n)
+{
+    for (int64_t d = most; d > 1; d--) {
+        bool all = true;
+        for (int i = 0; i < n; i++) all &= count[i] % d == 0;
+        if (all) return d;
+    }
+    return 1;
+}
+
+/* What is cut must divide: refused here, by the model's own words, before a graph finds it out. */
+Status trainer_check_divides(const Trainer *t)
+{
+    const ModelConfig *m = &t->model;
+    const RunParallel *p = &t->config->parallel;
+    bool dense = false, moe = false;
+    for (int64_t i = 0; i < m->n_layers; i++) *(m->layer[i].moe ? &moe : &dense) = true;
+    const struct {
+        const char *what;
+        int64_t count;
+    } cut[] = {{"query heads", m->n_heads}, {"key heads", m->n_kv_heads}, {"words in the vocabulary", m->vocab},
+               {"feed-forward columns", dense ? m->ffn_dense : 0}, {"feed-forward columns of experts", moe ? m->ffn_expert : 0}};
+    int64_t counts[COUNT_OF(cut)];
+    for (int i = 0; i < COUNT_OF(cut); i++) counts[i] = cut[i].count;
+    for (int i = 0; i < COUNT_OF(cut); i++)
+        if (cut[i].count % p->tp)
+            return fail(ERR_REFUSED, "parallel.tp %lld does not divide the model's %lld %s; tp %lld would", (long long)p->tp,
+                        (long long)cut[i].count, cut[i].what, (long long)works(p->tp, counts, COUNT_OF(cut)));
+    if (p->ep > 1 && !moe) return fail(ERR_REFUSED, "parallel.ep %lld: the model has no experts to share; parallel.dp cuts the batch as well", (long long)p->ep);
+    if (moe && m->n_experts % p->ep)
+        return fail(ERR_REFUSED, "parallel.ep %lld does not divide the model's %lld experts; ep %lld would", (long long)p->ep,
+                    (long long)m->n_experts, (long long)works(p->ep, &m->n_experts, 1));
+    return OK;
+}
+
+/* ---- agreement ------------------------------------------------------------------------------------------ */
+
+Status trainer_meet(Trainer *t)
+{
+    return t->world ? comm_run(t->world, &(CommOp){.kind = COMM_BARRIER, .node = "meeting"}) : OK;
+}
+
+Status trainer_agree(Trainer *t, int64_t *value)
+{
+    if (!t->world) return OK;
+    return comm_run(t->world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_I64, .send = value, .recv = value, .count = 1, .node = "agreement"});
+}
+
+Status trainer_any(Trainer *t, bool *flag)
+{
+    int32_t value = *flag;
+    if (!t->world) return OK;
+    TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .reduce = COMM_MAX, .send = &value,
+                                     .recv = &value, .count = 1, .node = "agreement"}));
+    *flag = value != 0;
+    return OK;
+}
+
+/* ---- a rank's share of a batch ------------------------------------------------------------------------------ */
+
+/* Columns of the sequence that a context-parallel rank has: one block from the beginning and one from the end. */
+static void copy_columns(const Trainer *t, const void *from, void *to, int64_t rows)
+{
+    int64_t cp = mesh_size(&t->layout.mesh, MESH_CP), seq = t->config->train.seq, half = seq / (2 * cp);
+    int64_t first[2] = {t->layout.mesh.coord[MESH_CP] * half, (2 * cp - 1 - t->layout.mesh.coord[MESH_CP]) * half};
+    const int32_t *in = from;
+    int32_t *out = to;
+    for (int64_t r = 0; r < rows; r++)
+        for (int b = 0; b < 2; b++, out += half) memcpy(out, in + r * seq + first[b], (size_t)half * sizeof *out);
+}
+
+Status trainer_feed(Trainer *t, int program, const DataBatch *b)
+{
+    const struct {
+        const char *name;
+        const void *data;
+    } inputs[] = {{"ids", b->ids}, {"targets", b->targets}, {"pos", b->pos}, {"weights", b->weights}};
+    size_t bytes = (size_t)(t->micro_batch * t->config->train.seq) * sizeof(int32_t);
+    for (int i = 0; i < COUNT_OF(inputs); i++) {
+        if (mesh_size(&t->layout.mesh, MESH_CP) > 1)
+            copy_columns(t, inputs[i].data, session_input(t->session, program, inputs[i].name), t->micro_batch);
+        else
+            TRY(session_write(t->session, program, inputs[i].name, inputs[i].data, bytes));
+    }
+    return OK;
+}
