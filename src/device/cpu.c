@@ -64,6 +64,8 @@ static Status find_group(Ranks *ranks, unsigned axes, Comm **group)
     return status;
 }
 
+Status device_group(Device *device, unsigned axes, Comm **group) { return find_group(&device->ranks, axes, group); }
+
 Status device_create_cpu(CpuOptions options, Device **out)
 {
     Device *device = xcalloc(1, sizeof *device);

@@ -42,6 +42,9 @@ size_t device_peak_bytes(const Device *device);
 /* "AMD EPYC, 2 threads, avx512bf16": for logs and doctor. */
 const char *device_text(const Device *device);
 
+/* The ranks that differ from this one along these mesh axes (bits by MeshAxis) only. */
+Status device_group(Device *device, unsigned axes, Comm **group);
+
 /* Bytes that session_create will allocate for these programs over this store. */
 typedef struct MemoryPlan {
     size_t state_bytes; /* the store */
@@ -54,6 +57,8 @@ MemoryPlan session_plan(const Store *store, Program *const *programs, int n);
 Status session_create(Device *device, const Store *store, Program *const *programs, int n, Session **session);
 void session_destroy(Session *session);
 
+/* The micro-batch in flight that later runs, reads and writes of the program mean; 0 at the start. */
+void session_use_slot(Session *session, int program, int slot);
 /* Runs the instructions of the phases first..last of a program. */
 Status session_run(Session *session, int program, Phase first, Phase last);
 /* Copies between the host and an input or output, whole: bytes must be its size. */

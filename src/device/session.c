@@ -15,6 +15,7 @@ typedef struct Loaded {
     DeviceMemory io;
     Step *step;
     int n_prepared; /* steps whose prepare succeeded, for release */
+    int slot;       /* of the micro-batch in flight that is meant */
     Tensor *tensor; /* all operands */
     double *instr_s;
 } Loaded;
@@ -28,12 +29,15 @@ struct Session {
     bool profile;
 };
 
+static size_t slots(const Program *p) { return p->n_slots > 1 ? (size_t)p->n_slots : 1; }
+
 MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
 {
     MemoryPlan plan = {.state_bytes = store->bytes};
     for (int i = 0; i < n; i++) {
-        if (programs[i]->step_bytes > plan.step_bytes) plan.step_bytes = programs[i]->step_bytes;
-        plan.io_bytes += programs[i]->io_bytes;
+        size_t step_bytes = slots(programs[i]) * programs[i]->step_bytes;
+        if (step_bytes > plan.step_bytes) plan.step_bytes = step_bytes;
+        plan.io_bytes += slots(programs[i]) * programs[i]->io_bytes;
     }
     plan.total_bytes = plan.state_bytes + plan.step_bytes + plan.io_bytes;
     return plan;
@@ -46,8 +50,8 @@ static Tensor resolve(const Session *s, const Loaded *l, const Operand *o)
     switch (o->region) {
     case REGION_NONE: break;
     case REGION_STATE: t.data = s->state.at + o->offset; break;
-    case REGION_STEP: t.data = s->step.at + o->offset; break;
-    case REGION_IO: t.data = l->io.at + o->offset; break;
+    case REGION_STEP: t.data = s->step.at + (size_t)l->slot * l->program->step_bytes + o->offset; break;
+    case REGION_IO: t.data = l->io.at + (size_t)l->slot * l->program->io_bytes + o->offset; break;
     }
     return t;
 }
@@ -74,7 +78,7 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
 static Status load(Session *s, Loaded *l, const Program *program)
 {
     l->program = program;
-    TRY(device_alloc(s->device, program->io_bytes, "step inputs", &l->io));
+    TRY(device_alloc(s->device, slots(program) * program->io_bytes, "step inputs", &l->io));
     size_t n_tensors = 0;
     for (int i = 0; i < program->n_instr; i++)
         n_tensors += (size_t)(program->instr[i].node->n_in + program->instr[i].node->n_out);
@@ -147,6 +151,20 @@ Status session_run(Session *s, int program, Phase first, Phase last)
         if (s->profile) l->instr_s[i] += clock_s() - start;
     }
     return OK;
+}
+
+void session_use_slot(Session *s, int program, int slot)
+{
+    Loaded *l = &s->loaded[program];
+    if (l->slot == slot) return;
+    l->slot = slot;
+    for (int i = 0; i < l->program->n_instr; i++) {
+        Step *step = &l->step[i];
+        const Instr *instr = step->instr;
+        if (instr->workspace_bytes) step->args.workspace = s->step.at + (size_t)slot * l->program->step_bytes + instr->workspace_offset;
+        for (int k = 0; k < step->args.n_in; k++) step->args.in[k].data = resolve(s, l, &instr->in[k]).data;
+        for (int k = 0; k < step->args.n_out; k++) step->args.out[k].data = resolve(s, l, &instr->out[k]).data;
+    }
 }
 
 static void *place_of(const Session *s, int program, const Operand *o)

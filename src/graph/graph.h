@@ -102,6 +102,7 @@ typedef enum StateRole {
     STATE_ADAM_V,    /* second moment */
     STATE_BUFFER,    /* trained without a gradient, saved with the model: expert bias */
     STATE_LOAD,      /* tokens per expert, summed over a step; its master is the bias it moves */
+    STATE_PIPE,      /* what is on its way to another pipeline stage; not saved */
     STATE_CACHE,     /* keys and values of earlier tokens; not saved */
 } StateRole;
 

@@ -222,6 +222,14 @@ Status op_all_gather(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
 Status op_reduce_scatter(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
 Status op_cut(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
 
+/* One end of a message between pipeline stages; put in by pass/pipeline. */
+typedef struct PipeEnd {
+    int peer, channel;
+    bool sequence; /* tensor parallel ranks have parts of the sequence */
+} PipeEnd;
+Status op_send(Graph *g, ValueId x, PipeEnd end);
+Status op_recv(Graph *g, DType dtype, Shape shape, PipeEnd end, ValueId *x);
+
 /* ---- gradients: used by gradient rules and passes -------------------------------------------- */
 
 Status op_swiglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);

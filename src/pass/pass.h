@@ -67,6 +67,10 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
 /* Before autodiff: what a layout computes in another way. */
 Status pass_tensor_prepare(Graph **graph, const Layout *layout);
 Status pass_expert_prepare(Graph **graph, const Layout *layout);
+/* After autodiff with summed gradients, before the update is made: the nodes of this stage. */
+Status pass_pipeline(Graph **graph, const Layout *layout);
+/* In the update: the norms of all stages are joined. */
+void pass_pipeline_norms(Graph *graph, const Layout *layout);
 /* After autodiff and the optimizer: each makes the graph that of this rank along its mesh axis, and does nothing
  * where that has size 1; in this order. like: the step's graph when *graph is its update, else NULL. */
 Status pass_context(Graph **graph, const Layout *layout, const Graph *like);

@@ -117,6 +117,10 @@ static Status cut_state(const ShardPlan *plan, Value *v)
         ValueId twin = plan->like ? graph_find_state(plan->like, v->name) : NO_VALUE;
         return value_ok(twin) ? cut_leaf(plan, v, graph_value(plan->like, twin)->place[plan->axis]) : OK;
     }
+    if (v->role == STATE_PIPE) { /* as the value that is sent through it */
+        int cut = axis_in(&v->shape, plan->input_axes | (plan->sequence ? 1u << AXIS_SEQ : 0));
+        return cut >= 0 ? cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)cut}) : OK;
+    }
     if (!follows_weight(v) && v->role != STATE_CACHE) return OK;
     int dim = axis_in(&v->part[0].shape, plan->state_axes);
     /* a router's rows are experts too, but every rank routes to all: only stacks of matrices are shared out */

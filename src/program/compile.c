@@ -225,7 +225,7 @@ static void compile(Compiler *c)
     place_inputs(c);
     add_storages(c);
     add_workspaces(c);
-    p->step_bytes = plan_blocks(c->block, c->n_blocks);
+    p->step_bytes = round_up(plan_blocks(c->block, c->n_blocks), TENSOR_ALIGN);
     find_peak(c);
     emit(c);
     emit_ends(c);

@@ -105,7 +105,8 @@ typedef struct Program {
     Operand *input, *output; /* in the order of the graph's inputs and outputs */
     const char **input_name, **output_name;
     int n_inputs, n_outputs;
-    size_t io_bytes, step_bytes; /* step_bytes: the planned peak, workspace included */
+    int n_slots; /* micro-batches in flight, each with inputs and step region of its own; set before loading; 0: 1 */
+    size_t io_bytes, step_bytes; /* of one slot; step_bytes: the planned peak, workspace included */
     size_t live_bytes;           /* the largest sum of live bytes: what no plan can beat */
     LiveValue top[PROGRAM_TOP];  /* the largest at that moment */
     int n_top;

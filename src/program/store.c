@@ -18,7 +18,7 @@ const char *state_role_name(StateRole role)
 {
     static const char *const names[] = {"none",   "weights",         "working weights", "gradients",
                                         "adam m", "adam v",          "buffers",         "expert loads",
-                                        "kv cache"};
+                                        "pipeline buffers", "kv cache"};
     return names[role];
 }
 

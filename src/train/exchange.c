@@ -74,7 +74,7 @@ static Status add_run(void *context, const StateRun *run)
 static bool is_holder(const Mesh *mesh, const StateEntry *e)
 {
     for (int a = 0; a < MESH_AXES; a++)
-        if (!place_is_cut(e->place[a]) && mesh->coord[a] > 0) return false;
+        if (a != MESH_PP && !place_is_cut(e->place[a]) && mesh->coord[a] > 0) return false; /* stages hold different ones */
     return true;
 }
 

@@ -126,7 +126,7 @@ Status trainer_setup_programs(Trainer *t)
                                /* each micro-batch's share of losses that are means */
                                .aux_loss = (float)(r->balance_aux / (double)t->n_micro),
                                .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
-                               .z_loss = (float)r->z_loss, .layout = t->layout};
+                               .z_loss = (float)r->z_loss, .layout = t->layout, .pipeline = t->config->parallel.schedule};
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
     TRY(trainer_check_divides(t));
     Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);

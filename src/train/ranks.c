@@ -15,9 +15,6 @@ static Status check_layout(const Trainer *t, int n_ranks)
 {
     const RunConfig *c = t->config;
     int64_t wanted = train_ranks(c), data = c->parallel.dp * c->parallel.fsdp * c->parallel.ep;
-    if (c->parallel.pp > 1)
-        return fail(ERR_UNSUPPORTED, "parallel.pp %lld: this build has no pipelines; the other kinds of parallelism combine freely",
-                    (long long)c->parallel.pp);
     if (wanted != n_ranks)
         return fail(ERR_REFUSED, "the layout pp %lld x dp %lld x fsdp %lld x ep %lld x cp %lld x tp %lld is for %lld ranks, but %d were started",
                     (long long)c->parallel.pp, (long long)c->parallel.dp, (long long)c->parallel.fsdp, (long long)c->parallel.ep,
@@ -49,6 +46,12 @@ Status trainer_setup_ranks(Trainer *t)
         return fail(ERR_REFUSED, "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at once, which do not divide train.batch %lld",
                     (long long)t->micro_batch, (long long)data, (long long)(t->micro_batch * data), (long long)r->batch);
     t->n_micro = r->batch / (t->micro_batch * data);
+    if (p->pp > 1) {
+        static const RunPipeline kinds[] = {RUN_PIPELINE_1F1B, RUN_PIPELINE_GPIPE};
+        CHECK(p->schedule == kinds[0] || p->schedule == kinds[1]);
+        t->pipeline = ARENA_ARRAY(&t->arena, PipelineStep, 2 * t->n_micro);
+        pipeline_order(p->schedule, (int)p->pp, t->layout.mesh.coord[MESH_PP], t->n_micro, t->pipeline);
+    }
     return OK;
 }
 
@@ -99,6 +102,17 @@ Status trainer_agree(Trainer *t, int64_t *value)
 {
     if (!t->world) return OK;
     return comm_run(t->world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_I64, .send = value, .recv = value, .count = 1, .node = "agreement"});
+}
+
+Status trainer_sum_stages(Trainer *t, double *value)
+{
+    float sum = (float)*value;
+    Comm *stages;
+    if (mesh_size(&t->layout.mesh, MESH_PP) < 2) return OK;
+    TRY(device_group(t->device, 1u << MESH_PP, &stages));
+    TRY(comm_run(stages, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .send = &sum, .recv = &sum, .count = 1, .node = "loss"}));
+    *value = (double)sum;
+    return OK;
 }
 
 Status trainer_any(Trainer *t, bool *flag)

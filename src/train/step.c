@@ -41,8 +41,9 @@ static Status build_step(const ModelConfig *model, const StepOptions *o, Target 
     TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = differentiate(&g, o, &grads);
-    if (status == OK && o->n_micro > 1) {
+    if (status == OK && (o->n_micro > 1 || mesh_size(&o->layout.mesh, MESH_PP) > 1)) {
         status = pass_accumulate(g, &grads);
+        if (status == OK) status = pass_pipeline(&g, &o->layout);
         if (status == OK) status = pass_optimizer_alone(g, &o->layout, &update);
     } else if (status == OK) {
         status = pass_optimizer(g, &grads);
@@ -56,6 +57,10 @@ static Status build_step(const ModelConfig *model, const StepOptions *o, Target 
         return status;
     }
     status = add_program(out, PROGRAM_STEP, g, target);
+    const Mesh *mesh = &o->layout.mesh;
+    if (status == OK && mesh_size(mesh, MESH_PP) > 1)
+        out->at[out->index[PROGRAM_STEP]]->n_slots =
+            (int)pipeline_slots(o->pipeline, mesh_size(mesh, MESH_PP), mesh->coord[MESH_PP], o->n_micro);
     if (!update) return status;
     if (status == OK) return add_program(out, PROGRAM_UPDATE, update, target);
     graph_destroy(update);
@@ -67,6 +72,7 @@ static Status build_eval(const ModelConfig *model, const StepOptions *o, Target 
     Graph *g;
     TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
+    if (status == OK) status = pass_pipeline(&g, &o->layout);
     if (status == OK) status = finish(&g, o, NULL);
     if (status != OK) {
         graph_destroy(g);

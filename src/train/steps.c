@@ -25,20 +25,53 @@ static Status set_hyper(Trainer *t, int program, double lr)
 
 /* ---- phases -------------------------------------------------------------------------------------------- */
 
-static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetrics *m, int64_t *tokens)
+static Status forward(Trainer *t, const StepFaults *faults, int64_t micro)
+{
+    int step = t->programs.index[PROGRAM_STEP];
+    const DataBatch *batch;
+    TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
+    TRY(trainer_feed(t, step, batch));
+    faults_in_batch(faults, t, step);
+    return OK;
+}
+
+/* Weights count the targets of the whole step: losses add up to the mean. */
+static Status add_loss(Trainer *t, double *loss)
 {
     int step = t->programs.index[PROGRAM_STEP];
     float value;
+    if (!session_output(t->session, step, "loss")) return OK; /* another stage's */
+    TRY(session_read(t->session, step, "loss", &value, sizeof value));
+    *loss += (double)value;
+    return OK;
+}
+
+/* The micro-batches of a pipeline stage, in the schedule's order, each in its slot. */
+static Status run_pipeline(Trainer *t, const StepFaults *faults, double *loss)
+{
+    int program = t->programs.index[PROGRAM_STEP], stages = mesh_size(&t->layout.mesh, MESH_PP), stage = t->layout.mesh.coord[MESH_PP];
+    int64_t n_slots = pipeline_slots(t->options.pipeline, stages, stage, t->n_micro);
+    for (int64_t i = 0; i < 2 * t->n_micro; i++) {
+        PipelineStep now = t->pipeline[i];
+        session_use_slot(t->session, program, (int)(now.micro % n_slots));
+        if (!now.backward) TRY(forward(t, faults, now.micro));
+        Phase phase = now.backward ? PHASE_BACKWARD : PHASE_FORWARD;
+        TRY(session_run(t->session, program, phase, phase));
+        if (now.backward) TRY(add_loss(t, loss));
+    }
+    session_use_slot(t->session, program, 0);
+    return trainer_sum_stages(t, loss);
+}
+
+static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetrics *m, int64_t *tokens)
+{
     m->loss = 0;
+    *tokens += t->n_micro * t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
+    if (mesh_size(&t->layout.mesh, MESH_PP) > 1) return run_pipeline(t, faults, &m->loss);
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
-        const DataBatch *batch;
-        TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
-        TRY(trainer_feed(t, step, batch));
-        faults_in_batch(faults, t, step);
-        TRY(session_run(t->session, step, PHASE_FORWARD, PHASE_BACKWARD));
-        TRY(session_read(t->session, step, "loss", &value, sizeof value));
-        m->loss += (double)value; /* weights count the targets of the whole step: losses add up to the mean */
-        *tokens += t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
+        TRY(forward(t, faults, micro));
+        TRY(session_run(t->session, t->programs.index[PROGRAM_STEP], PHASE_FORWARD, PHASE_BACKWARD));
+        TRY(add_loss(t, &m->loss));
     }
     return OK;
 }

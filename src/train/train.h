@@ -33,6 +33,7 @@ typedef struct StepOptions {
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss;
     Layout layout; /* of the ranks that share a step */
+    RunPipeline pipeline;
 } StepOptions;
 
 enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };
@@ -50,6 +51,20 @@ Status step_programs_build(const ModelConfig *model, const StepOptions *options,
 void step_programs_destroy(StepPrograms *programs);
 /* Loss and the gradient of every weight as outputs called by their states' names: for `drover grads`. */
 Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
+
+/* ---- pipeline -------------------------------------------------------------------------------------- */
+
+/* One phase of one micro-batch. */
+typedef struct PipelineStep {
+    bool backward;
+    int64_t micro;
+} PipelineStep;
+/* Fills step[2 n_micro]: gpipe runs all forward phases first (Huang 2019), 1f1b only as many as keep the later stages
+ * busy (Narayanan 2019). */
+void pipeline_order(RunPipeline kind, int stages, int stage, int64_t n_micro, PipelineStep *step);
+/* Micro-batches that the stage holds at most: between a forward phase and its backward phase. Micro-batch m may use
+ * slot m % slots. */
+int64_t pipeline_slots(RunPipeline kind, int stages, int stage, int64_t n_micro);
 
 /* ---- schedule ---------------------------------------------------------------------------------- */
 

@@ -31,6 +31,7 @@ struct Trainer {
     Comm *world; /* this rank among all; NULL: the only one */
     int rank, ranks_here; /* of how many in this process or on this host */
     Layout layout;
+    PipelineStep *pipeline; /* 2 n_micro phases, with several stages */
     bool planning; /* what the first rank would need; there are no others */
     Device *device;
     StepOptions options;
@@ -87,6 +88,7 @@ Status trainer_setup_ranks(Trainer *t);     /* the layout, and this rank's share
 Status trainer_check_divides(const Trainer *t);
 Status trainer_meet(Trainer *t);            /* returns when all ranks have come here */
 Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
+Status trainer_sum_stages(Trainer *t, double *value); /* over the pipeline's stages, of which one has it */
 Status trainer_any(Trainer *t, bool *flag); /* true when it is on any rank */
 Status trainer_feed(Trainer *t, int program, const DataBatch *batch);
 /* exchange.c */

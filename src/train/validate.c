@@ -18,8 +18,13 @@ static Status sum_losses(Trainer *t, const DataBatch *b, double *sum, int64_t *n
         if (n == 0) continue;
         TRY(trainer_feed(t, program, b));
         TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_FORWARD));
-        TRY(session_read(t->session, program, "cross_entropy", &mean, sizeof mean));
-        *sum += (double)mean * (double)n;
+        double loss = 0;
+        if (session_output(t->session, program, "cross_entropy")) {
+            TRY(session_read(t->session, program, "cross_entropy", &mean, sizeof mean));
+            loss = (double)mean;
+        }
+        TRY(trainer_sum_stages(t, &loss));
+        *sum += loss * (double)n;
         *n_targets += n;
         *whole = t->world || !trainer_stop_requested(); /* the checkpoint comes first; the figure can wait */
         if (!*whole) return OK;
