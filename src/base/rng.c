@@ -56,7 +56,7 @@ double rng_normal(uint64_t key, uint64_t index)
 
 void rng_fill_normal(uint64_t key, uint64_t first, double deviation, float *out, size_t n)
 {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n >= 4096)
     for (size_t i = 0; i < n; i++) out[i] = (float)(deviation * rng_normal(key, first + i));
 }
 

@@ -11,6 +11,7 @@
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- placements ------------------------------------------------------------------------------ */
@@ -101,18 +102,23 @@ static Status infer_part(InferCtx *ctx)
 
 /* ---- costs ----------------------------------------------------------------------------------------- */
 
-/* Bytes that a rank sends: the parts of the others, once for each of scattering sums and gathering. */
-static Cost cost_of(const Graph *g, const Node *node, double whole_bytes, int passes)
+/* What this rank sends is what the communicator says of the operation. */
+static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
 {
     const CollectiveAttr *attr = node->attr;
+    int64_t count = shape_count(&attr->whole), *counts = xcalloc((size_t)attr->n, sizeof *counts);
+    for (int r = 0; r < attr->n; r++) counts[r] = collective_part_count(attr, r);
+    CommOp op = {.kind = kind, .dtype = graph_value(g, node->in[0])->dtype, .count = kind == COMM_ALL_REDUCE ? count : 0,
+                 .counts = kind == COMM_ALL_REDUCE ? NULL : counts};
     Cost cost = cost_streaming(g, node, 0);
-    cost.wire_bytes = passes * whole_bytes * (attr->n - 1) / attr->n;
+    cost.wire_bytes = (double)comm_sent_bytes(&op, attr->n, attr->rank);
+    free(counts);
     return cost;
 }
 
-static Cost cost_all_reduce(const Graph *g, const Node *node) { return cost_of(g, node, value_bytes(g, node->in[0]), 2); }
-static Cost cost_all_gather(const Graph *g, const Node *node) { return cost_of(g, node, value_bytes(g, node->out[0]), 1); }
-static Cost cost_reduce_scatter(const Graph *g, const Node *node) { return cost_of(g, node, value_bytes(g, node->in[0]), 1); }
+static Cost cost_all_reduce(const Graph *g, const Node *node) { return cost_of(g, node, COMM_ALL_REDUCE); }
+static Cost cost_all_gather(const Graph *g, const Node *node) { return cost_of(g, node, COMM_ALL_GATHER); }
+static Cost cost_reduce_scatter(const Graph *g, const Node *node) { return cost_of(g, node, COMM_REDUCE_SCATTER); }
 static Cost cost_cut(const Graph *g, const Node *node)
 {
     return (Cost){.read_bytes = value_bytes(g, node->out[0]), .write_bytes = value_bytes(g, node->out[0])};

@@ -21,4 +21,11 @@ static inline int64_t collective_flat_count(int64_t count, int n, int r)
     return left < 0 ? 0 : left < part ? left : part;
 }
 
+/* Elements of rank r's part in what is exchanged. */
+static inline int64_t collective_part_count(const CollectiveAttr *attr, int r)
+{
+    int64_t count = shape_count(&attr->whole);
+    return attr->dim == PLACE_FLAT ? collective_flat_count(count, attr->n, r) : count / attr->n;
+}
+
 #endif

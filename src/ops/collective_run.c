@@ -19,9 +19,7 @@ static Status prepare(KernelArgs *args)
     if (!args->ranks) return fail(ERR_ARG, "a program for several ranks, but this device has no peers");
     TRY(args->ranks->group(args->ranks, 1u << attr->axis, &p->comm));
     p->counts = xcalloc((size_t)attr->n, sizeof *p->counts);
-    int64_t count = shape_count(&attr->whole);
-    for (int r = 0; r < attr->n; r++)
-        p->counts[r] = attr->dim == PLACE_FLAT ? collective_flat_count(count, attr->n, r) : count / attr->n;
+    for (int r = 0; r < attr->n; r++) p->counts[r] = collective_part_count(attr, r);
     return OK;
 }
 

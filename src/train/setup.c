@@ -216,7 +216,8 @@ Status trainer_setup_data(Trainer *t)
     if (t->tokenizer) {
         TRY(data_loader_create(t->data, &held, &t->val_loader));
         t->val_steps = data_loader_steps(t->val_loader);
-        if (r->val_batches > 0) t->val_steps = min_i64(t->val_steps, r->val_batches);
+        /* batches of the run file, whatever a rank takes at once: every layout looks at the same text */
+        if (r->val_batches > 0) t->val_steps = min_i64(t->val_steps, (r->val_batches * r->batch + held.batch - 1) / held.batch);
     }
     DataStats s = data_stats(t->data, DATA_TRAIN), v = data_stats(t->data, DATA_HOLDOUT);
     if (t->tokenizer)

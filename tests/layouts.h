@@ -1,0 +1,248 @@
+/* What the tests of layouts share: small models, and jobs of some ranks that run some steps, beside the same steps on
+ * one rank. Included by *_test.c files only. */
+#ifndef TESTS_LAYOUTS_H
+#define TESTS_LAYOUTS_H
+
+#include "comm/comm.h"
+#include "train/train.h"
+
+#include "base/testing.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <pthread.h>
+
+enum { STEPS = 6, SEQ = 32, BATCH = 8, VOCAB = 128, MAX_RANKS = 64 };
+
+static const char *const llama4 =
+    "{\"model_type\": \"llama4_text\", \"vocab_size\": 128, \"hidden_size\": 32, \"num_hidden_layers\": 4, "
+    "\"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"head_dim\": 8, \"intermediate_size\": 16, "
+    "\"intermediate_size_mlp\": 48, \"num_local_experts\": 4, \"num_experts_per_tok\": 2, "
+    "\"interleave_moe_layer_step\": 2, \"attention_chunk_size\": 16, \"floor_scale\": 16, \"tie_word_embeddings\": false}";
+static const char *const llama3 =
+    "{\"model_type\": \"llama\", \"vocab_size\": 128, \"hidden_size\": 32, \"num_hidden_layers\": 4, "
+    "\"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"head_dim\": 8, \"intermediate_size\": 48, "
+    "\"tie_word_embeddings\": true}";
+
+static const char *const grok1 =
+    "{\"model_type\": \"grok-1\", \"vocab_size\": 128, \"hidden_size\": 32, \"num_hidden_layers\": 3, "
+    "\"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"intermediate_size\": 16, \"num_experts\": 4, "
+    "\"num_experts_per_tok\": 2, \"max_attn_value\": 30, \"attn_output_multiplier\": 0.5, \"embedding_multiplier_scale\": 5.6, "
+    "\"output_multiplier_scale\": 0.57, \"tie_word_embeddings\": true}";
+
+/* ---- one job: some ranks, some steps -------------------------------------------------------------------- */
+
+typedef struct Job {
+    const ModelConfig *model;
+    StepOptions options; /* layout: sizes only */
+    CommWorld *world;
+    bool check_wire; /* what was sent must be what the nodes declare */
+    double loss[STEPS], norm[STEPS]; /* as rank 0 sees them */
+} Job;
+
+typedef struct RankJob {
+    Job *job;
+    int rank;
+    Status status;
+    char message[600];
+} RankJob;
+
+/* The rows of the step that this rank sees in one micro-batch, documents of 20 tokens. */
+static Status feed(Session *session, const StepOptions *o, int step, int64_t micro)
+{
+    int64_t cp = mesh_size(&o->layout.mesh, MESH_CP), columns = SEQ / cp, at_rank = o->layout.mesh.coord[MESH_CP];
+    int64_t rows = o->micro_batch, first = (micro * mesh_data_ranks(&o->layout.mesh) + mesh_data_rank(&o->layout.mesh)) * rows;
+    int32_t ids[BATCH * SEQ], targets[BATCH * SEQ], pos[BATCH * SEQ];
+    float weights[BATCH * SEQ];
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < columns; c++) {
+            int64_t half = columns / 2, to = r * columns + c; /* zigzag */
+            int64_t t = cp == 1 ? c : c < half ? at_rank * half + c : (2 * cp - 1 - at_rank) * half + c - half;
+            uint64_t at = (uint64_t)((step % 3 * BATCH + first + r) * SEQ + t);
+            ids[to] = (int32_t)(rng_u64(7, at) % VOCAB);
+            targets[to] = t % 20 == 19 ? -1 : (int32_t)(rng_u64(7, at + 1) % VOCAB);
+            pos[to] = (int32_t)(t % 20);
+            weights[to] = t % 20 == 19 ? 0 : 1.0f / (BATCH * SEQ);
+        }
+    }
+    size_t n = (size_t)(rows * columns) * 4;
+    TRY(session_write(session, 0, "ids", ids, n));
+    TRY(session_write(session, 0, "targets", targets, n));
+    TRY(session_write(session, 0, "pos", pos, n));
+    return session_write(session, 0, "weights", weights, n);
+}
+
+static Status run_micro_batches(const StepOptions *o, Session *session, int program, int step, float *loss)
+{
+    PipelineStep order[2 * BATCH];
+    int stages = mesh_size(&o->layout.mesh, MESH_PP), stage = o->layout.mesh.coord[MESH_PP];
+    int64_t slots = pipeline_slots(o->pipeline, stages, stage, o->n_micro);
+    pipeline_order(o->pipeline, stages, stage, o->n_micro, order);
+    for (int64_t i = 0; i < 2 * o->n_micro; i++) {
+        Phase phase = order[i].backward ? PHASE_BACKWARD : PHASE_FORWARD;
+        float value;
+        if (stages > 1) session_use_slot(session, program, (int)(order[i].micro % slots));
+        if (!order[i].backward) TRY(feed(session, o, step, order[i].micro));
+        TRY(session_run(session, program, phase, phase));
+        if (!order[i].backward || !session_output(session, program, "loss")) continue;
+        TRY(session_read(session, program, "loss", &value, sizeof value));
+        *loss += value;
+    }
+    return OK;
+}
+
+static Status sum_stages(Device *device, const StepOptions *o, float *value)
+{
+    Comm *stages;
+    if (mesh_size(&o->layout.mesh, MESH_PP) < 2) return OK;
+    TRY(device_group(device, 1u << MESH_PP, &stages));
+    return comm_run(stages, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .send = value, .recv = value, .count = 1});
+}
+
+static Status run_steps(Job *job, Device *device, const StepOptions *o, StepPrograms *p, Session *session)
+{
+    int step = p->index[PROGRAM_STEP], update = p->index[PROGRAM_UPDATE] >= 0 ? p->index[PROGRAM_UPDATE] : step;
+    for (int s = 0; s < STEPS; s++) {
+        float sum = 0, value, hyper[HYPER_COUNT];
+        TRY(run_micro_batches(o, session, step, s, &sum));
+        TRY(sum_stages(device, o, &sum));
+        if (update != step) TRY(session_run(session, update, PHASE_FORWARD, PHASE_BACKWARD));
+        TRY(session_read(session, update, "grad_norm", &value, sizeof value));
+        if (mesh_rank(&o->layout.mesh) == 0) {
+            job->loss[s] = (double)sum;
+            job->norm[s] = (double)value;
+        }
+        hyper[HYPER_LR] = 0.003f, hyper[HYPER_BETA1] = 0.9f, hyper[HYPER_BETA2] = 0.95f, hyper[HYPER_EPS] = 1e-4f;
+        hyper[HYPER_BIAS1] = 1 - powf(0.9f, (float)s + 1), hyper[HYPER_BIAS2] = 1 - powf(0.95f, (float)s + 1);
+        hyper[HYPER_DECAY] = 0.1f, hyper[HYPER_CLIP] = 1, hyper[HYPER_BIAS_RATE] = 0.001f;
+        TRY(session_write(session, update, "hyper", hyper, sizeof hyper));
+        TRY(session_run(session, update, PHASE_UPDATE, PHASE_UPDATE));
+    }
+    return OK;
+}
+
+/* What this rank sent, against what the nodes of its programs say that they send. */
+static inline Status check_wire(Device *device, const StepOptions *o, const StepPrograms *p)
+{
+    double declared = 0, sent = 0;
+    for (int i = 0; i < p->n; i++)
+        declared += STEPS * (i == p->index[PROGRAM_STEP] ? (double)o->n_micro : 1) * graph_cost(p->at[i]->graph).wire_bytes;
+    for (unsigned axes = 1; axes < 1u << MESH_AXES; axes++) {
+        Comm *group;
+        bool used = true;
+        for (int a = 0; a < MESH_AXES; a++) used &= !(axes >> a & 1) || mesh_size(&o->layout.mesh, (MeshAxis)a) > 1;
+        if (!used) continue;
+        TRY(device_group(device, axes, &group));
+        CommStats stats = comm_stats(group);
+        for (int k = 0; k < COMM_KINDS; k++) sent += (double)stats.kind[k].sent_bytes;
+    }
+    if (sent == declared) return OK;
+    return fail(ERR_COMM, "%.0f bytes were sent, the nodes declare %.0f", sent, declared);
+}
+
+static Status run_rank(RankJob *r)
+{
+    Job *job = r->job;
+    StepOptions o = job->options;
+    Device *device;
+    StepPrograms programs;
+    Session *session;
+    o.layout.mesh = mesh_at(&o.layout.mesh, r->rank);
+    CpuOptions cpu = {.threads = 1, .world = job->world ? comm_of_rank(job->world, r->rank) : NULL, .mesh = o.layout.mesh};
+    TRY(device_create_cpu(cpu, &device));
+    Status status = step_programs_build(job->model, &o, device_target(device), &programs);
+    if (status == OK) {
+        status = session_create(device, programs.store, programs.at, programs.n, &session);
+        if (status == OK && device_allocated_bytes(device) != session_plan(programs.store, programs.at, programs.n).total_bytes)
+            status = fail(ERR_MEMORY, "%zu bytes were allocated, another number than planned", device_allocated_bytes(device));
+        if (status == OK) {
+            status = session_init_weights(session, 3);
+            if (status == OK) status = run_steps(job, device, &o, &programs, session);
+            if (status == OK && job->check_wire) status = check_wire(device, &o, &programs);
+            session_destroy(session);
+        }
+        step_programs_destroy(&programs);
+    }
+    device_destroy(device);
+    return status;
+}
+
+static void *rank_main(void *at)
+{
+    RankJob *r = at;
+    r->status = run_rank(r);
+    if (r->status == OK) return NULL;
+    snprintf(r->message, sizeof r->message, "%s", status_message());
+    if (r->job->world) comm_abort(comm_of_rank(r->job->world, r->rank));
+    return NULL;
+}
+
+static Status run_job(Job *job, char *message)
+{
+    int n = mesh_ranks(&job->options.layout.mesh);
+    RankJob ranks[MAX_RANKS];
+    pthread_t thread[MAX_RANKS];
+    if (n > 1) TRY(comm_world_create_local(n, &(CommOptions){.deadline_s = 60}, &job->world));
+    for (int r = 0; r < n; r++) ranks[r] = (RankJob){.job = job, .rank = r};
+    for (int r = 0; r < n; r++)
+        if (pthread_create(&thread[r], NULL, rank_main, &ranks[r])) return fail(ERR_MEMORY, "no thread");
+    Status status = OK;
+    for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
+    for (int r = 0; r < n && status == OK; r++)
+        if ((status = ranks[r].status) != OK) snprintf(message, 600, "rank %d: %s", r, ranks[r].message);
+    comm_world_destroy(job->world);
+    return status;
+}
+
+/* ---- layouts as text: "tp2 dp2 seq micro2" ---------------------------------------------------------------- */
+
+static StepOptions parse(const char *text)
+{
+    StepOptions o = {.n_micro = 1, .seq = SEQ, .dtype = DTYPE_F32, .balance = BALANCE_BIAS, .router_z_loss = 1e-3f};
+    char copy[128], *save;
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        int n = word[strcspn(word, "0123456789")] ? (int)strtol(word + strcspn(word, "0123456789"), NULL, 10) : 0;
+        bool known = false;
+        for (int a = 0; a < MESH_AXES; a++) {
+            size_t length = strlen(mesh_axis_name((MeshAxis)a));
+            if (!n || strncmp(word, mesh_axis_name((MeshAxis)a), length) || !strchr("0123456789", word[length])) continue;
+            o.layout.mesh.size[a] = n;
+            known = true;
+        }
+        if (!strcmp(word, "seq")) o.layout.sequence = known = true; /* sequence parallelism */
+        if (!strcmp(word, "gpipe")) o.pipeline = RUN_PIPELINE_GPIPE, known = true;
+        if (!strcmp(word, "bf16")) o.dtype = DTYPE_BF16, known = true;
+        if (!strcmp(word, "selective")) o.recompute = RECOMPUTE_SELECTIVE, known = true;
+        if (!strcmp(word, "full")) o.recompute = RECOMPUTE_FULL, known = true;
+        if (!strcmp(word, "plain")) o.balance = BALANCE_NONE, o.router_z_loss = 0, known = true;
+        if (!strcmp(word, "aux")) o.balance = BALANCE_AUX, o.aux_loss = 0.01f, known = true;
+        if (!strncmp(word, "micro", 5)) o.n_micro = n, known = true;
+        assert_true(known);
+    }
+    o.micro_batch = BATCH / o.n_micro / mesh_data_ranks(&o.layout.mesh);
+    return o;
+}
+
+static void make_model(const char *text, ModelConfig *config)
+{
+    json_t *json = json_loads(text, 0, NULL);
+    assert_non_null(json);
+    assert_int_equal(model_config_from_json(json, config), OK);
+    json_decref(json);
+    config->expert_bias = config->n_experts > 0;
+}
+
+/* Relative difference of the worst step. In bf16 what is rounded apart drifts apart: the first two only. */
+static double compare(const Job *a, const Job *b)
+{
+    double worst = 0;
+    int n = a->options.dtype == DTYPE_F32 ? STEPS : 2;
+    for (int s = 0; s < n; s++) {
+        worst = fmax(worst, fabs(a->loss[s] / b->loss[s] - 1));
+        worst = fmax(worst, fabs(a->norm[s] / b->norm[s] - 1));
+    }
+    return isfinite(worst) ? worst : (double)INFINITY;
+}
+
+#endif

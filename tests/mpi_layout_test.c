@@ -1,0 +1,52 @@
+/* The same layouts as processes: every process is a rank; the first compares with one rank. */
+#include "layouts.h"
+
+static const char *const layouts[] = {
+    "dp2", "tp2 seq micro2", "cp2", "ep2", "fsdp2 micro2", "pp2 micro4",
+    "dp4", "tp4 seq", "cp4", "ep4", "fsdp4", "pp4 micro4", "dp2 tp2 seq", "fsdp2 tp2", "cp2 ep2 micro2", "pp2 tp2 seq micro4", "dp2 pp2 micro4 gpipe",
+    "ep2 fsdp2 full",
+};
+
+/* Of this process's rank; the difference is known on the first. */
+static void check(CommWorld *world, const char *model_text, const char *text)
+{
+    ModelConfig model;
+    char message[600] = "";
+    int rank;
+    make_model(model_text, &model);
+    Job many = {.model = &model, .options = parse(text), .world = world};
+    comm_world_here(world, &rank);
+    RankJob mine = {.job = &many, .rank = rank};
+    if (run_rank(&mine) != OK) fail_msg("%s: %s", text, status_message());
+    if (rank == 0) {
+        Job one = {.model = &model, .options = parse(text)};
+        one.options.micro_batch *= mesh_data_ranks(&one.options.layout.mesh);
+        one.options.layout = (Layout){0};
+        assert_int_equal(run_job(&one, message), OK);
+        double difference = compare(&many, &one);
+        if (!(difference < 1e-5)) fail_msg("%s: difference %.2e", text, difference);
+    }
+    model_config_deinit(&model);
+}
+
+static void test_layouts(void **state)
+{
+    (void)state;
+    CommWorld *world;
+    int n = 0;
+    assert_int_equal(comm_world_create_mpi(&(CommOptions){.deadline_s = 60}, &world), OK);
+    for (int i = 0; i < COUNT_OF(layouts); i++) {
+        StepOptions o = parse(layouts[i]);
+        if (mesh_ranks(&o.layout.mesh) != comm_world_size(world)) continue;
+        check(world, llama4, layouts[i]);
+        n++;
+    }
+    assert_true(n >= 6);
+    comm_world_destroy(world);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_layouts)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
