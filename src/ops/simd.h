@@ -56,8 +56,8 @@ SIMD Vf vf_shuffle(Vf a, Vf b, Vi order)
 #endif
 }
 
-/* VL x VL elements in place; log2(VL) rounds that interleave the first half of the rows with the second, or
- * with AVX2 three of eight instructions. */
+/* VL x VL elements in place: log2(VL) rounds that interleave the first half of the rows with the second. With
+ * AVX2 the rounds take pairs, fours and halves instead, eight instructions each. */
 SIMD void vf_transpose(Vf m[VL])
 {
 #if defined(__AVX2__) && !defined(__AVX512F__)
