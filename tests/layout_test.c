@@ -31,12 +31,12 @@ static const char *const layouts[] = {
     "cp2", "cp4", "cp2 micro2", "cp2 tp2", "cp2 tp2 seq", "cp2 dp2", "cp2 fsdp2", "cp2 dp2 tp2 seq", "cp2 selective", "cp2 full", "cp2 aux",
     "pp2 micro4", "pp4 micro4", "pp3 micro8", "pp2 micro4 gpipe", "pp2", "pp2 tp2 micro4", "pp2 tp2 seq micro4", "pp2 dp2 micro2",
     "pp2 fsdp2 micro4", "pp2 cp2 micro4", "pp2 ep2 micro2", "pp2 micro4 selective", "pp2 micro4 full", "pp2 dp2 ep2 fsdp2 tp2 seq",
-    "pp2 cp2 tp2 seq micro4", "pp2 micro4 aux",
+    "pp2 cp2 tp2 seq micro4", "pp2 micro4 aux", "dp4 pp4 tp4 cp2 ep2 seq",
     "ep2", "ep4", "ep2 micro2", "ep2 tp2", "ep2 tp2 seq", "ep2 dp2", "ep2 fsdp2", "ep2 cp2", "dp2 ep2 fsdp2 tp2 seq", "ep2 selective",
     "ep2 full", "ep2 aux", "ep2 cp2 tp2 seq",
     "fsdp2", "fsdp4", "fsdp2 micro2", "dp2 fsdp2", "dp2 tp2", "dp2 tp2 seq", "fsdp2 tp2", "fsdp2 tp2 seq micro2",
     "dp2 fsdp2 tp2 seq", "tp2 seq selective", "tp2 seq full", "fsdp2 selective", "fsdp2 full", "tp2 aux", "dp2 aux",
-    "dp2 plain", "tp2 bf16", "fsdp2 tp2 seq bf16",
+    "dp2 cp2 tp2", "fsdp2 cp2 tp2 seq", "dp2 ep2 cp2", "pp2 dp2 tp2", "pp2 fsdp4 tp4 seq", "dp2 fsdp2 ep2 cp2 tp2", "dp2 plain", "tp2 bf16", "fsdp2 tp2 seq bf16",
 };
 
 static void check_all(const char *model)

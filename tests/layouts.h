@@ -12,7 +12,7 @@
 #include <math.h>
 #include <pthread.h>
 
-enum { STEPS = 6, SEQ = 32, BATCH = 8, VOCAB = 128, MAX_RANKS = 64 };
+enum { STEPS = 20, SEQ = 32, BATCH = 8, VOCAB = 128, MAX_RANKS = 256 };
 
 static const char *const llama4 =
     "{\"model_type\": \"llama4_text\", \"vocab_size\": 128, \"hidden_size\": 32, \"num_hidden_layers\": 4, "

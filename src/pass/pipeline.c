@@ -212,16 +212,22 @@ Status pass_pipeline(Graph **graph, const Layout *layout)
     return pass_check(*graph, "pipeline");
 }
 
+/* Stages differ in what they hold, one may have no experts: norms are joined along every axis that could have cut
+ * gradients on any of them, or the stages would wait for each other in different groups. */
 void pass_pipeline_norms(Graph *graph, const Layout *layout)
 {
+    static const MeshAxis cutting[] = {MESH_PP, MESH_FSDP, MESH_EP, MESH_TP};
+    unsigned axes = 0;
     if (mesh_size(&layout->mesh, MESH_PP) < 2) return;
+    for (int i = 0; i < COUNT_OF(cutting); i++)
+        if (mesh_size(&layout->mesh, cutting[i]) > 1) axes |= 1u << cutting[i];
     graph->mesh.size[MESH_PP] = mesh_size(&layout->mesh, MESH_PP);
     graph->mesh.coord[MESH_PP] = layout->mesh.coord[MESH_PP];
     for (int i = 1; i < graph->n_nodes; i++) {
         Node *node = &graph->node[i];
         if (!node_is(node, "grad_norm") && !node_is(node, "join_norms")) continue;
         GradNormAttr *attr = arena_copy(&graph->arena, node->attr, sizeof *attr);
-        attr->cut_axes |= 1u << MESH_PP;
+        attr->cut_axes |= axes;
         node->attr = attr;
         if (node_is(node, "grad_norm")) graph_value(graph, node->out[0])->place[MESH_PP] = (Place){PLACE_CUT, 0};
     }
