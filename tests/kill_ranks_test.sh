@@ -1,0 +1,36 @@
+#!/bin/bash
+# tests/kill_ranks_test.sh MPIRUN DROVER SOURCE_DIR [KILLS] : a rank of a run under mpirun is killed at a random moment, again and
+# again; the same command goes on each time, and the last checkpoint has the same bytes as that of an undisturbed run.
+mpirun=$1 drover=$2 source=$3 kills=${4:-3}
+work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
+model="model={model_type: llama4_text, vocab_size: 320, hidden_size: 64, num_hidden_layers: 4, num_attention_heads: 8, num_key_value_heads: 4, \
+head_dim: 8, intermediate_size: 48, intermediate_size_mlp: 96, num_local_experts: 4, interleave_moe_layer_step: 2, attention_chunk_size: 32}"
+settings=("$model" "data=$source/src/graph/*.c" "dataset.cache=$work/cache" "tokenizer.path=$work/tokenizer" train.batch=8 train.seq=64
+  train.precision=f32 train.val_every=0 train.val_batches=0 log.tensorboard=false train.steps=60 checkpoint.every=7 parallel.fsdp=2)
+
+start() { # start NAME : two ranks, in the background
+  "$mpirun" -n 2 --oversubscribe "$drover" train "name=$1" "dir=$work/$1" "${settings[@]}" >"$work/out" 2>"$work/err" &
+}
+hashes() { (cd "$work/$1/ckpt/step-00000060" && sha256sum ./*.safetensors); }
+
+"$drover" tokenizer train "$source/src/graph" --vocab-size 320 --out "$work/tokenizer" >/dev/null 2>&1 || { echo "no tokenizer"; exit 1; }
+start calm
+wait $! || { echo "the undisturbed run failed: $(tail -3 "$work/err")"; exit 1; }
+
+done_kills=0 tries=0
+while [ $((tries += 1)) -le $((kills + 20)) ]; do
+  start hunted
+  run=$!
+  if [ "$done_kills" -lt "$kills" ]; then
+    sleep "0.$((RANDOM % 9 + 1))"
+    ranks=($(pgrep -f -- "dir=$work/hunted" | while read -r p; do [ "$(readlink "/proc/$p/exe")" = "$(readlink -f "$drover")" ] && echo "$p"; done))
+    [ "${#ranks[@]}" -gt 0 ] && kill -9 "${ranks[RANDOM % ${#ranks[@]}]}" 2>/dev/null && done_kills=$((done_kills + 1))
+  fi
+  wait "$run" && [ "$done_kills" -ge "$kills" ] && break
+done
+[ "$(hashes calm)" = "$(hashes hunted)" ] || { echo "after $done_kills kills other weights: $(tail -3 "$work/err")"; exit 1; }
+left=$(pgrep -f -- "dir=$work/" | wc -l)
+[ "$left" = 0 ] || { echo "$left processes were left behind"; exit 1; }
+echo "$done_kills kills, $tries starts, the same bytes"
+[ "$done_kills" -ge "$kills" ]
