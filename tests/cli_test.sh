@@ -187,6 +187,26 @@ expect 0 '' inspect "$work/scout-bf16"
 says 'BF16'
 expect 0 '' convert "$work/scout" "$work/scout-again"
 cmp -s "$golden/llama4-scout/config.json" "$work/scout-again/config.json" || { echo "convert changed config.json"; failed=1; }
+for family in llama3 llama4; do # Meta's layout, in any number of files, becomes the same directory with the same logits
+  for parts in 1 2 8; do
+    meta=$source/tests/golden_meta/$family/meta$parts
+    expect 0 '' convert "$meta" "$work/$family-$parts"
+    says 'tensors and'
+    grep -q '"dtype": "bfloat16"' "$work/$family-$parts/config.json" || { echo "convert of $meta does not say bfloat16"; failed=1; }
+    cmp "$work/$family-1/config.json" "$work/$family-$parts/config.json" || failed=1
+    cmp "$work/$family-1/model.safetensors" "$work/$family-$parts/model.safetensors" || failed=1
+  done
+  echo '{"ids": [[3, 1, 4, 1, 5]]}' >"$work/few.json"
+  expect 0 '' logits "$work/$family-1" --ids "$work/few.json" --out "$work/ours.safetensors"
+  expect 0 '' logits "$source/tests/golden_meta/$family/hf" --ids "$work/few.json" --out "$work/theirs.safetensors"
+  cmp "$work/ours.safetensors" "$work/theirs.safetensors" || { echo "convert of Meta's layout changed the logits"; failed=1; }
+done
+cp -r "$source/tests/golden_meta/llama3/meta2" "$work/damaged"
+size=$(stat -c %s "$work/damaged/consolidated.01.pth")
+byte=$(grep -aob 'data/3' "$work/damaged/consolidated.01.pth" | head -1 | cut -d: -f1)
+printf '\377\377\377' | dd of="$work/damaged/consolidated.01.pth" bs=1 seek=$((byte + 200 < size ? byte + 200 : size / 2)) conv=notrunc 2>/dev/null
+expect 1 'consolidated.01.pth is damaged: entry' convert "$work/damaged" "$work/other"
+one_line
 expect 2 'shard-size' convert "$golden/llama3-gqa" "$work/other" --shard-size many
 expect 1 'there is no model' convert "$work/nothing" "$work/other"
 FAULT=write:3 expect 1 'cannot write' convert "$golden/llama3-gqa" "$work/other"
