@@ -338,6 +338,27 @@ expect 2 'exclude each other' chat "$talks" --messages "$work/chat1.json" --syst
 expect 2 'no chat format for --messages' chat "$talks" --messages "$work/chat1.json" --chat-format plain
 expect 2 'there is no chat format "x"' chat "$talks" --chat-format x
 
+# ---- Grok-1 with a SentencePiece tokenizer: trained, written to, converted, trained on, the tokenizer as it was ----
+cat >"$work/grok.yaml" <<END
+model: {model_type: grok-1, vocab_size: 600, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2,
+        head_dim: 8, intermediate_size: 24, num_experts: 4, num_experts_per_tok: 2, max_attn_value: 30,
+        attn_output_multiplier: 0.35, embedding_multiplier_scale: 5.65, output_multiplier_scale: 0.577}
+tokenizer: $sp
+END
+short=("data=$source/src/base" train.steps=2 train.batch=2 train.seq=32 train.val_batches=1 log.tensorboard=false)
+for balance in bias aux; do
+  expect 0 '' train "$work/grok.yaml" "name=$balance" "dir=$work/grok-$balance" "${short[@]}" "train.balance=$balance"
+  expect 0 'made in' generate "$work/grok-$balance" --prompt 'int main' --max-tokens 6 --temperature 0
+  expect 0 '' inspect "$work/grok-$balance/ckpt/step-00000002" --tensors
+  says '^  experts +4, 2 per token, width 24(; balanced by bias)?$'
+  says 'moe_block.experts.3.linear_v.weight'
+  expect 0 '' convert "$work/grok-$balance" "$work/grok-$balance-hf"
+  cmp "$sp" "$work/grok-$balance-hf/tokenizer.model" || failed=1
+  expect 0 'made in' generate "$work/grok-$balance-hf" --prompt 'int main' --max-tokens 6 --temperature 0
+  expect 0 'weights from' train "name=on" "dir=$work/grok-$balance-on" "model.from=$work/grok-$balance-hf" "${short[@]}"
+  cmp "$sp" "$work/grok-$balance-on/ckpt/step-00000002/tokenizer.model" || failed=1
+done
+
 # ---- inspect ----
 expect 0 '' inspect "$golden/llama4-scout"
 says 'experts +4'
