@@ -187,6 +187,26 @@ expect 0 '' inspect "$work/scout-bf16"
 says 'BF16'
 expect 0 '' convert "$work/scout" "$work/scout-again"
 cmp -s "$golden/llama4-scout/config.json" "$work/scout-again/config.json" || { echo "convert changed config.json"; failed=1; }
+for family in llama3 llama4; do # Meta's layout, in any number of files, becomes the same directory with the same logits
+  for parts in 1 2 8; do
+    meta=$source/tests/golden_meta/$family/meta$parts
+    expect 0 '' convert "$meta" "$work/$family-$parts"
+    says 'tensors and'
+    grep -q '"dtype": "bfloat16"' "$work/$family-$parts/config.json" || { echo "convert of $meta does not say bfloat16"; failed=1; }
+    cmp "$work/$family-1/config.json" "$work/$family-$parts/config.json" || failed=1
+    cmp "$work/$family-1/model.safetensors" "$work/$family-$parts/model.safetensors" || failed=1
+  done
+  echo '{"ids": [[3, 1, 4, 1, 5]]}' >"$work/few.json"
+  expect 0 '' logits "$work/$family-1" --ids "$work/few.json" --out "$work/ours.safetensors"
+  expect 0 '' logits "$source/tests/golden_meta/$family/hf" --ids "$work/few.json" --out "$work/theirs.safetensors"
+  cmp "$work/ours.safetensors" "$work/theirs.safetensors" || { echo "convert of Meta's layout changed the logits"; failed=1; }
+done
+cp -r "$source/tests/golden_meta/llama3/meta2" "$work/damaged"
+size=$(stat -c %s "$work/damaged/consolidated.01.pth")
+byte=$(grep -aob 'data/3' "$work/damaged/consolidated.01.pth" | head -1 | cut -d: -f1)
+printf '\377\377\377' | dd of="$work/damaged/consolidated.01.pth" bs=1 seek=$((byte + 200 < size ? byte + 200 : size / 2)) conv=notrunc 2>/dev/null
+expect 1 'consolidated.01.pth is damaged: entry' convert "$work/damaged" "$work/other"
+one_line
 expect 2 'shard-size' convert "$golden/llama3-gqa" "$work/other" --shard-size many
 expect 1 'there is no model' convert "$work/nothing" "$work/other"
 FAULT=write:3 expect 1 'cannot write' convert "$golden/llama3-gqa" "$work/other"
@@ -317,6 +337,27 @@ expect 3 'a conversation of [0-9]+ tokens in a context of 8' chat "$talks" --mes
 expect 2 'exclude each other' chat "$talks" --messages "$work/chat1.json" --system x
 expect 2 'no chat format for --messages' chat "$talks" --messages "$work/chat1.json" --chat-format plain
 expect 2 'there is no chat format "x"' chat "$talks" --chat-format x
+
+# ---- Grok-1 with a SentencePiece tokenizer: trained, written to, converted, trained on, the tokenizer as it was ----
+cat >"$work/grok.yaml" <<END
+model: {model_type: grok-1, vocab_size: 600, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2,
+        head_dim: 8, intermediate_size: 24, num_experts: 4, num_experts_per_tok: 2, max_attn_value: 30,
+        attn_output_multiplier: 0.35, embedding_multiplier_scale: 5.65, output_multiplier_scale: 0.577}
+tokenizer: $sp
+END
+short=("data=$source/src/base" train.steps=2 train.batch=2 train.seq=32 train.val_batches=1 log.tensorboard=false)
+for balance in bias aux; do
+  expect 0 '' train "$work/grok.yaml" "name=$balance" "dir=$work/grok-$balance" "${short[@]}" "train.balance=$balance"
+  expect 0 'made in' generate "$work/grok-$balance" --prompt 'int main' --max-tokens 6 --temperature 0
+  expect 0 '' inspect "$work/grok-$balance/ckpt/step-00000002" --tensors
+  says '^  experts +4, 2 per token, width 24(; balanced by bias)?$'
+  says 'moe_block.experts.3.linear_v.weight'
+  expect 0 '' convert "$work/grok-$balance" "$work/grok-$balance-hf"
+  cmp "$sp" "$work/grok-$balance-hf/tokenizer.model" || failed=1
+  expect 0 'made in' generate "$work/grok-$balance-hf" --prompt 'int main' --max-tokens 6 --temperature 0
+  expect 0 'weights from' train "name=on" "dir=$work/grok-$balance-on" "model.from=$work/grok-$balance-hf" "${short[@]}"
+  cmp "$sp" "$work/grok-$balance-on/ckpt/step-00000002/tokenizer.model" || failed=1
+done
 
 # ---- inspect ----
 expect 0 '' inspect "$golden/llama4-scout"

@@ -293,4 +293,18 @@ typedef struct Hash128 {
 Hash128 hash128_bytes(const void *data, size_t n); /* XXH3, 128 bits: integrity of files */
 void hash128_hex(Hash128 hash, char out[33]);
 
+/* From names to numbers; names are borrowed. All zero is an empty one. */
+typedef struct NameSlot {
+    const char *name; /* NULL: free */
+    uint64_t hash;
+    int value;
+} NameSlot;
+typedef struct NameIndex {
+    NameSlot *slot; /* [cap], a power of two */
+    size_t n, cap;
+} NameIndex;
+void name_index_put(NameIndex *index, const char *name, int value); /* of equal names the first one stays */
+int name_index_find(const NameIndex *index, const char *name);      /* -1: none */
+void name_index_deinit(NameIndex *index);
+
 #endif

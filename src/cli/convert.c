@@ -127,13 +127,23 @@ static void set_dtype(json_t *json, const char *name)
     if (!old || json_object_get(json, "dtype")) json_object_set_new(json, "dtype", json_string(name));
 }
 
+/* What config.json calls the type of the weights; NULL: as the source says. Meta's layout does not say: as they are stored. */
+static const char *dtype_written(const Job *job)
+{
+    static const char *const names[] = {NULL, "float32", "bfloat16", "float16"};
+    if (job->model.ckpt || job->flags->dtype > 0) return names[job->flags->dtype];
+    const Weight *embedding = weights_find(job->model.weights, "model.embed_tokens.weight");
+    if (!embedding) return NULL;
+    return embedding->dtype == DTYPE_F32 ? names[1] : embedding->dtype == DTYPE_BF16 ? names[2] : names[3];
+}
+
 /* As it is, but for the element type, and for our bias, which has no place in the published architecture. */
 static void edit_config(const Job *job, json_t *json)
 {
-    static const char *const names[] = {NULL, "float32", "bfloat16", "float16"}, *const parts[] = {"text_config", "vision_config"};
+    static const char *const parts[] = {"text_config", "vision_config"};
     json_object_del(json, "drover_expert_bias");
     if (job->flags->dtype > 0) json_object_del(json, "quantization_config"); /* what is written is plain */
-    const char *name = names[job->flags->dtype];
+    const char *name = dtype_written(job);
     if (!name) return;
     set_dtype(json, name);
     for (int i = 0; i < COUNT_OF(parts); i++) {
@@ -196,7 +206,7 @@ static Status convert(Job *job, const char *target)
     job->what.files = job->file;
     job->what.progress = show;
     job->what.progress_context = job;
-    if (!job->model.ckpt) return fail(ERR_UNSUPPORTED, "%s is no Hugging Face directory", job->model.path);
+    TRY(weights_verify(job->model.weights)); /* checksums in Meta's files, which opening did not read */
     TRY(list_tensors(job));
     TRY(make_config(job));
     make_tokenizer(job);

@@ -22,8 +22,9 @@ static void show_layers(const ModelConfig *c, Str *out)
     if (chunk) str_printf(out, " (%lld)", (long long)chunk);
     str_add(out, "\n");
     if (moe)
-        str_printf(out, "  experts         %lld, %lld per token, width %lld, and a shared one%s\n", (long long)c->n_experts,
-                   (long long)c->n_experts_per_token, (long long)c->ffn_expert, c->expert_bias ? "; balanced by bias" : "");
+        str_printf(out, "  experts         %lld, %lld per token, width %lld%s%s\n", (long long)c->n_experts,
+                   (long long)c->n_experts_per_token, (long long)c->ffn_expert, c->shared_expert ? ", and a shared one" : "",
+                   c->expert_bias ? "; balanced by bias" : "");
     if (moe < c->n_layers) str_printf(out, "  feed-forward    width %lld\n", (long long)c->ffn_dense);
 }
 
@@ -40,6 +41,7 @@ void show_config(const ModelConfig *c, Str *out)
     str_printf(out, "  attention       %lld query heads on %lld key heads of %lld%s%s\n", (long long)c->n_heads,
                (long long)c->n_kv_heads, (long long)c->head_dim, c->qk_norm ? ", norm of q and k" : "",
                c->temperature_tuning ? ", query temperature" : "");
+    if (c->attention_softcap > 0) str_printf(out, "  scores          capped at %g\n", c->attention_softcap);
     str_printf(out, "  positions       %lld, theta %g", (long long)c->max_positions, c->rope_theta);
     if (c->rope_scaling.factor > 1)
         str_printf(out, ", scaled by %g (%s)", (double)c->rope_scaling.factor,

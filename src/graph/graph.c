@@ -33,6 +33,7 @@ void graph_destroy(Graph *graph)
     free(graph->node);
     free(graph->value);
     free(graph->output);
+    name_index_deinit(&graph->states);
     arena_deinit(&graph->arena);
     free(graph);
 }
@@ -85,20 +86,24 @@ ValueId graph_state(Graph *graph, const char *name, DType dtype, Shape shape, St
     v->part = ARENA_NEW(&graph->arena, StatePart);
     v->part[0] = (StatePart){.name = v->name, .shape = shape, .whole = shape};
     v->n_parts = 1;
+    name_index_put(&graph->states, v->name, id.id);
     return id;
 }
 
-static ValueId find_named(const Graph *graph, const char *name, ValueKind kind)
+ValueId graph_find_state(const Graph *graph, const char *name)
+{
+    int found = name_index_find(&graph->states, name);
+    return found > 0 ? (ValueId){found} : NO_VALUE;
+}
+
+ValueId graph_find_input(const Graph *graph, const char *name)
 {
     for (int i = 1; i < graph->n_values; i++) {
         const Value *v = &graph->value[i];
-        if (v->kind == kind && v->name && !strcmp(v->name, name)) return (ValueId){i};
+        if (v->kind == VALUE_INPUT && !strcmp(v->name, name)) return (ValueId){i};
     }
     return NO_VALUE;
 }
-
-ValueId graph_find_state(const Graph *graph, const char *name) { return find_named(graph, name, VALUE_STATE); }
-ValueId graph_find_input(const Graph *graph, const char *name) { return find_named(graph, name, VALUE_INPUT); }
 
 void graph_output(Graph *graph, const char *name, ValueId value)
 {

@@ -163,6 +163,7 @@ struct Graph {
     int n_nodes, node_cap;
     Value *value; /* 1..n_values-1 */
     int n_values, value_cap;
+    NameIndex states; /* values of kind state by name */
     struct GraphOutput {
         const char *name;
         ValueId value;

@@ -17,6 +17,7 @@ static ValueId copy_leaf(Rewrite *rewrite, int old)
         v->part = arena_copy(&to->arena, from->part, sizeof *from->part * (size_t)from->n_parts);
         for (int i = 0; i < v->n_parts; i++) v->part[i].name = arena_strdup(&to->arena, from->part[i].name);
     }
+    if (v->kind == VALUE_STATE) name_index_put(&to->states, v->name, id.id);
     return id;
 }
 

@@ -41,6 +41,7 @@ typedef struct Store {
     Arena arena;
     StateEntry *entry;
     int n_entries, cap;
+    NameIndex names; /* entries by name */
     size_t bytes; /* of the state region so far */
     Mesh mesh;    /* whose states these are */
 } Store;

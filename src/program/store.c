@@ -10,6 +10,7 @@ void store_destroy(Store *store)
 {
     if (!store) return;
     free(store->entry);
+    name_index_deinit(&store->names);
     arena_deinit(&store->arena);
     free(store);
 }
@@ -24,9 +25,7 @@ const char *state_role_name(StateRole role)
 
 int store_find(const Store *store, const char *name)
 {
-    for (int i = 0; i < store->n_entries; i++)
-        if (!strcmp(store->entry[i].name, name)) return i;
-    return -1;
+    return name_index_find(&store->names, name);
 }
 
 size_t store_role_bytes(const Store *store, StateRole role)
@@ -62,6 +61,7 @@ static Status add_state(Store *store, const Graph *graph, ValueId id, int *index
                       .role = v->role, .decay = v->decay, .master = master, .n_parts = v->n_parts,
                       .offset = store->bytes, .whole = v->whole};
     memcpy(e->place, v->place, sizeof e->place);
+    name_index_put(&store->names, e->name, *index);
     e->bytes = (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype);
     e->part = arena_copy(&store->arena, v->part, sizeof *v->part * (size_t)v->n_parts);
     for (int k = 0; k < e->n_parts; k++) e->part[k].name = arena_strdup(&store->arena, v->part[k].name);

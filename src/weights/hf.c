@@ -82,10 +82,11 @@ static void push_tensor(Weights *w, const SafetensorsEntry *entry, ItemVec *all)
         VEC_PUSH(all, ((Item){.parts = parts, .own = own, .stored = make_stored(&w->arena, entry)}));
 }
 
-/* A checkpoint of ours keeps the biases of experts beside the moments: they are no part of the published model. */
+/* A checkpoint of ours keeps the biases of experts beside the moments: they are no part of the published model. Each
+ * stands beside its router, whatever the family calls that. */
 static void push_bias(Weights *w, const char *name, ItemVec *all)
 {
-    static const char end[] = ".router.weight";
+    static const char end[] = ".weight";
     size_t n = strlen(name), m = strlen(end);
     if (n < m || strcmp(name + n - m, end) != 0) return;
     if (!strncmp(name, w->prefix, strlen(w->prefix))) name += strlen(w->prefix);

@@ -55,7 +55,7 @@ def tokenizer_dir(args, name, template, work):
             convert_tiktoken(args.drover, released, base)
         shutil.copytree(base, path)
     else:
-        shutil.copytree(os.path.join(ROOT, "tests", "golden", "chat", vocabulary), path)
+        shutil.copytree(os.path.join(ROOT, "tests", "golden_chat", vocabulary), path)
     shutil.copy(template, os.path.join(path, "chat_template.jinja"))
     return path
 
@@ -104,7 +104,7 @@ def main():
             open(files[-1], "w", encoding="utf-8").write(chat_template)
         for vocabulary in ("llama3", "llama4"):
             own = os.path.join(work, f"drover.{vocabulary}.jinja")
-            source = getattr(args, vocabulary) or os.path.join(ROOT, "tests", "golden", "chat", vocabulary)
+            source = getattr(args, vocabulary) or os.path.join(ROOT, "tests", "golden_chat", vocabulary)
             with open(own, "w") as f:
                 subprocess.run([args.drover, "tokenizer", "chat", source, "--template"], check=True, stdout=f)
         for template in files + sorted(glob.glob(os.path.join(work, "drover.*.jinja"))):
