@@ -125,7 +125,8 @@ typedef struct OneText {
 static Status give(void *context, Bytes *text)
 {
     OneText *one = context;
-    *text = one->given ? (Bytes){0} : one->text;
+    *text = (Bytes){0};
+    if (!one->given) *text = one->text;
     one->given = true;
     return OK;
 }

@@ -179,7 +179,7 @@ SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
 SIMD void copy_words(uint32_t *to, const char *from, const int n, const int bf16)
 {
     int i = 0;
-    for (; i + VL <= n; i += VL) vf_store((float *)to + i, vf_load_as(from, i, bf16));
+    for (; i + VL <= n; i += VL) vf_store((float *)(void *)to + i, vf_load_as(from, i, bf16));
     if (i == n) return;
     if (!bf16) {
         memcpy(to + i, from + 4 * i, (size_t)(n - i) * 4);
@@ -197,7 +197,7 @@ SIMD void copy_words(uint32_t *to, const char *from, const int n, const int bf16
         return;
     }
 #endif
-    vf_store_n((float *)to + i, vf_load_bf16_n((const uint16_t *)(const void *)from + i, n - i), n - i);
+    vf_store_n((float *)(void *)to + i, vf_load_bf16_n((const uint16_t *)(const void *)from + i, n - i), n - i);
 }
 
 /* Lines are neighbours in memory: all panels of one k before the next k, as above. */
@@ -234,7 +234,7 @@ SIMD void pack_transposing(uint32_t *out, const int width, const int bf16, const
     const int64_t words = w->k1 - w->k0, whole = words / VL * VL, pitch = w->operand->line_stride * (bf16 ? 2 : 4);
     for (int64_t line = 0; line < w->lines; line += width)
         for (int i = 0; i < width; i += VL) {
-            float *to = (float *)out + line * words + i;
+            float *to = (float *)(void *)out + line * words + i;
             const char *from = element(w, line + i, w->k0);
             if (line + i + VL <= w->lines)
                 transpose_lines(to, width, bf16, from, pitch, VL, whole);

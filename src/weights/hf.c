@@ -170,8 +170,9 @@ static void read_quantisation(Scan *scan, const json_t *config)
     if (!json_is_object(q)) return;
     scan->quantised = true;
     read_block(json_object_get(q, "weight_block_size"), scan->block);
-    json_object_foreach(json_object_get(q, "config_groups"), name, group)
+    json_object_foreach(json_object_get(q, "config_groups"), name, group) {
         read_block(json_object_get(json_object_get(group, "weights"), "block_structure"), scan->block);
+    }
 }
 
 /* The configuration says the sides of blocks; a directory without one has only safetensors to tell by. */

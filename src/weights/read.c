@@ -158,23 +158,28 @@ static char *memory_at(const Part *p, const int64_t *index)
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------------ */
 
+/* `runs` runs along `axis`, one for each step of `across`, n elements each. */
+typedef struct Tile {
+    int axis, across;
+    int64_t runs, n;
+} Tile;
+
 /* tile[r][k] goes to out[r x run_stride + k x stride]; size is a constant in each call, so that memcpy is one move. */
-static inline void scatter(const uint8_t *tile, int64_t runs, int64_t n, char *out, int64_t run_stride, int64_t stride,
-                           size_t size)
+static inline void scatter(const Part *p, const Tile *t, const uint8_t *tile, char *out, size_t size)
 {
-    for (int64_t k = 0; k < n; k++)
-        for (int64_t r = 0; r < runs; r++)
-            memcpy(out + (r * run_stride + k * stride) * (int64_t)size, tile + (size_t)(r * n + k) * size, size);
+    const int64_t run_stride = p->memory[t->across], stride = p->memory[t->axis];
+    for (int64_t k = 0; k < t->n; k++)
+        for (int64_t r = 0; r < t->runs; r++)
+            memcpy(out + (r * run_stride + k * stride) * (int64_t)size, tile + (size_t)(r * t->n + k) * size, size);
 }
 
-static void scatter_tile(const Part *p, const uint8_t *tile, int64_t runs, int64_t n, char *out, int64_t run_stride,
-                         int64_t stride)
+static void scatter_tile(const Part *p, const Tile *t, const uint8_t *tile, char *out)
 {
     switch (dtype_bytes(p->dtype)) {
-    case 1: scatter(tile, runs, n, out, run_stride, stride, 1); break;
-    case 2: scatter(tile, runs, n, out, run_stride, stride, 2); break;
-    case 4: scatter(tile, runs, n, out, run_stride, stride, 4); break;
-    default: scatter(tile, runs, n, out, run_stride, stride, 8); break;
+    case 1: scatter(p, t, tile, out, 1); break;
+    case 2: scatter(p, t, tile, out, 2); break;
+    case 4: scatter(p, t, tile, out, 4); break;
+    default: scatter(p, t, tile, out, 8); break;
     }
 }
 
@@ -189,19 +194,20 @@ static void forget(const Part *p, size_t begin, size_t end)
     madvise((char *)(uintptr_t)map->at + begin, end - begin, MADV_DONTNEED);
 }
 
-/* `runs` runs along `axis`, one for each step of `across`, n elements each. */
-static Status read_tile(const Part *p, const Buffers *b, const int64_t *index, int axis, int across, int64_t runs, int64_t n)
+/* The tile whose first element is at the index. */
+static Status read_tile(const Part *p, const Buffers *b, const int64_t *index, const Tile *t)
 {
     size_t size = dtype_bytes(p->dtype), begin = file_offset(p, index);
-    bool direct = p->memory[axis] == 1 || n == 1;
+    bool direct = p->memory[t->axis] == 1 || t->n == 1;
     int64_t at[MAX_RANK];
     memcpy(at, index, sizeof at);
-    for (int64_t r = 0; r < runs; r++) {
-        TRY(read_run(p, b, at, axis, n, direct ? (void *)memory_at(p, at) : b->tile + (size_t)(r * n) * size));
-        if (r + 1 < runs) at[across]++;
+    for (int64_t r = 0; r < t->runs; r++) {
+        void *out = direct ? (void *)memory_at(p, at) : b->tile + (size_t)(r * t->n) * size;
+        TRY(read_run(p, b, at, t->axis, t->n, out));
+        if (r + 1 < t->runs) at[t->across]++;
     }
-    if (!direct) scatter_tile(p, b->tile, runs, n, memory_at(p, index), p->memory[across], p->memory[axis]);
-    at[axis] += n - 1;
+    if (!direct) scatter_tile(p, t, b->tile, memory_at(p, index));
+    at[t->axis] += t->n - 1;
     forget(p, begin, file_offset(p, at) + dtype_bytes(p->from->dtype));
     return OK;
 }
@@ -229,7 +235,7 @@ static Status read_tiles(const Part *p, Buffers *b)
                 index[axis] = k;
                 if (across != axis) index[across] = i;
                 int64_t runs = across == axis ? 1 : min_i64(TILE_RUNS, p->dim[across] - i);
-                TRY(read_tile(p, b, index, axis, across, runs, min_i64(longest, p->dim[axis] - k)));
+                TRY(read_tile(p, b, index, &(Tile){axis, across, runs, min_i64(longest, p->dim[axis] - k)}));
             }
         index[axis] = index[across] = 0;
     } while (next_index(p, index, axis, across));
