@@ -1,12 +1,13 @@
 #!/bin/bash
-# tests/resume_test.sh DROVER SOURCE_DIR : a run goes on under any other layout. Two steps under one layout, the third
+# tests/resume_test.sh DROVER : a run goes on under any other layout. Two steps under one layout, the third
 # under another: its loss and gradient norm are those of a run on one rank, to 1e-5.
-drover=$1 source=$2
+drover=$1
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 model="model={model_type: llama4_text, vocab_size: 320, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 8, num_key_value_heads: 4, \
-head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 48, num_local_experts: 4, interleave_moe_layer_step: 2, attention_chunk_size: 16}"
-settings=("$model" "data=$source/src/graph/*.c" "dataset.cache=$work/cache" "tokenizer.path=$work/tokenizer" train.batch=8 train.micro_batch=2
+head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 48, num_local_experts: 4, num_experts_per_tok: 4, interleave_moe_layer_step: 2, attention_chunk_size: 16}"
+# every token meets every expert: a choice between near equals would fall differently where sums are rounded differently
+settings=("$model" "data=[{synthetic: uniform}]" train.batch=8 train.micro_batch=2
   train.seq=64 train.precision=f32 train.val_every=0 train.val_batches=0 train.warmup=0 train.schedule=wsd train.decay=0 log.tensorboard=false
   checkpoint.every=0)
 failed=0 checks=0
@@ -25,7 +26,6 @@ same() { # same A B : both numbers within 1e-5
   echo "$1 $2" | awk '{for (i = 1; i <= 2; i++) {d = $i / $(i + 2) - 1; if (d > 1e-5 || d < -1e-5) exit 1}; exit NF != 4}'
 }
 
-"$drover" tokenizer train "$source/src/graph" --vocab-size 320 --out "$work/tokenizer" >/dev/null 2>&1 || { echo "no tokenizer"; exit 1; }
 train one 3 && wanted=$(numbers one)
 while read -r first second; do
   name=$(echo "$first-$second" | tr -d '.=,')
