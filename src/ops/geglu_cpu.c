@@ -1,6 +1,6 @@
 #include "ops/elementwise.h"
 
-/* s(v) and, where asked, v' of geglu.c. Outside +-64 s is 0 or 1 to the last bit; the clamp keeps powers finite
+/* s(v) and, where asked, v' of glu.c. Outside +-64 s is 0 or 1 to the last bit; the clamp keeps powers finite
  * (a NaN passes: it is the second operand). */
 SIMD Vf logistic(Vf gate, Vf *slope)
 {
