@@ -193,6 +193,7 @@ for family in llama3 llama4; do # Meta's layout, in any number of files, becomes
     expect 0 '' convert "$meta" "$work/$family-$parts"
     says 'tensors and'
     grep -q '"dtype": "bfloat16"' "$work/$family-$parts/config.json" || { echo "convert of $meta does not say bfloat16"; failed=1; }
+    grep -q '"temperature": 0.6,' "$work/$family-$parts/generation_config.json" || { echo "convert of $meta writes no generation_config.json"; failed=1; }
     cmp "$work/$family-1/config.json" "$work/$family-$parts/config.json" || failed=1
     cmp "$work/$family-1/model.safetensors" "$work/$family-$parts/model.safetensors" || failed=1
   done
@@ -305,6 +306,14 @@ expect 0 '' tokenizer chat "$work/speaks" "$work/chat.json"
 cp "$work/out" "$work/ids.json"
 expect 0 '' tokenizer decode "$work/speaks" <(sed 's/.*"ids": //; s/, "mask".*//' "$work/ids.json")
 says '^<\|eot\|> hi<\|eot\|><\|header_start\|>assistant'
+# a run may put our template into its checkpoints, where the tokenizer has none and has tokens for turns
+speaking=("${tiny[@]}" name=speaking "dir=$work/runs/speaking" train.steps=1 tokenizer.chat_template=drover)
+expect 0 '' train "${speaking[@]}" tokenizer.train.vocab_size=320
+speaking_ckpt=$work/runs/speaking/ckpt/$(head -1 "$work/runs/speaking/ckpt/latest")
+expect 0 '' tokenizer chat "$speaking_ckpt" "$work/chat.json"
+says '"format": "drover"'
+expect 3 'has a chat template already' train "${speaking[@]}" name=again "dir=$work/runs/again" "tokenizer.path=$speaking_ckpt"
+expect 3 'no tokens for turns' train "${speaking[@]}" name=again "dir=$work/runs/again" "tokenizer.path=$source/tests/golden_text/hf-plain.json"
 sed -i 's/loop.first/loop.last/' "$work/speaks/chat_template.jinja"
 expect 2 'chat template .structure [0-9a-f]{16}. is none that drover knows; the nearest is --chat-format llama4' \
   tokenizer chat "$work/speaks" "$work/chat.json"

@@ -2,8 +2,6 @@
  * how its batches are cut. Its experts are one state with many published parts, and its head is its embedding. */
 #include "shop.h"
 
-#include <math.h>
-
 static int make_grok_shop(void **state)
 {
     model_fields =
@@ -41,30 +39,13 @@ static void stop_and_resume_gives_the_same_bits(void **state)
 static void one_text_is_learnt_by_heart(void **state)
 {
     (void)state;
-    Arena arena = {0};
-    const char *text = "how vexingly quick daft zebras jump; sphinx of black quartz, judge my vow; pack my box with five "
-                       "dozen liquor jugs, and let the five boxing wizards jump over the lazy dog\n";
-    const char *path = arena_printf(&arena, "%s/one.txt", shop);
-    assert_ok(file_write_atomic(path, text, strlen(text)));
-    const char *more[] = {arena_printf(&arena, "data=%s", path), "train.steps=200", "train.batch=1", "train.lr=1e-2",
-                          "tokenizer.train.vocab_size=300", "dataset.holdout=0", "train.precision=f32",
-                          "train.balance=none", arena_printf(&arena, "dataset.cache=%s/cache-one", shop),
-                          "train.seq=180"};
-    TrainOutcome outcome;
-    assert_ok(train("one", more, COUNT_OF(more), &outcome));
-    if (!(outcome.loss < 0.02)) fail_msg("loss is still %g", outcome.loss);
-    arena_deinit(&arena);
+    check_text_is_learnt();
 }
 
 static void micro_batches_add_up(void **state)
 {
     (void)state;
-    TrainOutcome one, four;
-    const char *whole[] = {"train.precision=f32", "train.steps=5", "train.balance=none", "train.micro_batch=4"};
-    const char *parts[] = {"train.precision=f32", "train.steps=5", "train.balance=none", "train.micro_batch=1"};
-    assert_ok(train("micro-4", whole, 4, &one));
-    assert_ok(train("micro-1", parts, 4, &four));
-    if (!(fabs(one.loss - four.loss) < 1e-5 * one.loss)) fail_msg("%.9g and %.9g", one.loss, four.loss);
+    check_micro_batches_add_up();
 }
 
 int main(void)

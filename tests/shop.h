@@ -7,6 +7,7 @@
 
 #include "base/testing.h"
 
+#include <math.h>
 #include <unistd.h>
 
 /* ---- a workshop: a directory with text, thrown away afterwards ---------------------------------------- */
@@ -118,6 +119,34 @@ static inline uint64_t state_hash(const char *name, int64_t *step)
     ckpt_close(ckpt);
     arena_deinit(&arena);
     return hash;
+}
+
+/* One document, one sequence: the loss goes to nearly nothing. */
+static inline void check_text_is_learnt(void)
+{
+    Arena arena = {0};
+    const char *text = "the quick brown fox jumps over the lazy dog, and the five boxing wizards jump quickly; "
+                       "pack my box with five dozen liquor jugs, said the sphinx of black quartz to the judge\n";
+    const char *path = arena_printf(&arena, "%s/one.txt", shop);
+    assert_ok(file_write_atomic(path, text, strlen(text)));
+    const char *more[] = {arena_printf(&arena, "data=%s", path), "train.steps=200", "train.batch=1", "train.lr=1e-2",
+                          "tokenizer.train.vocab_size=300", "dataset.holdout=0", "train.precision=f32",
+                          "train.balance=none", arena_printf(&arena, "dataset.cache=%s/cache-one", shop),
+                          "train.seq=180"};
+    TrainOutcome outcome;
+    assert_ok(train("one", more, COUNT_OF(more), &outcome));
+    if (!(outcome.loss < 0.02)) fail_msg("loss is still %g", outcome.loss);
+    arena_deinit(&arena);
+}
+
+static inline void check_micro_batches_add_up(void)
+{
+    TrainOutcome one, four;
+    const char *whole[] = {"train.precision=f32", "train.steps=8", "train.balance=none", "train.micro_batch=4"};
+    const char *parts[] = {"train.precision=f32", "train.steps=8", "train.balance=none", "train.micro_batch=1"};
+    assert_ok(train("micro-4", whole, 4, &one));
+    assert_ok(train("micro-1", parts, 4, &four));
+    if (!(fabs(one.loss - four.loss) < 1e-5 * one.loss)) fail_msg("%.9g and %.9g", one.loss, four.loss);
 }
 
 #endif

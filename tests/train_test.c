@@ -2,8 +2,6 @@
  * fail, kills at random moments, plans that are kept to the byte, and what is refused before it starts. */
 #include "shop.h"
 
-#include <math.h>
-#include <signal.h>
 #include <sys/wait.h>
 
 /* ---- tests --------------------------------------------------------------------------------------------- */
@@ -40,31 +38,13 @@ static void stop_and_resume_gives_the_same_bits(void **state)
 static void one_batch_is_learnt_by_heart(void **state)
 {
     (void)state;
-    /* one document, one sequence: the loss goes to nearly nothing */
-    Arena arena = {0};
-    const char *text = "the quick brown fox jumps over the lazy dog, and the five boxing wizards jump quickly; "
-                       "pack my box with five dozen liquor jugs, said the sphinx of black quartz to the judge\n";
-    const char *path = arena_printf(&arena, "%s/one.txt", shop);
-    assert_ok(file_write_atomic(path, text, strlen(text)));
-    const char *more[] = {arena_printf(&arena, "data=%s", path), "train.steps=200", "train.batch=1", "train.lr=1e-2",
-                          "tokenizer.train.vocab_size=300", "dataset.holdout=0", "train.precision=f32",
-                          "train.balance=none", arena_printf(&arena, "dataset.cache=%s/cache-one", shop),
-                          "train.seq=180"};
-    TrainOutcome outcome;
-    assert_ok(train("one", more, COUNT_OF(more), &outcome));
-    if (!(outcome.loss < 0.02)) fail_msg("loss is still %g", outcome.loss);
-    arena_deinit(&arena);
+    check_text_is_learnt();
 }
 
 static void micro_batches_add_up(void **state)
 {
     (void)state;
-    TrainOutcome one, four;
-    const char *whole[] = {"train.precision=f32", "train.steps=8", "train.balance=none", "train.micro_batch=4"};
-    const char *parts[] = {"train.precision=f32", "train.steps=8", "train.balance=none", "train.micro_batch=1"};
-    assert_ok(train("micro-4", whole, 4, &one));
-    assert_ok(train("micro-1", parts, 4, &four));
-    if (!(fabs(one.loss - four.loss) < 1e-5 * one.loss)) fail_msg("%.9g and %.9g", one.loss, four.loss);
+    check_micro_batches_add_up();
 }
 
 static void recompute_changes_no_bit(void **state)

@@ -38,6 +38,7 @@ enum { DEFAULT_CONTEXT = 4096, MAX_MESSAGES_BYTES = 64 << 20 };
 
 typedef struct Talk {
     const ChatFlags *flags;
+    const Rank *rank; /* all ranks have the same conversation; the first reads and prints */
     const InferModel *model;
     Infer *infer;
     Encoder *encoder;
@@ -111,6 +112,16 @@ static Status take_answer(Talk *talk, const IdVec *ids)
     return OK;
 }
 
+static void print_rest(Talk *talk)
+{
+    Str rest = {0};
+    decoder_finish(&talk->decoder, &rest);
+    if (rest.n) fputs(rest.at, stdout);
+    str_deinit(&rest);
+    putchar('\n');
+    fflush(stdout);
+}
+
 static Status answer(Talk *talk)
 {
     GenerateStats stats;
@@ -121,12 +132,7 @@ static Status answer(Talk *talk)
                          .sampler = sampling_apply(&talk->flags->sampling, talk->model)};
     r.sampler.seed += (uint64_t)talk->turn++;
     Status status = infer_generate(talk->infer, &r, 1, &stats);
-    Str rest = {0};
-    decoder_finish(&talk->decoder, &rest);
-    if (rest.n) fputs(rest.at, stdout);
-    str_deinit(&rest);
-    putchar('\n');
-    fflush(stdout);
+    if (talk->rank->first) print_rest(talk);
     if (status == OK) status = take_answer(talk, &r.tokens);
     VEC_FREE(&r.tokens);
     if (status == OK && r.end == GENERATE_CONTEXT)
@@ -161,19 +167,27 @@ static Status take_turn(Talk *talk, const char *line)
     return answer(talk);
 }
 
+/* n < 0: the end of what is typed. Line ends are cut off. */
+static Status read_line(const Talk *talk, bool terminal, char **line, size_t *cap, int64_t *n)
+{
+    if (terminal) fputs("> ", stderr);
+    if (talk->rank->first) *n = getline(line, cap, stdin);
+    TRY(ranks_share_line(talk->rank, line, cap, n));
+    while (*n > 0 && ((*line)[*n - 1] == '\n' || (*line)[*n - 1] == '\r')) (*line)[--*n] = 0;
+    return OK;
+}
+
 static Status converse(Talk *talk)
 {
-    bool terminal = isatty(STDIN_FILENO);
+    bool terminal = talk->rank->first && isatty(STDIN_FILENO);
     char *line = NULL;
     size_t cap = 0;
+    int64_t n;
     Status status = begin(talk);
     if (terminal) log_info("%s; /reset begins anew, /quit or Ctrl-D ends", infer_device_text(talk->infer));
     while (status == OK) {
-        if (terminal) fputs("> ", stderr);
-        ssize_t n = getline(&line, &cap, stdin);
-        if (n < 0) break;
-        while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r')) line[--n] = 0;
-        if (!strcmp(line, "/quit")) break;
+        status = read_line(talk, terminal, &line, &cap, &n);
+        if (status != OK || n < 0 || !strcmp(line, "/quit")) break;
         cli_clear_interrupt();
         if (!strcmp(line, "/reset")) status = begin(talk);
         else if (n > 0) status = take_turn(talk, line);
@@ -221,12 +235,13 @@ static Status talk_with(Talk *talk, InferOptions with)
     return talk->flags->messages ? answer_file(talk) : converse(talk);
 }
 
-static Status run_open(const ChatFlags *o, const InferModel *model)
+static Status run_rank(const Rank *rank, const InferModel *model, const void *flags)
 {
+    const ChatFlags *o = flags;
     if (!model->tokenizer) return fail(ERR_FORMAT, "%s has no tokenizer; drover logits takes ids", model->path);
-    Talk talk = {.flags = o, .model = model};
+    Talk talk = {.flags = o, .rank = rank, .model = model};
     InferOptions with = {.batch = 1, .context = o->context > 0 ? o->context : min_i64(DEFAULT_CONTEXT, model->config.max_positions)};
-    model_flags_apply(&o->model, &with);
+    model_flags_apply(&o->model, rank, &with);
     Status status = talk_with(&talk, with);
     encoder_destroy(talk.encoder);
     infer_destroy(talk.infer);
@@ -238,11 +253,8 @@ static Status run_open(const ChatFlags *o, const InferModel *model)
 
 static Status run(const void *opaque, Operands operands)
 {
-    InferModel model;
-    TRY(infer_model_open(operands.at[0], &model));
-    Status status = run_open(opaque, &model);
-    infer_model_deinit(&model);
-    return status;
+    const ChatFlags *o = opaque;
+    return model_flags_run(&o->model, operands.at[0], run_rank, o);
 }
 
 const Command command_chat = {

@@ -174,6 +174,15 @@ static Status make_config(Job *job)
     return OK;
 }
 
+/* Meta's layout has none: params.json knows the family, and so the ids that end a text. */
+static void make_generation_config(Job *job)
+{
+    if (job->model.ckpt || file_exists(path_join(&job->arena, job->model.path, "generation_config.json"))) return;
+    char *text = model_generation_text(&job->model.config);
+    add_file(job, "generation_config.json", arena_strdup(&job->arena, text), strlen(text));
+    free(text);
+}
+
 /* What transformers wants and the source does not have: tokenizer.json of a tiktoken file, a tokenizer_config.json. */
 static void make_tokenizer(Job *job)
 {
@@ -209,6 +218,7 @@ static Status convert(Job *job, const char *target)
     TRY(weights_verify(job->model.weights)); /* checksums in Meta's files, which opening did not read */
     TRY(list_tensors(job));
     TRY(make_config(job));
+    make_generation_config(job);
     make_tokenizer(job);
     TRY(list_copies(job));
     cli_catch_interrupts();

@@ -83,19 +83,21 @@ static void print_text(const EvalFlags *f, const InferModel *model, const EvalRe
     if (r->n_cut) printf("  %lld texts were longer than the context and lost their beginning\n", (long long)r->n_cut);
 }
 
-static Status evaluate(const EvalFlags *f, const InferModel *model)
+static Status evaluate(const Rank *rank, const InferModel *model, const void *flags)
 {
+    const EvalFlags *f = flags;
     Meter meter;
     EvalResult result;
-    EvalOptions o = {.task = (EvalTask)f->task, .data = f->data, .out = f->out, .limit = f->limit, .bad_share = f->bad_share,
+    EvalOptions o = {.task = (EvalTask)f->task, .data = f->data, .out = rank->first ? f->out : NULL, .limit = f->limit, .bad_share = f->bad_share,
                      .context = f->context, .stride = f->stride, .batch = f->batch, .max_tokens = f->max_tokens,
-                     .stop = f->stop, .bos = !f->no_bos, .progress = show, .progress_context = &meter};
-    model_flags_apply(&f->model, &o.infer);
+                     .stop = f->stop, .bos = !f->no_bos, .progress = rank->first ? show : NULL, .progress_context = &meter};
+    model_flags_apply(&f->model, rank, &o.infer);
     cli_catch_interrupts();
-    meter_begin(&meter);
+    if (rank->first) meter_begin(&meter);
     Status status = eval_run(model, &o, &result);
-    meter_end(&meter);
+    if (rank->first) meter_end(&meter);
     TRY(status);
+    if (!rank->first) return OK;
     if (f->json) print_json(f, model, &result);
     else print_text(f, model, &result);
     return OK;
@@ -104,12 +106,8 @@ static Status evaluate(const EvalFlags *f, const InferModel *model)
 static Status run(const void *opaque, Operands operands)
 {
     const EvalFlags *f = opaque;
-    InferModel model;
     if (!f->data) return fail(ERR_ARG, "eval needs --data FILE.jsonl");
-    TRY(infer_model_open(operands.at[0], &model));
-    Status status = evaluate(f, &model);
-    infer_model_deinit(&model);
-    return status;
+    return model_flags_run(&f->model, operands.at[0], evaluate, f);
 }
 
 const Command command_eval = {

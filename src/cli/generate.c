@@ -123,7 +123,7 @@ static void report(const GenerateStats *s, const GenerateRequest *r)
 
 /* ---- the run ---------------------------------------------------------------------------------------- */
 
-static Status generate(const GenerateFlags *o, const InferModel *model, Infer *infer, Bytes prompt, const IdVec *ids)
+static Status generate(const GenerateFlags *o, const Rank *rank, const InferModel *model, Infer *infer, Bytes prompt, const IdVec *ids)
 {
     int n = (int)o->samples;
     GenerateRequest *r = xcalloc((size_t)n, sizeof *r);
@@ -131,7 +131,7 @@ static Status generate(const GenerateFlags *o, const InferModel *model, Infer *i
     GenerateStats stats;
     for (int i = 0; i < n; i++) {
         s[i] = (Stream){.decoder = {.tokenizer = model->tokenizer, .skip_special = true, .continues = prompt.n > 0},
-                        .print = n == 1 && !o->json};
+                        .print = n == 1 && !o->json && rank->first};
         r[i] = (GenerateRequest){.prompt = ids->at, .n_prompt = (int64_t)ids->n, .max_tokens = o->max_tokens,
                                  .sampler = sampling_apply(&o->sampling, model), .on_token = on_token, .context = &s[i]};
         r[i].sampler.seed += (uint64_t)i;
@@ -140,8 +140,8 @@ static Status generate(const GenerateFlags *o, const InferModel *model, Infer *i
     cli_catch_interrupts();
     Status status = infer_generate(infer, r, n, &stats);
     for (int i = 0; i < n; i++) finish(&s[i]);
-    if (status == OK && o->json) print_json(model, r, s, n, &stats);
-    if (!o->json) print_samples(o, prompt, r, s, status == OK ? n : 0);
+    if (status == OK && o->json && rank->first) print_json(model, r, s, n, &stats);
+    if (!o->json && rank->first) print_samples(o, prompt, r, s, status == OK ? n : 0);
     if (status == OK) report(&stats, r);
     for (int i = 0; i < n; i++) {
         str_deinit(&s[i].text);
@@ -152,7 +152,7 @@ static Status generate(const GenerateFlags *o, const InferModel *model, Infer *i
     return status;
 }
 
-static Status run_open(Arena *arena, const GenerateFlags *o, const InferModel *model)
+static Status run_open(Arena *arena, const GenerateFlags *o, const Rank *rank, const InferModel *model)
 {
     Bytes prompt;
     IdVec ids = {0};
@@ -163,28 +163,29 @@ static Status run_open(Arena *arena, const GenerateFlags *o, const InferModel *m
     int64_t wanted = (int64_t)ids.n + o->max_tokens, most = model->config.max_positions;
     InferOptions with = {.batch = o->samples, .context = o->context > 0 ? o->context : min_i64(wanted, most)};
     if ((int64_t)ids.n > with.context && o->context <= 0) with.context = (int64_t)ids.n; /* refused, with the numbers */
-    model_flags_apply(&o->model, &with);
+    model_flags_apply(&o->model, rank, &with);
     if (status == OK) status = infer_create(model, with, &infer);
     if (status == OK) {
         log_debug("%s", infer_device_text(infer));
-        status = generate(o, model, infer, prompt, &ids);
+        status = generate(o, rank, model, infer, prompt, &ids);
         infer_destroy(infer);
     }
     VEC_FREE(&ids);
     return status;
 }
 
-static Status run(const void *opaque, Operands operands)
+static Status run_rank(const Rank *rank, const InferModel *model, const void *flags)
 {
     Arena arena = {0};
-    InferModel model;
-    Status status = infer_model_open(operands.at[0], &model);
-    if (status == OK) {
-        status = run_open(&arena, opaque, &model);
-        infer_model_deinit(&model);
-    }
+    Status status = run_open(&arena, flags, rank, model);
     arena_deinit(&arena);
     return status;
+}
+
+static Status run(const void *opaque, Operands operands)
+{
+    const GenerateFlags *o = opaque;
+    return model_flags_run(&o->model, operands.at[0], run_rank, o);
 }
 
 const Command command_generate = {

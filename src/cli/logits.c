@@ -81,18 +81,34 @@ static Status write_logits(Arena *arena, Infer *infer, const IdRows *rows, int64
     return status;
 }
 
-static Status run_open(Arena *arena, const LogitsOptions *o, const InferModel *model)
+/* The ranks that do not write the file compute the rows all the same. */
+static Status compute_rows(Infer *infer, const IdRows *rows)
+{
+    const float *logits;
+    for (int i = 0; i < rows->n; i++) TRY(infer_logits(infer, rows->row[i].at, (int64_t)rows->row[i].n, &logits));
+    return OK;
+}
+
+static Status run_open(Arena *arena, const LogitsOptions *o, const Rank *rank, const InferModel *model)
 {
     IdRows rows;
     TRY(ids_read(arena, o->ids, &rows));
     InferOptions wanted = {0};
-    model_flags_apply(&o->model, &wanted);
+    model_flags_apply(&o->model, rank, &wanted);
     for (int i = 0; i < rows.n; i++) wanted.logits_tokens = max_i64(wanted.logits_tokens, (int64_t)rows.row[i].n);
     Infer *infer;
     TRY(infer_create(model, wanted, &infer));
     log_debug("%s", infer_device_text(infer));
-    Status status = write_logits(arena, infer, &rows, model->config.vocab, o->out);
+    Status status = rank->first ? write_logits(arena, infer, &rows, model->config.vocab, o->out) : compute_rows(infer, &rows);
     infer_destroy(infer);
+    return status;
+}
+
+static Status run_rank(const Rank *rank, const InferModel *model, const void *flags)
+{
+    Arena arena = {0};
+    Status status = run_open(&arena, flags, rank, model);
+    arena_deinit(&arena);
     return status;
 }
 
@@ -100,15 +116,7 @@ static Status run(const void *opaque, Operands operands)
 {
     const LogitsOptions *o = opaque;
     if (!o->ids || !o->out) return fail(ERR_ARG, "logits needs --ids FILE and --out FILE");
-    Arena arena = {0};
-    InferModel model;
-    Status status = infer_model_open(operands.at[0], &model);
-    if (status == OK) {
-        status = run_open(&arena, o, &model);
-        infer_model_deinit(&model);
-    }
-    arena_deinit(&arena);
-    return status;
+    return model_flags_run(&o->model, operands.at[0], run_rank, o);
 }
 
 const Command command_logits = {

@@ -5,13 +5,39 @@
 
 enum { MAX_IDS_BYTES = 256 << 20 };
 
-void model_flags_apply(const ModelFlags *flags, InferOptions *options)
+void model_flags_apply(const ModelFlags *flags, const Rank *rank, InferOptions *options)
 {
     static const DType types[] = {DTYPE_F32, DTYPE_F32, DTYPE_BF16};
     options->dtype_set = flags->dtype > 0;
     options->dtype = types[flags->dtype];
     options->threads = (int)flags->threads;
     options->memory_limit_bytes = (size_t)flags->memory;
+    options->world = rank->world;
+    options->ranks_here = rank->here;
+    options->layout.mesh = (Mesh){.size = {[MESH_PP] = (int)flags->pp, [MESH_DP] = (int)flags->dp, [MESH_FSDP] = (int)flags->fsdp,
+                                           [MESH_EP] = (int)flags->ep, [MESH_TP] = (int)flags->tp}};
+}
+
+typedef struct Job {
+    InferModel model;
+    ModelMain main;
+    const void *options;
+} Job;
+
+static Status run_rank(const Rank *rank, void *context)
+{
+    const Job *job = context;
+    return job->main(rank, &job->model, job->options);
+}
+
+Status model_flags_run(const ModelFlags *flags, const char *path, ModelMain main, const void *options)
+{
+    Job job = {.main = main, .options = options};
+    int64_t n = min_i64(flags->tp * flags->ep * flags->pp, INT32_MAX); /* of three and of two factors up to 4096 */
+    TRY(infer_model_open(path, &job.model));
+    Status status = ranks_run((int)min_i64(n * min_i64(flags->fsdp * flags->dp, INT32_MAX), INT32_MAX), run_rank, &job);
+    infer_model_deinit(&job.model);
+    return status;
 }
 
 static Status read_row(Arena *arena, const json_t *json, const char *path, int index, IdVec *row)

@@ -220,10 +220,22 @@ static Status place_outputs(Graph *graph, const Node *node)
     return OK;
 }
 
+/* What an op changes must be a state itself: changes to a copy of one would be lost. */
+static Status check_effect(const Graph *graph, const OpDef *op, const InferCtx *ctx, const ValueId *in)
+{
+    for (int i = 0; i < op->n_out && op->flags & OP_EFFECT; i++) {
+        if (!ctx->out[i].wanted || ctx->out[i].alias < 0) continue;
+        if (graph_value(graph, graph_root(graph, in[ctx->out[i].alias]))->kind != VALUE_STATE)
+            return fail(ERR_ARG, "%s changes operand %d, which is no state but a copy: the change would be lost", op->name, ctx->out[i].alias);
+    }
+    return OK;
+}
+
 Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in, ValueId *out)
 {
     InferCtx ctx;
     TRY(graph_infer(graph, op, attr, in, n_in, &ctx));
+    TRY(check_effect(graph, op, &ctx, in));
     Node *node = graph_new_node(graph);
     node->op = op;
     node->name = graph->scope;

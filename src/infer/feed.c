@@ -29,8 +29,7 @@ Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **l
         pos[i] = (int32_t)i;
     }
     TRY(session_run(infer->session, infer->logits, PHASE_FORWARD, PHASE_FORWARD));
-    *logits = session_output(infer->session, infer->logits, "logits");
-    return OK;
+    return infer_share_same(infer, session_output(infer->session, infer->logits, "logits"), width * infer->model->config.vocab, logits);
 }
 
 /* ---- slots ------------------------------------------------------------------------------------------- */
@@ -58,26 +57,30 @@ static Status check_feed(const Infer *infer, const SlotTokens *feed, int n)
 }
 
 typedef struct Grid {
-    int32_t *ids, *pos; /* [batch, width] of a program; pos < 0: nothing there */
+    int32_t *ids, *pos; /* [slots of this rank, width] of a program; pos < 0: nothing there */
     int64_t width;
 } Grid;
 
 static Grid empty_grid(Infer *infer, int program, int64_t width)
 {
     Grid grid = {session_input(infer->session, program, "ids"), session_input(infer->session, program, "pos"), width};
-    for (int64_t i = 0; i < infer->options.batch * width; i++) {
+    for (int64_t i = 0; i < infer->slots * width; i++) {
         grid.ids[i] = 0;
         grid.pos[i] = -1;
     }
     return grid;
 }
 
-/* Takes a slot's tokens [first, first + n) into the grid and the slot's length. */
+/* Takes a slot's tokens [first, first + n) into the grid, where the slot is this rank's, and into the slot's length. */
 static void put(Infer *infer, Grid *grid, const SlotTokens *feed, int64_t first, int64_t n)
 {
+    int64_t row = feed->slot - infer->data_rank * infer->slots, length = infer->length[feed->slot];
+    if (n < 1) return;
+    infer->length[feed->slot] += n;
+    if (row < 0 || row >= infer->slots) return;
     for (int64_t i = 0; i < n; i++) {
-        grid->ids[feed->slot * grid->width + i] = feed->ids[first + i];
-        grid->pos[feed->slot * grid->width + i] = (int32_t)infer->length[feed->slot]++;
+        grid->ids[row * grid->width + i] = feed->ids[first + i];
+        grid->pos[row * grid->width + i] = (int32_t)(length + i);
     }
 }
 
@@ -103,7 +106,8 @@ Status infer_feed(Infer *infer, const SlotTokens *feed, int n, const float **log
     Grid grid = empty_grid(infer, infer->decode, 1);
     for (int i = 0; i < n; i++) put(infer, &grid, &feed[i], feed[i].n - 1, 1);
     TRY(session_run(infer->session, infer->decode, PHASE_FORWARD, PHASE_FORWARD));
-    const float *all = session_output(infer->session, infer->decode, "logits");
+    const float *all;
+    TRY(infer_share_rows(infer, session_output(infer->session, infer->decode, "logits"), infer->slots * infer->model->config.vocab, &all));
     for (int i = 0; i < n; i++) logits[i] = all + feed[i].slot * infer->model->config.vocab;
     return OK;
 }

@@ -17,16 +17,22 @@ static bool is_stop(const InferModel *model, int32_t id)
     return false;
 }
 
-/* Takes a drawn token into the request; true when that ended it. */
-static bool take(const Infer *infer, GenerateRequest *r, int slot, int32_t id)
+enum { STOPPED, CANCELLED, GOES_ON };
+
+/* Takes a drawn token into the request, and tells who listens. */
+static int32_t take(const Infer *infer, GenerateRequest *r, int32_t id)
 {
-    if (is_stop(infer->model, id)) {
-        r->end = GENERATE_STOP;
-        return true;
-    }
+    if (is_stop(infer->model, id)) return STOPPED;
     VEC_PUSH(&r->tokens, id);
-    bool go_on = !r->on_token || r->on_token(r->context, id);
-    r->end = !go_on ? GENERATE_CANCELLED
+    bool listens = r->on_token && (!infer->options.world || comm_rank(infer->options.world) == 0);
+    return !listens || r->on_token(r->context, id) ? GOES_ON : CANCELLED;
+}
+
+/* True when the request has ended. */
+static bool ended(const Infer *infer, GenerateRequest *r, int slot, int32_t state)
+{
+    r->end = state == STOPPED                            ? GENERATE_STOP
+             : state == CANCELLED                        ? GENERATE_CANCELLED
              : (int64_t)r->tokens.n >= r->max_tokens ? GENERATE_LENGTH : GENERATE_CONTEXT;
     return r->end != GENERATE_CONTEXT || infer->length[slot] >= infer->options.context;
 }
@@ -36,6 +42,7 @@ typedef struct Loop {
     GenerateRequest *request;
     SlotTokens *feed; /* of the requests that go on; feed[i].slot is the request too */
     const float **logits;
+    int32_t *state; /* of each in feed, after a token */
     int n;
 } Loop;
 
@@ -49,8 +56,13 @@ static Status draw_all(Loop *loop, GenerateStats *stats)
         int32_t id;
         TRY(sampler_draw(loop->infer->sampler, &r->sampler, loop->logits[i], (uint64_t)loop->infer->length[slot], &id));
         stats->made_tokens++;
-        if (take(loop->infer, r, slot, id)) continue;
-        loop->feed[left++] = (SlotTokens){slot, &r->tokens.at[r->tokens.n - 1], 1};
+        loop->state[i] = take(loop->infer, r, id);
+    }
+    TRY(infer_agree(loop->infer, loop->state, loop->n));
+    for (int i = 0; i < loop->n; i++) {
+        int slot = loop->feed[i].slot;
+        GenerateRequest *r = &loop->request[slot];
+        if (!ended(loop->infer, r, slot, loop->state[i])) loop->feed[left++] = (SlotTokens){slot, &r->tokens.at[r->tokens.n - 1], 1};
     }
     loop->n = left;
     return OK;
@@ -98,9 +110,11 @@ Status infer_generate(Infer *infer, GenerateRequest *requests, int n, GenerateSt
     Loop loop = {.infer = infer, .request = requests};
     loop.feed = xcalloc((size_t)n, sizeof *loop.feed);
     loop.logits = xcalloc((size_t)n, sizeof *loop.logits);
+    loop.state = xcalloc((size_t)n, sizeof *loop.state);
     *stats = (GenerateStats){0};
     Status status = run(&loop, requests, n, stats);
     free(loop.feed);
     free(loop.logits);
+    free(loop.state);
     return status;
 }

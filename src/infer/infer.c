@@ -10,15 +10,27 @@ enum { DEFAULT_PREFILL = 64 };
 
 /* ---- programs ---------------------------------------------------------------------------------- */
 
+/* What this rank computes of it. */
+static Status cut(Graph **graph, const Layout *layout)
+{
+    TRY(pass_layout_prepare(graph, layout));
+    TRY(pass_pipeline(graph, layout));
+    TRY(pass_layout(graph, layout, NULL));
+    return pass_prune(graph);
+}
+
+/* batch: of each data rank */
 static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int64_t seq, int *index)
 {
     const InferOptions *o = &infer->options;
     Graph *graph;
     TRY(model_build(&infer->model->config,
-                    (ModelOptions){.purpose = purpose, .batch = batch, .seq = seq, .cache = o->context,
+                    (ModelOptions){.purpose = purpose, .batch = batch * infer->data_ranks, .seq = seq, .cache = o->context,
                                    .dtype = o->dtype, .no_master = true},
                     &graph));
-    Status status = pass_fuse(&graph);
+    Status status = OK;
+    if (o->world) status = cut(&graph, &o->layout);
+    if (status == OK) status = pass_fuse(&graph);
     if (status != OK) {
         graph_destroy(graph);
         return status;
@@ -43,6 +55,8 @@ static Status complete_options(const InferModel *model, InferOptions *o)
     if (o->score_rows <= 0) o->score_rows = 1;
     if (o->prefill <= 0) o->prefill = DEFAULT_PREFILL;
     o->prefill = min_i64(o->prefill, o->context);
+    if (o->ranks_here <= 0) o->ranks_here = 1;
+    if (o->threads == 0 && o->ranks_here > 1) o->threads = cpu_count() > o->ranks_here ? cpu_count() / o->ranks_here : 1;
     return OK;
 }
 
@@ -51,13 +65,14 @@ static Status compile(Infer *infer)
     InferOptions *o = &infer->options;
     infer->logits = infer->score = infer->prefill = infer->decode = -1;
     TRY(complete_options(infer->model, o));
-    TRY(device_create_cpu((CpuOptions){.threads = o->threads}, &infer->device));
+    TRY(infer_ranks_setup(infer));
+    TRY(device_create_cpu((CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh}, &infer->device));
     infer->store = store_create();
     if (o->logits_tokens > 0) TRY(add_program(infer, MODEL_LOGITS, 1, o->logits_tokens, &infer->logits));
-    if (o->score_tokens > 0) TRY(add_program(infer, MODEL_LOSS, o->score_rows, o->score_tokens, &infer->score));
+    if (o->score_tokens > 0) TRY(add_program(infer, MODEL_LOSS, infer->rows, o->score_tokens, &infer->score));
     if (o->batch <= 0) return OK;
-    TRY(add_program(infer, MODEL_DECODE, o->batch, 1, &infer->decode));
-    return add_program(infer, MODEL_PREFILL, o->batch, o->prefill, &infer->prefill);
+    TRY(add_program(infer, MODEL_DECODE, infer->slots, 1, &infer->decode));
+    return add_program(infer, MODEL_PREFILL, infer->slots, o->prefill, &infer->prefill);
 }
 
 static InferPlan make_plan(const Infer *infer)
@@ -66,8 +81,9 @@ static InferPlan make_plan(const Infer *infer)
     size_t cache = store_role_bytes(infer->store, STATE_CACHE);
     return (InferPlan){.dtype = infer->options.dtype, .context = infer->options.context,
                        .weight_bytes = memory.state_bytes - cache, .cache_bytes = cache,
-                       .step_bytes = memory.step_bytes, .io_bytes = memory.io_bytes,
-                       .total_bytes = memory.total_bytes};
+                       .step_bytes = memory.step_bytes,
+                       .io_bytes = memory.io_bytes + infer->exchange_bytes,
+                       .total_bytes = memory.total_bytes + infer->exchange_bytes};
 }
 
 Status infer_plan(const InferModel *model, const InferOptions *options, InferPlan *plan)
@@ -111,7 +127,8 @@ static void add_remedy(const Infer *infer, size_t limit, Str *out)
 static Status check_memory(const Infer *infer)
 {
     const InferPlan *p = &infer->plan;
-    size_t limit = infer->options.memory_limit_bytes ? infer->options.memory_limit_bytes : memory_available_bytes();
+    size_t limit = infer->options.memory_limit_bytes ? infer->options.memory_limit_bytes
+                                                           : memory_available_bytes() / (size_t)infer->options.ranks_here;
     if (p->total_bytes <= limit) return OK;
     char total[32], weights[32], cache[32], rest[32], have[32];
     Str remedy = {0};
@@ -153,9 +170,10 @@ static Status load(Infer *infer)
     infer->plan = make_plan(infer);
     TRY(check_memory(infer));
     TRY(session_create(infer->device, infer->store, infer->program, infer->n_programs, &infer->session));
+    TRY(infer_ranks_start(infer));
     infer->length = xcalloc((size_t)max_i64(infer->options.batch, 1), sizeof *infer->length);
     infer->sampler = sampler_create(infer->model->config.vocab);
-    if (infer->model->weights) return load_weights(infer);
+    if (infer->model->weights) return infer->options.world ? infer_load_share(infer) : load_weights(infer);
     return session_init_weights(infer->session, infer->model->seed); /* a training run's start with this seed */
 }
 
@@ -179,6 +197,7 @@ void infer_destroy(Infer *infer)
     device_destroy(infer->device);
     sampler_destroy(infer->sampler);
     free(infer->length);
+    free(infer->exchange);
     free(infer);
 }
 

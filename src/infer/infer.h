@@ -21,6 +21,7 @@
 
 #include "device/device.h"
 #include "model/model.h"
+#include "pass/pass.h"
 #include "text/text.h"
 #include "weights/weights.h"
 
@@ -84,6 +85,11 @@ typedef struct InferOptions {
     int64_t batch;             /* > 0: slots, sequences that grow together */
     int64_t context;           /* positions of a slot's cache; 0: all that the model can */
     int64_t prefill;           /* tokens of a slot taken at once; 0: 64 */
+    /* Several ranks may share the model's weights, caches and work. Each of them then creates an Infer, and all make the
+     * same calls with the same arguments; each gets every answer. Slots and rows are dealt out along dp, fsdp and ep. */
+    Comm *world;    /* this rank among them; NULL: one rank does all */
+    Layout layout;  /* sizes of the mesh; this rank's place in it follows */
+    int ranks_here; /* in this process or on this host, which share its cores and memory; 0: 1 */
 } InferOptions;
 
 typedef struct InferPlan {
@@ -159,7 +165,7 @@ typedef struct GenerateStats {
     double prompt_s, made_s;
 } GenerateStats;
 
-/* Request i continues slot i. The slot then holds the prompt and all tokens made but the last one. */
+/* Request i continues slot i. Of several ranks the first calls on_token. The slot then holds the prompt and all tokens made but the last one. */
 Status infer_generate(Infer *infer, GenerateRequest *requests, int n, GenerateStats *stats);
 
 #endif

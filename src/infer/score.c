@@ -12,9 +12,10 @@ typedef struct ScorePlace {
 } ScorePlace;
 
 typedef struct Grid {
-    int32_t *ids, *pos, *targets;
+    int32_t *ids, *pos, *targets; /* of this rank's rows */
     float *weights;
-    int64_t rows, width;
+    int64_t rows, width;          /* of all ranks */
+    int64_t first, own;           /* this rank's rows */
     int64_t *used; /* [rows] tokens so far */
     ScorePlace *place;
     int64_t n_places;
@@ -35,7 +36,7 @@ static Status check(const Infer *infer, const ScoreSequence *s)
 /* Tokens that nobody asked about are documents of one token each: attention passes over them. */
 static void clear(Grid *g)
 {
-    for (int64_t i = 0; i < g->rows * g->width; i++) {
+    for (int64_t i = 0; i < g->own * g->width; i++) {
         g->ids[i] = g->pos[i] = 0;
         g->targets[i] = -1;
         g->weights[i] = 0;
@@ -44,13 +45,8 @@ static void clear(Grid *g)
     g->n_places = 0;
 }
 
-/* Into the first row with room; false when there is none. */
-static bool put(Grid *g, const ScoreSequence *s)
+static void write(Grid *g, const ScoreSequence *s, int64_t at)
 {
-    int64_t row = 0;
-    while (row < g->rows && g->width - g->used[row] < s->n) row++;
-    if (row == g->rows) return false;
-    int64_t at = row * g->width + g->used[row];
     for (int64_t i = 0; i < s->n; i++) {
         bool last = i + 1 == s->n;
         g->ids[at + i] = s->ids[i];
@@ -58,8 +54,17 @@ static bool put(Grid *g, const ScoreSequence *s)
         g->targets[at + i] = last ? -1 : s->ids[i + 1];
         g->weights[at + i] = last ? 0 : 1;
     }
+}
+
+/* Into the first row with room; false when there is none. */
+static bool put(Grid *g, const ScoreSequence *s)
+{
+    int64_t row = 0;
+    while (row < g->rows && g->width - g->used[row] < s->n) row++;
+    if (row == g->rows) return false;
+    g->place[g->n_places++] = (ScorePlace){s, row * g->width + g->used[row]};
+    if (row >= g->first && row < g->first + g->own) write(g, s, (row - g->first) * g->width + g->used[row]);
     g->used[row] += s->n;
-    g->place[g->n_places++] = (ScorePlace){s, at};
     return true;
 }
 
@@ -67,7 +72,8 @@ static Status run(Infer *infer, Grid *g)
 {
     if (g->n_places == 0) return OK;
     TRY(session_run(infer->session, infer->score, PHASE_FORWARD, PHASE_FORWARD));
-    const float *nll = session_output(infer->session, infer->score, "nll");
+    const float *nll;
+    TRY(infer_share_rows(infer, session_output(infer->session, infer->score, "nll"), g->own * g->width, &nll));
     for (int64_t i = 0; i < g->n_places; i++) {
         const ScoreSequence *s = g->place[i].sequence;
         s->nll[0] = 0;
@@ -92,7 +98,8 @@ Status infer_score(Infer *infer, const ScoreSequence *sequences, int64_t n)
 {
     if (infer->score < 0) return fail(ERR_ARG, "this model was loaded without a program that scores");
     for (int64_t i = 0; i < n; i++) TRY(check(infer, &sequences[i]));
-    Grid g = {.rows = infer->options.score_rows, .width = infer->options.score_tokens};
+    Grid g = {.rows = infer->rows * infer->data_ranks, .width = infer->options.score_tokens, .own = infer->rows,
+              .first = infer->rows * infer->data_rank};
     g.ids = session_input(infer->session, infer->score, "ids");
     g.pos = session_input(infer->session, infer->score, "pos");
     g.targets = session_input(infer->session, infer->score, "targets");

@@ -70,6 +70,9 @@ const char *model_config_key(const char *name);
  * full where it left something to the reader: what one program assumes another may not; without what says that
  * weights are quantised. Caller frees it. */
 char *model_config_text(const ModelConfig *config, DType stored);
+/* The generation_config.json to write: special ids, and the sampling that Llama models are published with
+ * (temperature 0.6, top_p 0.9). Caller frees it. */
+char *model_generation_text(const ModelConfig *config);
 /* The part of a config.json that describes the language model: its text_config, or all of it. */
 const json_t *model_config_text_part(const json_t *json);
 /* After a tokenizer is known: vocabulary and special ids. */

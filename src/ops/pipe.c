@@ -188,7 +188,7 @@ Status op_send(Graph *g, ValueId x, PipeEnd end)
 {
     const Value *v = graph_value(g, x);
     PipeAttr attr = make_attr(end, v->dtype, &v->shape);
-    ValueId buffer = graph_state(g, arena_printf(&g->arena, "pipe.%d", end.channel), v->dtype, v->shape, STATE_PIPE);
+    ValueId buffer = graph_state(g, arena_printf(&g->arena, "pipe.%s.%d", g->name, end.channel), v->dtype, v->shape, STATE_PIPE);
     return graph_add(g, &op_def_send, &attr, (ValueId[]){x, buffer}, 2, NULL);
 }
 

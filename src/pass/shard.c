@@ -122,7 +122,8 @@ static Status cut_state(const ShardPlan *plan, Value *v)
         return cut >= 0 ? cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)cut}) : OK;
     }
     if (!follows_weight(v) && v->role != STATE_CACHE) return OK;
-    int dim = axis_in(&v->part[0].shape, plan->state_axes);
+    /* a cache is of sequences: it lies as what is written into it */
+    int dim = axis_in(&v->part[0].shape, v->role == STATE_CACHE ? plan->state_axes | plan->input_axes : plan->state_axes);
     /* a router's rows are experts too, but every rank routes to all: only stacks of matrices are shared out */
     if (plan->experts && v->shape.rank == 3 && v->shape.axis[0] == AXIS_EXPERTS) dim = 0;
     else if (dim >= 0) dim += stacked_axes(v);

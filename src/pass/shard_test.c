@@ -146,6 +146,30 @@ static void test_flat(void **state)
     graph_destroy(g);
 }
 
+/* A state that a rank holds whole, changed by what it has a part of: the part of the state would be a copy. */
+static void test_change_of_a_copy(void **state)
+{
+    (void)state;
+    for (int cut = 0; cut < 2; cut++) {
+        Graph *g = graph_create("cache");
+        Axis axes[] = {AXIS_BATCH, AXIS_SEQ, AXIS_KV_HEADS, AXIS_HEAD_DIM}, held[] = {AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM};
+        ValueId k = graph_input(g, "k", DTYPE_F32, shape_make(4, (int64_t[]){4, 1, 2, 8}, axes)), out[2], cache[2];
+        ValueId pos = graph_input(g, "pos", DTYPE_I32, shape_make(2, (int64_t[]){4, 1}, axes));
+        for (int i = 0; i < 2; i++)
+            cache[i] = graph_state(g, i ? "v" : "k cache", DTYPE_F32, shape_make(4, (int64_t[]){4, 9, 2, 8}, held), cut ? STATE_CACHE : STATE_BUFFER);
+        assert_int_equal(op_cache_append(g, k, k, pos, cache[0], cache[1], &out[0], &out[1]), OK);
+        ShardPlan plan = {.axis = MESH_DP, .n = 2, .rank = 1, .input_axes = 1u << AXIS_BATCH};
+        if (cut) {
+            assert_int_equal(pass_shard(&g, &plan), OK);
+            assert_int_equal(graph_value(g, graph_find_state(g, "v"))->shape.dim[0], 2);
+        } else {
+            assert_int_equal(pass_shard(&g, &plan), ERR_ARG);
+            assert_non_null(strstr(status_message(), "the change would be lost"));
+        }
+        graph_destroy(g);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -153,6 +177,7 @@ int main(void)
         cmocka_unit_test(test_missing_reduction),   cmocka_unit_test(test_doubled_reduction),
         cmocka_unit_test(test_verifier_sees_places), cmocka_unit_test(test_what_does_not_divide),
         cmocka_unit_test(test_flat),
+        cmocka_unit_test(test_change_of_a_copy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,10 +53,13 @@ typedef struct RunDataset {
     bool bos, eos, shuffle;
 } RunDataset;
 
+typedef enum RunChatTemplate { RUN_CHAT_TEMPLATE_NONE, RUN_CHAT_TEMPLATE_DROVER } RunChatTemplate;
+
 typedef struct RunTokenizer {
     const char *path; /* empty: that of model.from, or one that is trained */
     bool train;       /* the file has tokenizer.train: it is trained even where model.from has one */
     int64_t vocab_size, train_limit;
+    RunChatTemplate chat_template;
 } RunTokenizer;
 
 typedef struct RunTrain {

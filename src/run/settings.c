@@ -27,6 +27,8 @@ static const Setting settings[] = {
 
     TEXT("tokenizer.path", "", tokenizer.path, "a tokenizer's directory or file; `tokenizer: PATH` is short "
          "for it; empty: that of model.from; without model.from one is trained on the data"),
+    CHOICE("tokenizer.chat_template", "none|drover", "none", tokenizer.chat_template,
+           "drover: checkpoints carry our own template for conversations, in the tokens that this vocabulary has for turns"),
     INT("tokenizer.train.vocab_size", "ids", 288, 1 << 24, "4096", tokenizer.vocab_size,
         "ids of a tokenizer that is trained, special tokens included; beside model.from it is trained only if this is said"),
     BYTES("tokenizer.train.limit", 1e4, 1e15, "64MB", tokenizer.train_limit,

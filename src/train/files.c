@@ -34,22 +34,6 @@ static void add_text(Arena *arena, const char *name, char *text, CkptFile *files
     free(text);
 }
 
-static char *generation_config(const Trainer *t)
-{
-    json_t *json = json_object(), *eos = json_array();
-    if (t->model.bos >= 0) json_object_set_new(json, "bos_token_id", json_integer(t->model.bos));
-    for (int i = 0; i < t->model.n_eos; i++) json_array_append_new(eos, json_integer(t->model.eos[i]));
-    if (t->model.n_eos > 0) json_object_set(json, "eos_token_id", eos);
-    json_decref(eos);
-    if (t->model.pad >= 0) json_object_set_new(json, "pad_token_id", json_integer(t->model.pad));
-    json_object_set_new(json, "do_sample", json_true());
-    json_object_set_new(json, "temperature", json_real(0.6));
-    json_object_set_new(json, "top_p", json_real(0.9));
-    char *text = json_dumps(json, JSON_INDENT(2));
-    json_decref(json);
-    return text;
-}
-
 Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
 {
     /* the masters are what is saved, whatever the products' type */
@@ -58,7 +42,8 @@ Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
     if (*from && has(arena, from, "generation_config.json"))
         TRY(add_copy(arena, from, "generation_config.json", files, n));
     else
-        add_text(arena, "generation_config.json", generation_config(t), files, n);
+        add_text(arena, "generation_config.json", model_generation_text(&t->model), files, n);
     if (t->tokenizer) add_tokenizer(t, files, n);
+    if (t->chat_template) files[(*n)++] = (CkptFile){"chat_template.jinja", {(const uint8_t *)t->chat_template, strlen(t->chat_template)}};
     return OK;
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chat/chat.h"
 #include "train/trainer_internal.h"
 
 /* ---- model ------------------------------------------------------------------------------------------ */
@@ -181,11 +182,23 @@ static Status read_tokenizer(Trainer *t)
     return OK;
 }
 
+/* A template that the tokenizer has already says what the model was taught: it stays. */
+static Status choose_chat_template(Trainer *t)
+{
+    if (t->config->tokenizer.chat_template == RUN_CHAT_TEMPLATE_NONE) return OK;
+    if (tokenizer_chat_template(t->tokenizer))
+        return fail(ERR_REFUSED, "tokenizer.chat_template: the tokenizer has a chat template already, which checkpoints keep; leave the setting out");
+    t->chat_template = chat_template_own(t->tokenizer, &t->arena);
+    return t->chat_template ? OK : fail(ERR_REFUSED, "tokenizer.chat_template: the vocabulary has no tokens for turns, "
+                                        "such as <|header_start|>; leave the setting out, or train a tokenizer here");
+}
+
 Status trainer_setup_model(Trainer *t)
 {
     TRY(read_model(t));
     if (!needs_text(t->config)) return OK;
     TRY(read_tokenizer(t));
+    TRY(choose_chat_template(t));
     int64_t vocab = tokenizer_vocab_size(t->tokenizer);
     if (*t->config->model.from) {
         if (vocab > t->model.vocab)

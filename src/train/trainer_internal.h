@@ -22,6 +22,7 @@ struct Trainer {
     Tokenizer *tokenizer; /* NULL with random ids only */
     TokenizerFile tokenizer_file[TOKENIZER_MAX_FILES]; /* for checkpoints, once they were asked for */
     int n_tokenizer_files;
+    const char *chat_template; /* of ours, beside a tokenizer without one; NULL: none */
     ModelConfig model;
     Data *data;
     DataLoader *loader, *val_loader;

@@ -99,6 +99,19 @@ def foreign(shop, scratch):
     return path
 
 
+def speaks(report, name, path, shop):
+    """With tokenizer.chat_template a checkpoint brings our template: transformers makes the same ids and mask of it."""
+    chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "1 + 1?"},
+            {"role": "assistant", "content": " two\n"}, {"role": "user", "content": "No. naïve 東京"}]
+    answer = os.path.join(shop, "answer.json")
+    in_transformers(path, answer, texts=[], chat=chat)
+    with open(answer) as f:
+        theirs = json.load(f).get("chat")
+    ours = json.loads(drover("tokenizer", "chat", path, write_json(os.path.join(shop, "chat.json"), chat)))
+    same = theirs and ours["ids"] == theirs["ids"] and [int(m) for m in ours["mask"]] == theirs["mask"]
+    report.row(f"{name}: chat template", same, f"{len(ours['ids'])} ids and their mask")
+
+
 def main():
     report = Report()
     vocab = "tokenizer.train.vocab_size=512"
@@ -106,8 +119,9 @@ def main():
         llama = train(shop, "llama3", LLAMA, vocab)
         check(report, "llama 3 from scratch", llama, shop)
         kept(report, "llama 3 from scratch", llama)
-        llama4 = train(shop, "llama4", LLAMA4, vocab)
+        llama4 = train(shop, "llama4", LLAMA4, vocab, "tokenizer.chat_template=drover")
         check(report, "llama 4 from scratch", llama4, shop)
+        speaks(report, "llama 4 from scratch", llama4, shop)
         bias = train(shop, "bias", LLAMA4, vocab, "train.balance=bias", "train.balance_rate=0.3")
         check(report, "llama 4 balanced by bias", bias, shop, logits=False)
         plain = os.path.join(shop, "without-bias")

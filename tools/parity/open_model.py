@@ -29,5 +29,8 @@ if "texts" in request:
     answer["tokens"] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in request["texts"]]
     answer["with_bos"] = [tokenizer(text)["input_ids"] for text in request["texts"]]
     answer["back"] = [tokenizer.decode(ids) for ids in answer["tokens"]]
+    if tokenizer.chat_template and "chat" in request:
+        made = tokenizer.apply_chat_template(request["chat"], return_dict=True, return_assistant_tokens_mask=True)
+        answer["chat"] = {"ids": made["input_ids"], "mask": made["assistant_masks"]}
 with open(out, "w") as f:
     json.dump(answer, f)

@@ -1,0 +1,66 @@
+#include "ops/elementwise.h"
+
+enum { SILU, GELU };
+
+/* f(gate) = gate s: s and, where asked, the slope of its argument (glu.c). Outside +-64 s is 0 or 1 to the last bit;
+ * gelu's clamp keeps powers finite (a NaN passes: it is the second operand). */
+SIMD Vf logistic(Vf gate, int kind, Vf *slope)
+{
+    if (kind == SILU) return vf_sigmoid(gate);
+    const float twice = 1.5957691216057308f; /* 2 sqrt(2/pi) */
+    Vf x = vf_min(vf_set(64.0f), vf_max(vf_set(-64.0f), gate)), square = x * x;
+    if (slope) *slope = vf_fma(square, vf_set(twice * 3 * 0.044715f), vf_set(twice));
+    return vf_sigmoid(x * vf_fma(square, vf_set(twice * 0.044715f), vf_set(twice)));
+}
+
+SIMD void step(int64_t i, int64_t m, const Piece *p, int kind, int bf16)
+{
+    Vf gate = load_part(p->at[1], i, m, bf16), up = load_part(p->at[2], i, m, bf16);
+    store_part(p->at[0], i, m, gate * logistic(gate, kind, NULL) * up, bf16);
+}
+
+/* at: gate, up, dy, dgate, dup; any of the first three may lie where dgate does */
+SIMD void step_grad(int64_t i, int64_t m, const Piece *p, int kind, int bf16)
+{
+    Vf gate = load_part(p->at[0], i, m, bf16), up = load_part(p->at[1], i, m, bf16);
+    Vf dy = load_part(p->at[2], i, m, bf16), slope = vf_set(1.0f);
+    Vf s = logistic(gate, kind, &slope), f = gate * s, bend = f * (vf_set(1.0f) - s);
+    if (p->at[4]) store_part(p->at[4], i, m, dy * f, bf16);
+    if (p->at[3]) store_part(p->at[3], i, m, dy * up * (kind == SILU ? s + bend : vf_fma(bend, slope, s)), bf16);
+}
+
+/* by kind and type, so that loops hold no choice */
+static void silu_f32(const Piece *p) { EACH_VECTOR(p->n, step, p, SILU, 0); }
+static void silu_bf16(const Piece *p) { EACH_VECTOR(p->n, step, p, SILU, 1); }
+static void gelu_f32(const Piece *p) { EACH_VECTOR(p->n, step, p, GELU, 0); }
+static void gelu_bf16(const Piece *p) { EACH_VECTOR(p->n, step, p, GELU, 1); }
+static void silu_grad_f32(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, SILU, 0); }
+static void silu_grad_bf16(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, SILU, 1); }
+static void gelu_grad_f32(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, GELU, 0); }
+static void gelu_grad_bf16(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, GELU, 1); }
+
+typedef void (*OnPiece)(const Piece *p);
+
+static Status forward(KernelArgs *args, OnPiece f32, OnPiece bf16)
+{
+    Walk w = {.tensor = {&args->out[0], &args->in[0], &args->in[1]}, .n = 3};
+    walk(&w, args->threads, args->out[0].dtype == DTYPE_BF16 ? bf16 : f32);
+    return OK;
+}
+
+static Status backward(KernelArgs *args, OnPiece f32, OnPiece bf16)
+{
+    Walk w = {.tensor = {&args->in[0], &args->in[1], &args->in[2], &args->out[0], &args->out[1]}, .n = 5};
+    walk(&w, args->threads, args->in[0].dtype == DTYPE_BF16 ? bf16 : f32);
+    return OK;
+}
+
+static Status run_swiglu(KernelArgs *args) { return forward(args, silu_f32, silu_bf16); }
+static Status run_geglu(KernelArgs *args) { return forward(args, gelu_f32, gelu_bf16); }
+static Status run_swiglu_grad(KernelArgs *args) { return backward(args, silu_grad_f32, silu_grad_bf16); }
+static Status run_geglu_grad(KernelArgs *args) { return backward(args, gelu_grad_f32, gelu_grad_bf16); }
+
+const CpuKernel CPU(swiglu) = {.run = run_swiglu};
+const CpuKernel CPU(geglu) = {.run = run_geglu};
+const CpuKernel CPU(swiglu_grad) = {.run = run_swiglu_grad};
+const CpuKernel CPU(geglu_grad) = {.run = run_geglu_grad};
