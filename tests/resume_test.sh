@@ -5,17 +5,24 @@ drover=$1
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 model="model={model_type: llama4_text, vocab_size: 320, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 8, num_key_value_heads: 4, \
-head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 48, num_local_experts: 4, num_experts_per_tok: 4, interleave_moe_layer_step: 2, attention_chunk_size: 16}"
-# every token meets every expert: a choice between near equals would fall differently where sums are rounded differently
-settings=("$model" "data=[{synthetic: uniform}]" train.batch=8 train.micro_batch=2
+head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 48, num_local_experts: 4, interleave_moe_layer_step: 2, attention_chunk_size: 16}"
+settings=("$model" "data=[{synthetic: uniform}]" train.batch=8
   train.seq=64 train.precision=f32 train.val_every=0 train.val_batches=0 train.warmup=0 train.schedule=wsd train.decay=0 log.tensorboard=false
   checkpoint.every=0)
 failed=0 checks=0
 
+# The router's losses are means over the sequences that all ranks compute at once: four, under every layout.
+micro_batch() {
+  local n=4 axis
+  for axis; do
+    [[ $axis =~ ^parallel\.(dp|fsdp|ep)=([0-9]+)$ ]] && n=$((n / BASH_REMATCH[2]))
+  done
+  echo "train.micro_batch=$n"
+}
 train() { # train NAME STEPS LAYOUT... : exit code and stderr kept
   local name=$1 steps=$2
   shift 2
-  "$drover" train "name=$name" "dir=$work/$name" "${settings[@]}" "train.steps=$steps" "$@" >"$work/out" 2>"$work/err" ||
+  "$drover" train "name=$name" "dir=$work/$name" "${settings[@]}" "train.steps=$steps" "$(micro_batch "$@")" "$@" >"$work/out" 2>"$work/err" ||
     { echo "$name $*: $(tail -1 "$work/err")"; failed=1; return 1; }
 }
 numbers() { # of step 3: loss and gradient norm
@@ -44,5 +51,10 @@ parallel.dp=4 parallel.dp=2
 parallel.fsdp=4 parallel.ep=2,parallel.cp=2
 parallel.ep=2,parallel.tp=2 parallel.dp=2,parallel.pp=2,parallel.tp=2
 EOF
+# another number of them is said, with the setting that keeps it
+train together 2 train.micro_batch=4 && train together 3 train.micro_batch=2 parallel.dp=4
+checks=$((checks + 1))
+grep -q 'balancing loss was a mean over 4 sequences .* and is over 8 now; train.micro_batch=1 would keep it' "$work/err" ||
+  { echo "not said: $(cat "$work/err")"; failed=1; }
 echo "$checks checks, failed: $failed"
-[ "$failed" = 0 ] && [ "$checks" = 11 ]
+[ "$failed" = 0 ] && [ "$checks" = 12 ]

@@ -44,6 +44,9 @@ static double number(const json_t *json, const char *key, double otherwise)
     return fabs(x) < 0x1p62 ? x : otherwise; /* also for what is no number */
 }
 
+/* That all ranks compute at once: the router's losses are means over them. */
+static int64_t sequences_together(const Trainer *t) { return t->micro_batch * mesh_data_ranks(&t->layout.mesh); }
+
 /* What must be the same for the same bits to follow; a difference is said, not refused. */
 static void compare_settings(const Trainer *t, const json_t *run)
 {
@@ -58,6 +61,10 @@ static void compare_settings(const Trainer *t, const json_t *run)
             log_warn("train.%s was %.0f when the checkpoint was written and is %.0f now; the data order changes", list[i].key,
                      was, list[i].now);
     }
+    double together = (double)sequences_together(t), was = number(run, "sequences_together", together);
+    if (was != together && t->model.n_experts > 0 && t->config->train.balance == RUN_BALANCE_AUX)
+        log_warn("the router's balancing loss was a mean over %.0f sequences when the checkpoint was written and is over %.0f now; "
+                 "train.micro_batch=%.0f would keep it", was, together, was * (double)t->micro_batch / together);
 }
 
 /* Two lists, one after the other. */
@@ -220,6 +227,7 @@ static char *run_json(const Trainer *t)
                              "good_steps", (json_int_t)t->bad_steps.n_good, "skipped_steps",
                              (json_int_t)t->bad_steps.n_skipped, "skipped_in_a_row", (json_int_t)t->bad_steps.n_in_a_row,
                              "precision", dtype_name(t->dtype));
+    json_object_set_new(json, "sequences_together", json_integer(sequences_together(t)));
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     json_decref(json);
     return text;
