@@ -50,6 +50,9 @@ parallel.pp=2,parallel.dp=2 parallel.fsdp=4,parallel.tp=2
 parallel.dp=4 parallel.dp=2
 parallel.fsdp=4 parallel.ep=2,parallel.cp=2
 parallel.ep=2,parallel.tp=2 parallel.dp=2,parallel.pp=2,parallel.tp=2
+parallel.dp=2,parallel.zero=1 parallel.fsdp=2
+parallel.fsdp=4 parallel.dp=4,parallel.zero=2
+parallel.dp=2,parallel.zero=3 parallel.dp=2,parallel.tp=2,parallel.zero=1
 EOF
 # another number of them is said, with the setting that keeps it
 train together 2 train.micro_batch=4 && train together 3 train.micro_batch=2 parallel.dp=4
@@ -57,4 +60,4 @@ checks=$((checks + 1))
 grep -q 'balancing loss was a mean over 4 sequences .* and is over 8 now; train.micro_batch=1 would keep it' "$work/err" ||
   { echo "not said: $(cat "$work/err")"; failed=1; }
 echo "$checks checks, failed: $failed"
-[ "$failed" = 0 ] && [ "$checks" = 12 ]
+[ "$failed" = 0 ] && [ "$checks" = 15 ]

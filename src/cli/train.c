@@ -11,11 +11,14 @@
 
 typedef struct TrainOptions {
     bool dry_run;
+    const char *trace;
 } TrainOptions;
 
 static const Option options[] = {
     {"dry-run", OPTION_FLAG, NULL, 0, 0, NULL, NULL, offsetof(TrainOptions, dry_run),
      "plan, check and say what the run needs; train nothing"},
+    {"trace", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(TrainOptions, trace),
+     "some steps of all ranks, for chrome://tracing or Perfetto; short for log.trace=FILE"},
 };
 
 /* The first signal asks for a checkpoint and an orderly end, the second one ends at once. */
@@ -87,6 +90,7 @@ static Status train(RunConfig *config, const TrainOptions *o)
 {
     Job job = {.config = config};
     if (o->dry_run) return print_plan(config);
+    if (o->trace) config->log.trace = o->trace;
     int n = ranks_launched();
     if (n > 1 && train_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */
     int64_t wanted = train_ranks(config);

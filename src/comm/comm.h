@@ -148,10 +148,17 @@ typedef struct CommTrace {
     int64_t number; /* of the collective in its group, of a message among those to (from) the peer; from 0 */
     int64_t bytes;  /* sent; received by RECV */
     double start_s, arrived_s, end_s;
+    double blocked_s; /* in comm_wait */
     char node[COMM_NODE_BYTES];
 } CommTrace;
 enum { COMM_TRACES = 64 };
 /* The latest finished ones of this rank on this group, oldest first; returns how many, at most COMM_TRACES. */
 int comm_traces(const Comm *comm, CommTrace out[COMM_TRACES]);
+/* comm_stats summed over all groups that this rank is in; member: any of them. */
+CommStats comm_stats_of_rank(const Comm *member);
+/* From now on fn hears of every operation of this rank, on any group, when it has been waited for, in the rank's own
+ * thread. NULL: no longer. */
+typedef void CommDone(void *context, const Comm *group, const CommTrace *trace);
+void comm_on_done(Comm *member, CommDone *fn, void *context);
 
 #endif

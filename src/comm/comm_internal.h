@@ -79,6 +79,8 @@ struct Comm {
     CommRequest *open; /* not yet waited for; owned */
     void *state;       /* the transport's */
     Comm *next;        /* group of the same rank */
+    CommDone *on_done; /* of the group of all ranks, for all groups of the rank; NULL: nobody listens */
+    void *on_done_context;
 };
 
 /* How an operation cuts its buffers: parts of REDUCE_SCATTER, ALL_GATHER as said, of ALL_REDUCE and BROADCAST

@@ -203,6 +203,9 @@ Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
     return OK;
 }
 
+/* The group of all ranks, as the rank of this group sees it: the head of the list of its groups. */
+static Comm *all_of(const Comm *c) { return c->world->all[c->self - c->world->first]; }
+
 static void count(CommRequest *r, double blocked_s)
 {
     Comm *c = r->comm;
@@ -213,9 +216,11 @@ static void count(CommRequest *r, double blocked_s)
     k->blocked_s += blocked_s;
     if (r->arrived_s > r->start_s) k->late_s += r->arrived_s - r->start_s;
     CommTrace *t = &c->trace[c->n_traces++ % COMM_TRACES];
-    *t = (CommTrace){r->op.kind, r->number, r->sent_bytes, r->start_s, r->arrived_s, r->end_s, {0}};
+    *t = (CommTrace){r->op.kind, r->number, r->sent_bytes, r->start_s, r->arrived_s, r->end_s, blocked_s, {0}};
     if (r->op.kind == COMM_RECV) t->bytes = r->op.count * (int64_t)dtype_bytes(r->op.dtype);
     memcpy(t->node, r->node, sizeof t->node);
+    const Comm *all = all_of(c);
+    if (all->on_done) all->on_done(all->on_done_context, c, t);
 }
 
 Status comm_wait(CommRequest *r)
@@ -240,6 +245,28 @@ Status comm_run(Comm *comm, const CommOp *op)
 
 CommStats comm_stats(const Comm *c) { return c->stats; }
 void comm_stats_reset(Comm *c) { c->stats = (CommStats){0}; }
+
+CommStats comm_stats_of_rank(const Comm *member)
+{
+    CommStats sum = {0};
+    for (const Comm *c = all_of(member); c; c = c->next) {
+        for (int k = 0; k < COMM_KINDS; k++) {
+            sum.kind[k].calls += c->stats.kind[k].calls;
+            sum.kind[k].sent_bytes += c->stats.kind[k].sent_bytes;
+            sum.kind[k].blocked_s += c->stats.kind[k].blocked_s;
+            sum.kind[k].late_s += c->stats.kind[k].late_s;
+        }
+        sum.check_bytes += c->stats.check_bytes;
+    }
+    return sum;
+}
+
+void comm_on_done(Comm *member, CommDone *fn, void *context)
+{
+    Comm *all = all_of(member);
+    all->on_done = fn;
+    all->on_done_context = context;
+}
 
 int comm_traces(const Comm *c, CommTrace out[COMM_TRACES])
 {

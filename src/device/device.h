@@ -74,12 +74,18 @@ Tensor session_state_part(Session *session, int entry, int part);
 /* Initial weights of every PARAM from (seed, published name), so that a fused, a sharded and a plain
  * start are the same start; then working copies. */
 Status session_init_weights(Session *session, uint64_t seed);
-/* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. */
+/* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. All ranks call it: where
+ * they share masters of whole copies, they exchange what they made. */
 Status session_refresh_copies(Session *session);
 
-/* Seconds spent in each instruction of a program since the last reset; for traces and bench. n_instr
- * entries; NULL unless session_profile(session, true) was called. */
-void session_profile(Session *session, bool on);
-const double *session_instr_s(const Session *session, int program);
+/* From now on fn hears of every instruction that was run, and when (clock_s); NULL: no longer. For traces and bench. */
+typedef struct InstrTime {
+    const Program *program;
+    const Instr *instr;
+    int slot;
+    double begin_s, end_s;
+} InstrTime;
+typedef void SessionWatch(void *context, const InstrTime *time);
+void session_watch(Session *session, SessionWatch *fn, void *context);
 
 #endif

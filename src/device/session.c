@@ -17,7 +17,6 @@ typedef struct Loaded {
     int n_prepared; /* steps whose prepare succeeded, for release */
     int slot;       /* of the micro-batch in flight that is meant */
     Tensor *tensor; /* all operands */
-    double *instr_s;
 } Loaded;
 
 struct Session {
@@ -26,7 +25,8 @@ struct Session {
     DeviceMemory state, step;
     Loaded *loaded;
     int n_loaded;
-    bool profile;
+    SessionWatch *watch; /* NULL: nobody listens */
+    void *watch_context;
 };
 
 static size_t slots(const Program *p) { return p->n_slots > 1 ? (size_t)p->n_slots : 1; }
@@ -84,7 +84,6 @@ static Status load(Session *s, Loaded *l, const Program *program)
         n_tensors += (size_t)(program->instr[i].node->n_in + program->instr[i].node->n_out);
     l->tensor = xcalloc(n_tensors + 1, sizeof *l->tensor);
     l->step = xcalloc((size_t)program->n_instr + 1, sizeof *l->step);
-    l->instr_s = xcalloc((size_t)program->n_instr + 1, sizeof *l->instr_s);
     Tensor *next = l->tensor;
     for (int i = 0; i < program->n_instr; i++) {
         TRY(load_instr(s, l, i, next));
@@ -121,7 +120,6 @@ void session_destroy(Session *s)
             if (l->step[k].kernel->release) l->step[k].kernel->release(&l->step[k].args);
         free(l->step);
         free(l->tensor);
-        free(l->instr_s);
         device_free(s->device, &l->io);
     }
     device_free(s->device, &s->state);
@@ -145,10 +143,10 @@ Status session_run(Session *s, int program, Phase first, Phase last)
     int begin = l->program->phase_begin[first], end = l->program->phase_begin[last + 1];
     for (int i = begin; i < end; i++) {
         Step *step = &l->step[i];
-        double start = s->profile ? clock_s() : 0;
+        double begin_s = s->watch ? clock_s() : 0;
         Status status = step->kernel->run(&step->args);
         if (status != OK) return failed_at(step, status);
-        if (s->profile) l->instr_s[i] += clock_s() - start;
+        if (s->watch) s->watch(s->watch_context, &(InstrTime){l->program, step->instr, l->slot, begin_s, clock_s()});
     }
     return OK;
 }
@@ -266,22 +264,47 @@ Status session_init_weights(Session *s, uint64_t seed)
     return session_refresh_copies(s);
 }
 
+/* The mesh axis along which a master is cut and its copy is whole; -1: none. */
+static int gathered_axis(const StateEntry *master, const StateEntry *copy)
+{
+    for (int a = 0; a < MESH_AXES; a++)
+        if (place_is_cut(master->place[a]) && !place_is_cut(copy->place[a])) return a;
+    return -1;
+}
+
+/* Each rank of the axis makes the run of the copy whose masters it has; then all get all. */
+static Status gather_copy(Session *s, int axis, const Tensor *from, const Tensor *to)
+{
+    Comm *group;
+    TRY(device_group(s->device, 1u << axis, &group));
+    int n = comm_size(group), rank = comm_rank(group);
+    int64_t part = tensor_count(from), left = tensor_count(to), *counts = xcalloc((size_t)n, sizeof *counts);
+    for (int r = 0; r < n; r++, left -= counts[r - 1]) counts[r] = min_i64(part, left);
+    char *own = (char *)to->data + (size_t)(part * rank) * dtype_bytes(to->dtype);
+    Status status = counts[rank] ? dtype_convert(from->dtype, from->data, to->dtype, own, counts[rank]) : OK;
+    CommOp op = {.kind = COMM_ALL_GATHER, .dtype = to->dtype, .send = own, .recv = to->data, .counts = counts, .node = "working weights"};
+    if (status == OK) status = comm_run(group, &op);
+    free(counts);
+    return status;
+}
+
 Status session_refresh_copies(Session *s)
 {
     for (int i = 0; i < s->store->n_entries; i++) {
         const StateEntry *e = &s->store->entry[i];
         if (e->role != STATE_COPY || e->master < 0) continue;
         Tensor from = session_state(s, e->master), to = session_state(s, i);
-        TRY(dtype_convert(from.dtype, from.data, to.dtype, to.data, shape_count(&e->shape)));
+        int axis = gathered_axis(&s->store->entry[e->master], e);
+        if (axis >= 0)
+            TRY(gather_copy(s, axis, &from, &to));
+        else
+            TRY(dtype_convert(from.dtype, from.data, to.dtype, to.data, shape_count(&e->shape)));
     }
     return OK;
 }
 
-void session_profile(Session *s, bool on)
+void session_watch(Session *s, SessionWatch *fn, void *context)
 {
-    s->profile = on;
-    for (int i = 0; i < s->n_loaded; i++)
-        memset(s->loaded[i].instr_s, 0, sizeof(double) * (size_t)s->loaded[i].program->n_instr);
+    s->watch = fn;
+    s->watch_context = context;
 }
-
-const double *session_instr_s(const Session *s, int program) { return s->profile ? s->loaded[program].instr_s : NULL; }

@@ -220,9 +220,11 @@ static Status place_outputs(Graph *graph, const Node *node)
     return OK;
 }
 
-/* What an op changes must be a state itself: changes to a copy of one would be lost. */
+/* What an op changes must be a state itself: changes to a copy of one would be lost. Of a part that goes back into its
+ * state the verifier sees whether it does. */
 static Status check_effect(const Graph *graph, const OpDef *op, const InferCtx *ctx, const ValueId *in)
 {
+    if (op->flags & OP_PARTS) return OK;
     for (int i = 0; i < op->n_out && op->flags & OP_EFFECT; i++) {
         if (!ctx->out[i].wanted || ctx->out[i].alias < 0) continue;
         if (graph_value(graph, graph_root(graph, in[ctx->out[i].alias]))->kind != VALUE_STATE)

@@ -66,7 +66,7 @@ static inline int mesh_size(const Mesh *mesh, MeshAxis axis) { return mesh->size
 int mesh_ranks(const Mesh *mesh);
 int mesh_rank(const Mesh *mesh);                  /* from the coordinates */
 Mesh mesh_at(const Mesh *mesh, int rank);         /* the same mesh, coordinates of another rank */
-/* Which of the parts of a batch a rank sees: dp outermost, then ep, then fsdp; and how many there are. */
+/* Which of the parts of a batch a rank sees: ep outermost, then dp, then fsdp; and how many there are. */
 int mesh_data_ranks(const Mesh *mesh);
 int mesh_data_rank(const Mesh *mesh);
 
@@ -291,6 +291,10 @@ enum {
     OP_SOURCE = 4,    /* no gradient flows through: integer outputs, constants, updates */
     OP_EFFECT = 8,    /* changes a state: never pruned */
     OP_COLLECTIVE = 16, /* speaks with other ranks: every rank of a group runs it, in the same order */
+    OP_STARTS = 32,   /* its outputs are on their way until the one node that waits for them, in the same phase */
+    OP_WAITS = 64,    /* neither is pruned */
+    OP_PARTS = 128,   /* with OP_EFFECT: may change a part that was cut from a state and goes back into it */
+    OP_JOINS = 256,   /* puts its operands side by side: nothing to do when they were made there */
 };
 
 struct OpDef {

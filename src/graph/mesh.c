@@ -9,7 +9,7 @@ const char *mesh_axis_name(MeshAxis axis)
 
 int mesh_axis_nesting(MeshAxis axis)
 {
-    static const int order[MESH_AXES] = {[MESH_PP] = 0, [MESH_CP] = 1, [MESH_TP] = 2, [MESH_DP] = 3, [MESH_EP] = 4, [MESH_FSDP] = 5};
+    static const int order[MESH_AXES] = {[MESH_PP] = 0, [MESH_CP] = 1, [MESH_TP] = 2, [MESH_EP] = 3, [MESH_DP] = 4, [MESH_FSDP] = 5};
     return order[axis];
 }
 
@@ -20,7 +20,7 @@ int mesh_data_ranks(const Mesh *mesh)
 
 int mesh_data_rank(const Mesh *mesh)
 {
-    int rank = mesh->coord[MESH_DP] * mesh_size(mesh, MESH_EP) + mesh->coord[MESH_EP];
+    int rank = mesh->coord[MESH_EP] * mesh_size(mesh, MESH_DP) + mesh->coord[MESH_DP];
     return rank * mesh_size(mesh, MESH_FSDP) + mesh->coord[MESH_FSDP];
 }
 

@@ -9,6 +9,8 @@ typedef struct Verifier {
     const Graph *graph;
     const char *after;
     int *overwritten; /* per value: the node that overwrote its storage, 0 none */
+    bool *waited;     /* per node that starts something: waited for */
+    Phase *phase;     /* per node: in which it is run, with what comes behind it at the latest */
 } Verifier;
 
 static Status broken(const Verifier *v, int node, const char *what)
@@ -61,6 +63,54 @@ static Status check_outputs(const Verifier *v, int i)
     return OK;
 }
 
+/* What is on its way is read by the node that waits for it, and by nobody else. */
+static Status check_waits(Verifier *v, int i)
+{
+    const Graph *g = v->graph;
+    const Node *node = &g->node[i];
+    int started = 0;
+    for (int k = 0; k < node->n_in; k++) {
+        int producer = value_ok(node->in[k]) ? graph_value(g, node->in[k])->producer.id : 0;
+        if (!(g->node[producer].op && g->node[producer].op->flags & OP_STARTS)) continue;
+        if (!(node->op->flags & OP_WAITS)) return broken(v, i, "reads what is still on its way");
+        if (v->waited[producer]) return broken(v, i, "waits for what was waited for");
+        if (v->phase[producer] != v->phase[i]) return broken(v, i, "waits in another phase than that of the start");
+        started = producer;
+    }
+    if (started) v->waited[started] = true;
+    return OK;
+}
+
+/* A part of a state that was changed by itself goes back: some op that changes states reads it. */
+static Status check_parts(const Verifier *v, int i)
+{
+    const Graph *g = v->graph;
+    const Node *node = &g->node[i];
+    for (int k = 0; k < node->n_out && node->op->flags & OP_PARTS; k++) {
+        bool back = !value_ok(node->out[k]) || graph_value(g, graph_root(g, node->out[k]))->kind == VALUE_STATE;
+        for (int j = i + 1; j < g->n_nodes && !back; j++)
+            for (int m = 0; m < g->node[j].n_in; m++) back |= g->node[j].op->flags & OP_EFFECT && g->node[j].in[m].id == node->out[k].id;
+        if (!back) return broken(v, i, "changes a part of a state that does not go back into it");
+    }
+    return OK;
+}
+
+static void find_phases(Verifier *v)
+{
+    Phase phase = PHASE_UPDATE;
+    for (int i = v->graph->n_nodes - 1; i > 0; i--) {
+        if (v->graph->node[i].phase < phase) phase = v->graph->node[i].phase;
+        v->phase[i] = phase;
+    }
+}
+
+static Status check_all_waited(const Verifier *v)
+{
+    for (int i = 1; i < v->graph->n_nodes; i++)
+        if (v->graph->node[i].op->flags & OP_STARTS && !v->waited[i]) return broken(v, i, "is never waited for");
+    return OK;
+}
+
 /* What lies where must be what the cutting rules say: no reduction is missing, none is doubled. */
 static Status check_places(const Verifier *v, int i)
 {
@@ -97,17 +147,25 @@ Status graph_verify(const Graph *graph, const char *after)
 {
     Verifier v = {.graph = graph, .after = after};
     v.overwritten = xcalloc((size_t)graph->n_values, sizeof *v.overwritten);
+    v.waited = xcalloc((size_t)graph->n_nodes, sizeof *v.waited);
+    v.phase = xcalloc((size_t)graph->n_nodes, sizeof *v.phase);
+    find_phases(&v);
     Status status = OK;
     for (int i = 1; i < graph->n_nodes && status == OK; i++) {
         status = check_operands(&v, i);
         if (status == OK) status = check_outputs(&v, i);
         if (status == OK) status = check_places(&v, i);
+        if (status == OK) status = check_waits(&v, i);
+        if (status == OK) status = check_parts(&v, i);
         if (status == OK) mark_overwritten(&v, i);
     }
+    if (status == OK) status = check_all_waited(&v);
     for (int i = 0; i < graph->n_outputs && status == OK; i++)
         if (v.overwritten[graph->output[i].value.id])
             status = fail(ERR_ARG, "graph %s after %s: output %s was overwritten", graph->name, after,
                           graph->output[i].name);
     free(v.overwritten);
+    free(v.waited);
+    free(v.phase);
     return status;
 }

@@ -37,11 +37,11 @@ static Status infer(InferCtx *ctx)
     return OK;
 }
 
-/* Everything lies as the weight does. */
-static Status cut_like_weight(CutCtx *ctx)
+/* Everything lies as the moments do, which may be cut where the weight is whole. */
+static Status cut_like_moments(CutCtx *ctx)
 {
-    for (int i = IN_W; i <= IN_COPY; i++) ctx->want[i] = ctx->place[IN_W];
-    for (int i = 0; i < NODE_MAX_OUT; i++) ctx->out[i] = ctx->place[IN_W];
+    for (int i = IN_W; i <= IN_COPY; i++) ctx->want[i] = ctx->place[IN_M];
+    for (int i = 0; i < NODE_MAX_OUT; i++) ctx->out[i] = ctx->place[IN_M];
     ctx->want[IN_FACTOR] = ctx->want[IN_HYPER] = (Place){PLACE_SAME, 0};
     return OK;
 }
@@ -69,10 +69,10 @@ const OpDef op_def_adamw = {
     .max_in = N_IN,
     .n_out = NODE_MAX_OUT,
     .attr_bytes = sizeof(AdamWAttr),
-    .flags = OP_SOURCE | OP_EFFECT,
+    .flags = OP_SOURCE | OP_EFFECT | OP_PARTS,
     .optional_in = 1 << IN_COPY,
     .infer = infer,
-    .cut_rule = cut_like_weight,
+    .cut_rule = cut_like_moments,
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(adamw),

@@ -4,6 +4,7 @@
  *   all_gather      cut     -> same        all parts, one behind the other along the cut axis
  *   reduce_scatter  partial -> cut         this rank's part of the sum
  *   cut             same    -> cut         this rank's part; nothing is sent
+ *   all_gather_into cut     -> same        all parts, into a state that all ranks hold
  *
  * They are put in by pass/shard after differentiation, so they have no gradient rule. Along other mesh axes
  * a value keeps its place. */
@@ -42,6 +43,15 @@ static Status cut_all_reduce(CutCtx *c) { return move(c, (Place){PLACE_PARTIAL, 
 static Status cut_all_gather(CutCtx *c) { return move(c, part(c), (Place){PLACE_SAME, 0}); }
 static Status cut_reduce_scatter(CutCtx *c) { return move(c, (Place){PLACE_PARTIAL, 0}, part(c)); }
 static Status cut_cut(CutCtx *c) { return move(c, (Place){PLACE_SAME, 0}, part(c)); }
+
+/* Along other axes the parts lie as the state does. */
+static Status cut_all_gather_into(CutCtx *c)
+{
+    bool own = c->axis == ((const CollectiveAttr *)c->attr)->axis;
+    c->out[0] = c->want[0] = own ? (Place){PLACE_SAME, 0} : c->place[0];
+    c->want[1] = own ? part(c) : c->place[0];
+    return OK;
+}
 
 /* What is whole for one axis is a part for another that comes after it. */
 static Status cut_attr(const CutCtx *c, void *attribute)
@@ -86,6 +96,20 @@ static Status infer_all_gather(InferCtx *ctx)
     return OK;
 }
 
+static Status infer_all_gather_into(InferCtx *ctx)
+{
+    const CollectiveAttr *attr = ctx->attr;
+    const Value *state = ctx->in[0], *x = ctx->in[1];
+    Shape shape = part_shape(attr);
+    TRY(need_activation(state, "the state"));
+    TRY(need_dtype(x, state->dtype, "the part"));
+    TRY(need_shape(state, &attr->whole, "the state"));
+    TRY(need_shape(x, &shape, "the part"));
+    ctx->out[0] = infer_like(state);
+    ctx->out[0].alias = 0;
+    return OK;
+}
+
 static Status infer_part(InferCtx *ctx)
 {
     const CollectiveAttr *attr = ctx->attr;
@@ -119,6 +143,13 @@ static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
 static Cost cost_all_reduce(const Graph *g, const Node *node) { return cost_of(g, node, COMM_ALL_REDUCE); }
 static Cost cost_all_gather(const Graph *g, const Node *node) { return cost_of(g, node, COMM_ALL_GATHER); }
 static Cost cost_reduce_scatter(const Graph *g, const Node *node) { return cost_of(g, node, COMM_REDUCE_SCATTER); }
+static Cost cost_all_gather_into(const Graph *g, const Node *node)
+{
+    Cost cost = cost_of(g, node, COMM_ALL_GATHER);
+    cost.read_bytes = value_bytes(g, node->in[1]);
+    cost.write_bytes = value_bytes(g, node->in[0]);
+    return cost;
+}
 static Cost cost_cut(const Graph *g, const Node *node)
 {
     return (Cost){.read_bytes = value_bytes(g, node->out[0]), .write_bytes = value_bytes(g, node->out[0])};
@@ -134,25 +165,28 @@ static void attr_text(const void *attribute, Str *out)
         str_printf(out, ", axis %d%s", attr->dim, attr->zigzag ? " zigzag" : "");
 }
 
-#define COLLECTIVE(op, how, rule, kernel, more_flags)                                              \
+/* overwrites: bit 0 where the result may take the place of x. */
+#define COLLECTIVE(op, operands, how, overwrites, more_flags)                                      \
     extern const CpuKernel collective_##op##_kernel;                                               \
     const OpDef op_def_##op = {.name = #op,                                                        \
-                               .min_in = 1,                                                        \
-                               .max_in = 1,                                                        \
+                               .min_in = (operands),                                               \
+                               .max_in = (operands),                                               \
                                .n_out = 1,                                                         \
                                .attr_bytes = sizeof(CollectiveAttr),                               \
                                .flags = OP_SOURCE | (more_flags),                                  \
+                               .inplace = (overwrites),                                            \
                                .infer = how,                                                       \
                                .cost = cost_##op,                                                  \
-                               .cut_rule = rule,                                                   \
+                               .cut_rule = cut_##op,                                               \
                                .cut_attr = cut_attr,                                               \
                                .attr_text = attr_text,                                             \
                                .cpu = CPU_KERNEL_ANY(&collective_##op##_kernel)}
 
-COLLECTIVE(all_reduce, infer_all_reduce, cut_all_reduce, all_reduce, OP_COLLECTIVE);
-COLLECTIVE(all_gather, infer_all_gather, cut_all_gather, all_gather, OP_COLLECTIVE | OP_CHEAP);
-COLLECTIVE(reduce_scatter, infer_part, cut_reduce_scatter, reduce_scatter, OP_COLLECTIVE);
-COLLECTIVE(cut, infer_part, cut_cut, cut, 0);
+COLLECTIVE(all_reduce, 1, infer_all_reduce, 1, OP_COLLECTIVE);
+COLLECTIVE(all_gather, 1, infer_all_gather, 0, OP_COLLECTIVE | OP_CHEAP);
+COLLECTIVE(reduce_scatter, 1, infer_part, 0, OP_COLLECTIVE);
+COLLECTIVE(cut, 1, infer_part, 0, 0);
+COLLECTIVE(all_gather_into, 2, infer_all_gather_into, 0, OP_COLLECTIVE | OP_EFFECT);
 
 enum { NO_DIM = -2 }; /* a sum has nothing cut */
 
@@ -205,4 +239,11 @@ Status op_reduce_scatter(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y
 Status op_cut(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y)
 {
     return add_part(g, &op_def_cut, axis, x, dim, y);
+}
+
+Status op_all_gather_into(Graph *g, MeshAxis axis, ValueId state, ValueId x, ValueId *fresh)
+{
+    Shape whole = graph_value(g, state)->shape;
+    CollectiveAttr attr = make_attr(g, axis, PLACE_FLAT, &whole);
+    return graph_add(g, &op_def_all_gather_into, &attr, (ValueId[]){state, x}, 2, fresh);
 }

@@ -1,4 +1,4 @@
-/* What the collective ops and their kernels share. Internal to ops/. */
+/* What the collective ops, their kernels and the passes that place them share. Internal to ops/ and pass/. */
 #ifndef OPS_COLLECTIVE_H
 #define OPS_COLLECTIVE_H
 
@@ -9,6 +9,7 @@ typedef struct CollectiveAttr {
     int n, rank; /* of the mesh axis */
     int dim;     /* that is cut, or PLACE_FLAT; all_reduce: unused */
     bool zigzag; /* dim is cut into 2n blocks; rank r holds blocks r and 2n - 1 - r (balanced causal attention) */
+    bool in_place; /* all_reduce_start: the sum takes the place of x */
     Shape whole; /* of the gathered value */
 } CollectiveAttr;
 
@@ -27,5 +28,33 @@ static inline int64_t collective_part_count(const CollectiveAttr *attr, int r)
     int64_t count = shape_count(&attr->whole);
     return attr->dim == PLACE_FLAT ? collective_flat_count(count, attr->n, r) : count / attr->n;
 }
+
+/* The parts lie one behind the other in the whole: nothing has to be packed. */
+static inline bool collective_parts_lie_apart(const CollectiveAttr *attr)
+{
+    int64_t outer = 1;
+    if (attr->dim == PLACE_FLAT) return true;
+    for (int i = 0; i < attr->dim; i++) outer *= attr->whole.dim[i];
+    return outer == 1 && !attr->zigzag;
+}
+
+/* A started collective (collective_start.c): its outputs, and the first operands of wait. */
+enum { START_Y, START_TOKEN, START_SCRATCH, N_START_OUT };
+typedef struct WaitAttr {
+    CollectiveAttr of; /* what is waited for */
+    bool unpack;       /* the parts are in the scratch, to be put in their places */
+} WaitAttr;
+
+/* What lies between a start and its wait. */
+typedef struct OnItsWay {
+    ValueId y, token, scratch, x;
+    CollectiveAttr attr;
+    bool unpack;
+} OnItsWay;
+/* Begins what a node of `op` with these attributes (a CollectiveAttr) and operands would do. */
+Status op_start(Graph *g, const OpDef *op, const void *attr, const ValueId *in, OnItsWay *way);
+Status op_wait(Graph *g, const OnItsWay *way, ValueId *y);
+
+extern const OpDef op_def_all_reduce, op_def_all_gather, op_def_reduce_scatter, op_def_all_gather_into;
 
 #endif

@@ -1,4 +1,5 @@
-/* Collectives on the processor: packing for an axis that is not the first, and the communicator. */
+/* Collectives on the processor: packing for an axis that is not the first, and the communicator. Each runs from its
+ * beginning to its end (run_), or is started here (start_) and waited for by a node of its own (run_wait). */
 #include "ops/collective.h"
 #include "ops/kernel.h"
 
@@ -9,6 +10,7 @@
 typedef struct Prepared {
     Comm *comm;
     int64_t *counts;
+    CommRequest *pending; /* started and not yet waited for */
 } Prepared;
 
 static Status prepare(KernelArgs *args)
@@ -26,6 +28,10 @@ static Status prepare(KernelArgs *args)
 static void release(KernelArgs *args)
 {
     Prepared *p = args->state;
+    if (p && p->pending) { /* a run ended early: others may still be at our buffers */
+        Status ignored = comm_wait(p->pending);
+        (void)ignored;
+    }
     if (p) free(p->counts);
     free(p);
     args->state = NULL;
@@ -45,14 +51,6 @@ static Strips strips_of(const CollectiveAttr *attr, DType dtype)
     for (int i = 0; i < attr->dim; i++) s.outer *= attr->whole.dim[i];
     for (int i = attr->dim + 1; i < attr->whole.rank; i++) s.inner_bytes *= (size_t)attr->whole.dim[i];
     return s;
-}
-
-static bool parts_lie_apart(const CollectiveAttr *attr)
-{
-    if (attr->dim == PLACE_FLAT) return true;
-    int64_t outer = 1;
-    for (int i = 0; i < attr->dim; i++) outer *= attr->whole.dim[i];
-    return outer == 1 && !attr->zigzag;
 }
 
 /* Copies rank r's part between its own layout [outer][dim / n][inner] and its places in the whole. */
@@ -83,29 +81,22 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
 {
     (void)target;
     const CollectiveAttr *attr = node->attr;
-    if (parts_lie_apart(attr)) return 0;
+    if (collective_parts_lie_apart(attr)) return 0;
     return (size_t)shape_count(&attr->whole) * dtype_bytes(graph_value(graph, node->in[0])->dtype);
 }
 
-/* ---- the four --------------------------------------------------------------------------------------- */
+/* ---- what is said to the communicator ------------------------------------------------------------- */
 
-static Status run_all_reduce(KernelArgs *args)
+static CommOp reduce_op(const KernelArgs *args)
 {
-    const Prepared *p = args->state;
-    return comm_run(p->comm, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = args->in[0].dtype, .send = args->in[0].data,
-                                       .recv = args->out[0].data, .count = tensor_count(&args->in[0]), .node = args->node});
+    return (CommOp){.kind = COMM_ALL_REDUCE, .dtype = args->in[0].dtype, .send = args->in[0].data, .recv = args->out[0].data,
+                    .count = tensor_count(&args->in[0]), .node = args->node};
 }
 
-static Status run_all_gather(KernelArgs *args)
+static CommOp gather_op(const KernelArgs *args, const Tensor *part, void *whole)
 {
-    const CollectiveAttr *attr = args->attr;
-    const Prepared *p = args->state;
-    bool apart = parts_lie_apart(attr);
-    CommOp op = {.kind = COMM_ALL_GATHER, .dtype = args->in[0].dtype, .send = args->in[0].data,
-                 .recv = apart ? args->out[0].data : args->workspace, .counts = p->counts, .node = args->node};
-    TRY(comm_run(p->comm, &op));
-    if (!apart) copy_all_parts(attr, args->in[0].dtype, args->out[0].data, args->workspace, true);
-    return OK;
+    return (CommOp){.kind = COMM_ALL_GATHER, .dtype = part->dtype, .send = part->data, .recv = whole,
+                    .counts = ((const Prepared *)args->state)->counts, .node = args->node};
 }
 
 static void clear_padding(const KernelArgs *args, int64_t from)
@@ -115,18 +106,36 @@ static void clear_padding(const KernelArgs *args, int64_t from)
     memset((char *)y->data + (size_t)from * size, 0, (size_t)(tensor_count(y) - from) * size);
 }
 
-static Status run_reduce_scatter(KernelArgs *args)
+/* Packs into scratch what does not lie in parts, and clears what no rank sends. */
+static CommOp scatter_op(const KernelArgs *args, void *scratch)
 {
     const CollectiveAttr *attr = args->attr;
     const Prepared *p = args->state;
-    bool apart = parts_lie_apart(attr);
-    if (!apart) copy_all_parts(attr, args->in[0].dtype, args->in[0].data, args->workspace, false);
-    CommOp op = {.kind = COMM_REDUCE_SCATTER, .dtype = args->in[0].dtype, .recv = args->out[0].data,
-                 .send = apart ? args->in[0].data : args->workspace, .counts = p->counts, .node = args->node};
-    TRY(comm_run(p->comm, &op));
+    bool apart = collective_parts_lie_apart(attr);
+    if (!apart) copy_all_parts(attr, args->in[0].dtype, args->in[0].data, scratch, false);
     clear_padding(args, p->counts[attr->rank]);
+    return (CommOp){.kind = COMM_REDUCE_SCATTER, .dtype = args->in[0].dtype, .recv = args->out[0].data,
+                    .send = apart ? args->in[0].data : scratch, .counts = p->counts, .node = args->node};
+}
+
+/* ---- from beginning to end ---------------------------------------------------------------------------- */
+
+static Status run_op(const KernelArgs *args, CommOp op) { return comm_run(((const Prepared *)args->state)->comm, &op); }
+
+static Status run_all_reduce(KernelArgs *args) { return run_op(args, reduce_op(args)); }
+
+static Status run_all_gather(KernelArgs *args)
+{
+    const CollectiveAttr *attr = args->attr;
+    bool apart = collective_parts_lie_apart(attr);
+    TRY(run_op(args, gather_op(args, &args->in[0], apart ? args->out[0].data : args->workspace)));
+    if (!apart) copy_all_parts(attr, args->in[0].dtype, args->out[0].data, args->workspace, true);
     return OK;
 }
+
+static Status run_reduce_scatter(KernelArgs *args) { return run_op(args, scatter_op(args, args->workspace)); }
+
+static Status run_all_gather_into(KernelArgs *args) { return run_op(args, gather_op(args, &args->in[1], args->in[0].data)); }
 
 static Status run_cut(KernelArgs *args)
 {
@@ -143,9 +152,51 @@ static Status run_cut(KernelArgs *args)
     return OK;
 }
 
+/* ---- started, and waited for later ---------------------------------------------------------------------- */
+
+/* The token tells wait whose request it is. */
+static Status start(KernelArgs *args, CommOp op)
+{
+    Prepared *p = args->state;
+    CHECK(!p->pending);
+    memcpy(args->out[START_TOKEN].data, &p, sizeof p);
+    return comm_start(p->comm, &op, &p->pending);
+}
+
+static Status start_all_reduce(KernelArgs *args) { return start(args, reduce_op(args)); }
+
+static Status start_all_gather(KernelArgs *args)
+{
+    bool apart = collective_parts_lie_apart(args->attr);
+    return start(args, gather_op(args, &args->in[0], args->out[apart ? START_Y : START_SCRATCH].data));
+}
+
+static Status start_reduce_scatter(KernelArgs *args) { return start(args, scatter_op(args, args->out[START_SCRATCH].data)); }
+
+static Status start_all_gather_into(KernelArgs *args) { return start(args, gather_op(args, &args->in[1], args->in[0].data)); }
+
+static Status run_wait(KernelArgs *args)
+{
+    const WaitAttr *attr = args->attr;
+    Prepared *p;
+    memcpy(&p, args->in[START_TOKEN].data, sizeof p);
+    CommRequest *request = p->pending;
+    CHECK(request);
+    p->pending = NULL;
+    TRY(comm_wait(request));
+    if (attr->unpack) copy_all_parts(&attr->of, args->out[0].dtype, args->out[0].data, args->in[START_SCRATCH].data, true);
+    return OK;
+}
+
 const CpuKernel collective_all_reduce_kernel = {.run = run_all_reduce, .prepare = prepare, .release = release};
 const CpuKernel collective_all_gather_kernel = {
     .run = run_all_gather, .prepare = prepare, .release = release, .workspace = workspace};
 const CpuKernel collective_reduce_scatter_kernel = {
     .run = run_reduce_scatter, .prepare = prepare, .release = release, .workspace = workspace};
 const CpuKernel collective_cut_kernel = {.run = run_cut};
+const CpuKernel collective_all_gather_into_kernel = {.run = run_all_gather_into, .prepare = prepare, .release = release};
+const CpuKernel collective_all_reduce_start_kernel = {.run = start_all_reduce, .prepare = prepare, .release = release};
+const CpuKernel collective_all_gather_start_kernel = {.run = start_all_gather, .prepare = prepare, .release = release};
+const CpuKernel collective_reduce_scatter_start_kernel = {.run = start_reduce_scatter, .prepare = prepare, .release = release};
+const CpuKernel collective_all_gather_into_start_kernel = {.run = start_all_gather_into, .prepare = prepare, .release = release};
+const CpuKernel collective_wait_kernel = {.run = run_wait};

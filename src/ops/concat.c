@@ -62,6 +62,7 @@ const OpDef op_def_concat = {
     .min_in = 1,
     .max_in = -1,
     .n_out = 1,
+    .flags = OP_JOINS,
     .strided_in = ~0u,
     .infer = infer,
     .cut = "*k~ -> *k",

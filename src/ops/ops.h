@@ -221,6 +221,10 @@ Status op_all_reduce(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
 Status op_all_gather(Graph *g, MeshAxis axis, ValueId x, ValueId *y);
 Status op_reduce_scatter(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
 Status op_cut(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y);
+/* The flat parts x of all ranks into a state that all of them hold; its new version. */
+Status op_all_gather_into(Graph *g, MeshAxis axis, ValueId state, ValueId x, ValueId *fresh);
+/* The op that only starts what `op` does; NULL where there is none (op_start and op_wait: collective.h). */
+const OpDef *op_start_form(const OpDef *op);
 
 /* One end of a message between pipeline stages; put in by pass/pipeline. */
 typedef struct PipeEnd {

@@ -16,7 +16,7 @@ Status pass_layout(Graph **graph, const Layout *layout, const Graph *like)
     pass_pipeline_norms(*graph, layout);
     TRY(pass_context(graph, layout, like));
     TRY(pass_tensor(graph, layout, like));
-    TRY(pass_data(graph, layout, like));
     TRY(pass_expert(graph, layout, like));
+    TRY(pass_data(graph, layout, like));
     return pass_fsdp(graph, layout, like);
 }

@@ -117,7 +117,8 @@ static Status emit_update(Graph *g, const ParamGrads *grads, AfterUpdate after)
 
 Status pass_optimizer(Graph *graph, const ParamGrads *grads)
 {
-    return emit_update(graph, grads, GRADS_DIE);
+    bool sums = grads->n > 0 && graph_value(graph, graph_root(graph, grads->at[0].grad))->kind == VALUE_STATE;
+    return emit_update(graph, grads, sums ? GRADS_ZERO_APART : GRADS_DIE);
 }
 
 static ValueId copy_state(Graph *to, const Graph *from, ValueId id)

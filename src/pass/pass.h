@@ -51,14 +51,18 @@ Status pass_recompute(Graph **graph, Recompute mode, ParamGrads *grads);
 typedef struct Layout {
     Mesh mesh;
     bool sequence; /* tensor parallel ranks keep norms and residuals cut along the sequence */
+    int zero;      /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients too (data.c) */
+    bool blocking; /* collectives are waited for where they stand */
+    size_t bucket_bytes; /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
 } Layout;
+enum { LAYOUT_BUCKET_BYTES = 25 << 20 };
 
 /* Sums every gradient into a STATE_GRAD over several runs (micro-batches): the gradients become the
  * states' new versions. */
 Status pass_accumulate(Graph *graph, ParamGrads *grads);
 /* The update: norm, clipping, AdamW for every parameter, expert bias. In the graph that made the
- * gradients, or (grads == NULL) in a graph of its own that reads the STATE_GRAD of every parameter of
- * `like`. Outputs grad_norm. */
+ * gradients or, behind pass_accumulate, the last summands of them; or in a graph of its own that reads the STATE_GRAD of
+ * every parameter of `like`. Outputs grad_norm. */
 Status pass_optimizer(Graph *graph, const ParamGrads *grads);
 Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **update);
 
@@ -86,5 +90,8 @@ Status pass_layout(Graph **graph, const Layout *layout, const Graph *like);
 Status pass_fuse(Graph **graph);
 /* Drops nodes that nobody reads. */
 Status pass_prune(Graph **graph);
+/* At the very end: collectives become a start and a wait, as far apart as the graph allows (overlap.c). The numbers
+ * stay the same bits. */
+Status pass_overlap(Graph **graph, const Layout *layout);
 
 #endif

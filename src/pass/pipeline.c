@@ -217,7 +217,7 @@ Status pass_pipeline(Graph **graph, const Layout *layout)
 void pass_pipeline_norms(Graph *graph, const Layout *layout)
 {
     static const MeshAxis cutting[] = {MESH_PP, MESH_FSDP, MESH_EP, MESH_TP};
-    unsigned axes = 0;
+    unsigned axes = layout->zero && mesh_size(&layout->mesh, MESH_DP) > 1 ? 1u << MESH_DP : 0;
     if (mesh_size(&layout->mesh, MESH_PP) < 2) return;
     for (int i = 0; i < COUNT_OF(cutting); i++)
         if (mesh_size(&layout->mesh, cutting[i]) > 1) axes |= 1u << cutting[i];

@@ -25,7 +25,7 @@ typedef struct Sharding {
     Rewrite rewrite;
     bool *is_wanted;
     Place *wanted; /* per old value: how it is to lie as soon as it is made */
-    ValueId *sum;  /* per old value: the state itself, where readers are given its reduction */
+    ValueId *sum;  /* per old value: the state itself (or its version), where readers are given its reduction */
     VEC(Moved) moved;
 } Sharding;
 
@@ -111,7 +111,21 @@ static bool follows_weight(const Value *v)
  * step has decided. */
 static bool decided_later(const Value *v) { return v->role == STATE_GRAD || v->role == STATE_LOAD; }
 
-static Status cut_state(const ShardPlan *plan, Value *v)
+static bool has_copy(const Graph *g, const Value *param)
+{
+    for (int i = 1; i < g->n_values; i++)
+        if (g->value[i].role == STATE_COPY && graph_value(g, g->value[i].master) == param) return true;
+    return false;
+}
+
+/* With working copies nothing but the update reads the weights themselves. */
+static bool is_flat(const ShardPlan *plan, const Graph *g, const Value *v)
+{
+    if (!plan->zero) return plan->flat && follows_weight(v);
+    return v->role == STATE_ADAM_M || v->role == STATE_ADAM_V || (v->role == STATE_PARAM && has_copy(g, v));
+}
+
+static Status cut_state(const ShardPlan *plan, const Graph *g, Value *v)
 {
     if (decided_later(v)) {
         ValueId twin = plan->like ? graph_find_state(plan->like, v->name) : NO_VALUE;
@@ -128,8 +142,7 @@ static Status cut_state(const ShardPlan *plan, Value *v)
     if (plan->experts && v->shape.rank == 3 && v->shape.axis[0] == AXIS_EXPERTS) dim = 0;
     else if (dim >= 0) dim += stacked_axes(v);
     if (dim >= 0) return cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)dim});
-    if (plan->flat && follows_weight(v)) return cut_leaf(plan, v, (Place){PLACE_CUT, PLACE_FLAT});
-    return OK;
+    return is_flat(plan, g, v) ? cut_leaf(plan, v, (Place){PLACE_CUT, PLACE_FLAT}) : OK;
 }
 
 static Status cut_leaves(Sharding *s)
@@ -138,7 +151,7 @@ static Status cut_leaves(Sharding *s)
     for (int i = 1; i < g->n_values; i++) {
         Value *v = &g->value[i];
         if (v->kind == VALUE_STATE) {
-            TRY(cut_state(s->plan, v));
+            TRY(cut_state(s->plan, g, v));
         } else if (v->kind == VALUE_INPUT) {
             int dim = axis_in(&v->shape, s->plan->input_axes);
             if (dim >= 0) TRY(cut_leaf(s->plan, v, (Place){PLACE_CUT, (int8_t)dim}));
@@ -204,18 +217,26 @@ static void want(Sharding *s, ValueId old, Place place)
     s->wanted[old.id] = place;
 }
 
-enum { ADAMW_W = 0, ADAMW_GRAD = 3 };
+enum { ADAMW_M = 1, ADAMW_GRAD = 3 };
+
+/* How a sum of gradients over micro-batches is to lie; same: it does not matter. */
+static Place place_of_sum(const Sharding *s, Place master)
+{
+    if (!s->plan->zero) return master;
+    return s->plan->zero > 1 ? (Place){PLACE_CUT, PLACE_FLAT} : (Place){PLACE_SAME, 0};
+}
 
 static void find_wanted(Sharding *s)
 {
     const Graph *g = s->rewrite.from;
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
-        if (node_is(node, "adamw")) want(s, node->in[ADAMW_GRAD], place_of(s, node->in[ADAMW_W]));
+        if (node_is(node, "adamw")) want(s, node->in[ADAMW_GRAD], place_of(s, node->in[ADAMW_M]));
         if (!node_is(node, "accumulate")) continue;
         ValueId master = graph_value(g, graph_root(g, node->in[0]))->master;
         if (!value_ok(master) || graph_value(g, graph_root(g, node->in[0]))->role != STATE_GRAD) continue;
-        if (place_is_cut(place_of(s, master))) want(s, node->in[1], place_of(s, master));
+        Place place = place_of_sum(s, place_of(s, master));
+        if (place_is_cut(place)) want(s, node->in[1], place);
     }
     for (int i = 0; i < g->n_outputs; i++) want(s, g->output[i].value, (Place){PLACE_SAME, 0});
 }
@@ -227,6 +248,7 @@ static Status bring_wanted(Sharding *s, ValueId old)
     ValueId at = rewrite_get(&s->rewrite, old);
     Place is = graph_value(s->rewrite.to, at)->place[s->plan->axis], to = s->wanted[old.id];
     if (place_equal(is, to) || (is.kind == PLACE_CUT && mesh_axis_is_data(s->plan->axis))) return OK;
+    if (graph_value(s->rewrite.to, graph_root(s->rewrite.to, at))->kind == VALUE_STATE) s->sum[old.id] = at;
     TRY(move(s, at, to, &at));
     rewrite_set(&s->rewrite, old, at);
     return OK;
@@ -242,7 +264,7 @@ static Status decide_sum(Sharding *s, const Node *node, const ValueId *in)
     Value *sum = graph_value(g, in[0]);
     if (!node_is(node, "accumulate") || sum->kind != VALUE_STATE || !decided_later(sum) || s->plan->like) return OK;
     Place x = graph_value(g, in[1])->place[axis], place = {PLACE_SAME, 0};
-    if (sum->role == STATE_GRAD && value_ok(sum->master)) place = graph_value(g, sum->master)->place[axis];
+    if (sum->role == STATE_GRAD && value_ok(sum->master)) place = place_of_sum(s, graph_value(g, sum->master)->place[axis]);
     if (!place_is_cut(place) && x.kind == PLACE_PARTIAL) place = x;
     return cut_leaf(s->plan, sum, place);
 }
@@ -298,6 +320,21 @@ static Status move_operands(Sharding *s, Operands *o)
     return OK;
 }
 
+/* A state that every rank holds whole, but of which this rank updated its part: all parts go back into it. */
+static Status gather_updated(Sharding *s, const Node *old, const ValueId *out)
+{
+    Graph *g = s->rewrite.to;
+    MeshAxis axis = s->plan->axis;
+    for (int k = 0; s->plan->zero && k < old->n_out; k++) {
+        ValueId before = value_ok(old->out[k]) ? graph_value(s->rewrite.from, old->out[k])->base : NO_VALUE;
+        if (!value_ok(before)) continue;
+        ValueId state = rewrite_get(&s->rewrite, before);
+        if (graph_value(g, state)->kind != VALUE_STATE || graph_value(g, out[k])->base.id == state.id) continue;
+        TRY(op_all_gather_into(g, axis, state, out[k], NULL));
+    }
+    return OK;
+}
+
 static Status add_node(Sharding *s, const Node *old, Operands *o)
 {
     Graph *g = s->rewrite.to;
@@ -326,7 +363,7 @@ static Status add_node(Sharding *s, const Node *old, Operands *o)
         const char *name = graph_value(s->rewrite.from, old->out[k])->name;
         if (name) graph_value(g, out[k])->name = arena_strdup(&g->arena, name);
     }
-    return OK;
+    return old->op->flags & OP_EFFECT ? gather_updated(s, old, out) : OK;
 }
 
 static Status shard_node(Sharding *s, int index)
@@ -353,7 +390,6 @@ static Status bring_states(Sharding *s)
     s->rewrite.to->scope = "reduce";
     for (int i = 1; i < from->n_values; i++) {
         if (from->value[i].kind != VALUE_STATE || from->value[i].role != STATE_GRAD) continue;
-        s->sum[i] = rewrite_get(&s->rewrite, (ValueId){i});
         TRY(bring_wanted(s, (ValueId){i}));
     }
     return OK;

@@ -12,6 +12,8 @@ typedef struct ShardPlan {
     unsigned state_axes; /* weights, their optimizer states, and caches along these */
     bool experts;        /* experts are shared out */
     bool flat;           /* other weights are cut flat and gathered where they are read */
+    int zero;            /* 1: weights are whole, their optimizer states (and masters of copies) cut flat; 2: sums of
+                            gradients too */
     bool sequence;       /* sums of activations are left cut along the sequence */
     const Graph *like;   /* another graph of the same step, cut already, whose sums this one reads; or NULL */
 } ShardPlan;

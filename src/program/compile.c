@@ -1,5 +1,4 @@
 /* Graph to program: instructions in the graph's order, lifetimes, offsets. */
-#include "ops/ops.h"
 #include "program/program_internal.h"
 
 #include <stdlib.h>
@@ -81,7 +80,7 @@ static Operand operand(Compiler *c, ValueId id)
 static bool nothing_to_do(const Compiler *c, const Node *node)
 {
     if (node->op->flags & OP_VIEW) return true;
-    if (node->op != op_find("concat")) return false;
+    if (!(node->op->flags & OP_JOINS)) return false;
     for (int k = 0; k < node->n_in; k++)
         if (c->placement.at[node->in[k].id].root != c->placement.at[node->out[0].id].root) return false;
     return true;

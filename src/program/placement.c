@@ -1,11 +1,10 @@
 /* Which values share storage.
  *
- * Three ways, in this order: views share with what they view (the graph says so); the parts of a
- * concatenation are written by their producers straight into it, where those can write rows with a
+ * Three ways, in this order: views share with what they view (the graph says so); what is joined (OP_JOINS) is
+ * written by its producers straight into the result, where it is one run there or those can write rows with a
  * pitch, also through a chain of in-place ops; and an output takes over the storage of an operand that
  * dies there, where the op can work in place. A shared storage lives from its first value to the last
  * read of any. */
-#include "ops/ops.h"
 #include "program/program_internal.h"
 
 #include <stdlib.h>
@@ -72,7 +71,7 @@ static bool readers_take_strides(const Placement *p, int v)
     return true;
 }
 
-/* ---- concatenations ------------------------------------------------------------------------- */
+/* ---- joined operands ------------------------------------------------------------------------ */
 
 /* Strides of a value whose last axes, together `width` elements, are one row of a wider row. */
 static bool strides_in_rows(const Value *v, int64_t width, int64_t pitch, int64_t stride[MAX_RANK])
@@ -114,10 +113,9 @@ static bool put_into(Placement *p, int v, const Slot *slot, int views_allowed)
         p->at[v].root = slot->root;
         return true;
     }
-    bool alone = p->at[v].root == v && !value_ok(value->base);
-    if (!alone || !(producer->op->strided_out >> value->out_index & 1)) return false;
     int64_t stride[MAX_RANK];
-    if (!strides_in_rows(value, slot->width, slot->pitch, stride)) return false;
+    if (p->at[v].root != v || value_ok(value->base) || !strides_in_rows(value, slot->width, slot->pitch, stride)) return false;
+    if (!(producer->op->strided_out >> value->out_index & 1) && !stride_is_contiguous(&value->shape, stride)) return false;
     memcpy(p->at[v].stride, stride, sizeof stride);
     p->at[v].offset_bytes = slot->offset_bytes;
     p->at[v].root = slot->root;
@@ -133,18 +131,17 @@ static bool put_into(Placement *p, int v, const Slot *slot, int views_allowed)
 
 static void relink(Placement *p);
 
-static void place_concats(Placement *p)
+static void place_joined(Placement *p)
 {
     const Graph *g = p->graph;
-    const OpDef *concat = op_find("concat");
     for (int i = g->n_nodes - 1; i > 0; i--) {
         const Node *node = &g->node[i];
-        if (node->op != concat) continue;
+        if (!(node->op->flags & OP_JOINS)) continue;
         const Value *out = value_at(p, node->out[0].id);
         int64_t pitch = out->shape.dim[out->shape.rank - 1], column = 0;
         for (int k = 0; k < node->n_in; k++) {
-            const Value *in = value_at(p, node->in[k].id);
-            int64_t width = in->shape.dim[in->shape.rank - 1];
+            const Value *in = value_at(p, node->in[k].id); /* in a vector it is one run, whatever its shape */
+            int64_t width = out->shape.rank == 1 ? shape_count(&in->shape) : in->shape.dim[in->shape.rank - 1];
             Slot slot = {.root = p->at[node->out[0].id].root, .width = width, .pitch = pitch,
                          .offset_bytes = p->at[node->out[0].id].offset_bytes +
                                          (size_t)column * dtype_bytes(out->dtype)};
@@ -251,7 +248,7 @@ void placement_init(Placement *p, const Graph *graph)
     p->uses = xcalloc((size_t)graph->n_values, sizeof *p->uses);
     p->views = xcalloc((size_t)graph->n_values, sizeof *p->views);
     start_from_graph(p);
-    place_concats(p);
+    place_joined(p);
     place_in_place(p);
 }
 

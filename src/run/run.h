@@ -90,6 +90,9 @@ typedef struct RunParallel {
     int64_t dp, fsdp, tp, pp;
     RunPipeline schedule;
     int64_t virtual_stages, cp, ep;
+    int64_t zero;   /* 0 to 3 */
+    bool overlap;
+    int64_t bucket; /* bytes */
 } RunParallel;
 
 typedef struct RunCheckpoint {
@@ -101,6 +104,8 @@ typedef struct RunCheckpoint {
 typedef struct RunLog {
     int64_t every;
     bool tensorboard;
+    const char *trace; /* file, or empty */
+    int64_t trace_after, trace_steps;
 } RunLog;
 
 typedef struct RunConfig {

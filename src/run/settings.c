@@ -105,6 +105,12 @@ static const Setting settings[] = {
     INT("parallel.cp", "ranks", 1, 1048576, "1", parallel.cp, "ranks that share each sequence"),
     INT("parallel.ep", "ranks", 1, 1048576, "1", parallel.ep, "ranks that share the experts, each with its own sequences"),
 
+    INT("parallel.zero", "", 0, 3, "0", parallel.zero,
+        "what the ranks of dp share (ZeRO): 1 optimizer states, 2 sums of gradients too, 3 weights too, which is what fsdp does; 0: nothing"),
+    BOOL("parallel.overlap", "true", parallel.overlap,
+         "ranks exchange beside the computation; false: one after the other, the same numbers with smaller buffers"),
+    BYTES("parallel.bucket", 1, 1e12, "25MiB", parallel.bucket, "gradients that are summed over ranks in one message"),
+
     INT("checkpoint.every", "steps", 0, 1e12, "100", checkpoint.every, "steps between checkpoints; 0: only at the end"),
     FLOAT("checkpoint.minutes", "minutes", 0, 1e7, "0", checkpoint.minutes,
           "also after this time since the last one; 0: no"),
@@ -113,6 +119,10 @@ static const Setting settings[] = {
 
     INT("log.every", "steps", 1, 1e9, "1", log.every, "steps between lines of metrics.jsonl"),
     BOOL("log.tensorboard", "true", log.tensorboard, "write event files for TensorBoard too"),
+    TEXT("log.trace", "", log.trace,
+         "a file for a trace of some steps, for chrome://tracing or Perfetto: what every rank computed and exchanged when; empty: none"),
+    INT("log.trace_after", "steps", 0, 1e12, "2", log.trace_after, "steps of this run before those that are traced"),
+    INT("log.trace_steps", "steps", 1, 1e6, "2", log.trace_steps, "how many are traced"),
 };
 
 int run_setting_count(void) { return COUNT_OF(settings); }

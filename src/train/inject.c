@@ -47,8 +47,10 @@ void faults_in_sums(const StepFaults *f, Trainer *t)
     }
 }
 
-/* One micro-batch: its gradients are no states, and the norm is what such an element would make it. */
+/* Gradients that are no states, or whose norm is there before the host sees them: the norm is what such an element
+ * would make it. */
 double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm)
 {
-    return f->gradient && t->n_micro == 1 ? (double)INFINITY : grad_norm;
+    bool seen = t->n_micro == 1 || t->programs.last == PROGRAM_UPDATE;
+    return f->gradient && seen ? (double)INFINITY : grad_norm;
 }

@@ -68,6 +68,7 @@ static const char *find_remedy(Trainer *t, size_t limit)
         if (needed_with(t, &r) <= limit) goto found;                                               \
     } while (0)
     if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
+    if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking) ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false), "parallel.overlap=false");
     if (r.options.recompute != RECOMPUTE_FULL) ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
     if (r.options.dtype != DTYPE_BF16) ATTEMPT(r.options.dtype = DTYPE_BF16, "train.precision=bf16");
     if (r.options.micro_batch > 1) {
@@ -126,7 +127,8 @@ Status trainer_setup_programs(Trainer *t)
                                /* each micro-batch's share of losses that are means */
                                .aux_loss = (float)(r->balance_aux / (double)t->n_micro),
                                .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
-                               .z_loss = (float)r->z_loss, .layout = t->layout, .pipeline = t->config->parallel.schedule};
+                               .z_loss = (float)r->z_loss, .layout = t->layout, .pipeline = t->config->parallel.schedule,
+                               .update_last = t->config->parallel.overlap};
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
     TRY(trainer_check_divides(t));
     Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);

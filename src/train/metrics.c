@@ -74,6 +74,18 @@ static void add_number(Str *s, const char *key, double x)
         str_printf(s, ", \"%s\": null", key);
 }
 
+static void add_exposed(Str *s, const double exposed_s[COMM_KINDS])
+{
+    const char *join = "";
+    str_add(s, ", \"exposed_s\": {");
+    for (int k = 0; k < COMM_KINDS; k++) {
+        if (exposed_s[k] == 0) continue;
+        str_printf(s, "%s\"%s\": %.9g", join, comm_kind_name((CommKind)k), exposed_s[k]);
+        join = ", ";
+    }
+    str_add(s, "}");
+}
+
 static void write_events(Metrics *m, const StepMetrics *s)
 {
     static const char *const tag[] = {"train/loss", "train/grad_norm", "train/learning_rate", "speed/step_s",
@@ -109,6 +121,7 @@ void metrics_step(Metrics *m, const StepMetrics *s)
     str_printf(&line, ", \"peak_bytes\": %zu", s->peak_bytes);
     if (!isnan(s->val_loss)) add_number(&line, "val_loss", s->val_loss);
     if (!isnan(s->val_bits_per_byte)) add_number(&line, "val_bits_per_byte", s->val_bits_per_byte);
+    if (s->has_exposed) add_exposed(&line, s->exposed_s);
     if (s->skipped) str_add(&line, ", \"skipped\": true");
     str_add(&line, "}\n");
     write_line(m, &line);

@@ -3,7 +3,7 @@
 #ifndef TRAIN_METRICS_H
 #define TRAIN_METRICS_H
 
-#include "base/base.h"
+#include "comm/comm.h"
 
 typedef struct StepMetrics {
     int64_t step; /* counted from 1: steps done */
@@ -14,6 +14,8 @@ typedef struct StepMetrics {
     size_t peak_bytes;
     double val_loss, val_bits_per_byte; /* NaN: not measured after this step */
     bool skipped;
+    bool has_exposed; /* of several ranks: what the step waited for each kind of exchange, on this one */
+    double exposed_s[COMM_KINDS];
 } StepMetrics;
 
 typedef struct Metrics Metrics;

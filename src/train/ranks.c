@@ -19,6 +19,9 @@ static Status check_layout(const Trainer *t, int n_ranks)
         return fail(ERR_REFUSED, "the layout pp %lld x dp %lld x fsdp %lld x ep %lld x cp %lld x tp %lld is for %lld ranks, but %d were started",
                     (long long)c->parallel.pp, (long long)c->parallel.dp, (long long)c->parallel.fsdp, (long long)c->parallel.ep,
                     (long long)c->parallel.cp, (long long)c->parallel.tp, (long long)wanted, n_ranks);
+    if ((c->parallel.zero == 1 || c->parallel.zero == 2) && c->parallel.dp > 1 && c->parallel.fsdp > 1)
+        return fail(ERR_REFUSED, "parallel.zero %lld shares over dp %lld what parallel.fsdp %lld shares already; take parallel.zero=0, or parallel.fsdp=1",
+                    (long long)c->parallel.zero, (long long)c->parallel.dp, (long long)c->parallel.fsdp);
     if (c->train.batch % data)
         return fail(ERR_REFUSED, "train.batch %lld is shared by dp x fsdp x ep = %lld ranks, which does not divide it",
                     (long long)c->train.batch, (long long)data);
@@ -34,8 +37,13 @@ Status trainer_setup_ranks(Trainer *t)
     Mesh mesh = {.size = {[MESH_PP] = (int)p->pp, [MESH_DP] = (int)p->dp, [MESH_FSDP] = (int)p->fsdp, [MESH_EP] = (int)p->ep,
                           [MESH_CP] = (int)p->cp, [MESH_TP] = (int)p->tp}};
     TRY(check_layout(t, t->planning ? (int)train_ranks(t->config) : t->world ? comm_size(t->world) : 1));
+    if (p->zero == 3) { /* the same ranks under their other name */
+        mesh.size[MESH_FSDP] *= mesh.size[MESH_DP];
+        mesh.size[MESH_DP] = 1;
+    }
     t->rank = t->world ? comm_rank(t->world) : 0;
-    t->layout.mesh = mesh_at(&mesh, t->rank);
+    t->layout = (Layout){.mesh = mesh_at(&mesh, t->rank), .zero = p->zero == 3 ? 0 : (int)p->zero, .blocking = !p->overlap,
+                         .bucket_bytes = (size_t)p->bucket};
     int64_t columns = t->config->train.seq / p->cp;
     t->layout.sequence = p->tp > 1 && columns % p->tp == 0;
     /* what a run file says is of the whole step; a rank's micro-batches are its share */

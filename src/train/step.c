@@ -26,45 +26,67 @@ static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
     return OK;
 }
 
-/* Fusion and pruning come last, when every reader of a value is known. */
+/* Fusion and pruning come late, when every reader of a value is known; the order of all nodes last. */
 static Status finish(Graph **g, const StepOptions *o, const Graph *like)
 {
     TRY(pass_layout(g, &o->layout, like));
     TRY(pass_fuse(g));
-    return pass_prune(g);
+    TRY(pass_prune(g));
+    return pass_overlap(g, &o->layout);
+}
+
+/* Forward and backward, and the update in the same graph or, unless it is NULL, in *update. */
+static Status build_graphs(const ModelConfig *model, const StepOptions *o, Graph **g, Graph **update)
+{
+    ParamGrads grads = {0};
+    TRY(model_build(model, model_options(o, true, o->micro_batch), g));
+    Status status = pass_layout_prepare(g, &o->layout);
+    if (status == OK) status = differentiate(g, o, &grads);
+    bool sums = o->n_micro > 1 || mesh_size(&o->layout.mesh, MESH_PP) > 1;
+    if (status == OK && sums) status = pass_accumulate(*g, &grads);
+    if (status == OK && sums && update) {
+        status = pass_pipeline(g, &o->layout);
+        if (status == OK) status = pass_optimizer_alone(*g, &o->layout, update);
+    } else if (status == OK) {
+        status = pass_optimizer(*g, &grads);
+    }
+    param_grads_deinit(&grads);
+    return status == OK ? finish(g, o, NULL) : status;
+}
+
+/* The last micro-batch and the update, in a program of their own. */
+static Status build_last(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
+{
+    Graph *g = NULL;
+    Status status = build_graphs(model, o, &g, NULL);
+    if (status != OK) {
+        graph_destroy(g);
+        return status;
+    }
+    out->last = PROGRAM_UPDATE;
+    return add_program(out, PROGRAM_UPDATE, g, target);
 }
 
 static Status build_step(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
 {
-    Graph *g, *update = NULL;
-    ParamGrads grads = {0};
-    TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
-    Status status = pass_layout_prepare(&g, &o->layout);
-    if (status == OK) status = differentiate(&g, o, &grads);
-    if (status == OK && (o->n_micro > 1 || mesh_size(&o->layout.mesh, MESH_PP) > 1)) {
-        status = pass_accumulate(g, &grads);
-        if (status == OK) status = pass_pipeline(&g, &o->layout);
-        if (status == OK) status = pass_optimizer_alone(g, &o->layout, &update);
-    } else if (status == OK) {
-        status = pass_optimizer(g, &grads);
-    }
-    param_grads_deinit(&grads);
-    if (status == OK) status = finish(&g, o, NULL);
-    if (status == OK && update && mesh_ranks(&o->layout.mesh) > 1) status = finish(&update, o, g);
+    Graph *g = NULL, *update = NULL;
+    const Mesh *mesh = &o->layout.mesh;
+    bool last = o->update_last && o->n_micro > 1 && mesh_size(mesh, MESH_PP) == 1 && mesh_ranks(mesh) > 1;
+    Status status = build_graphs(model, o, &g, &update);
+    if (status == OK && update && !last && mesh_ranks(mesh) > 1) status = finish(&update, o, g);
     if (status != OK) {
         graph_destroy(g);
         graph_destroy(update);
         return status;
     }
     status = add_program(out, PROGRAM_STEP, g, target);
-    const Mesh *mesh = &o->layout.mesh;
     if (status == OK && mesh_size(mesh, MESH_PP) > 1)
         out->at[out->index[PROGRAM_STEP]]->n_slots =
             (int)pipeline_slots(o->pipeline, mesh_size(mesh, MESH_PP), mesh->coord[MESH_PP], o->n_micro);
     if (!update) return status;
-    if (status == OK) return add_program(out, PROGRAM_UPDATE, update, target);
+    if (status == OK && !last) return add_program(out, PROGRAM_UPDATE, update, target);
     graph_destroy(update);
-    return status;
+    return status == OK ? build_last(model, o, target, out) : status;
 }
 
 static Status build_eval(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
@@ -83,7 +105,7 @@ static Status build_eval(const ModelConfig *model, const StepOptions *o, Target 
 
 static void start(StepPrograms *out)
 {
-    *out = (StepPrograms){.store = store_create()};
+    *out = (StepPrograms){.store = store_create(), .last = PROGRAM_STEP};
     for (int i = 0; i < PROGRAM_MAX; i++) out->index[i] = -1;
 }
 

@@ -25,23 +25,21 @@ static Status set_hyper(Trainer *t, int program, double lr)
 
 /* ---- phases -------------------------------------------------------------------------------------------- */
 
-static Status forward(Trainer *t, const StepFaults *faults, int64_t micro)
+static Status forward(Trainer *t, const StepFaults *faults, int program, int64_t micro)
 {
-    int step = t->programs.index[PROGRAM_STEP];
     const DataBatch *batch;
     TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
-    TRY(trainer_feed(t, step, batch));
-    faults_in_batch(faults, t, step);
+    TRY(trainer_feed(t, program, batch));
+    faults_in_batch(faults, t, program);
     return OK;
 }
 
 /* Weights count the targets of the whole step: losses add up to the mean. */
-static Status add_loss(Trainer *t, double *loss)
+static Status add_loss(Trainer *t, int program, double *loss)
 {
-    int step = t->programs.index[PROGRAM_STEP];
     float value;
-    if (!session_output(t->session, step, "loss")) return OK; /* another stage's */
-    TRY(session_read(t->session, step, "loss", &value, sizeof value));
+    if (!session_output(t->session, program, "loss")) return OK; /* another stage's */
+    TRY(session_read(t->session, program, "loss", &value, sizeof value));
     *loss += (double)value;
     return OK;
 }
@@ -54,10 +52,10 @@ static Status run_pipeline(Trainer *t, const StepFaults *faults, double *loss)
     for (int64_t i = 0; i < 2 * t->n_micro; i++) {
         PipelineStep now = t->pipeline[i];
         session_use_slot(t->session, program, (int)(now.micro % n_slots));
-        if (!now.backward) TRY(forward(t, faults, now.micro));
+        if (!now.backward) TRY(forward(t, faults, program, now.micro));
         Phase phase = now.backward ? PHASE_BACKWARD : PHASE_FORWARD;
         TRY(session_run(t->session, program, phase, phase));
-        if (now.backward) TRY(add_loss(t, loss));
+        if (now.backward) TRY(add_loss(t, program, loss));
     }
     session_use_slot(t->session, program, 0);
     return trainer_sum_stages(t, loss);
@@ -69,9 +67,10 @@ static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetric
     *tokens += t->n_micro * t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
     if (mesh_size(&t->layout.mesh, MESH_PP) > 1) return run_pipeline(t, faults, &m->loss);
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
-        TRY(forward(t, faults, micro));
-        TRY(session_run(t->session, t->programs.index[PROGRAM_STEP], PHASE_FORWARD, PHASE_BACKWARD));
-        TRY(add_loss(t, &m->loss));
+        int program = t->programs.index[micro + 1 < t->n_micro ? PROGRAM_STEP : t->programs.last];
+        TRY(forward(t, faults, program, micro));
+        TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_BACKWARD));
+        TRY(add_loss(t, program, &m->loss));
     }
     return OK;
 }
@@ -82,7 +81,7 @@ static Status gradients(Trainer *t, const StepFaults *faults, StepMetrics *m, in
     float norm;
     TRY(run_micro_batches(t, faults, m, tokens));
     faults_in_sums(faults, t);
-    if (update >= 0) TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
+    if (update >= 0 && t->programs.last != PROGRAM_UPDATE) TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
     TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &norm, sizeof norm));
     m->grad_norm = faults_in_norm(faults, t, (double)norm);
     return OK;
@@ -125,8 +124,18 @@ static Status judge(Trainer *t, StepMetrics *m)
                 (long long)t->bad_steps.n_in_a_row, (long long)t->step + 1, why);
 }
 
+/* Time in which this rank waited for others in the step, by kind. */
+static void count_exposed(const Trainer *t, const CommStats *before, StepMetrics *m)
+{
+    if (!t->world) return;
+    CommStats now = comm_stats_of_rank(t->world);
+    m->has_exposed = true;
+    for (int k = 0; k < COMM_KINDS; k++) m->exposed_s[k] = now.kind[k].blocked_s - before->kind[k].blocked_s;
+}
+
 Status trainer_run_step(Trainer *t, StepMetrics *m)
 {
+    CommStats before = t->world ? comm_stats_of_rank(t->world) : (CommStats){0};
     double start = clock_s(), waited = data_prefetch_wait_s(t->prefetch);
     *m = (StepMetrics){.val_loss = NAN, .val_bits_per_byte = NAN, .mfu = NAN, .lr = schedule_lr(&t->schedule, t->step)};
     int64_t tokens = 0;
@@ -143,6 +152,7 @@ Status trainer_run_step(Trainer *t, StepMetrics *m)
     m->tokens_per_s = (double)tokens / m->step_s;
     m->data_wait_s = data_prefetch_wait_s(t->prefetch) - waited;
     m->peak_bytes = trainer_total_bytes(t);
+    count_exposed(t, &before, m);
     if (t->peak_flop_per_s > 0)
         m->mfu = m->tokens_per_s * model_train_flop_per_token(&t->model, t->options.seq) /
                  (t->peak_flop_per_s * mesh_ranks(&t->layout.mesh));

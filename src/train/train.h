@@ -34,6 +34,8 @@ typedef struct StepOptions {
     float aux_loss, router_z_loss, z_loss;
     Layout layout; /* of the ranks that share a step */
     RunPipeline pipeline;
+    bool update_last; /* ranks without a pipeline, several micro-batches: PROGRAM_UPDATE runs the last of them too, so that
+                         sums of gradients are on their way while it still goes backward */
 } StepOptions;
 
 enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };
@@ -45,6 +47,7 @@ typedef struct StepPrograms {
     Program *at[PROGRAM_MAX];
     int n;
     int index[PROGRAM_MAX];
+    int last; /* which runs the last micro-batch: PROGRAM_STEP, or PROGRAM_UPDATE */
 } StepPrograms;
 
 Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);

@@ -213,10 +213,12 @@ static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
     return !last && due ? trainer_save(t, false) : OK;
 }
 
-static Status one_step(Trainer *t, TrainOutcome *outcome)
+static Status one_step(Trainer *t, int64_t done, TrainOutcome *outcome)
 {
     StepMetrics m;
+    TRY(trainer_trace_before(t, done));
     TRY(trainer_run_step(t, &m));
+    TRY(trainer_trace_after(t, done + 1));
     if (!m.skipped) outcome->loss = m.loss;
     return after_step(t, &m, outcome);
 }
@@ -231,21 +233,34 @@ static Status keep_what_is_whole(Trainer *t, bool any, Status status)
     return fail(status, "%s", sentence);
 }
 
+static void say_exposed(Trainer *t, const CommStats *before, double seconds, int64_t steps)
+{
+    Str text = {0};
+    if (!t->world || steps == 0) return;
+    trainer_exposed_text(t, before, seconds, steps, &text);
+    progress_note(&t->progress, "exposed communication: %s", text.at);
+    metrics_event(t->metrics, "exposed", t->step, text.at);
+    str_deinit(&text);
+}
+
 static Status loop(Trainer *t, TrainOutcome *outcome)
 {
     int64_t first = t->step, first_tokens = t->tokens;
     double start = clock_s();
+    CommStats before = t->world ? comm_stats_of_rank(t->world) : (CommStats){0};
     t->last_save_s = start;
     Status status = OK;
     for (bool stop = false; t->step < t->steps;) {
         stop = trainer_stop_requested();
         status = trainer_any(t, &stop); /* a signal may reach one rank only */
         if (status == OK && stop) break;
-        if (status == OK) status = one_step(t, outcome);
+        if (status == OK) status = one_step(t, t->step - first, outcome);
         if (status != OK) break;
     }
+    trainer_trace_end(t);
     if (status != OK) return keep_what_is_whole(t, t->step > first, status);
     if (t->step > first) outcome->tokens_per_s = (double)(t->tokens - first_tokens) / (clock_s() - start);
+    say_exposed(t, &before, clock_s() - start, t->step - first);
     outcome->step = t->step;
     outcome->interrupted = t->step < t->steps;
     return t->step > first ? trainer_save(t, true) : trainer_finish_saves(t);

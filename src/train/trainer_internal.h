@@ -10,6 +10,8 @@
 
 enum { PREFETCH_DEPTH = 2 };
 
+typedef struct Trace Trace;
+
 struct Trainer {
     const RunConfig *config; /* borrowed */
     Arena arena;
@@ -49,6 +51,7 @@ struct Trainer {
     BadSteps bad_steps;
     Schedule schedule;
     Metrics *metrics;
+    Trace *trace; /* while steps are traced */
     Progress progress;
     double last_save_s;
     bool resumed;
@@ -104,6 +107,12 @@ typedef VEC(Gathered) GatheredList;
 /* All ranks call it; the first has the whole tensors of all then. */
 Status trainer_gather(Trainer *t, unsigned roles, GatheredList *list);
 void trainer_gathered_free(GatheredList *list);
+/* trace.c: done steps of this run, before and after one; all ranks call them alike */
+Status trainer_trace_before(Trainer *t, int64_t done);
+Status trainer_trace_after(Trainer *t, int64_t done);
+void trainer_trace_end(Trainer *t); /* frees it */
+/* What this rank waited for others since `before`, by kind, as text: "all_reduce 1.2 ms, ... a step, 3.1% of the time". */
+void trainer_exposed_text(const Trainer *t, const CommStats *before, double seconds, int64_t steps, Str *out);
 /* validate.c */
 Status trainer_validate(Trainer *t, double *loss, double *bits_per_byte);
 /* duration.c */

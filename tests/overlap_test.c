@@ -1,0 +1,349 @@
+/* Communication under computation, and states shared over dp (ZeRO 1 and 2): the numbers are those of ranks that exchange
+ * one after the other, bit for bit; what is on its way leaves time to hide in; memory and bytes are as planned. */
+#include "layouts.h"
+
+/* "dp2 zero1 bucket4096 blocking": what layouts.h knows, and how the ranks exchange. */
+static StepOptions parse_more(const char *text)
+{
+    char known[128] = "", copy[128], *save;
+    Layout more = {0};
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        if (!strncmp(word, "zero", 4)) more.zero = (int)strtol(word + 4, NULL, 10);
+        else if (!strncmp(word, "bucket", 6)) more.bucket_bytes = strtoul(word + 6, NULL, 10);
+        else if (!strcmp(word, "blocking")) more.blocking = true;
+        else snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? " " : "", word);
+    }
+    StepOptions o = parse(known);
+    o.layout.zero = more.zero;
+    o.layout.bucket_bytes = more.bucket_bytes;
+    o.layout.blocking = more.blocking;
+    return o;
+}
+
+static void run(const ModelConfig *model, const StepOptions *o, bool check_wire, Job *job)
+{
+    char message[600] = "";
+    *job = (Job){.model = model, .options = *o, .check_wire = check_wire};
+    if (run_job(job, message) != OK) fail_msg("%s", *message ? message : status_message());
+}
+
+/* ---- the same bits ------------------------------------------------------------------------------------------ */
+
+static void check_bits(const char *model_text, const char *text)
+{
+    static const size_t bucket[] = {0, 3000}; /* all gradients in one, and many */
+    ModelConfig model;
+    Job blocking, job;
+    StepOptions o = parse_more(text);
+    make_model(model_text, &model);
+    o.layout.blocking = true;
+    run(&model, &o, false, &blocking);
+    o.layout.blocking = false;
+    for (int k = 0; k < COUNT_OF(bucket); k++) {
+        o.layout.bucket_bytes = bucket[k];
+        run(&model, &o, false, &job);
+        if (memcmp(job.loss, blocking.loss, sizeof job.loss) || memcmp(job.norm, blocking.norm, sizeof job.norm))
+            fail_msg("%s, buckets of %zu bytes: other losses or norms than without overlap", text, bucket[k]);
+    }
+    model_config_deinit(&model);
+}
+
+static void test_bits(void **state)
+{
+    (void)state;
+    static const char *const layouts[] = {"dp2", "dp4 micro2", "fsdp2 selective", "fsdp4 micro2", "tp2 seq", "ep2", "cp2 tp2", "dp2 cp2 ep2",
+                                          "dp2 fsdp2 tp2 seq", "pp2 dp2 micro4", "pp2 fsdp2 micro4 full", "dp2 zero1", "dp2 zero2 micro2", "dp2 ep2 zero1 aux"};
+    for (int i = 0; i < COUNT_OF(layouts); i++) check_bits(llama4, layouts[i]);
+    check_bits(llama3, "dp2 tp2 seq");
+    check_bits(llama3, "dp2 bf16 zero1");
+    check_bits(grok1, "fsdp2 ep2");
+}
+
+/* ---- the last micro-batch with the update ---------------------------------------------------------------------------- */
+
+typedef struct LastRank {
+    const Job *job;
+    int rank;
+    Status status;
+    float norm[STEPS];
+} LastRank;
+
+/* As layouts.h runs them, but that the last micro-batch is the update program's. */
+static Status run_last_steps(LastRank *r, const StepOptions *o, const StepPrograms *p, Session *session)
+{
+    static const char *const inputs[] = {"ids", "targets", "pos", "weights"};
+    int step = p->index[PROGRAM_STEP], last = p->index[p->last];
+    size_t bytes = (size_t)(o->micro_batch * SEQ / mesh_size(&o->layout.mesh, MESH_CP)) * 4;
+    for (int s = 0; s < STEPS; s++) {
+        float hyper[HYPER_COUNT] = {[HYPER_LR] = 0.003f, [HYPER_BETA1] = 0.9f, [HYPER_BETA2] = 0.95f, [HYPER_EPS] = 1e-4f, [HYPER_DECAY] = 0.1f,
+                                    [HYPER_CLIP] = 1, [HYPER_BIAS_RATE] = 0.001f};
+        hyper[HYPER_BIAS1] = 1 - powf(0.9f, (float)s + 1), hyper[HYPER_BIAS2] = 1 - powf(0.95f, (float)s + 1);
+        for (int64_t m = 0; m < o->n_micro; m++) {
+            int program = m + 1 < o->n_micro ? step : last;
+            TRY(feed(session, o, s, m)); /* into the step's inputs */
+            for (int i = 0; program != step && i < COUNT_OF(inputs); i++)
+                TRY(session_write(session, program, inputs[i], session_input(session, step, inputs[i]), bytes));
+            TRY(session_run(session, program, PHASE_FORWARD, PHASE_BACKWARD));
+        }
+        TRY(session_read(session, last, "grad_norm", &r->norm[s], sizeof r->norm[s]));
+        TRY(session_write(session, last, "hyper", hyper, sizeof hyper));
+        TRY(session_run(session, last, PHASE_UPDATE, PHASE_UPDATE));
+    }
+    return OK;
+}
+
+static void *run_last_rank(void *at)
+{
+    LastRank *r = at;
+    StepOptions o = r->job->options;
+    Device *device;
+    StepPrograms p;
+    Session *session;
+    o.layout.mesh = mesh_at(&o.layout.mesh, r->rank);
+    r->status = device_create_cpu((CpuOptions){.threads = 1, .world = comm_of_rank(r->job->world, r->rank), .mesh = o.layout.mesh}, &device);
+    if (r->status == OK) r->status = step_programs_build(r->job->model, &o, device_target(device), &p);
+    if (r->status == OK) {
+        r->status = session_create(device, p.store, p.at, p.n, &session);
+        if (r->status == OK) r->status = session_init_weights(session, 3);
+        if (r->status == OK) r->status = run_last_steps(r, &o, &p, session);
+        if (r->status == OK) session_destroy(session);
+        step_programs_destroy(&p);
+        device_destroy(device);
+    }
+    if (r->status != OK) comm_abort(comm_of_rank(r->job->world, r->rank));
+    return NULL;
+}
+
+static void check_last(const char *text)
+{
+    ModelConfig model;
+    Job apart, last;
+    LastRank rank[4];
+    pthread_t thread[4];
+    make_model(llama4, &model);
+    StepOptions o = parse_more(text);
+    int n = mesh_ranks(&o.layout.mesh);
+    run(&model, &o, false, &apart);
+    o.update_last = true;
+    last = (Job){.model = &model, .options = o};
+    assert_int_equal(comm_world_create_local(n, &(CommOptions){.deadline_s = 60}, &last.world), OK);
+    for (int r = 0; r < n; r++) rank[r] = (LastRank){.job = &last, .rank = r};
+    for (int r = 0; r < n; r++) assert_int_equal(pthread_create(&thread[r], NULL, run_last_rank, &rank[r]), 0);
+    for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
+    for (int r = 0; r < n; r++) assert_int_equal(rank[r].status, OK);
+    comm_world_destroy(last.world);
+    for (int s = 0; s < STEPS; s++)
+        if ((double)rank[0].norm[s] != apart.norm[s]) fail_msg("%s: step %d: norm %.9g and %.9g", text, s, (double)rank[0].norm[s], apart.norm[s]);
+    model_config_deinit(&model);
+}
+
+static void test_last(void **state)
+{
+    (void)state;
+    static const char *const layouts[] = {"dp2 micro2", "fsdp2 micro2", "dp2 zero1 micro2", "dp2 zero2 micro4", "dp2 tp2 seq micro2", "ep2 micro2", "dp2 cp2 micro2"};
+    for (int i = 0; i < COUNT_OF(layouts); i++) check_last(layouts[i]);
+}
+
+/* ---- what the order leaves room for ---------------------------------------------------------------------------- */
+
+/* The graph of the step as rank 0 has it. The caller destroys the programs. */
+static const Graph *step_graph(const char *text, const char *model_text, StepPrograms *programs)
+{
+    ModelConfig model;
+    StepOptions o = parse_more(text);
+    make_model(model_text, &model);
+    assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, programs), OK);
+    model_config_deinit(&model);
+    return programs->at[programs->index[PROGRAM_STEP]]->graph;
+}
+
+static bool is_op(const Node *node, const char *name) { return !strcmp(node->op->name, name); }
+
+static int count_op(const Graph *g, const char *name)
+{
+    int n = 0;
+    for (int i = 1; i < g->n_nodes; i++) n += is_op(&g->node[i], name);
+    return n;
+}
+
+/* Products between a start and its wait. */
+static int products_beside(const Graph *g, int start)
+{
+    int n = 0;
+    for (int i = start + 1; i < g->n_nodes; i++) {
+        const Node *node = &g->node[i];
+        if (is_op(node, "wait") && graph_value(g, node->in[0])->producer.id == start) return n;
+        n += !strncmp(node->op->name, "linear", 6) || !strncmp(node->op->name, "grouped_linear", 14);
+    }
+    fail_msg("a start without a wait");
+    return 0;
+}
+
+/* Every gathering but those in front of a phase's first layer has a layer's products to hide under, and is waited for
+ * no earlier than the layer before. */
+static void test_prefetch(void **state)
+{
+    (void)state;
+    StepPrograms p;
+    const Graph *g = step_graph("fsdp2", llama3, &p);
+    assert_int_equal(graph_verify(g, "overlap"), OK);
+    int hidden[2] = {0}, exposed[2] = {0};
+    for (int i = 1; i < g->n_nodes; i++) {
+        bool backward = g->node[i].phase == PHASE_BACKWARD;
+        if (is_op(&g->node[i], "all_gather_start")) *(products_beside(g, i) > 0 ? &hidden[backward] : &exposed[backward]) += 1;
+        if (is_op(&g->node[i], "all_gather")) exposed[backward]++;
+    }
+    /* forward: the embedding and the first layer's four have nothing in front of them */
+    assert_true(exposed[0] <= 8 && hidden[0] >= 15);
+    assert_true(hidden[1] >= 3 * exposed[1]);
+    step_programs_destroy(&p);
+}
+
+/* Gradients of a layer are summed while the next one's are made; a small bucket makes many sums of them, a large one few. */
+static void test_buckets(void **state)
+{
+    (void)state;
+    static const char *const text[] = {"dp2 bucket1", "dp2 bucket20000", "dp2 bucket100000000"};
+    int starts[3], members[3];
+    for (int k = 0; k < 3; k++) {
+        StepPrograms p;
+        const Graph *g = step_graph(text[k], llama3, &p);
+        assert_int_equal(graph_verify(g, "overlap"), OK);
+        starts[k] = count_op(g, "all_reduce_start");
+        members[k] = 0;
+        for (int i = 1; i < g->n_nodes; i++) {
+            if (is_op(&g->node[i], "bucket")) members[k] += g->node[i].n_in;
+            bool first = is_op(&g->node[i], "all_reduce_start") && k < 2;
+            if (first && g->node[i].layer > 0) assert_true(products_beside(g, i) > 0);
+        }
+        step_programs_destroy(&p);
+    }
+    assert_int_equal(members[0], 0);
+    assert_true(starts[0] > 20 && starts[1] > 2 && starts[1] < starts[0] / 2 && starts[2] == 1);
+    assert_true(members[1] > starts[0] / 2 && members[2] >= starts[0]);
+}
+
+/* Buckets are written by who makes the gradients: nothing is copied, and sums take no second place. */
+static void test_buckets_cost_no_memory(void **state)
+{
+    (void)state;
+    StepPrograms p[2];
+    const Graph *g = step_graph("dp2 bucket20000", llama3, &p[0]);
+    const Program *step = p[0].at[p[0].index[PROGRAM_STEP]];
+    int copied = 0, buckets = count_op(g, "bucket");
+    for (int i = 0; i < step->n_instr; i++) copied += is_op(step->instr[i].node, "bucket");
+    step_graph("dp2 blocking", llama3, &p[1]);
+    size_t blocking = p[1].at[p[1].index[PROGRAM_STEP]]->step_bytes;
+    assert_true(buckets > 2 && copied <= 1);
+    assert_true((double)step->step_bytes < 1.15 * (double)blocking);
+    step_programs_destroy(&p[0]);
+    step_programs_destroy(&p[1]);
+}
+
+/* What is on its way is nobody's: a reader before the wait is refused, and so is a start without one. */
+static void test_verifier(void **state)
+{
+    (void)state;
+    for (int broken = 0; broken < 2; broken++) {
+        StepPrograms p;
+        Graph *g = (Graph *)(uintptr_t)step_graph("dp2 bucket1", llama3, &p);
+        int start = 1, wait = 1;
+        while (!is_op(&g->node[start], "all_reduce_start")) start++;
+        while (!is_op(&g->node[wait], "wait") || graph_value(g, g->node[wait].in[0])->producer.id != start) wait++;
+        for (int i = wait + 1; broken == 0 && i < g->n_nodes; i++)
+            for (int k = 0; k < g->node[i].n_in; k++)
+                if (g->node[i].in[k].id == g->node[wait].out[0].id) g->node[i].in[k] = g->node[start].out[0];
+        if (broken == 1) {
+            int other = wait + 1;
+            while (!is_op(&g->node[other], "wait")) other++;
+            memcpy(g->node[wait].in, g->node[other].in, 4 * sizeof(ValueId));
+        }
+        assert_int_not_equal(graph_verify(g, "damage"), OK);
+        step_programs_destroy(&p);
+    }
+}
+
+/* ---- ZeRO --------------------------------------------------------------------------------------------------------- */
+
+static void check_zero(const char *model_text, const char *text)
+{
+    ModelConfig model;
+    Job one, many;
+    StepOptions o = parse_more(text), alone = o;
+    bool counted = o.dtype == DTYPE_F32 && mesh_size(&o.layout.mesh, MESH_PP) == 1 && mesh_size(&o.layout.mesh, MESH_EP) == 1;
+    make_model(model_text, &model);
+    alone.micro_batch *= mesh_data_ranks(&o.layout.mesh);
+    alone.layout = (Layout){0};
+    run(&model, &alone, false, &one);
+    run(&model, &o, counted, &many);
+    double difference = compare(&many, &one);
+    if (!(difference < (o.dtype == DTYPE_F32 ? 1e-5 : 5e-3))) fail_msg("%s: difference %.2e", text, difference);
+    model_config_deinit(&model);
+}
+
+static void test_zero(void **state)
+{
+    (void)state;
+    static const char *const layouts[] = {"dp2 zero1", "dp4 zero2", "dp2 zero1 micro2", "dp4 zero2 micro2 blocking", "dp2 tp2 seq zero2 micro2", "dp2 cp2 zero1",
+                                          "dp2 ep2 zero1", "dp2 ep2 tp2 seq zero2 micro2", "pp2 dp2 micro2 zero1", "pp2 dp2 tp2 micro2 zero2", "dp2 zero1 bf16", "dp4 zero2 micro2 bf16"};
+    for (int i = 0; i < COUNT_OF(layouts); i++) check_zero(llama4, layouts[i]);
+    check_zero(llama3, "dp4 zero1"); /* a tied head */
+    check_zero(grok1, "dp2 zero2 micro2");
+}
+
+typedef struct Held {
+    size_t role[STATE_CACHE + 1];
+    size_t copied; /* masters of working copies */
+} Held;
+
+static Held bytes_held(const char *text)
+{
+    ModelConfig model;
+    StepPrograms p;
+    StepOptions o = parse_more(text);
+    Held held = {0};
+    assert_int_equal(model_config_preset("bench-small", &model), OK);
+    o.seq = 64;
+    assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
+    for (int r = 0; r <= STATE_CACHE; r++) held.role[r] = store_role_bytes(p.store, (StateRole)r);
+    for (int i = 0; i < p.store->n_entries; i++)
+        if (p.store->entry[i].role == STATE_COPY) held.copied += p.store->entry[p.store->entry[i].master].bytes;
+    step_programs_destroy(&p);
+    model_config_deinit(&model);
+    return held;
+}
+
+static void check_share(size_t bytes, size_t whole, int n, const char *what)
+{
+    if (!(whole > 0 && fabs((double)bytes * n / (double)whole - 1) < 0.02)) fail_msg("%s: %zu bytes of %zu are not 1/%d", what, bytes, whole, n);
+}
+
+/* ZeRO 1 leaves a rank of 8 an eighth of the moments and of the masters of working copies, ZeRO 2 of the sums too; what
+ * products read stays whole. */
+static void test_shares_of_memory(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        Held whole = bytes_held(bf16 ? "dp8 bf16" : "dp8"), one = bytes_held(bf16 ? "dp8 bf16 zero1" : "dp8 zero1");
+        check_share(one.role[STATE_ADAM_M], whole.role[STATE_ADAM_M], 8, "m");
+        check_share(one.role[STATE_ADAM_V], whole.role[STATE_ADAM_V], 8, "v");
+        if (bf16) check_share(one.copied, whole.copied, 8, "masters");
+        assert_int_equal(one.role[STATE_PARAM] - one.copied, whole.role[STATE_PARAM] - whole.copied);
+        assert_int_equal(one.role[STATE_COPY], whole.role[STATE_COPY]);
+    }
+    Held whole = bytes_held("dp4 micro2"), one = bytes_held("dp4 micro2 zero1"), two = bytes_held("dp4 micro2 zero2");
+    assert_int_equal(one.role[STATE_GRAD], whole.role[STATE_GRAD]);
+    check_share(two.role[STATE_GRAD], whole.role[STATE_GRAD], 4, "sums");
+    check_share(two.role[STATE_ADAM_M], whole.role[STATE_ADAM_M], 4, "m");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prefetch), cmocka_unit_test(test_buckets), cmocka_unit_test(test_buckets_cost_no_memory),
+        cmocka_unit_test(test_verifier), cmocka_unit_test(test_shares_of_memory), cmocka_unit_test(test_zero), cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_last),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
