@@ -241,6 +241,61 @@ static void test_buckets_cost_no_memory(void **state)
     step_programs_destroy(&p[1]);
 }
 
+/* Whatever the layout: nothing is read before it is there, nothing is overwritten while it is on its way. */
+static void test_every_order_is_legal(void **state)
+{
+    (void)state;
+    static const char *const layouts[] = {
+        "dp2", "dp2 micro2", "tp2", "tp2 seq", "tp2 seq full", "cp2 aux", "ep2", "ep2 tp2 seq micro2", "fsdp2", "fsdp2 micro2", "fsdp2 selective", "fsdp2 full",
+        "pp2 micro4", "pp2 dp2 micro2", "pp2 fsdp2 tp2 seq micro4 full", "dp2 fsdp2", "dp2 fsdp2 micro2", "dp2 cp2 ep2", "dp2 fsdp2 ep2 cp2 tp2 seq", "dp2 zero1",
+        "dp2 zero2 micro2", "dp2 cp2 ep2 tp2 seq zero1", "pp2 dp2 ep2 micro2 zero2", "dp2 zero1 bf16", "fsdp2 tp2 seq bf16 selective", "dp2 cp2 micro2 bf16"};
+    for (int i = 0; i < COUNT_OF(layouts); i++)
+        for (int k = 0; k < 6; k++) {
+            ModelConfig model;
+            StepPrograms p;
+            StepOptions o = parse_more(layouts[i]);
+            o.layout.bucket_bytes = k % 3 ? k % 3 * 3000 : 0;
+            o.update_last = k > 2;
+            o.eval_batch = 1;
+            make_model(k % 2 && !strstr(layouts[i], "pp") ? grok1 : llama4, &model);
+            o.layout.mesh = mesh_at(&o.layout.mesh, k % mesh_ranks(&o.layout.mesh));
+            if (step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p) != OK) fail_msg("%s: %s", layouts[i], status_message());
+            for (int n = 0; n < p.n; n++)
+                if (graph_verify(p.at[n]->graph, layouts[i]) != OK) fail_msg("%s", status_message());
+            step_programs_destroy(&p);
+            model_config_deinit(&model);
+        }
+}
+
+/* Weights cut over fsdp, replicas over dp: replicas sum the parts that a rank has left of its gradients, never the whole. */
+static void test_replicas_sum_parts(void **state)
+{
+    (void)state;
+    static const char *const text[] = {"dp2 fsdp2", "dp2 fsdp2 micro2"};
+    for (int k = 0; k < 2; k++) {
+        ModelConfig model;
+        StepPrograms p;
+        StepOptions o = parse_more(text[k]);
+        int64_t summed = 0, weights = 0;
+        make_model(llama3, &model);
+        assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
+        for (int n = 0; n < p.n; n++) {
+            const Graph *g = p.at[n]->graph;
+            for (int i = 1; i < g->n_nodes; i++) {
+                if (strncmp(g->node[i].op->name, "all_reduce", 10) != 0) continue;
+                int64_t count = shape_count(&graph_value(g, g->node[i].in[0])->shape);
+                summed += count > 1 ? count : 0; /* losses are no gradients */
+            }
+            if (n == p.index[PROGRAM_UPDATE]) assert_int_equal(count_op(g, "all_gather") + count_op(g, "all_gather_start"), 0);
+        }
+        for (int i = 0; i < p.store->n_entries; i++)
+            if (p.store->entry[i].role == STATE_PARAM) weights += shape_count(&p.store->entry[i].shape);
+        assert_int_equal(summed, weights);
+        step_programs_destroy(&p);
+        model_config_deinit(&model);
+    }
+}
+
 /* What is on its way is nobody's: a reader before the wait is refused, and so is a start without one. */
 static void test_verifier(void **state)
 {
@@ -343,7 +398,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefetch), cmocka_unit_test(test_buckets), cmocka_unit_test(test_buckets_cost_no_memory),
         cmocka_unit_test(test_verifier), cmocka_unit_test(test_shares_of_memory), cmocka_unit_test(test_zero), cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_last),
+        cmocka_unit_test(test_last),     cmocka_unit_test(test_every_order_is_legal), cmocka_unit_test(test_replicas_sum_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,7 +39,16 @@ static Status move(CutCtx *c, Place from, Place to)
 
 static Place part(const CutCtx *c) { return (Place){PLACE_CUT, (int8_t)((const CollectiveAttr *)c->attr)->dim}; }
 
-static Status cut_all_reduce(CutCtx *c) { return move(c, (Place){PLACE_PARTIAL, 0}, (Place){PLACE_SAME, 0}); }
+/* A sum goes element by element: along another axis x may lie anyhow. Summands that are wanted in parts there are
+ * scattered first, so that a part is all that is summed here. */
+static Status cut_all_reduce(CutCtx *c)
+{
+    if (c->axis == ((const CollectiveAttr *)c->attr)->axis) return move(c, (Place){PLACE_PARTIAL, 0}, (Place){PLACE_SAME, 0});
+    if (c->place[0].kind == PLACE_PARTIAL && c->hint && place_is_cut(c->hint[0])) c->want[0] = c->hint[0];
+    c->out[0] = c->want[0];
+    return OK;
+}
+
 static Status cut_all_gather(CutCtx *c) { return move(c, part(c), (Place){PLACE_SAME, 0}); }
 static Status cut_reduce_scatter(CutCtx *c) { return move(c, (Place){PLACE_PARTIAL, 0}, part(c)); }
 static Status cut_cut(CutCtx *c) { return move(c, (Place){PLACE_SAME, 0}, part(c)); }
@@ -58,8 +67,11 @@ static Status cut_attr(const CutCtx *c, void *attribute)
 {
     CollectiveAttr *attr = attribute;
     Place p = c->want[0];
-    if (c->axis == attr->axis || p.kind != PLACE_CUT || p.dim == PLACE_FLAT || p.dim >= attr->whole.rank) return OK;
-    attr->whole.dim[p.dim] /= c->n;
+    if (c->axis == attr->axis || p.kind != PLACE_CUT) return OK;
+    if (p.dim == PLACE_FLAT && c->op == &op_def_all_reduce)
+        attr->whole = shape_make(1, (int64_t[]){collective_flat_part(shape_count(&attr->whole), c->n)}, (Axis[]){AXIS_ANY});
+    else if (p.dim != PLACE_FLAT && p.dim < attr->whole.rank)
+        attr->whole.dim[p.dim] /= c->n;
     return OK;
 }
 
