@@ -256,7 +256,7 @@ static void test_every_order_is_legal(void **state)
             StepOptions o = parse_more(layouts[i]);
             o.layout.bucket_bytes = k % 3 ? k % 3 * 3000 : 0;
             o.update_last = k > 2;
-            o.eval_batch = 1;
+            o.eval_batch = o.micro_batch;
             make_model(k % 2 && !strstr(layouts[i], "pp") ? grok1 : llama4, &model);
             o.layout.mesh = mesh_at(&o.layout.mesh, k % mesh_ranks(&o.layout.mesh));
             if (step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p) != OK) fail_msg("%s: %s", layouts[i], status_message());

@@ -89,7 +89,7 @@ static Status check_parts(const Verifier *v, int i)
     for (int k = 0; k < node->n_out && node->op->flags & OP_PARTS; k++) {
         bool back = !value_ok(node->out[k]) || graph_value(g, graph_root(g, node->out[k]))->kind == VALUE_STATE;
         for (int j = i + 1; j < g->n_nodes && !back; j++)
-            for (int m = 0; m < g->node[j].n_in; m++) back |= g->node[j].op->flags & OP_EFFECT && g->node[j].in[m].id == node->out[k].id;
+            for (int m = 0; m < g->node[j].n_in; m++) back |= g->node[j].op->flags & (OP_EFFECT | OP_STARTS) && g->node[j].in[m].id == node->out[k].id;
         if (!back) return broken(v, i, "changes a part of a state that does not go back into it");
     }
     return OK;

@@ -41,7 +41,7 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
                                        .max_in = (operands),                                       \
                                        .n_out = N_START_OUT,                                       \
                                        .attr_bytes = sizeof(CollectiveAttr),                       \
-                                       .flags = OP_SOURCE | OP_COLLECTIVE | OP_STARTS, \
+                                       .flags = OP_SOURCE | OP_COLLECTIVE | OP_STARTS,             \
                                        .infer = infer_##op,                                        \
                                        .cost = cost_##op,                                          \
                                        .cut_rule = cut_##op,                                       \
