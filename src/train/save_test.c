@@ -120,6 +120,21 @@ static void test_a_rank_that_cannot_write(void **state)
     }
 }
 
+/* A rank cannot even begin: all hear of it at the next meeting, and training goes on without checkpoints. */
+static void test_a_rank_that_cannot_begin(void **state)
+{
+    (void)state;
+    for (int rank = 0; rank < 2; rank++) {
+        Arena arena = {0};
+        const char *name = rank ? "crippled-1" : "crippled-0";
+        Job job = {.name = name, .model = llama4, .layout = "fsdp=2", .steps = 9, .more = {"checkpoint.every=2"}, .crippled = 1 + rank};
+        assert_int_equal(run(&job), ERR_IO); /* of the last save */
+        if (!strstr(status_message(), "no snapshot buffer")) fail_msg("%s", status_message());
+        assert_false(dir_exists(step_path(&arena, name, 8)) || dir_exists(step_path(&arena, name, 9)));
+        arena_deinit(&arena);
+    }
+}
+
 /* What is loaded is of this step; and it is saved again. */
 static void expect(Job *again, const char *layout, int64_t step)
 {
@@ -180,6 +195,7 @@ int main(void)
         cmocka_unit_test(test_grok1),
         cmocka_unit_test(test_training_goes_on),
         cmocka_unit_test(test_a_rank_that_cannot_write),
+        cmocka_unit_test(test_a_rank_that_cannot_begin),
         cmocka_unit_test(test_damaged_and_foreign),
         cmocka_unit_test(test_another_model),
     };
