@@ -1,6 +1,6 @@
 #!/bin/bash
-# tests/kill_ranks_test.sh MPIRUN DROVER SOURCE_DIR [KILLS] : a rank of a run under mpirun is killed at a random moment, again and
-# again; the same command goes on each time, and the last checkpoint has the same bytes as that of an undisturbed run.
+# tests/kill_ranks_test.sh MPIRUN DROVER SOURCE_DIR [KILLS] : a rank of a run under mpirun is killed, at random moments and inside
+# calls of a save, again and again; the same command goes on each time, and the last checkpoint has the same bytes as that of an undisturbed run.
 mpirun=$1 drover=$2 source=$3 kills=${4:-3}
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_hwloc_base_binding_policy=none OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
@@ -9,8 +9,9 @@ head_dim: 8, intermediate_size: 48, intermediate_size_mlp: 96, num_local_experts
 settings=("$model" "data=$source/src/graph/*.c" "dataset.cache=$work/cache" "tokenizer.path=$work/tokenizer" train.batch=8 train.seq=64
   train.precision=f32 train.val_every=0 train.val_batches=0 log.tensorboard=false train.steps=60 checkpoint.every=7 parallel.fsdp=2)
 
-start() { # start NAME : two ranks, in the background
-  "$mpirun" -n 2 --oversubscribe "$drover" train "name=$1" "dir=$work/$1" "${settings[@]}" >"$work/out" 2>"$work/err" &
+start() { # start NAME [FAULT0 FAULT1] : two ranks, in the background, each with its fault
+  local command=("$drover" train "name=$1" "dir=$work/$1" "${settings[@]}")
+  "$mpirun" --oversubscribe -n 1 env "FAULT=$2" "${command[@]}" : -n 1 env "FAULT=$3" "${command[@]}" >"$work/out" 2>"$work/err" &
 }
 hashes() { (cd "$work/$1/ckpt/step-00000060" && sha256sum ./*.safetensors); }
 
@@ -30,7 +31,17 @@ while [ $((tries += 1)) -le $((kills + 20)) ]; do
   wait "$run" && [ "$done_kills" -ge "$kills" ] && break
 done
 [ "$(hashes calm)" = "$(hashes hunted)" ] || { echo "after $done_kills kills other weights: $(tail -3 "$work/err")"; exit 1; }
+
+# the same, each time killed inside a call of a save: the first rank's, or the other's
+inside=0
+for faults in "reserve:2:kill " " write:1:kill" "fsync:7:kill " " fsync:2:kill" "rename:2:kill "; do
+  start saving "${faults% *}" "${faults#* }"
+  wait $! || inside=$((inside + 1))
+done
+start saving
+wait $! || { echo "after $inside kills inside a save: $(tail -3 "$work/err")"; exit 1; }
+[ "$(hashes calm)" = "$(hashes saving)" ] || { echo "after $inside kills inside a save other weights"; exit 1; }
 left=$(pgrep -f -- "dir=$work/" | wc -l)
 [ "$left" = 0 ] || { echo "$left processes were left behind"; exit 1; }
-echo "$done_kills kills, $tries starts, the same bytes"
-[ "$done_kills" -ge "$kills" ]
+echo "$done_kills kills, $tries starts, $inside kills inside a save, the same bytes"
+[ "$done_kills" -ge "$kills" ] && [ "$inside" = 5 ]

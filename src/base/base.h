@@ -215,7 +215,7 @@ size_t memory_peak_rss_bytes(void);  /* of this process so far */
 
 /* FAULT=point:n[:kill],... in the environment (or fault_set) makes the n-th call of fault_hit for
  * that point return true, or kills the process there. Points are named where they stand: open,
- * read, write, fsync, rename, close, unlink, mkdir, map, tensor_alloc, comm (a collective fails), comm_stall
+ * read, write, reserve, fsync, rename, close, unlink, mkdir, map, tensor_alloc, comm (a collective fails), comm_stall
  * (a rank does not take part in it). */
 bool fault_hit(const char *point);
 Status fault_set(const char *spec);     /* replaces the switches; NULL clears; counts restart */
@@ -225,8 +225,11 @@ int64_t fault_count(const char *point); /* calls so far of that point, for sweep
 
 /* Each passes through a fault point and fails with a sentence that names the path. */
 Status file_open_read(const char *path, int *fd);
+Status file_open_write(const char *path, int *fd); /* one that is there, as it is */
 Status file_create(const char *path, int *fd); /* truncates; mode 0644 */
+Status file_reserve(int fd, uint64_t bytes, const char *path); /* makes it so long, with blocks where that can be had */
 Status file_write(int fd, const void *data, size_t n, const char *path);
+Status file_pwrite(int fd, const void *data, size_t n, uint64_t offset, const char *path);
 Status file_pread(int fd, void *data, size_t n, uint64_t offset, const char *path);
 Status file_sync(int fd, const char *path); /* an error is never retried on the same file */
 Status file_close(int fd, const char *path);

@@ -13,7 +13,8 @@
 
 static const char *const points[] = {"open",      "read",       "write",     "fsync",     "rename",
                                      "close",     "unlink",     "mkdir",     "map",       "tensor_alloc",
-                                     "comm",      "comm_stall", "train.nan", "train.inf", "train.activation"};
+                                     "comm",      "comm_stall", "train.nan", "train.inf", "train.activation",
+                                     "reserve"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16 };
 
 typedef struct Switch {

@@ -43,27 +43,50 @@ static Status open_file(const char *path, int flags, const char *verb, int *fd)
 
 Status file_open_read(const char *path, int *fd) { return open_file(path, O_RDONLY, "open", fd); }
 
+Status file_open_write(const char *path, int *fd) { return open_file(path, O_WRONLY, "open", fd); }
+
 Status file_create(const char *path, int *fd)
 {
     return open_file(path, O_WRONLY | O_CREAT | O_TRUNC, "create", fd);
 }
 
-Status file_write(int fd, const void *data, size_t n, const char *path)
+/* Where the file system can set blocks aside, a disk that is too small is found here and not by some later
+ * write; where it cannot, the size is all there is. */
+Status file_reserve(int fd, uint64_t bytes, const char *path)
+{
+    if (injected("reserve", ENOSPC) || ftruncate(fd, (off_t)bytes) < 0) return fail_errno("reserve room for", path);
+    if (bytes == 0) return OK;
+    int result;
+    do result = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
+    while (result < 0 && errno == EINTR);
+    if (result == 0 || errno == EOPNOTSUPP || errno == ENOSYS) return OK;
+    return fail_errno("reserve room for", path);
+}
+
+/* At the file's position when offset is negative. */
+static Status write_at(int fd, const void *data, size_t n, off_t offset, const char *path)
 {
     const uint8_t *at = data;
     bool torn = injected("write", ENOSPC); /* half arrives, as when a disk fills up */
     if (torn) n /= 2;
-    while (n > 0) {
-        ssize_t written = write(fd, at, n < MAX_IO_BYTES ? n : MAX_IO_BYTES);
+    for (size_t done = 0; done < n;) {
+        size_t want = n - done < MAX_IO_BYTES ? n - done : MAX_IO_BYTES;
+        ssize_t written = offset < 0 ? write(fd, at + done, want) : pwrite(fd, at + done, want, offset + (off_t)done);
         if (written < 0 && errno == EINTR) continue;
         if (written == 0) errno = ENOSPC;
         if (written <= 0) return fail_errno("write", path);
-        at += written;
-        n -= (size_t)written;
+        done += (size_t)written;
     }
     if (!torn) return OK;
     errno = ENOSPC;
     return fail_errno("write", path);
+}
+
+Status file_write(int fd, const void *data, size_t n, const char *path) { return write_at(fd, data, n, -1, path); }
+
+Status file_pwrite(int fd, const void *data, size_t n, uint64_t offset, const char *path)
+{
+    return write_at(fd, data, n, (off_t)offset, path);
 }
 
 Status file_pread(int fd, void *data, size_t n, uint64_t offset, const char *path)

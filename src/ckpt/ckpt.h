@@ -1,12 +1,13 @@
 /* ckpt: weights and checkpoints on disk.
  *
  * What it is.   safetensors files, Hugging Face model directories, and a run's checkpoints: written
- *               beside, synced, verified, renamed; found again by hash after any crash. Saving goes
- *               on in a thread, from a snapshot.
+ *               beside by one rank or many, synced, verified, renamed; found again by hash after any
+ *               crash. Saving goes on in a thread, from a snapshot.
  * Depends on.   base, tensor, jansson, xxhash
  * Owns.         Opened files own their maps and names. A CkptStore owns the lock of a run's
- *               checkpoint directory, the snapshot buffer and the writer thread. Tensors belong to
- *               the caller throughout.
+ *               checkpoint directory (on the first rank), the snapshot buffer and the writer thread.
+ *               Tensors belong to the caller throughout. Nothing here talks to other ranks: the
+ *               caller does (ckpt_rests, ckpt_go_on).
  * Invariants.   Nothing of a file is used before its header was checked completely. A directory
  *               called step-* was complete, synced and verified when it got that name. `latest`
  *               names a verified checkpoint; it and one more are never removed.
@@ -15,8 +16,9 @@
  *     TRY(ckpt_store_open("runs/demo/ckpt", (CkptOptions){.keep = 3}, &store));    the lock, first
  *     TRY(ckpt_find("runs/demo/ckpt", &found));            found is NULL in a fresh run
  *     if (found) TRY(ckpt_load(found, &state));
- *     TRY(ckpt_reserve(store, &state));                    the snapshot buffer, once
- *     TRY(ckpt_snapshot(store, &(CkptSave){.step = 1000, .tensors = state, .run_json = "{}"}));
+ *     CkptShare share = ckpt_share_whole(&arena, &state);
+ *     TRY(ckpt_reserve(store, share.parts, share.n_parts));   the snapshot buffer, once
+ *     TRY(ckpt_snapshot(store, &(CkptSave){.step = 1000, .share = &share, .run_json = "{}"}));
  *     while (ckpt_poll(store, &result)) ...                a later step asks how it went
  */
 #ifndef CKPT_CKPT_H
@@ -168,8 +170,9 @@ typedef struct CkptTensors {
 } CkptTensors;
 
 typedef enum CkptVerify {
-    CKPT_VERIFY_SIZES, /* manifest, headers and file sizes: milliseconds */
-    CKPT_VERIFY_HASHES /* every byte, at memory speed */
+    CKPT_VERIFY_SIZES,  /* manifest, headers and file sizes: milliseconds */
+    CKPT_VERIFY_FILES,  /* every byte but those of tensors, which are summed as they are read */
+    CKPT_VERIFY_HASHES, /* every byte, at memory speed */
 } CkptVerify;
 
 /* An opened checkpoint, or a plain model directory without a manifest (weights only). */
@@ -196,28 +199,82 @@ const SafetensorsEntry *ckpt_model_find(const Ckpt *ckpt, const char *name);
 /* Fills the model's tensors, and the optimizer's where the list has any. */
 Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors);
 
+/* ---- checkpoints, read by many ranks ----------------------------------------------------- */
+
+/* What ranks hold of one tensor. Tallies of several ranks are added number by number (mod 2^64). */
+typedef struct CkptTally {
+    uint64_t sum[2];    /* of the bytes, each weighted by its place (sum.c) */
+    uint64_t n, places; /* elements, and the sum of their indices */
+} CkptTally;
+
+/* The steps in the order in which a run tries them; n is 0 when it has none. In arena. */
+Status ckpt_candidates(Arena *arena, const char *run_ckpt_dir, int64_t **steps, int *n);
+char *ckpt_step_path(Arena *arena, const char *run_ckpt_dir, int64_t step);
+/* Elements first .. first+n-1 of a tensor of the checkpoint, as `to`, into out, and into the tally. Ranks whose
+ * parts overlap must do so everywhere as often. */
+Status ckpt_read(const Ckpt *ckpt, const SafetensorsEntry *entry, int64_t first, int64_t n, DType to,
+                 void *out, CkptTally *tally);
+/* The tally of all ranks against the manifest: everything was read, and it is what was saved. */
+Status ckpt_check_tally(const Ckpt *ckpt, const SafetensorsEntry *entry, const CkptTally *total);
+/* Where nobody sums what is read: rank r of n checks every n-th tensor, whole, from the r-th on. */
+Status ckpt_verify_share(const Ckpt *ckpt, int rank, int ranks);
+/* Checkpoints of before there were sums have hashes of whole tensors only: these must be shared out so. */
+bool ckpt_has_sums(const Ckpt *ckpt);
+
 /* ---- checkpoints, written -------------------------------------------------------------- */
+
+/* A tensor of a checkpoint, whole. */
+typedef struct CkptTensor {
+    const char *name;
+    DType dtype;
+    Shape shape;
+    bool optimizer; /* lies in the optimizer's files, not in the model's */
+} CkptTensor;
+
+/* Elements first .. first+n-1 of a tensor are elements at .. at+n-1 of a part. */
+typedef struct CkptRun {
+    int part;
+    int64_t first, n, at;
+} CkptRun;
+typedef Status (*CkptRunFn)(void *to, const CkptRun *run);
+
+/* What a checkpoint consists of, and what of it one rank writes. Every element of every tensor is some rank's, and
+ * no element is two ranks': a save that finds it otherwise fails. What it points to stays as it is while a save
+ * is under way, but for the parts' memory after a snapshot. */
+typedef struct CkptShare {
+    const CkptTensor *tensors; /* the same on all ranks; files have an order of their own */
+    int n_tensors;
+    const Tensor *parts; /* all that this rank writes; any strides */
+    int n_parts;
+    /* Calls fn for the runs of the tensor that this rank writes, by rising `first`. */
+    Status (*each_run)(const void *context, int tensor, CkptRunFn fn, void *to);
+    const void *context;
+    int rank, ranks; /* zeroed: a single one */
+} CkptShare;
+/* Of a single rank that has everything; in arena, the tensors' memory stays the caller's. */
+CkptShare ckpt_share_whole(Arena *arena, const CkptTensors *tensors);
 
 typedef struct CkptStore CkptStore;
 
 typedef struct CkptOptions {
     int keep;             /* checkpoints kept; fewer than 2 means 2 */
     uint64_t shard_bytes; /* 0: 5 GB */
+    size_t write_bytes;   /* that small runs are put together to; 0: 1 MB */
 } CkptOptions;
 
 typedef struct CkptSave {
     int64_t step;
-    CkptTensors tensors;
-    const CkptFile *files;
+    const CkptShare *share;
+    const CkptFile *files; /* the first rank's */
     int n_files;
-    const char *run_json; /* a JSON object: data position, rng, layout, metrics; NULL: {} */
+    const char *run_json; /* the first rank's, a JSON object: data position, metrics; NULL: {} */
 } CkptSave;
 
 typedef struct CkptResult {
     int64_t step;
     Status status;
     char message[512]; /* the sentence, when status is not OK */
-    uint64_t bytes;    /* written */
+    uint64_t bytes;    /* written by all ranks; known to the first */
     double snapshot_s; /* that the caller waited for the copy */
     double write_s;    /* until the checkpoint was durable and `latest` moved */
 } CkptResult;
@@ -226,24 +283,110 @@ typedef struct CkptResult {
  * clears away what a crash left. The disk needs room for keep + 1 checkpoints: the oldest goes only
  * when the newest is complete. */
 Status ckpt_store_open(const char *run_ckpt_dir, CkptOptions options, CkptStore **out);
-void ckpt_store_close(CkptStore *store); /* waits for a save that is under way */
+/* The other ranks of a run, which know the first one's key. Neither locks nor clears. */
+Status ckpt_store_join(const char *run_ckpt_dir, uint64_t key, CkptOptions options, CkptStore **out);
+uint64_t ckpt_store_key(const CkptStore *store);
+/* Every byte of this step was found right: it counts among those kept without being read again. */
+void ckpt_store_know(CkptStore *store, int64_t step);
+/* Waits for a save of a single rank that is under way; one of several is left where it stands. */
+void ckpt_store_close(CkptStore *store);
 
-/* Bytes of the snapshot buffer, for the plan; then the buffer itself. Later saves need the same
- * tensors: number, shapes and types. */
-size_t ckpt_snapshot_bytes(const CkptTensors *tensors);
-Status ckpt_reserve(CkptStore *store, const CkptTensors *tensors);
+/* Bytes of the snapshot buffer, for the plan; then the buffer itself. Later saves need no more. */
+size_t ckpt_snapshot_bytes(const Tensor *parts, int n);
+Status ckpt_reserve(CkptStore *store, const Tensor *parts, int n);
+size_t ckpt_reserved_bytes(const CkptStore *store);
 
-/* Copies the tensors and hands the rest to the writer; when it returns the caller may change everything
- * it passed. ERR_ARG without a buffer or while a save is under way (ask ckpt_busy; ckpt_wait). */
+/* Copies the parts and hands the rest to the writer thread. ERR_ARG without a buffer or while a save is under
+ * way (ask ckpt_busy; ckpt_wait). */
 Status ckpt_snapshot(CkptStore *store, const CkptSave *save);
+/* The same without a copy: the parts must rest until the save has ended. */
+Status ckpt_start(CkptStore *store, const CkptSave *save);
 bool ckpt_busy(CkptStore *store);
 double ckpt_busy_s(CkptStore *store); /* how long it has been at it; 0 when idle: for an alarm */
 /* True and the result, once for each save; poll: false while it is under way, wait: waits for it. */
 bool ckpt_poll(CkptStore *store, CkptResult *result);
 bool ckpt_wait(CkptStore *store, CkptResult *result);
 
-/* The same without a copy: returns when it is durable. Waits for a save under way. A failed save
- * leaves nothing behind and the older checkpoints untouched; the next one starts afresh. */
+/* Of a single rank: returns when it is durable. Waits for a save under way. A failed save leaves nothing
+ * behind and the older checkpoints untouched; the next one starts afresh. */
 Status ckpt_save(CkptStore *store, const CkptSave *save);
+
+/* ---- saves of several ranks ---------------------------------------------------------------
+ *
+ * All ranks call ckpt_snapshot for the same step, with their shares. A save has phases: files are laid out (first
+ * rank), written, read back (all), published (first). At the end of each a rank's writer rests until the caller
+ * knows that all have come so far:
+ *     if (all ranks: ckpt_rests(store, 0, &status, &sentence))            agreed upon, at a moment that suits
+ *         add up ckpt_tallies(store, &n) of all ranks, if there are any
+ *         ckpt_go_on(store, OK or what one of them said, its sentence)    the same on all ranks
+ * After the last phase there is a result. A rank that is lost in between leaves a save that is never published. */
+
+/* Whether the writer rests, waiting for that at most wait_s; how its phase ended. The sentence lives until
+ * ckpt_go_on. */
+bool ckpt_rests(CkptStore *store, double wait_s, Status *status, const char **sentence);
+/* After the phase of writing: what this rank has written of each of n tensors, to be replaced by what all have.
+ * NULL after other phases. */
+CkptTally *ckpt_tallies(CkptStore *store, int *n);
+/* Whether another phase follows. */
+bool ckpt_go_on(CkptStore *store, Status status, const char *sentence);
+
+/* ---- copies in memory ------------------------------------------------------------------------
+ *
+ * A rank's share as it was after some step, in a file of a memory file system (/dev/shm): it outlives the process, not
+ * the machine. A file has two slots that take turns, so that one is whole at any moment; it is one rank's own, or what
+ * a rank of another host keeps for it. It holds the runs of elements beside them, so that any layout can use it. */
+
+typedef struct CkptCopy CkptCopy;
+
+/* Bytes of a file for such a share, its runs counted: for the plan. */
+size_t ckpt_copy_bytes(const Tensor *parts, int n_parts, int64_t n_runs);
+/* The file of rank `rank` of `ranks` of the run (a number that tells runs apart), kept by rank `keeper`. `start`
+ * tells apart the starts of a run: copies of one step belong together only when one start has made them. */
+typedef struct CkptCopyName {
+    const char *dir;
+    uint64_t run, start;
+    int rank, ranks, keeper;
+} CkptCopyName;
+/* One that is there already and has this size goes on to be used: of its slots only that of step `keep` stays
+ * (-1: none). */
+Status ckpt_copy_create(const CkptCopyName *name, size_t bytes, int64_t keep, CkptCopy **out);
+/* Unmapped; the file stays, unless it is to go. */
+void ckpt_copy_close(CkptCopy *copy, bool remove);
+
+/* Fills the older slot from the share. What it held is lost from the first byte on, the other slot stays. */
+Status ckpt_copy_take(CkptCopy *copy, const CkptShare *share, int64_t step, const char *run_json);
+/* The slot that was taken last, as it is sent to a keeper. */
+const void *ckpt_copy_slot(const CkptCopy *copy, size_t *bytes);
+/* A keeper: the older slot, to be filled with what comes; then it counts as that step's. */
+void *ckpt_copy_receive(CkptCopy *copy, size_t *bytes);
+void ckpt_copy_received(CkptCopy *copy, int64_t step);
+
+/* A whole slot of a file that was found. */
+typedef struct CkptCopyFound {
+    const char *path;
+    uint64_t start;
+    int64_t step;
+    int slot, rank, ranks, keeper;
+} CkptCopyFound;
+/* All of the run in the directory that this user has written; damaged ones are passed over. In arena, by path. */
+Status ckpt_copies_find(Arena *arena, const char *dir, uint64_t run, CkptCopyFound **found, int *n);
+
+typedef struct CkptCopyRun {
+    int64_t first, n; /* elements of the tensor */
+    uint64_t at;      /* byte of the data */
+    int32_t tensor, element_bytes;
+} CkptCopyRun;
+
+typedef struct CkptCopyView {
+    const char *run_json;
+    const CkptCopyRun *run; /* [n_runs] by tensor */
+    int64_t n_runs;
+    const char *data;
+    void *map; /* the view's */
+    size_t map_bytes;
+} CkptCopyView;
+/* The copy is of these tensors, and every run inside the data and its tensor. */
+Status ckpt_copy_open(const CkptCopyFound *found, const CkptShare *share, CkptCopyView *view);
+void ckpt_copy_view_close(CkptCopyView *view);
 
 #endif

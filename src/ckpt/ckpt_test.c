@@ -157,7 +157,7 @@ static void test_snapshot_isolation(void **state)
     tiny_fill(s, 1);
     CkptSave save = tiny_save(s, 1);
     assert_int_equal(ckpt_snapshot(store, &save), ERR_ARG); /* no buffer yet */
-    assert_ok(ckpt_reserve(store, &s->tensors));
+    assert_ok(tiny_reserve(store, s));
     assert_false(ckpt_poll(store, &result));
     for (int64_t step = 1; step <= 50; step++) {
         tiny_fill(s, step);
@@ -186,20 +186,23 @@ static void test_snapshot_while_busy(void **state)
     int64_t count = 4 << 20;
     NamedTensor large = {"w", tensor_make(xcalloc((size_t)count, 4), DTYPE_F32,
                                           shape_make(1, &count, (Axis[]){AXIS_ANY}))};
-    CkptTensors tensors = {.model = &large, .n_model = 1};
+    Arena arena = {0};
+    CkptShare share = ckpt_share_whole(&arena, &(CkptTensors){.model = &large, .n_model = 1});
     CkptStore *store;
     CkptResult result;
     assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
-    assert_ok(ckpt_reserve(store, &tensors));
+    assert_ok(ckpt_reserve(store, share.parts, share.n_parts));
+    assert_int_equal(ckpt_reserved_bytes(store), ckpt_snapshot_bytes(share.parts, share.n_parts));
     bool refused = false;
     for (int64_t step = 1; step <= 20 && !refused; step++) {
-        assert_ok(ckpt_snapshot(store, &(CkptSave){.step = step, .tensors = tensors}));
-        refused = ckpt_snapshot(store, &(CkptSave){.step = 99, .tensors = tensors}) == ERR_ARG;
+        assert_ok(ckpt_snapshot(store, &(CkptSave){.step = step, .share = &share}));
+        refused = ckpt_snapshot(store, &(CkptSave){.step = 99, .share = &share}) == ERR_ARG;
         while (ckpt_wait(store, &result)) assert_int_equal(result.status, OK);
     }
     assert_true(refused);
     ckpt_store_close(store);
     free(large.tensor.data);
+    arena_deinit(&arena);
     scratch_destroy(root);
 }
 
@@ -211,7 +214,7 @@ static void test_snapshot_reports_failure(void **state)
     CkptStore *store;
     CkptResult result;
     assert_ok(ckpt_store_open(root, (CkptOptions){.keep = 2}, &store));
-    assert_ok(ckpt_reserve(store, &s->tensors));
+    assert_ok(tiny_reserve(store, s));
     tiny_fill(s, 1);
     CkptSave save = tiny_save(s, 1);
     log_set_level(LOG_SILENT);
@@ -239,7 +242,7 @@ static void test_reserve_without_memory(void **state)
     CkptStore *store;
     assert_ok(ckpt_store_open(root, (CkptOptions){0}, &store));
     assert_ok(fault_set("tensor_alloc:1"));
-    assert_int_equal(ckpt_reserve(store, &s->tensors), ERR_MEMORY);
+    assert_int_equal(tiny_reserve(store, s), ERR_MEMORY);
     ckpt_store_close(store);
     tiny_destroy(s);
     scratch_destroy(root);

@@ -41,6 +41,8 @@ enum { TINY_MODEL = 4, TINY_OPTIMIZER = 5 };
 typedef struct TinyState {
     NamedTensor model[TINY_MODEL], optimizer[TINY_OPTIMIZER];
     CkptTensors tensors;
+    CkptShare share; /* as of the last tiny_save */
+    Arena arena;
     char *memory;
     size_t bytes;
 } TinyState;
@@ -75,6 +77,7 @@ static inline TinyState *tiny_create(void)
 
 static inline void tiny_destroy(TinyState *s)
 {
+    arena_deinit(&s->arena);
     free(s->memory);
     free(s);
 }
@@ -105,16 +108,23 @@ static inline bool tiny_is(const TinyState *s, int64_t step)
 }
 
 /* config.json and run state as a trainer would give them. */
-static inline CkptSave tiny_save(const TinyState *s, int64_t step)
+static inline CkptSave tiny_save(TinyState *s, int64_t step)
 {
     static const CkptFile files[] = {
         {"config.json", {(const uint8_t *)"{\"model_type\": \"llama\"}\n", 24}},
         {"tokenizer.json", {(const uint8_t *)"{}\n", 3}}};
+    s->share = ckpt_share_whole(&s->arena, &s->tensors);
     return (CkptSave){.step = step,
-                      .tensors = s->tensors,
+                      .share = &s->share,
                       .files = files,
                       .n_files = COUNT_OF(files),
                       .run_json = "{\"data\":{\"position\":12345},\"lr\":0.1}"};
+}
+
+static inline Status tiny_reserve(CkptStore *store, TinyState *s)
+{
+    s->share = ckpt_share_whole(&s->arena, &s->tensors);
+    return ckpt_reserve(store, s->share.parts, s->share.n_parts);
 }
 
 static inline Status tiny_save_step(CkptStore *store, TinyState *s, int64_t step)

@@ -17,9 +17,7 @@ static int order_candidates(const int64_t *steps, int n, int64_t latest, int64_t
 static Status find_among(Arena *arena, const char *root, const int64_t *order, int n, Ckpt **out)
 {
     for (int i = 0; i < n; i++) {
-        char name[STEP_NAME];
-        step_name(order[i], name);
-        const char *path = path_join(arena, root, name);
+        const char *path = ckpt_step_path(arena, root, order[i]);
         if (ckpt_open(path, CKPT_VERIFY_HASHES, out) == OK) {
             if (ckpt_has_manifest(*out)) {
                 if (i > 0) log_warn("going on from %s instead", path);
@@ -34,21 +32,47 @@ static Status find_among(Arena *arena, const char *root, const int64_t *order, i
                 status_message());
 }
 
+Status candidates_list(Arena *arena, const char *root, int64_t latest, int64_t **steps, int *n)
+{
+    int64_t *found;
+    TRY(steps_list(arena, root, &found, n));
+    *steps = ARENA_ARRAY(arena, int64_t, *n + 1);
+    *n = order_candidates(found, *n, latest, *steps);
+    return OK;
+}
+
 static Status find_once(const char *root, int64_t latest, Ckpt **out)
 {
     Arena arena = {0};
-    int64_t *steps;
+    int64_t *order;
     int n;
-    Status status;
-    TRY_GOTO(steps_list(&arena, root, &steps, &n), done);
     *out = NULL;
-    if (n == 0 && latest < 0) goto done;
-    int64_t *order = ARENA_ARRAY(&arena, int64_t, n + 1);
-    n = order_candidates(steps, n, latest, order);
-    status = find_among(&arena, root, order, n, out);
-done:
+    Status status = candidates_list(&arena, root, latest, &order, &n);
+    if (status == OK && n > 0) status = find_among(&arena, root, order, n, out);
     arena_deinit(&arena);
     return status;
+}
+
+/* A damaged one costs a warning and the order that it would have given. */
+static int64_t read_latest(const char *root)
+{
+    int64_t latest = -1;
+    if (latest_read(root, &latest) != OK)
+        log_warn("%s; taking the newest step instead", status_message());
+    return latest;
+}
+
+Status ckpt_candidates(Arena *arena, const char *root, int64_t **steps, int *n)
+{
+    *n = 0;
+    return dir_exists(root) ? candidates_list(arena, root, read_latest(root), steps, n) : OK;
+}
+
+char *ckpt_step_path(Arena *arena, const char *root, int64_t step)
+{
+    char name[STEP_NAME];
+    step_name(step, name);
+    return path_join(arena, root, name);
 }
 
 Status ckpt_find(const char *root, Ckpt **out)
@@ -57,9 +81,7 @@ Status ckpt_find(const char *root, Ckpt **out)
     Ckpt *found = NULL;
     if (dir_exists(root)) {
         for (int i = 0;; i++) {
-            int64_t latest = -1, now = -1;
-            if (latest_read(root, &latest) != OK)
-                log_warn("%s; taking the newest step instead", status_message());
+            int64_t latest = read_latest(root), now = -1;
             Status status = find_once(root, latest, &found);
             if (status == OK) break;
             /* a run that goes on meanwhile may have replaced all that we saw: look again */

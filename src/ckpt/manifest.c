@@ -1,14 +1,16 @@
 /* manifest.json: what a checkpoint consists of, by size and hash.
  *
  * The text is one line of JSON that begins with its own hash, taken with the 32 digits set to zero, so
- * that a flipped bit anywhere in it is seen. Then: format, version, step, files (size, hash, and for
- * safetensors files the hash of the header and of each tensor), and the saver's own object. */
+ * that a flipped bit anywhere in it is seen. Then: format, version, step, files (size and hash, for
+ * safetensors files the hash of the header and the sum of each tensor's bytes), and the saver's own object.
+ * Version 1 had a hash of each tensor in place of its sum, which one rank had to read as a whole; it is
+ * still read. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "ckpt/ckpt_internal.h"
 
-enum { VERSION = 1, DIGITS = 32, MAX_MANIFEST_BYTES = 64 << 20 };
+enum { DIGITS = 32, MAX_MANIFEST_BYTES = 64 << 20 };
 
 static const char head[] = "{\"xxh3_128\":\""; /* 32 digits follow */
 static const char format_name[] = "drover checkpoint";
@@ -22,17 +24,19 @@ static json_t *hash_json(Hash128 hash)
     return json_string(hex);
 }
 
-static json_t *file_json(const WrittenFile *file)
+static json_t *file_json(const ManifestFile *file)
 {
     json_t *entry = json_object();
     json_object_set_new(entry, "bytes", json_integer((json_int_t)file->bytes));
-    json_object_set_new(entry, "xxh3_128", hash_json(file->hash));
-    if (file->n_tensors == 0) return entry;
+    if (!file->tensors) {
+        json_object_set_new(entry, "xxh3_128", hash_json(file->hash));
+        return entry;
+    }
     json_object_set_new(entry, "header", hash_json(file->header));
-    json_t *tensors = json_object();
+    json_t *sums = json_object();
     for (int i = 0; i < file->n_tensors; i++)
-        json_object_set_new(tensors, file->tensor_names[i], hash_json(file->tensors[i]));
-    json_object_set_new(entry, "tensors", tensors);
+        json_object_set_new(sums, file->tensors[i].name, hash_json(file->tensors[i].hash));
+    json_object_set_new(entry, "sums", sums);
     return entry;
 }
 
@@ -43,21 +47,21 @@ void manifest_seal(Str *text)
     memcpy(text->at + sizeof head - 1, hex, DIGITS);
 }
 
-Status manifest_print(int64_t step, const FileSet *files, const char *run_json, Str *out)
+Status manifest_print(const Manifest *manifest, Str *out)
 {
     json_t *run;
-    if (!run_json) run_json = "{}";
+    const char *run_json = manifest->run_json ? manifest->run_json : "{}";
     TRY(json_parse_object(run_json, strlen(run_json), "the run's part of the manifest", &run));
     char zeros[DIGITS + 1];
     memset(zeros, '0', DIGITS);
     zeros[DIGITS] = 0;
     json_t *list = json_object();
-    for (size_t i = 0; i < files->n; i++)
-        json_object_set_new(list, files->at[i].name, file_json(&files->at[i]));
+    for (int i = 0; i < manifest->n_files; i++)
+        json_object_set_new(list, manifest->files[i].name, file_json(&manifest->files[i]));
     /* jansson keeps the order of insertion, so the hash comes first */
     json_t *root = json_pack("{s:s, s:s, s:i, s:I, s:o, s:o}", "xxh3_128", zeros, "format",
-                             format_name, "version", VERSION, "step", (json_int_t)step, "files",
-                             list, "run", run);
+                             format_name, "version", MANIFEST_SUMS, "step",
+                             (json_int_t)manifest->step, "files", list, "run", run);
     CHECK(root != NULL);
     char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
     json_decref(root);
@@ -127,12 +131,20 @@ static Status read_tensors(Arena *arena, const char *path, json_t *tensors, Mani
     return OK;
 }
 
-static Status read_file_entry(Arena *arena, const char *path, json_t *entry, ManifestFile *file)
+/* The tensors' hashes: under which name depends on the version. */
+static json_t *entry_tensors(json_t *entry, int version)
 {
-    json_t *bytes = json_object_get(entry, "bytes"), *tensors = json_object_get(entry, "tensors");
+    return json_object_get(entry, version == MANIFEST_HASHES ? "tensors" : "sums");
+}
+
+static Status read_file_entry(Arena *arena, const char *path, json_t *entry, int version,
+                              ManifestFile *file)
+{
+    json_t *bytes = json_object_get(entry, "bytes"), *tensors = entry_tensors(entry, version);
     bool good = path_is_plain_name(file->name) && json_is_integer(bytes) &&
-                json_integer_value(bytes) >= 0 &&
-                read_hash(json_object_get(entry, "xxh3_128"), &file->hash);
+                json_integer_value(bytes) >= 0;
+    if (good && (!tensors || version == MANIFEST_HASHES))
+        good = read_hash(json_object_get(entry, "xxh3_128"), &file->hash);
     if (good && tensors)
         good = json_is_object(tensors) &&
                read_hash(json_object_get(entry, "header"), &file->header);
@@ -148,9 +160,12 @@ static Status read_root(Arena *arena, const char *path, const json_t *root, Mani
     json_t *files = json_object_get(root, "files"), *run = json_object_get(root, "run");
     if (!format || strcmp(format, format_name) != 0)
         return fail(ERR_FORMAT, "%s is not the manifest of a drover checkpoint", path);
-    if (!json_is_integer(version) || json_integer_value(version) != VERSION)
+    json_int_t number = json_is_integer(version) ? json_integer_value(version) : 0;
+    if (number < MANIFEST_HASHES || number > MANIFEST_SUMS)
         return fail(ERR_UNSUPPORTED,
-                    "%s has a version that this drover does not read (it reads %d)", path, VERSION);
+                    "%s has a version that this drover does not read (it reads %d to %d)", path,
+                    MANIFEST_HASHES, MANIFEST_SUMS);
+    manifest->version = (int)number;
     if (!json_is_integer(step) || json_integer_value(step) < 0 || !json_is_object(files) ||
         !json_is_object(run))
         return fail(ERR_FORMAT, "%s lacks step, files or run", path);
@@ -163,7 +178,7 @@ static Status read_root(Arena *arena, const char *path, const json_t *root, Mani
     {
         ManifestFile *file = &manifest->files[manifest->n_files++];
         file->name = arena_strdup(arena, name);
-        TRY(read_file_entry(arena, path, entry, file));
+        TRY(read_file_entry(arena, path, entry, manifest->version, file));
     }
     qsort(manifest->files, (size_t)manifest->n_files, sizeof *manifest->files, by_file);
     char *text = json_dumps(run, JSON_COMPACT | JSON_REAL_PRECISION(17));
@@ -197,4 +212,11 @@ const ManifestFile *manifest_find(const Manifest *manifest, const char *name)
 {
     ManifestFile key = {.name = name};
     return bsearch(&key, manifest->files, (size_t)manifest->n_files, sizeof key, by_file);
+}
+
+const ManifestTensor *manifest_tensor(const ManifestFile *file, const char *name)
+{
+    ManifestTensor key = {.name = name};
+    if (file->n_tensors == 0) return NULL;
+    return bsearch(&key, file->tensors, (size_t)file->n_tensors, sizeof key, by_tensor);
 }

@@ -160,3 +160,21 @@ Status safetensors_hash(const Safetensors *file, const SafetensorsEntry *entry, 
     hash_stream_destroy(stream);
     return status;
 }
+
+Status safetensors_sum(const Safetensors *file, const SafetensorsEntry *entry, const SumKeys *keys,
+                       Hash128 *sum)
+{
+    uint64_t total[2] = {0};
+    size_t bytes = (size_t)entry->bytes;
+    void *piece = xmalloc(bytes < PIECE_BYTES ? bytes : PIECE_BYTES);
+    Status status = OK;
+    for (size_t at = 0; at < bytes && status == OK;) {
+        size_t n = bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES;
+        status = file_map_copy(&file->map, (size_t)entry->offset + at, piece, n);
+        if (status == OK) sum_add(keys, at, piece, n, total);
+        at += n;
+    }
+    if (status == OK) *sum = (Hash128){total[0], total[1]};
+    free(piece);
+    return status;
+}

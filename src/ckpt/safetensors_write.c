@@ -34,9 +34,9 @@ static int by_item_name(const void *a, const void *b, void *items)
     return strcmp(all[*(const int *)a].name, all[*(const int *)b].name);
 }
 
-static size_t item_bytes(const SafetensorsItem *item)
+uint64_t safetensors_item_bytes(const SafetensorsItem *item)
 {
-    return (size_t)shape_count(&item->shape) * dtype_bytes(item->dtype);
+    return (uint64_t)shape_count(&item->shape) * dtype_bytes(item->dtype);
 }
 
 /* As serde_json does it: other characters stay as they are. */
@@ -66,7 +66,6 @@ static Status check_items(const SafetensorsItem *items, const int *order, int n,
             return fail(ERR_ARG, "%s: a tensor cannot be called '%s'", path, name);
         if (i > 0 && !strcmp(name, items[order[i - 1]].name))
             return fail(ERR_ARG, "%s: two tensors are called %s", path, name);
-        CHECK(item->data || item->fill || item_bytes(item) == 0);
     }
     return OK;
 }
@@ -85,7 +84,7 @@ static Status print_header(const SafetensorsItem *items, const int *order, int n
         str_printf(s, ":{\"dtype\":\"%s\",\"shape\":[", dtype_safetensors_name(item->dtype));
         for (int d = 0; d < item->shape.rank; d++)
             str_printf(s, "%s%lld", d ? "," : "", (long long)item->shape.dim[d]);
-        size_t end = offset + item_bytes(item);
+        size_t end = offset + (size_t)safetensors_item_bytes(item);
         str_printf(s, "],\"data_offsets\":[%zu,%zu]}", offset, end);
         offset = end;
     }
@@ -119,7 +118,8 @@ static Status put(Output *out, const void *data, size_t n)
 
 static Status put_item(Output *out, const SafetensorsItem *item)
 {
-    size_t bytes = item_bytes(item);
+    size_t bytes = (size_t)safetensors_item_bytes(item);
+    CHECK(item->data || item->fill || bytes == 0);
     if (!item->data && !out->piece) out->piece = xmalloc(PIECE_BYTES);
     for (size_t done = 0; done < bytes;) {
         size_t n = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
@@ -165,18 +165,24 @@ static Status write_file(const char *path, const Str *header, const SafetensorsI
     return status;
 }
 
+Status safetensors_header(const SafetensorsItem *items, int n, const char *path, int *order,
+                          Str *header)
+{
+    for (int i = 0; i < n; i++) order[i] = i;
+    void *context = (void *)(uintptr_t)items;
+    qsort_r(order, (size_t)n, sizeof *order, by_item_name, context);
+    TRY(check_items(items, order, n, path));
+    qsort_r(order, (size_t)n, sizeof *order, by_type_and_name, context);
+    return print_header(items, order, n, path, header);
+}
+
 Status safetensors_write(const char *path, const SafetensorsItem *items, int n,
                          SafetensorsDigest *digest)
 {
     SafetensorsDigest ignored = {0};
-    int *order = xmalloc(sizeof *order * (size_t)n);
-    for (int i = 0; i < n; i++) order[i] = i;
-    void *context = (void *)(uintptr_t)items;
-    qsort_r(order, (size_t)n, sizeof *order, by_item_name, context);
+    int *order = xmalloc(sizeof *order * ((size_t)n + 1));
     Str header = {0};
-    Status status = check_items(items, order, n, path);
-    qsort_r(order, (size_t)n, sizeof *order, by_type_and_name, context);
-    if (status == OK) status = print_header(items, order, n, path, &header);
+    Status status = safetensors_header(items, n, path, order, &header);
     if (status == OK)
         status = write_file(path, &header, items, order, n, digest ? digest : &ignored);
     str_deinit(&header);

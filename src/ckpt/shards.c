@@ -28,18 +28,12 @@ static SafetensorsItem make_item(const NamedTensor *named)
     return item;
 }
 
-static uint64_t item_bytes(const SafetensorsItem *item)
-{
-    return (uint64_t)shape_count(&item->shape) * dtype_bytes(item->dtype);
-}
-
-/* The end of the shard that begins at `first`: as many as fit, at least one. */
-static int shard_end(const SafetensorsItem *items, int n, int first, uint64_t shard_bytes)
+int shard_end(const SafetensorsItem *items, int n, int first, uint64_t shard_bytes)
 {
     uint64_t bytes = 0;
     int end = first;
     for (; end < n; end++) {
-        bytes += item_bytes(&items[end]);
+        bytes += safetensors_item_bytes(&items[end]);
         if (end > first && bytes > shard_bytes) break;
     }
     return end;
@@ -51,18 +45,16 @@ Status fileset_write_shard(FileSet *set, const char *name, const SafetensorsItem
     uint64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         names[i] = arena_strdup(&set->arena, items[i].name);
-        bytes += item_bytes(&items[i]);
+        bytes += safetensors_item_bytes(&items[i]);
     }
-    SafetensorsDigest digest = {.tensors = ARENA_ARRAY(&set->arena, Hash128, n)};
+    SafetensorsDigest digest = {0};
     TRY(safetensors_write(path_join(&set->arena, set->dir, name), items, n, &digest));
     WrittenFile file = {.name = arena_strdup(&set->arena, name),
                         .bytes = digest.bytes,
                         .tensor_bytes = bytes,
                         .hash = digest.file,
-                        .header = digest.header,
                         .n_tensors = n,
-                        .tensor_names = names,
-                        .tensors = digest.tensors};
+                        .tensor_names = names};
     VEC_PUSH(set, file);
     return OK;
 }

@@ -1,6 +1,5 @@
-/* A run's checkpoint directory, opened for saving: the lock, the snapshot buffer, the writer thread and
- * the results it hands back. */
-#include <pthread.h>
+/* A run's checkpoint directory, opened for saving: the lock, the snapshot buffer and the results that the writer
+ * hands back (writer.c). */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,28 +8,34 @@
 
 enum { ALIGN = 64, PAGE = 4096, MIN_KEEP = 2, PIECE_ELEMENTS = 1 << 20 };
 
-struct CkptStore {
-    char *root;
-    int lock_fd;
-    CkptOptions options;
-    Steps known; /* verified steps; used by whoever saves, one at a time */
+static CkptStore *store_create(const char *root, int lock, uint64_t key, CkptOptions options)
+{
+    CkptStore *store = xcalloc(1, sizeof *store);
+    store->root = xstrdup(root);
+    store->lock_fd = lock;
+    store->key = key;
+    store->options = options;
+    if (store->options.keep < MIN_KEEP) store->options.keep = MIN_KEEP;
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&store->mutex, NULL);
+    pthread_cond_init(&store->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    return store;
+}
 
-    void *buffer;
-    size_t buffer_bytes;
-
-    /* the save that the thread works on: a copy of everything the caller passed */
-    Arena arena;
-    CkptSave save;
-    double snapshot_s;
-    pthread_t thread;
-    bool started; /* the thread has to be joined */
-
-    pthread_mutex_t mutex; /* guards what follows */
-    pthread_cond_t finished;
-    bool busy;
-    double busy_since_s;
-    VEC(CkptResult) results; /* not yet asked for */
-};
+/* Of no other process at any time, as far as anybody can tell. */
+static uint64_t make_key(void)
+{
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    struct {
+        double wall_s, s;
+        int64_t pid;
+    } now = {clock_wall_s(), clock_s(), (int64_t)getpid()};
+    return hash_bytes(&now, sizeof now) ^ hash_bytes(host, sizeof host);
+}
 
 Status ckpt_store_open(const char *root, CkptOptions options, CkptStore **out)
 {
@@ -38,15 +43,24 @@ Status ckpt_store_open(const char *root, CkptOptions options, CkptStore **out)
     TRY(dir_create(root));
     TRY(lock_take(root, &lock));
     commit_clean(root);
-    CkptStore *store = xcalloc(1, sizeof *store);
-    store->root = xstrdup(root);
-    store->lock_fd = lock;
-    store->options = options;
-    if (store->options.keep < MIN_KEEP) store->options.keep = MIN_KEEP;
-    pthread_mutex_init(&store->mutex, NULL);
-    pthread_cond_init(&store->finished, NULL);
-    *out = store;
+    *out = store_create(root, lock, make_key(), options);
     return OK;
+}
+
+Status ckpt_store_join(const char *root, uint64_t key, CkptOptions options, CkptStore **out)
+{
+    if (!dir_exists(root))
+        return fail(ERR_IO, "%s is not there, though the first rank has made it: all ranks need the same file system", root);
+    *out = store_create(root, -1, key, options);
+    return OK;
+}
+
+uint64_t ckpt_store_key(const CkptStore *store) { return store->key; }
+
+void ckpt_store_know(CkptStore *store, int64_t step)
+{
+    CHECK(!ckpt_busy(store));
+    VEC_PUSH(&store->known, step);
 }
 
 static void join_writer(CkptStore *store)
@@ -58,36 +72,37 @@ static void join_writer(CkptStore *store)
 void ckpt_store_close(CkptStore *store)
 {
     if (!store) return;
+    pthread_mutex_lock(&store->mutex);
+    store->closing = true;
+    pthread_cond_broadcast(&store->changed);
+    pthread_mutex_unlock(&store->mutex);
     join_writer(store);
     arena_deinit(&store->arena);
     VEC_FREE(&store->results);
     VEC_FREE(&store->known);
-    pthread_cond_destroy(&store->finished);
+    pthread_cond_destroy(&store->changed);
     pthread_mutex_destroy(&store->mutex);
     free(store->buffer);
     free(store->root);
-    close(store->lock_fd); /* gives the lock back */
+    if (store->lock_fd >= 0) close(store->lock_fd); /* gives the lock back */
     free(store);
 }
 
 /* ---- the snapshot ---------------------------------------------------------------------- */
 
-static size_t list_bytes(const NamedTensor *tensors, int n)
+size_t ckpt_snapshot_bytes(const Tensor *parts, int n)
 {
     size_t bytes = 0;
-    for (int i = 0; i < n; i++) bytes += round_up(tensor_bytes(&tensors[i].tensor), ALIGN);
-    return bytes;
+    for (int i = 0; i < n; i++) bytes += round_up(tensor_bytes(&parts[i]), ALIGN);
+    return round_up(bytes, PAGE);
 }
 
-size_t ckpt_snapshot_bytes(const CkptTensors *t)
-{
-    return list_bytes(t->model, t->n_model) + list_bytes(t->optimizer, t->n_optimizer);
-}
+size_t ckpt_reserved_bytes(const CkptStore *store) { return store->buffer_bytes; }
 
-Status ckpt_reserve(CkptStore *store, const CkptTensors *tensors)
+Status ckpt_reserve(CkptStore *store, const Tensor *parts, int n)
 {
     char need[32], have[32];
-    size_t bytes = round_up(ckpt_snapshot_bytes(tensors), PAGE);
+    size_t bytes = ckpt_snapshot_bytes(parts, n);
     if (ckpt_busy(store))
         return fail(ERR_ARG, "the snapshot buffer cannot change while a save is under way");
     void *buffer = fault_hit("tensor_alloc") ? NULL : aligned_alloc(PAGE, bytes ? bytes : PAGE);
@@ -119,34 +134,33 @@ static Status copy_piece(void *context, int i)
     return OK;
 }
 
-/* The list again, with packed tensors in the buffer from *at on; the copies to make go to `pieces`. */
-static const NamedTensor *shadow(CkptStore *store, const NamedTensor *tensors, int n, size_t *at,
-                                 Pieces *pieces)
+/* The share again, with parts packed in the buffer. */
+static void copy_parts(CkptStore *store, const CkptShare *share)
 {
-    NamedTensor *copies = ARENA_ARRAY(&store->arena, NamedTensor, n);
-    for (int i = 0; i < n; i++) {
-        const Tensor *from = &tensors[i].tensor;
-        copies[i].name = arena_strdup(&store->arena, tensors[i].name);
-        copies[i].tensor = tensor_make((char *)store->buffer + *at, from->dtype, from->shape);
-        *at += round_up(tensor_bytes(from), ALIGN);
+    Tensor *copies = ARENA_ARRAY(&store->arena, Tensor, share->n_parts);
+    Pieces pieces = {0};
+    size_t at = 0;
+    for (int i = 0; i < share->n_parts; i++) {
+        const Tensor *from = &share->parts[i];
+        copies[i] = tensor_make((char *)store->buffer + at, from->dtype, from->shape);
+        at += round_up(tensor_bytes(from), ALIGN);
         int64_t count = tensor_count(from);
         for (int64_t first = 0; first < count; first += PIECE_ELEMENTS)
-            VEC_PUSH(pieces, ((Piece){from, &copies[i].tensor, first,
-                                      min_i64(PIECE_ELEMENTS, count - first)}));
+            VEC_PUSH(&pieces, ((Piece){from, &copies[i], first, min_i64(PIECE_ELEMENTS, count - first)}));
     }
-    return copies;
+    /* copies do not fail */
+    (void)parallel_each((int)pieces.n, parallel_threads(at), copy_piece, &pieces);
+    VEC_FREE(&pieces);
+    store->share.parts = copies;
 }
 
-static void take_snapshot(CkptStore *store, const CkptSave *save)
+/* Takes over what the caller may change afterwards. */
+static void take_save(CkptStore *store, const CkptSave *save)
 {
-    double start = clock_s();
-    size_t at = 0;
-    Pieces pieces = {0};
     arena_deinit(&store->arena);
     store->save = *save;
-    CkptTensors *t = &store->save.tensors;
-    t->model = shadow(store, t->model, t->n_model, &at, &pieces);
-    t->optimizer = shadow(store, t->optimizer, t->n_optimizer, &at, &pieces);
+    store->share = *save->share;
+    store->save.share = &store->share;
     CkptFile *files = ARENA_ARRAY(&store->arena, CkptFile, save->n_files);
     for (int i = 0; i < save->n_files; i++) {
         Bytes bytes = save->files[i].bytes;
@@ -155,43 +169,10 @@ static void take_snapshot(CkptStore *store, const CkptSave *save)
     }
     store->save.files = files;
     store->save.run_json = save->run_json ? arena_strdup(&store->arena, save->run_json) : NULL;
-    /* copies do not fail */
-    (void)parallel_each((int)pieces.n, parallel_threads(at), copy_piece, &pieces);
-    VEC_FREE(&pieces);
-    store->snapshot_s = clock_s() - start;
+    store->n_saves++;
 }
 
 /* ---- saving ---------------------------------------------------------------------------- */
-
-/* A save that failed has cleaned up after itself; what could not be removed then is tried again here. */
-static Status save_now(CkptStore *store, const CkptSave *save, int threads, uint64_t *bytes)
-{
-    Commit commit = {store->root, store->options.shard_bytes, threads};
-    commit_clean(store->root);
-    TRY(commit_save(&commit, save, bytes));
-    VEC_PUSH(&store->known, save->step);
-    if (commit_retain(&commit, store->options.keep, &store->known) != OK)
-        log_warn("old checkpoints stay: %s", status_message());
-    return OK;
-}
-
-/* On one core: training has the others. */
-static void *write_snapshot(void *context)
-{
-    CkptStore *store = context;
-    double start = clock_s();
-    CkptResult result = {.step = store->save.step, .snapshot_s = store->snapshot_s};
-    result.status = save_now(store, &store->save, 1, &result.bytes);
-    if (result.status != OK)
-        snprintf(result.message, sizeof result.message, "%s", status_message());
-    result.write_s = clock_s() - start;
-    pthread_mutex_lock(&store->mutex);
-    VEC_PUSH(&store->results, result);
-    store->busy = false;
-    pthread_cond_broadcast(&store->finished);
-    pthread_mutex_unlock(&store->mutex);
-    return NULL;
-}
 
 static void set_busy(CkptStore *store, bool busy)
 {
@@ -201,18 +182,19 @@ static void set_busy(CkptStore *store, bool busy)
     pthread_mutex_unlock(&store->mutex);
 }
 
-Status ckpt_snapshot(CkptStore *store, const CkptSave *save)
+static Status start(CkptStore *store, const CkptSave *save, bool copy)
 {
+    double begin = clock_s();
     if (ckpt_busy(store))
         return fail(ERR_ARG, "step %lld: the previous checkpoint is still being written",
                     (long long)save->step);
-    if (!store->buffer || ckpt_snapshot_bytes(&save->tensors) > store->buffer_bytes)
-        return fail(ERR_ARG, "step %lld: no snapshot buffer of %zu bytes was reserved",
-                    (long long)save->step, ckpt_snapshot_bytes(&save->tensors));
     join_writer(store);
-    take_snapshot(store, save);
+    take_save(store, save);
+    if (copy) copy_parts(store, save->share);
+    store->snapshot_s = clock_s() - begin;
+    store->threads = copy || save->share->ranks > 1 ? 1 : cpu_count(); /* training has the others, if it goes on */
     set_busy(store, true);
-    int error = pthread_create(&store->thread, NULL, write_snapshot, store);
+    int error = pthread_create(&store->thread, NULL, writer_run, store);
     if (error) {
         set_busy(store, false);
         return fail(ERR_IO, "cannot start the checkpoint writer: %s", strerror(error));
@@ -220,6 +202,17 @@ Status ckpt_snapshot(CkptStore *store, const CkptSave *save)
     store->started = true;
     return OK;
 }
+
+Status ckpt_snapshot(CkptStore *store, const CkptSave *save)
+{
+    size_t bytes = ckpt_snapshot_bytes(save->share->parts, save->share->n_parts);
+    if (!store->buffer || bytes > store->buffer_bytes)
+        return fail(ERR_ARG, "step %lld: no snapshot buffer of %zu bytes was reserved",
+                    (long long)save->step, bytes);
+    return start(store, save, true);
+}
+
+Status ckpt_start(CkptStore *store, const CkptSave *save) { return start(store, save, false); }
 
 bool ckpt_busy(CkptStore *store)
 {
@@ -258,7 +251,7 @@ bool ckpt_poll(CkptStore *store, CkptResult *result)
 bool ckpt_wait(CkptStore *store, CkptResult *result)
 {
     pthread_mutex_lock(&store->mutex);
-    while (store->busy) pthread_cond_wait(&store->finished, &store->mutex);
+    while (store->busy) pthread_cond_wait(&store->changed, &store->mutex);
     bool taken = take_result(store, result);
     pthread_mutex_unlock(&store->mutex);
     return taken;
@@ -266,7 +259,33 @@ bool ckpt_wait(CkptStore *store, CkptResult *result)
 
 Status ckpt_save(CkptStore *store, const CkptSave *save)
 {
-    uint64_t bytes;
     join_writer(store); /* one save at a time */
-    return save_now(store, save, cpu_count(), &bytes);
+    CHECK(save->share->ranks <= 1);
+    take_save(store, save);
+    Status status = writer_save(store, cpu_count());
+    commit_end(&store->commit);
+    return status;
+}
+
+/* ---- a single rank's share ----------------------------------------------------------------- */
+
+static Status whole_tensor(const void *tensors, int i, CkptRunFn fn, void *to)
+{
+    int64_t n = shape_count(&((const CkptTensor *)tensors)[i].shape);
+    return n ? fn(to, &(CkptRun){.part = i, .n = n}) : OK;
+}
+
+CkptShare ckpt_share_whole(Arena *arena, const CkptTensors *t)
+{
+    int n = t->n_model + t->n_optimizer;
+    CkptTensor *tensors = ARENA_ARRAY(arena, CkptTensor, n);
+    Tensor *parts = ARENA_ARRAY(arena, Tensor, n);
+    for (int i = 0; i < n; i++) {
+        bool optimizer = i >= t->n_model;
+        const NamedTensor *from = optimizer ? &t->optimizer[i - t->n_model] : &t->model[i];
+        tensors[i] = (CkptTensor){arena_strdup(arena, from->name), from->tensor.dtype, from->tensor.shape, optimizer};
+        parts[i] = from->tensor;
+    }
+    return (CkptShare){.tensors = tensors, .n_tensors = n, .parts = parts, .n_parts = n, .each_run = whole_tensor,
+                       .context = tensors, .ranks = 1};
 }

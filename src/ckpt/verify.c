@@ -14,6 +14,7 @@ struct Ckpt {
     char *path;
     bool has_manifest;
     Manifest manifest;
+    SumKeys *keys; /* from version 2 on */
     ModelDir *model;
     Safetensors **optimizer;
     int n_optimizer;
@@ -29,6 +30,9 @@ typedef struct Check {
 
 typedef struct Verify {
     const Ckpt *ckpt;
+    bool files;            /* plain files and headers are checked */
+    int tensors, of;       /* and every of-th tensor from this one on; 0: none */
+    int n_tensors;         /* seen */
     VEC(Check) checks;
     VEC(Safetensors *) opened;
 } Verify;
@@ -47,21 +51,29 @@ static Status check_plain(const Check *check)
     return status;
 }
 
-static Status run_check(void *context, int i)
+static Status damaged_tensor(const SafetensorsEntry *entry)
 {
-    const Check *check = &((const Verify *)context)->checks.at[i];
-    if (!check->file) return check_plain(check);
-    Hash128 have;
-    TRY(safetensors_hash(check->file, check->entry, &have));
-    if (same_hash(have, check->want)) return OK;
-    if (!check->entry)
-        return fail(ERR_FORMAT,
-                    "%s is damaged: its header, bytes 0 to %zu, does not match the manifest",
-                    check->path, check->file->header_bytes);
-    unsigned long long from = check->entry->offset, to = from + check->entry->bytes;
+    unsigned long long from = entry->offset, to = from + entry->bytes;
     return fail(ERR_FORMAT,
                 "%s is damaged: tensor %s, bytes %llu to %llu, does not match the manifest",
-                check->path, check->entry->name, from, to);
+                safetensors_path(entry->file), entry->name, from, to);
+}
+
+static Status run_check(void *context, int i)
+{
+    const Verify *v = context;
+    const Check *check = &v->checks.at[i];
+    if (!check->file) return check_plain(check);
+    Hash128 have;
+    if (check->entry && v->ckpt->keys)
+        TRY(safetensors_sum(check->file, check->entry, v->ckpt->keys, &have));
+    else
+        TRY(safetensors_hash(check->file, check->entry, &have));
+    if (same_hash(have, check->want)) return OK;
+    if (check->entry) return damaged_tensor(check->entry);
+    return fail(ERR_FORMAT,
+                "%s is damaged: its header, bytes 0 to %zu, does not match the manifest",
+                check->path, check->file->header_bytes);
 }
 
 /* ---- what must be there ---------------------------------------------------------------- */
@@ -71,14 +83,15 @@ static Status list_tensors(Verify *v, const char *path, const ManifestFile *file
     Safetensors *opened;
     TRY(safetensors_open(path, &opened));
     VEC_PUSH(&v->opened, opened);
-    VEC_PUSH(&v->checks, ((Check){path, opened, NULL, file->header}));
+    if (v->files) VEC_PUSH(&v->checks, ((Check){path, opened, NULL, file->header}));
     if (opened->n != file->n_tensors)
         return fail(ERR_FORMAT, "%s holds %d tensors, the manifest has %d", path, opened->n,
                     file->n_tensors);
     for (int i = 0; i < file->n_tensors; i++) {
         const SafetensorsEntry *entry = safetensors_find(opened, file->tensors[i].name);
         if (!entry) return fail(ERR_FORMAT, "%s has no tensor %s", path, file->tensors[i].name);
-        VEC_PUSH(&v->checks, ((Check){path, opened, entry, file->tensors[i].hash}));
+        if (v->of && v->n_tensors++ % v->of == v->tensors)
+            VEC_PUSH(&v->checks, ((Check){path, opened, entry, file->tensors[i].hash}));
     }
     return OK;
 }
@@ -92,7 +105,7 @@ static Status list_file(Verify *v, Arena *arena, const ManifestFile *file)
         return fail(ERR_FORMAT, "%s has %llu bytes, the manifest says %llu", path,
                     (unsigned long long)bytes, (unsigned long long)file->bytes);
     if (file->tensors) return list_tensors(v, path, file);
-    VEC_PUSH(&v->checks, ((Check){path, NULL, NULL, file->hash}));
+    if (v->files) VEC_PUSH(&v->checks, ((Check){path, NULL, NULL, file->hash}));
     return OK;
 }
 
@@ -108,21 +121,21 @@ static Status check_extra(const Ckpt *ckpt, Arena *arena)
     return OK;
 }
 
-static Status verify(const Ckpt *ckpt, CkptVerify level, int threads)
+/* v->ckpt, files, tensors and of say what. */
+static Status verify(Verify *v, int threads)
 {
-    Verify v = {.ckpt = ckpt};
+    const Ckpt *ckpt = v->ckpt;
     Arena arena = {0};
     Status status = check_extra(ckpt, &arena);
     for (int i = 0; i < ckpt->manifest.n_files && status == OK; i++)
-        status = list_file(&v, &arena, &ckpt->manifest.files[i]);
+        status = list_file(v, &arena, &ckpt->manifest.files[i]);
     uint64_t bytes = 0;
     for (int i = 0; i < ckpt->manifest.n_files; i++) bytes += ckpt->manifest.files[i].bytes;
     if (threads > parallel_threads(bytes)) threads = parallel_threads(bytes);
-    if (status == OK && level == CKPT_VERIFY_HASHES)
-        status = parallel_each((int)v.checks.n, threads, run_check, &v);
-    for (size_t i = 0; i < v.opened.n; i++) safetensors_close(v.opened.at[i]);
-    VEC_FREE(&v.opened);
-    VEC_FREE(&v.checks);
+    if (status == OK) status = parallel_each((int)v->checks.n, threads, run_check, v);
+    for (size_t i = 0; i < v->opened.n; i++) safetensors_close(v->opened.at[i]);
+    VEC_FREE(&v->opened);
+    VEC_FREE(&v->checks);
     arena_deinit(&arena);
     return status;
 }
@@ -164,7 +177,9 @@ static Status open_parts(Ckpt *ckpt, CkptVerify level, int threads)
     if (ckpt->has_manifest) {
         TRY(manifest_read(&ckpt->arena, manifest, &ckpt->manifest));
         TRY(check_step(ckpt));
-        TRY(verify(ckpt, level, threads));
+        if (ckpt->manifest.version >= MANIFEST_SUMS) ckpt->keys = sum_keys_create();
+        Verify v = {.ckpt = ckpt, .files = level != CKPT_VERIFY_SIZES, .of = level == CKPT_VERIFY_HASHES};
+        TRY(verify(&v, threads));
         TRY(open_optimizer(ckpt));
     }
     return modeldir_open(ckpt->path, &ckpt->model);
@@ -194,6 +209,7 @@ void ckpt_close(Ckpt *ckpt)
     for (int i = 0; i < ckpt->n_optimizer; i++) safetensors_close(ckpt->optimizer[i]);
     free(ckpt->optimizer);
     modeldir_close(ckpt->model);
+    sum_keys_destroy(ckpt->keys);
     free(ckpt->path);
     arena_deinit(&ckpt->arena);
     free(ckpt);
@@ -257,4 +273,51 @@ Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors)
     TRY(tensors_match(optimizer, tensors->optimizer, tensors->n_optimizer));
     TRY(tensors_load(model, tensors->model, tensors->n_model));
     return tensors_load(optimizer, tensors->optimizer, tensors->n_optimizer);
+}
+
+/* ---- reading by many ranks ---------------------------------------------------------------- */
+
+/* In pieces that stay in the cache between copying, summing and converting. */
+static Status read_piece(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int64_t n, DType to,
+                         void *raw, void *out, CkptTally *tally)
+{
+    TRY(safetensors_read(e, first, n, e->dtype, raw));
+    if (ckpt->keys) tally_add(ckpt->keys, tally, first, n, e->dtype, raw);
+    return raw == out ? OK : dtype_convert(e->dtype, raw, to, out, n);
+}
+
+Status ckpt_read(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int64_t n, DType to,
+                 void *out, CkptTally *tally)
+{
+    enum { PIECE = 1 << 16 };
+    bool same = e->dtype == to;
+    void *raw = same || e->dtype == DTYPE_COUNT ? NULL : xmalloc((size_t)min_i64(n, PIECE) * dtype_bytes(e->dtype) + 1);
+    Status status = OK;
+    for (int64_t done = 0; done < n && status == OK; done += PIECE) {
+        char *at = (char *)out + (size_t)done * dtype_bytes(to);
+        status = read_piece(ckpt, e, first + done, min_i64(n - done, PIECE), to, same ? at : raw, at, tally);
+    }
+    free(raw);
+    return status;
+}
+
+Status ckpt_check_tally(const Ckpt *ckpt, const SafetensorsEntry *e, const CkptTally *total)
+{
+    if (!ckpt->keys) return OK; /* then ckpt_verify_share has looked at every byte */
+    uint64_t count = (uint64_t)shape_count(&e->shape), times = count ? total->n / count : 0;
+    TRY(tally_check(total, times, count, e->name));
+    const ManifestFile *file = manifest_find(&ckpt->manifest, path_base(safetensors_path(e->file)));
+    const ManifestTensor *tensor = file ? manifest_tensor(file, e->name) : NULL;
+    CHECK(tensor != NULL); /* the manifest and the files were compared when it was opened */
+    bool good = tensor->hash.low * times == total->sum[0] && tensor->hash.high * times == total->sum[1];
+    return good ? OK : damaged_tensor(e);
+}
+
+bool ckpt_has_sums(const Ckpt *ckpt) { return ckpt->keys != NULL; }
+
+Status ckpt_verify_share(const Ckpt *ckpt, int rank, int ranks)
+{
+    if (!ckpt->has_manifest) return OK;
+    Verify v = {.ckpt = ckpt, .tensors = rank, .of = ranks};
+    return verify(&v, cpu_count());
 }

@@ -61,6 +61,8 @@ typedef struct StateRun {
 typedef Status (*StateRunFn)(void *context, const StateRun *run);
 /* Calls fn for every run of the entry, in the order of local elements. Padding of flat parts is in no run. */
 Status store_each_run(const Store *store, int entry, StateRunFn fn, void *context);
+/* The same for one part, and of it what lies in elements first .. first+n-1 of the entry. */
+Status store_each_part_run(const Store *store, int entry, int part, int64_t first, int64_t n, StateRunFn fn, void *context);
 size_t store_role_bytes(const Store *store, StateRole role);
 const char *state_role_name(StateRole role);
 

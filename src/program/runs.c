@@ -58,11 +58,12 @@ static int64_t run_at(const Walk *w, const StatePart *part, int dim, int64_t at,
     return left * inner - at % inner;
 }
 
-static Status walk_part(const Walk *w, int k, StateRunFn fn, void *context)
+/* Of part k, what lies in local elements lo .. hi-1. */
+static Status walk_part(const Walk *w, int k, int64_t lo, int64_t hi, StateRunFn fn, void *context)
 {
     const StatePart *part = &w->entry->part[k];
     int64_t begin = (int64_t)(part->offset_bytes / dtype_bytes(w->entry->dtype)), count = shape_count(&part->shape);
-    int64_t first = max_i64(w->flat_first - begin, 0), end = min_i64(w->flat_first + w->flat_n - begin, count);
+    int64_t first = max_i64(w->flat_first + lo - begin, 0), end = min_i64(w->flat_first + hi - begin, count);
     int dim = last_cut(part);
     for (int64_t at = first; at < end;) {
         StateRun run = {.part = k, .local = begin + at - w->flat_first, .global = at, .n = end - at};
@@ -73,10 +74,16 @@ static Status walk_part(const Walk *w, int k, StateRunFn fn, void *context)
     return OK;
 }
 
-Status store_each_run(const Store *store, int entry, StateRunFn fn, void *context)
+Status store_each_part_run(const Store *store, int entry, int part, int64_t first, int64_t n, StateRunFn fn, void *context)
 {
     Walk w = {.entry = &store->entry[entry], .mesh = &store->mesh};
     find_flat_range(&w);
-    for (int k = 0; k < w.entry->n_parts; k++) TRY(walk_part(&w, k, fn, context));
+    return walk_part(&w, part, first, min_i64(first + n, w.flat_n), fn, context);
+}
+
+Status store_each_run(const Store *store, int entry, StateRunFn fn, void *context)
+{
+    int64_t all = shape_count(&store->entry[entry].shape);
+    for (int k = 0; k < store->entry[entry].n_parts; k++) TRY(store_each_part_run(store, entry, k, 0, all, fn, context));
     return OK;
 }

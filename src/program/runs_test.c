@@ -54,7 +54,10 @@ static void check(bool experts, int dim, int tp, int fsdp)
         store.mesh = mesh_at(&store.mesh, r);
         Seen seen = {.entry = &e, .times = {times[0], n_parts > 1 ? times[1] : NULL}, .n_local = each};
         seen.filled = calloc((size_t)each, sizeof(bool));
-        assert_int_equal(store_each_run(&store, 0, see, &seen), OK);
+        /* all at once, or in ranges of local elements */
+        if (r % 2 == 0) assert_int_equal(store_each_run(&store, 0, see, &seen), OK);
+        for (int64_t lo = 0, n = each / 3 + 1; r % 2 && lo < each; lo += n)
+            for (int k = 0; k < n_parts; k++) assert_int_equal(store_each_part_run(&store, 0, k, lo, n, see, &seen), OK);
         free(seen.filled);
     }
     for (int k = 0; k < n_parts; k++) {

@@ -99,6 +99,8 @@ typedef struct RunCheckpoint {
     int64_t every, keep;
     double minutes;
     bool async;
+    int64_t memory_every; /* steps between copies in memory; 0: none */
+    const char *memory_dir;
 } RunCheckpoint;
 
 typedef struct RunLog {

@@ -116,6 +116,9 @@ static const Setting settings[] = {
           "also after this time since the last one; 0: no"),
     INT("checkpoint.keep", "checkpoints", 1, 1e6, "3", checkpoint.keep, "how many of the newest stay"),
     BOOL("checkpoint.async", "true", checkpoint.async, "written by a thread of its own while training goes on"),
+    INT("checkpoint.memory_every", "steps", 0, 1e12, "0", checkpoint.memory_every,
+        "steps between copies in the memory of this host and another, for ranks that are lost; 0: none"),
+    TEXT("checkpoint.memory_dir", "/dev/shm", checkpoint.memory_dir, "a memory file system, where these copies lie"),
 
     INT("log.every", "steps", 1, 1e9, "1", log.every, "steps between lines of metrics.jsonl"),
     BOOL("log.tensorboard", "true", log.tensorboard, "write event files for TensorBoard too"),

@@ -6,7 +6,7 @@
 size_t trainer_total_bytes(const Trainer *t)
 {
     MemoryPlan plan = session_plan(t->programs.store, t->programs.at, t->programs.n);
-    return plan.total_bytes + t->snapshot_bytes + t->prefetch_bytes;
+    return plan.total_bytes + t->snapshot_bytes + trainer_copies_bytes(t) + t->prefetch_bytes;
 }
 
 static size_t role(const Trainer *t, StateRole which) { return store_role_bytes(t->programs.store, which); }
@@ -30,6 +30,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     line(out, "step inputs", plan.io_bytes);
     line(out, "prefetched batches", t->prefetch_bytes);
     line(out, "checkpoint snapshot", t->snapshot_bytes);
+    line(out, "copies in memory", trainer_copies_bytes(t));
     line(out, "total", trainer_total_bytes(t));
     str_add(out, "largest at the peak of a step\n");
     const Program *step = t->programs.at[0];
@@ -41,7 +42,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
 typedef struct Remedy {
     const char *text;
     StepOptions options;
-    bool no_snapshot;
+    bool no_snapshot, no_copies;
 } Remedy;
 
 static size_t needed_with(Trainer *t, const Remedy *r)
@@ -50,6 +51,7 @@ static size_t needed_with(Trainer *t, const Remedy *r)
     if (step_programs_build(&t->model, &r->options, device_target(t->device), &p) != OK) return SIZE_MAX;
     size_t bytes = session_plan(p.store, p.at, p.n).total_bytes + t->prefetch_bytes;
     if (!r->no_snapshot) bytes += t->snapshot_bytes;
+    if (!r->no_copies) bytes += trainer_copies_bytes(t);
     step_programs_destroy(&p);
     return bytes;
 }
@@ -67,6 +69,7 @@ static const char *find_remedy(Trainer *t, size_t limit)
         join = " ";                                                                                \
         if (needed_with(t, &r) <= limit) goto found;                                               \
     } while (0)
+    if (trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
     if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
     if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking) ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false), "parallel.overlap=false");
     if (r.options.recompute != RECOMPUTE_FULL) ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
@@ -99,21 +102,10 @@ static Status check_fits(Trainer *t)
 }
 
 /* Sizes alone: the snapshot is reserved once the session is there. */
-static size_t snapshot_bytes(const Trainer *t)
+static size_t snapshot_bytes(Trainer *t)
 {
-    bool several = mesh_ranks(&t->layout.mesh) > 1; /* the first rank gathers all to save it */
-    if (several ? t->rank > 0 : !t->config->checkpoint.async) return 0;
-    const Store *store = t->programs.store;
-    VEC(NamedTensor) list = {0};
-    for (int i = 0; i < store->n_entries; i++) {
-        const StateEntry *e = &store->entry[i];
-        bool saved = e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M || e->role == STATE_ADAM_V;
-        for (int k = 0; saved && k < e->n_parts; k++)
-            VEC_PUSH(&list, ((NamedTensor){e->part[k].name, tensor_make(NULL, e->dtype, e->part[k].whole)}));
-    }
-    size_t bytes = ckpt_snapshot_bytes(&(CkptTensors){.model = list.at, .n_model = (int)list.n});
-    VEC_FREE(&list);
-    return bytes;
+    trainer_list_parts(t);
+    return t->config->checkpoint.async ? ckpt_snapshot_bytes(t->saved.part, t->saved.n) : 0;
 }
 
 Status trainer_setup_programs(Trainer *t)
@@ -137,6 +129,7 @@ Status trainer_setup_programs(Trainer *t)
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
     t->snapshot_bytes = snapshot_bytes(t);
+    TRY(trainer_plan_copies(t));
     TRY(trainer_check_from(t));
     return check_fits(t);
 }

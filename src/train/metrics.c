@@ -144,16 +144,38 @@ static void add_text(Str *s, const char *text)
     str_add(s, "\"");
 }
 
+static void begin_event(Str *line, const char *kind, int64_t step)
+{
+    str_printf(line, "{\"event\": \"%s\", \"step\": %lld, \"time\": %.3f", kind, (long long)step, clock_wall_s());
+}
+
+static void end_event(Metrics *m, Str *line, const char *text)
+{
+    str_add(line, ", \"text\": ");
+    add_text(line, text);
+    str_add(line, "}\n");
+    write_line(m, line);
+    str_deinit(line);
+}
+
 void metrics_event(Metrics *m, const char *kind, int64_t step, const char *text)
 {
     if (!m) return;
     Str line = {0};
-    str_printf(&line, "{\"event\": \"%s\", \"step\": %lld, \"time\": %.3f, \"text\": ", kind, (long long)step,
-               clock_wall_s());
-    add_text(&line, text);
-    str_add(&line, "}\n");
-    write_line(m, &line);
-    str_deinit(&line);
+    begin_event(&line, kind, step);
+    end_event(m, &line, text);
+}
+
+void metrics_save(Metrics *m, const SaveMetrics *s, const char *text)
+{
+    if (!m) return;
+    Str line = {0};
+    begin_event(&line, "checkpoint", s->step);
+    str_printf(&line, ", \"bytes\": %llu", (unsigned long long)s->bytes);
+    add_number(&line, "write_s", s->write_s);
+    add_number(&line, "stall_s", s->stall_s);
+    add_number(&line, "interval_s", s->interval_s);
+    end_event(m, &line, text);
 }
 
 void metrics_close(Metrics *m)

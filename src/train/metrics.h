@@ -18,6 +18,15 @@ typedef struct StepMetrics {
     double exposed_s[COMM_KINDS];
 } StepMetrics;
 
+/* A checkpoint that is on the disk. */
+typedef struct SaveMetrics {
+    int64_t step;
+    uint64_t bytes;
+    double write_s;    /* from the snapshot until it was durable */
+    double stall_s;    /* for which the step loop was held */
+    double interval_s; /* since the save before began, or the loop */
+} SaveMetrics;
+
 typedef struct Metrics Metrics;
 /* Opens (and continues) dir/metrics.jsonl and, if wanted, dir/tensorboard/. Never fails: see above. */
 Metrics *metrics_open(const char *dir, bool tensorboard, int64_t first_step);
@@ -25,6 +34,9 @@ Metrics *metrics_open(const char *dir, bool tensorboard, int64_t first_step);
 void metrics_step(Metrics *m, const StepMetrics *s);
 /* {"event": kind, "step": step, "time": ..., "text": text} */
 void metrics_event(Metrics *metrics, const char *kind, int64_t step, const char *text);
+/* {"event": "checkpoint", "step": ..., "time": ..., "bytes": ..., "write_s": ..., "stall_s": ..., "interval_s": ...,
+ * "text": text} */
+void metrics_save(Metrics *metrics, const SaveMetrics *s, const char *text);
 void metrics_close(Metrics *metrics);
 
 /* TensorBoard's file format (ecosystem facts 3.4): records with masked CRC-32C around protobuf events. */

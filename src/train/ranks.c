@@ -133,6 +133,24 @@ Status trainer_any(Trainer *t, bool *flag)
     return OK;
 }
 
+Status trainer_accord(Trainer *t, Status mine)
+{
+    struct {
+        int32_t status;
+        char sentence[1020];
+    } first = {.status = (int32_t)mine};
+    if (!t->world) return mine;
+    int32_t who = mine == OK ? 0 : comm_size(t->world) - t->rank; /* the largest is the lowest rank's: its word is taken */
+    snprintf(first.sentence, sizeof first.sentence, "%s", mine == OK ? "" : status_message());
+    TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .reduce = COMM_MAX, .send = &who, .recv = &who,
+                                     .count = 1, .node = "agreement"}));
+    if (who == 0) return OK;
+    TRY(comm_run(t->world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_U8, .send = &first, .recv = &first, .count = sizeof first,
+                                     .peer = comm_size(t->world) - who, .node = "agreement"}));
+    first.sentence[sizeof first.sentence - 1] = 0;
+    return fail((Status)first.status, "%s", first.sentence);
+}
+
 /* ---- a rank's share of a batch ------------------------------------------------------------------------------ */
 
 /* Columns of the sequence that a context-parallel rank has: one block from the beginning and one from the end. */

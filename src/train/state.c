@@ -1,4 +1,4 @@
-/* What a run keeps across steps, and its way to the disk and back. */
+/* What a run keeps across steps, and where it comes from: a checkpoint, a directory of weights, or nothing. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,13 +27,7 @@ static NamedTensor *list_roles(Trainer *t, unsigned roles, const char *prefix, i
     return copy;
 }
 
-/* Expert biases are no part of the published architecture: in the model's files they would make other
- * programs complain, so they lie with the moments. */
-void trainer_list_state(Trainer *t)
-{
-    t->weights = list_roles(t, 1u << STATE_PARAM, t->model.weight_prefix, &t->n_weights);
-    t->others = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER, "", &t->n_others);
-}
+void trainer_list_weights(Trainer *t) { t->weights = list_roles(t, 1u << STATE_PARAM, "", &t->n_weights); }
 
 /* ---- load ------------------------------------------------------------------------------------------------ */
 
@@ -45,7 +39,7 @@ static double number(const json_t *json, const char *key, double otherwise)
 }
 
 /* That all ranks compute at once: the router's losses are means over them. */
-static int64_t sequences_together(const Trainer *t) { return t->micro_batch * mesh_data_ranks(&t->layout.mesh); }
+int64_t trainer_sequences_together(const Trainer *t) { return t->micro_batch * mesh_data_ranks(&t->layout.mesh); }
 
 /* What must be the same for the same bits to follow; a difference is said, not refused. */
 static void compare_settings(const Trainer *t, const json_t *run)
@@ -61,7 +55,7 @@ static void compare_settings(const Trainer *t, const json_t *run)
             log_warn("train.%s was %.0f when the checkpoint was written and is %.0f now; the data order changes", list[i].key,
                      was, list[i].now);
     }
-    double together = (double)sequences_together(t), was = number(run, "sequences_together", together);
+    double together = (double)trainer_sequences_together(t), was = number(run, "sequences_together", together);
     if (was != together && t->model.n_experts > 0 && t->config->train.balance == RUN_BALANCE_AUX)
         log_warn("the router's balancing loss was a mean over %.0f sequences when the checkpoint was written and is over %.0f now; "
                  "train.micro_batch=%.0f would keep it", was, together, was * (double)t->micro_batch / together);
@@ -80,67 +74,209 @@ static NamedTensor *join_lists(Trainer *t, const NamedTensor *a, int n_a, const 
 static Status read_weight(const void *source, const StateEntry *entry, const StatePart *part, const StateRun *run, void *out)
 {
     const Weight *w = weights_find(source, part->name);
+    if (!w && entry->role == STATE_BUFFER) return OK; /* published models balance otherwise: biases begin at zero */
     if (!w) return fail(ERR_FORMAT, "%s has no %s", weights_path(source), part->name);
     if (!shape_equal(&w->shape, &part->whole)) return fail(ERR_SHAPE, "%s of %s has another shape", part->name, weights_path(source));
     return weights_read_range(w, run->global, run->n, entry->dtype, out);
 }
 
-static Status read_beside(const void *source, const StateEntry *entry, const StatePart *part, const StateRun *run, void *out)
+/* ---- a checkpoint ------------------------------------------------------------------------------------------ */
+
+/* Biases of before they lay with the moments are in the model's files. */
+static const SafetensorsEntry *find_saved(const Ckpt *ckpt, const CkptTensor *tensor)
 {
-    const SafetensorsEntry *e = ckpt_optimizer_find(source, part->name);
-    if (!e) return fail(ERR_FORMAT, "%s has no %s", ckpt_path(source), part->name);
-    if (!shape_equal(&e->shape, &part->whole)) return fail(ERR_SHAPE, "%s of %s has another shape", part->name, ckpt_path(source));
-    return safetensors_read(e, run->global, run->n, entry->dtype, out);
+    const SafetensorsEntry *e = tensor->optimizer ? ckpt_optimizer_find(ckpt, tensor->name) : modeldir_find(ckpt_model(ckpt), tensor->name);
+    return e || !tensor->optimizer ? e : ckpt_model_find(ckpt, tensor->name);
 }
 
-enum { BESIDE = 1u << STATE_ADAM_M | 1u << STATE_ADAM_V | 1u << STATE_BUFFER };
-
-static Status load_shares(Trainer *t, const Ckpt *ckpt)
+/* Its hashes are good by now: what does not fit is another model's. */
+static Status match(const Trainer *t, const Ckpt *ckpt)
 {
-    Weights *weights;
-    TRY(weights_open(ckpt_path(ckpt), CKPT_VERIFY_SIZES, &weights));
-    Status status = trainer_load_runs(t, 1u << STATE_PARAM, read_weight, weights);
-    weights_close(weights);
-    TRY(status);
-    return trainer_load_runs(t, BESIDE, read_beside, ckpt);
-}
-
-static Status load_whole(Trainer *t, const Ckpt *ckpt)
-{
-    int n_biases;
-    CkptTensors all = {0}; /* biases are looked up as the model's: an older checkpoint has them there */
-    const NamedTensor *biases = list_roles(t, 1u << STATE_BUFFER, "", &n_biases);
-    all.model = join_lists(t, t->weights, t->n_weights, biases, n_biases);
-    all.n_model = t->n_weights + n_biases;
-    all.optimizer = list_roles(t, 1u << STATE_ADAM_M | 1u << STATE_ADAM_V, "", &all.n_optimizer);
-    return ckpt_load(ckpt, &all);
-}
-
-static Status resume(Trainer *t, Ckpt *ckpt)
-{
-    json_t *run = json_loads(ckpt_run_json(ckpt), JSON_REJECT_DUPLICATES, NULL);
-    if (!run) return fail(ERR_FORMAT, "%s: the manifest's run object is not JSON", ckpt_path(ckpt));
-    Status status = t->world ? load_shares(t, ckpt) : load_whole(t, ckpt);
-    if (status == ERR_SHAPE || status == ERR_FORMAT) /* its hashes were good: it is another model's */
-        status = fail(ERR_REFUSED, "%s; the run file's model is not the one of this run: give the run another name, or set the model back",
-                      status_message());
-    if (status == OK) {
-        t->step = ckpt_step(ckpt);
-        t->tokens = (int64_t)number(run, "tokens", 0);
-        t->steps = (int64_t)number(run, "steps", (double)t->steps);
-        if (t->config->train.minutes == 0) t->steps = t->config->train.steps; /* the user may have changed it */
-        t->bad_steps.mean_loss = number(run, "mean_loss", 0);
-        t->bad_steps.n_good = (int64_t)number(run, "good_steps", 0);
-        t->bad_steps.n_skipped = (int64_t)number(run, "skipped_steps", 0);
-        t->bad_steps.n_in_a_row = (int64_t)number(run, "skipped_in_a_row", 0);
-        compare_settings(t, run);
-        t->resumed = true;
-        log_info("resuming after step %lld from %s", (long long)t->step, ckpt_path(ckpt));
+    char have[SHAPE_TEXT], want[SHAPE_TEXT];
+    int n_model = 0;
+    for (int i = 0; i < t->saved.share.n_tensors; i++) {
+        const CkptTensor *tensor = &t->saved.share.tensors[i];
+        const SafetensorsEntry *e = find_saved(ckpt, tensor);
+        n_model += !tensor->optimizer;
+        if (e && shape_equal(&e->shape, &tensor->shape)) continue;
+        const char *remedy = "the run file's model is not the one of this run: give the run another name, or set the model back";
+        if (!e) return fail(ERR_REFUSED, "%s has no tensor %s; %s", ckpt_path(ckpt), tensor->name, remedy);
+        return fail(ERR_REFUSED, "%s: tensor %s is [%s], but [%s] is needed; %s", safetensors_path(e->file), tensor->name,
+                    shape_text(&e->shape, have), shape_text(&tensor->shape, want), remedy);
     }
+    int unused = modeldir_count(ckpt_model(ckpt)) - n_model;
+    if (unused > 0) log_warn("%s holds %d tensors that are not used", ckpt_path(ckpt), unused);
+    return OK;
+}
+
+typedef struct Loading {
+    Trainer *t;
+    const Ckpt *ckpt;
+    CkptTally *tally; /* of each tensor: what this rank has read of it */
+} Loading;
+
+typedef struct LoadingRuns {
+    const Ckpt *ckpt;
+    const SafetensorsEntry *from;
+    const StateEntry *entry;
+    char *data;
+    CkptTally *tally;
+} LoadingRuns;
+
+static Status load_run(void *context, const StateRun *run)
+{
+    const LoadingRuns *l = context;
+    void *out = l->data + (size_t)run->local * dtype_bytes(l->entry->dtype);
+    return ckpt_read(l->ckpt, l->from, run->global, run->n, l->entry->dtype, out, l->tally);
+}
+
+/* The runs of a tensor that this rank holds, and no others. */
+static Status load_tensor(void *context, int i)
+{
+    const Loading *l = context;
+    const Saved *s = &l->t->saved;
+    SavedPlace place = s->place[i];
+    if (place.saved < 0) return OK;
+    int entry = s->entry[place.saved].entry;
+    const Store *store = l->t->programs.store;
+    LoadingRuns runs = {.ckpt = l->ckpt, .from = find_saved(l->ckpt, &s->share.tensors[i]), .entry = &store->entry[entry],
+                        .data = session_state(l->t->session, entry).data, .tally = &l->tally[i]};
+    return store_each_part_run(store, entry, place.part, 0, shape_count(&runs.entry->shape), load_run, &runs);
+}
+
+/* Every rank sums what it reads; all sums together are those of the manifest, times the ranks that hold the same. */
+static Status load_tensors(Trainer *t, const Ckpt *ckpt)
+{
+    const CkptShare *share = &t->saved.share;
+    CkptTally *tally = xcalloc((size_t)share->n_tensors + 1, sizeof *tally);
+    Loading l = {t, ckpt, tally};
+    int threads = parallel_threads(t->programs.store->bytes), most = device_target(t->device).threads;
+    Status status = ckpt_has_sums(ckpt) ? OK : ckpt_verify_share(ckpt, t->rank, share->ranks);
+    if (status == OK) status = parallel_each(share->n_tensors, threads < most ? threads : most, load_tensor, &l);
+    status = trainer_accord(t, status);
+    if (status == OK) status = trainer_sum_tallies(t, tally, share->n_tensors);
+    for (int i = 0; i < share->n_tensors && status == OK; i++)
+        status = ckpt_check_tally(ckpt, find_saved(ckpt, &share->tensors[i]), &tally[i]);
+    free(tally);
+    return status;
+}
+
+/* What else the next step depends on: the text that a save or a copy in memory holds. */
+static Status take_run(Trainer *t, const char *text, const char *from)
+{
+    json_t *run = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    if (!run) return fail(ERR_FORMAT, "%s: the state of the run is not JSON", from);
+    t->tokens = (int64_t)number(run, "tokens", 0);
+    t->steps = (int64_t)number(run, "steps", (double)t->steps);
+    if (t->config->train.minutes == 0) t->steps = t->config->train.steps; /* the user may have changed it */
+    t->bad_steps.mean_loss = number(run, "mean_loss", 0);
+    t->bad_steps.n_good = (int64_t)number(run, "good_steps", 0);
+    t->bad_steps.n_skipped = (int64_t)number(run, "skipped_steps", 0);
+    t->bad_steps.n_in_a_row = (int64_t)number(run, "skipped_in_a_row", 0);
+    compare_settings(t, run);
+    t->resumed = true;
     json_decref(run);
-    TRY(status);
+    log_info("resuming after step %lld from %s", (long long)t->step, from);
     return session_refresh_copies(t->session);
 }
+
+static Status take_checkpoint(Trainer *t, const Ckpt *ckpt)
+{
+    t->step = ckpt_step(ckpt);
+    ckpt_store_know(t->store, t->step);
+    return take_run(t, ckpt_run_json(ckpt), ckpt_path(ckpt));
+}
+
+/* Of each file the first rank looks at all but the tensors' bytes; those who hold them look at these. */
+static Status open_candidate(Trainer *t, const char *path, Ckpt **ckpt)
+{
+    *ckpt = NULL;
+    Status status = ckpt_open(path, t->rank == 0 ? CKPT_VERIFY_FILES : CKPT_VERIFY_SIZES, ckpt);
+    if (status == OK && !ckpt_has_manifest(*ckpt)) status = fail(ERR_FORMAT, "%s has no manifest", path);
+    return trainer_accord(t, status);
+}
+
+/* ERR_REFUSED and ERR_COMM end the search, on all ranks. */
+static Status try_candidate(Trainer *t, const char *path)
+{
+    Ckpt *ckpt;
+    Status status = open_candidate(t, path, &ckpt);
+    if (status == OK) status = trainer_accord(t, match(t, ckpt));
+    if (status == OK) status = load_tensors(t, ckpt);
+    if (status == OK) status = trainer_accord(t, take_checkpoint(t, ckpt));
+    ckpt_close(ckpt);
+    return status;
+}
+
+/* The steps to try, as the first rank finds them. */
+static Status list_candidates(Trainer *t, Arena *arena, int64_t **steps, int *n)
+{
+    int64_t count = 0;
+    *n = 0;
+    Status status = t->rank == 0 ? ckpt_candidates(arena, t->ckpt_dir, steps, n) : OK;
+    TRY(trainer_accord(t, status));
+    count = *n;
+    TRY(trainer_agree(t, &count));
+    *n = (int)count;
+    if (t->rank > 0) *steps = ARENA_ARRAY(arena, int64_t, *n + 1);
+    if (!t->world || *n == 0) return OK;
+    return comm_run(t->world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_I64, .send = *steps, .recv = *steps, .count = *n, .node = "checkpoint"});
+}
+
+/* The newest good checkpoint, the same one on all ranks: what one of them finds damaged none uses. */
+static Status resume_from_disk(Trainer *t, const int64_t *steps, int n, bool *found)
+{
+    Arena arena = {0};
+    Status status = OK;
+    for (int i = 0; i < n && status == OK && !*found; i++) {
+        const char *path = ckpt_step_path(&arena, t->ckpt_dir, steps[i]);
+        Status tried = try_candidate(t, path);
+        *found = tried == OK;
+        if (*found && i > 0) log_warn("going on from %s instead", path);
+        if (tried == ERR_REFUSED || tried == ERR_COMM) status = tried;
+        if (tried != OK) log_warn("checkpoint %s is not used: %s", path, status_message());
+    }
+    if (status == OK && n > 0 && !*found)
+        status = fail(ERR_FORMAT, "%s: none of its %d checkpoints is good; the newest: %s", t->ckpt_dir, n, status_message());
+    arena_deinit(&arena);
+    return status;
+}
+
+/* What the hosts hold in memory, where that is newer than what is on the disk. */
+static Status resume_from_memory(Trainer *t, int64_t step)
+{
+    char *json = NULL;
+    Status status = trainer_restore_copies(t, &json);
+    if (status == OK) {
+        t->step = step;
+        status = trainer_accord(t, take_run(t, json, "copies in memory"));
+    }
+    if (status != OK) log_warn("copies in memory of step %lld are not used: %s", (long long)step, status_message());
+    return status;
+}
+
+static Status resume(Trainer *t, bool *found)
+{
+    Arena arena = {0};
+    int64_t *steps = NULL, in_memory = -1;
+    int n = 0;
+    *found = false;
+    Status status = trainer_find_copies(t, &in_memory);
+    if (status == OK) status = list_candidates(t, &arena, &steps, &n);
+    if (status == OK && in_memory > (n > 0 ? steps[0] : -1)) {
+        Status tried = resume_from_memory(t, in_memory);
+        *found = tried == OK;
+        if (tried == ERR_COMM) status = tried;
+    }
+    trainer_forget_copies(t);
+    bool from_memory = *found;
+    if (status == OK && !*found) status = resume_from_disk(t, steps, n, found);
+    arena_deinit(&arena);
+    TRY(status);
+    return trainer_accord(t, trainer_open_copies(t, from_memory ? in_memory : -1));
+}
+
+/* ---- a directory of weights ---------------------------------------------------------------------------------- */
 
 /* Weights, and the expert biases if the directory has them: published models balance otherwise, and begin with
  * biases of zero. */
@@ -170,14 +306,24 @@ Status trainer_check_from(Trainer *t)
     return OK;
 }
 
+/* Several ranks share out the checking of a checkpoint, and each reads what it holds. */
+static Status load_share_from(Trainer *t, const Weights *from)
+{
+    const Ckpt *ckpt = weights_ckpt(from);
+    Status status = ckpt ? ckpt_verify_share(ckpt, t->rank, comm_size(t->world)) : OK;
+    if (status == OK) status = trainer_load_runs(t, 1u << STATE_PARAM | 1u << STATE_BUFFER, read_weight, from);
+    return trainer_accord(t, status);
+}
+
 static Status start_from(Trainer *t)
 {
     Weights *from;
     int n;
-    TRY_AS(weights_open(t->config->model.from, CKPT_VERIFY_HASHES, &from), "model.from");
+    CkptVerify verify = !t->world ? CKPT_VERIFY_HASHES : t->rank == 0 ? CKPT_VERIFY_FILES : CKPT_VERIFY_SIZES;
+    TRY_AS(weights_open(t->config->model.from, verify, &from), "model.from");
     Status status;
     if (t->world) {
-        status = trainer_load_runs(t, 1u << STATE_PARAM, read_weight, from);
+        status = load_share_from(t, from);
     } else {
         const NamedTensor *wanted = list_from(t, from, &n);
         status = weights_load(from, wanted, n);
@@ -188,148 +334,11 @@ static Status start_from(Trainer *t)
     return session_refresh_copies(t->session);
 }
 
-/* The newest good checkpoint. The first rank finds and verifies it; the others open the same. */
-static Status find_checkpoint(Trainer *t, Ckpt **found)
-{
-    char path[4096] = "";
-    Status status = OK;
-    *found = NULL;
-    if (t->rank == 0) {
-        status = ckpt_find(t->ckpt_dir, found);
-        if (status == OK && *found) snprintf(path, sizeof path, "%s", ckpt_path(*found));
-    }
-    if (!t->world || status != OK) return status;
-    TRY(comm_run(t->world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_U8, .send = path, .recv = path, .count = sizeof path, .node = "checkpoint"}));
-    return t->rank > 0 && *path ? ckpt_open(path, CKPT_VERIFY_SIZES, found) : OK;
-}
-
 Status trainer_load_or_init(Trainer *t)
 {
-    Ckpt *found;
-    TRY(find_checkpoint(t, &found));
-    if (found) {
-        Status status = resume(t, found);
-        ckpt_close(found);
-        return status;
-    }
+    bool found;
+    TRY(resume(t, &found));
+    if (found) return OK;
     if (*t->config->model.from) return start_from(t);
     return session_init_weights(t->session, (uint64_t)t->config->train.seed);
-}
-
-/* ---- save ------------------------------------------------------------------------------------------------ */
-
-static char *run_json(const Trainer *t)
-{
-    const RunTrain *r = &t->config->train;
-    json_t *json = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:s}", "step", (json_int_t)t->step, "steps",
-                             (json_int_t)t->steps, "tokens", (json_int_t)t->tokens, "seed", (json_int_t)r->seed, "batch",
-                             (json_int_t)r->batch, "seq", (json_int_t)r->seq, "mean_loss", t->bad_steps.mean_loss,
-                             "good_steps", (json_int_t)t->bad_steps.n_good, "skipped_steps",
-                             (json_int_t)t->bad_steps.n_skipped, "skipped_in_a_row", (json_int_t)t->bad_steps.n_in_a_row,
-                             "precision", dtype_name(t->dtype));
-    json_object_set_new(json, "sequences_together", json_integer(sequences_together(t)));
-    char *text = json_dumps(json, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
-    json_decref(json);
-    return text;
-}
-
-static void report(Trainer *t, const CkptResult *r)
-{
-    char bytes[32], took[32];
-    if (r->status != OK) {
-        progress_note(&t->progress, "drover: checkpoint of step %lld was not written: %s; training goes on",
-                      (long long)r->step, r->message);
-        metrics_event(t->metrics, "checkpoint_failed", r->step, r->message);
-        return;
-    }
-    Str text = {0};
-    str_printf(&text, "checkpoint of step %lld: %s in %s", (long long)r->step, format_bytes((double)r->bytes, bytes),
-               format_duration(r->write_s, took));
-    progress_note(&t->progress, "%s", text.at);
-    metrics_event(t->metrics, "checkpoint", r->step, text.at);
-    str_deinit(&text);
-}
-
-/* All ranks: the first gathers what the others hold and writes it. */
-static Status save_gathered(Trainer *t, CkptSave *save)
-{
-    GatheredList list = {0};
-    Status status = trainer_gather(t, 1u << STATE_PARAM | BESIDE, &list);
-    if (status == OK && t->rank == 0) {
-        NamedTensor *tensor = xcalloc(list.n + 1, sizeof *tensor);
-        int n_model = 0, n_beside = 0;
-        for (size_t i = 0; i < list.n; i++) /* weights first, the others from the end of the list on */
-            if (list.at[i].role == STATE_PARAM) tensor[n_model++] = list.at[i].tensor;
-        for (size_t i = 0; i < list.n; i++)
-            if (list.at[i].role != STATE_PARAM) tensor[n_model + n_beside++] = list.at[i].tensor;
-        save->tensors = (CkptTensors){.model = tensor, .n_model = n_model, .optimizer = tensor + n_model, .n_optimizer = n_beside};
-        status = ckpt_save(t->store, save);
-        free(tensor);
-    }
-    trainer_gathered_free(&list);
-    return status;
-}
-
-static Status save_of_ranks(Trainer *t, bool wait)
-{
-    Arena arena = {0};
-    CkptFile files[TRAINER_MAX_FILES];
-    CkptResult result;
-    CkptSave save = {.step = t->step, .files = files};
-    char *json = run_json(t);
-    save.run_json = json;
-    Status status = t->rank == 0 ? trainer_model_files(t, &arena, files, &save.n_files) : OK;
-    if (status == OK) status = save_gathered(t, &save);
-    if (t->rank == 0 && ckpt_poll(t->store, &result)) report(t, &result);
-    free(json);
-    arena_deinit(&arena);
-    t->last_save_s = clock_s();
-    return wait || status == ERR_COMM ? status : OK;
-}
-
-Status trainer_save(Trainer *t, bool wait)
-{
-    if (t->world) return save_of_ranks(t, wait);
-    Arena arena = {0};
-    CkptFile files[TRAINER_MAX_FILES];
-    CkptResult result;
-    CkptSave save = {.step = t->step, .files = files};
-    save.tensors = (CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->others, .n_optimizer = t->n_others};
-    if (ckpt_wait(t->store, &result)) report(t, &result); /* the one before, should it still be under way */
-    char *json = run_json(t);
-    save.run_json = json;
-    Status status = trainer_model_files(t, &arena, files, &save.n_files);
-    bool async = t->config->checkpoint.async;
-    if (status == OK) status = async ? ckpt_snapshot(t->store, &save) : ckpt_save(t->store, &save);
-    if (status == OK && wait && async) {
-        if (ckpt_wait(t->store, &result)) {
-            report(t, &result);
-            if (result.status != OK) status = fail(result.status, "%s", result.message);
-        }
-    } else if (status == OK && !async) {
-        if (ckpt_poll(t->store, &result)) report(t, &result);
-    }
-    free(json);
-    arena_deinit(&arena);
-    t->last_save_s = clock_s();
-    if (status == OK || wait) return status;
-    result = (CkptResult){.step = t->step, .status = status};
-    snprintf(result.message, sizeof result.message, "%s", status_message());
-    report(t, &result);
-    return OK; /* the next one starts afresh */
-}
-
-Status trainer_poll_save(Trainer *t)
-{
-    CkptResult result;
-    if (t->store && ckpt_poll(t->store, &result)) report(t, &result);
-    return OK;
-}
-
-Status trainer_finish_saves(Trainer *t)
-{
-    CkptResult result;
-    if (!t->store || !ckpt_wait(t->store, &result)) return OK;
-    report(t, &result);
-    return result.status == OK ? OK : fail(result.status, "%s", result.message);
 }

@@ -42,12 +42,8 @@ static Status open_device(Trainer *t)
 static Status open_session(Trainer *t)
 {
     TRY(session_create(t->device, t->programs.store, t->programs.at, t->programs.n, &t->session));
-    if (t->rank == 0) TRY(ckpt_store_open(t->ckpt_dir, (CkptOptions){.keep = (int)t->config->checkpoint.keep}, &t->store));
-    if (t->world) return trainer_load_or_init(t);
-    trainer_list_state(t);
-    if (t->config->checkpoint.async)
-        TRY(ckpt_reserve(t->store, &(CkptTensors){.model = t->weights, .n_model = t->n_weights, .optimizer = t->others,
-                                                  .n_optimizer = t->n_others}));
+    TRY(trainer_open_store(t));
+    if (!t->world) trainer_list_weights(t);
     return trainer_load_or_init(t);
 }
 
@@ -169,6 +165,7 @@ void trainer_destroy(Trainer *t)
     data_loader_destroy(t->val_loader);
     data_close(t->data);
     ckpt_store_close(t->store);
+    trainer_close_copies(t);
     metrics_close(t->metrics);
     session_destroy(t->session);
     step_programs_destroy(&t->programs);
@@ -210,6 +207,7 @@ static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
     TRY(trainer_poll_save(t));
     bool due;
     TRY(save_is_due(t, &due));
+    if (!last) TRY(trainer_take_copy(t));
     return !last && due ? trainer_save(t, false) : OK;
 }
 
@@ -252,7 +250,7 @@ static Status loop(Trainer *t, TrainOutcome *outcome)
     Status status = OK;
     for (bool stop = false; t->step < t->steps;) {
         stop = trainer_stop_requested();
-        status = trainer_any(t, &stop); /* a signal may reach one rank only */
+        status = trainer_meet_between_steps(t, &stop); /* a signal may reach one rank only */
         if (status == OK && stop) break;
         if (status == OK) status = one_step(t, t->step - first, outcome);
         if (status != OK) break;
@@ -274,6 +272,7 @@ Status trainer_run(Trainer *t, TrainOutcome *outcome)
         progress_note(&t->progress, "all %lld steps are done; a larger train.steps goes on", (long long)t->steps);
     Status status = loop(t, outcome);
     progress_end(&t->progress);
+    t->copies.done = status == OK; /* what is on the disk is no older */
     if (status == OK) metrics_event(t->metrics, outcome->interrupted ? "interrupted" : "done", t->step, "");
     return status;
 }

@@ -12,6 +12,50 @@ enum { PREFETCH_DEPTH = 2 };
 
 typedef struct Trace Trace;
 
+/* Of a state that checkpoints hold, the local elements that this rank writes; n may be 0. */
+typedef struct SavedEntry {
+    int entry;
+    int64_t first, n;
+} SavedEntry;
+
+typedef struct SavedPlace {
+    int saved, part; /* index in Saved.entry, -1: not on this rank; part of that state */
+} SavedPlace;
+
+/* What a checkpoint holds, and what of it this rank has (exchange.c). */
+typedef struct Saved {
+    SavedEntry *entry; /* [n] */
+    Tensor *part;      /* [n] what is written of each, flat; without memory until there is a session */
+    int n;
+    CkptShare share;
+    SavedPlace *place; /* [share.n_tensors] */
+} Saved;
+
+/* A save that is under way, as all ranks see it. */
+typedef struct Saving {
+    bool under_way;  /* its ranks have not ended its last phase */
+    bool begun_well; /* on this rank */
+    int64_t step;
+    Status outcome;  /* of the last one that ended, on any rank */
+    char sentence[512];
+    double begin_s, interval_s; /* when it began, and how long after the one before */
+    double stall_s;             /* for which the step loop was held */
+} Saving;
+
+/* Copies in memory (copies.c). */
+typedef struct Copies {
+    CkptCopy *own, *kept; /* NULL: none */
+    size_t own_bytes, kept_bytes;
+    Comm *group;
+    int to, from; /* the keeper of this rank's copy, and whose it keeps; -1: a single host */
+    CommRequest *sending, *receiving;
+    int64_t step; /* of the copy on its way */
+    int64_t n;    /* taken */
+    double held_s;
+    bool done;               /* the run has ended in order, and needs them no more */
+    struct Restore *restore; /* while a run is being resumed */
+} Copies;
+
 struct Trainer {
     const RunConfig *config; /* borrowed */
     Arena arena;
@@ -42,9 +86,12 @@ struct Trainer {
     Session *session;
     double peak_flop_per_s;
 
-    NamedTensor *weights, *others; /* for checkpoints: the model's files, and those beside them */
-    int n_weights, n_others;
+    NamedTensor *weights; /* by published names; of a single rank */
+    int n_weights;
     CkptStore *store;
+    Saved saved;
+    Saving saving;
+    Copies copies;
     size_t snapshot_bytes, prefetch_bytes;
 
     int64_t step, tokens; /* done */
@@ -66,12 +113,30 @@ Status trainer_setup_programs(Trainer *t);  /* compiles, plans, refuses what doe
 size_t trainer_total_bytes(const Trainer *t);
 void trainer_plan_text(const Trainer *t, Str *out);
 /* state.c */
-void trainer_list_state(Trainer *t);        /* what a checkpoint holds, by published names */
+void trainer_list_weights(Trainer *t);
 Status trainer_check_from(Trainer *t);      /* that model.from has what the programs need; reads headers only */
+int64_t trainer_sequences_together(const Trainer *t); /* that all ranks compute at once */
 Status trainer_load_or_init(Trainer *t);    /* newest good checkpoint, model.from, or initial weights */
+/* save.c */
+Status trainer_open_store(Trainer *t);      /* the checkpoints' directory, and this rank's share of what they hold */
 Status trainer_save(Trainer *t, bool wait); /* a checkpoint of the present step */
+/* Between steps: whether any rank wants to stop, and a save that is under way goes on if all ranks can. */
+Status trainer_meet_between_steps(Trainer *t, bool *stop);
 Status trainer_poll_save(Trainer *t);       /* reports a finished save */
 Status trainer_finish_saves(Trainer *t);
+char *trainer_run_json(const Trainer *t);   /* what else the next step depends on; free it */
+/* copies.c */
+Status trainer_plan_copies(Trainer *t);     /* sizes and keepers; all ranks call it */
+size_t trainer_copies_bytes(const Trainer *t);
+uint64_t trainer_copies_key(const Trainer *t);
+Status trainer_open_copies(Trainer *t, int64_t from); /* the run goes on from this step: copies of others are void */
+void trainer_close_copies(Trainer *t);
+Status trainer_take_copy(Trainer *t);       /* after a step, if it is time */
+Status trainer_await_copy(Trainer *t);      /* before ranks meet again */
+/* restore.c */
+Status trainer_find_copies(Trainer *t, int64_t *step); /* the newest step that is whole in memory; -1: none */
+Status trainer_restore_copies(Trainer *t, char **run_json); /* that step; the text lives until they are forgotten */
+void trainer_forget_copies(Trainer *t);
 /* files.c */
 enum { TRAINER_MAX_FILES = 8 };
 Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n); /* beside the tensors */
@@ -95,18 +160,15 @@ Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
 Status trainer_sum_stages(Trainer *t, double *value); /* over the pipeline's stages, of which one has it */
 Status trainer_any(Trainer *t, bool *flag); /* true when it is on any rank */
 Status trainer_feed(Trainer *t, int program, const DataBatch *batch);
+/* The same on all ranks: OK, or the status and sentence of the first rank that has another one. */
+Status trainer_accord(Trainer *t, Status mine);
 /* exchange.c */
+void trainer_list_parts(Trainer *t);              /* t->saved: entries and parts */
+Status trainer_share_checkpoint(Trainer *t);      /* all of it; all ranks call it */
+Status trainer_sum_tallies(Trainer *t, CkptTally *tally, int n); /* over all ranks */
 typedef Status (*RunReader)(const void *source, const StateEntry *entry, const StatePart *part, const StateRun *run, void *out);
 /* Reads every run of the entries of these roles (bits by StateRole). */
 Status trainer_load_runs(Trainer *t, unsigned roles, RunReader read, const void *source);
-typedef struct Gathered {
-    NamedTensor tensor; /* whole; name and data are the list's */
-    StateRole role;
-} Gathered;
-typedef VEC(Gathered) GatheredList;
-/* All ranks call it; the first has the whole tensors of all then. */
-Status trainer_gather(Trainer *t, unsigned roles, GatheredList *list);
-void trainer_gathered_free(GatheredList *list);
 /* trace.c: done steps of this run, before and after one; all ranks call them alike */
 Status trainer_trace_before(Trainer *t, int64_t done);
 Status trainer_trace_after(Trainer *t, int64_t done);

@@ -272,9 +272,11 @@ static Status read_part(Part *p)
     join_axes(p);
     Status status = open_sparse(p);
     if (status == OK && p->scale) status = load_scales(p, &b);
-    b.raw = xmalloc((size_t)LONGEST_RUN * 8);
-    b.wide = xmalloc(LONGEST_RUN * sizeof *b.wide);
-    b.tile = xmalloc((size_t)TILE_RUNS * TURNED_RUN * 8);
+    int64_t count = 1; /* a rank may ask for thousands of small boxes */
+    for (int d = 0; d < p->rank; d++) count *= p->dim[d];
+    b.raw = xmalloc((size_t)min_i64(LONGEST_RUN, count) * 8);
+    b.wide = xmalloc((size_t)min_i64(LONGEST_RUN, count) * sizeof *b.wide);
+    b.tile = xmalloc((size_t)min_i64(TILE_RUNS * TURNED_RUN, count) * 8);
     if (status == OK) status = read_tiles(p, &b);
     free(b.raw);
     free(b.wide);
