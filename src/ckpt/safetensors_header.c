@@ -196,7 +196,7 @@ static Status scan_shape(Scan *s, SafetensorsEntry *entry)
     Shape shape = {0};
     if (!take(s, ']')) {
         do {
-            uint64_t dim;
+            uint64_t dim = 0;
             TRY(scan_count(s, &dim));
             if (dim > INT64_MAX)
                 return fail(ERR_FORMAT, "%s: tensor %s has a dimension of %llu", s->path,
@@ -233,7 +233,7 @@ static Status scan_extent(Scan *s, SafetensorsEntry *entry, uint64_t data_bytes)
 
 static Status scan_type(Scan *s, SafetensorsEntry *entry, int *bits)
 {
-    char *name;
+    char *name = NULL;
     TRY(scan_string(s, &name));
     if (!safetensors_type(name, &entry->dtype, bits))
         return fail(ERR_FORMAT, "%s: tensor %s has the unknown type '%.40s'", s->path, entry->name,

@@ -308,7 +308,7 @@ Status ckpt_check_tally(const Ckpt *ckpt, const SafetensorsEntry *e, const CkptT
     TRY(tally_check(total, times, count, e->name));
     const ManifestFile *file = manifest_find(&ckpt->manifest, path_base(safetensors_path(e->file)));
     const ManifestTensor *tensor = file ? manifest_tensor(file, e->name) : NULL;
-    CHECK(tensor != NULL); /* the manifest and the files were compared when it was opened */
+    if (!tensor) return fail(ERR_FORMAT, "%s: the manifest does not name tensor %s", ckpt_path(ckpt), e->name);
     bool good = tensor->hash.low * times == total->sum[0] && tensor->hash.high * times == total->sum[1];
     return good ? OK : damaged_tensor(e);
 }

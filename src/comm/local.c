@@ -94,7 +94,7 @@ static bool belongs(const LocalOp *op, const CommRequest *r)
     if (!message) return op->number == r->number;
     if (op->arrived == 2 || op->bad || op->post[place_of(r)]) return false;
     const CommRequest *other = op->post[!place_of(r)];
-    return other->op.tag == r->op.tag && other->op.peer == r->comm->rank && other->comm->rank == r->op.peer;
+    return other && other->op.tag == r->op.tag && other->op.peer == r->comm->rank && other->comm->rank == r->op.peer;
 }
 
 /* The operation that this request joins: the oldest that fits, or a new one at the end. */

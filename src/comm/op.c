@@ -7,7 +7,7 @@
 static const char *const kind_names[COMM_KINDS] = {"barrier",    "all_reduce", "reduce_scatter", "all_gather",
                                                    "all_to_all", "broadcast",  "send",           "recv"};
 static const char *const reduce_names[] = {"sum", "max", "min"};
-static const int64_t COUNT_LIMIT = (int64_t)1 << 48; /* elements; products with bytes and ranks stay far from overflow */
+static const int64_t count_limit = (int64_t)1 << 48; /* elements; products with bytes and ranks stay far from overflow */
 
 const char *comm_kind_name(CommKind kind)
 {
@@ -29,10 +29,10 @@ static Status check_sum(const Comm *c, const CommOp *op, const int64_t *counts, 
     *total = 0;
     for (int r = 0; r < c->n; r++) {
         int64_t count = counts ? counts[r] : op->count;
-        if (count < 0 || count > COUNT_LIMIT) return wrong(c, op, "a count is negative or beyond reason");
+        if (count < 0 || count > count_limit) return wrong(c, op, "a count is negative or beyond reason");
         *total += count;
     }
-    if (*total > COUNT_LIMIT) return wrong(c, op, "the counts are beyond reason");
+    if (*total > count_limit) return wrong(c, op, "the counts are beyond reason");
     return OK;
 }
 
@@ -48,7 +48,7 @@ static Status extent_of_parts(const Comm *c, const CommOp *op, const int64_t *co
     *extent = 0;
     for (int r = 0; r < c->n; r++) {
         int64_t count = counts ? counts[r] : op->count;
-        if (offsets[r] < 0 || offsets[r] > COUNT_LIMIT) return wrong(c, op, "an offset is negative or beyond reason");
+        if (offsets[r] < 0 || offsets[r] > count_limit) return wrong(c, op, "an offset is negative or beyond reason");
         if (count) *extent = max_i64(*extent, offsets[r] + count);
     }
     return OK;

@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const double DEFAULT_DEADLINE_S = 600;
+static const double default_deadline_s = 600;
 
 /* ---- worlds -------------------------------------------------------------------------------- */
 
@@ -15,7 +15,7 @@ CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptio
     CommWorld *w = xcalloc(1, sizeof *w);
     w->transport = transport;
     w->n = n;
-    w->deadline_s = options && options->deadline_s > 0 ? options->deadline_s : DEFAULT_DEADLINE_S;
+    w->deadline_s = options && options->deadline_s > 0 ? options->deadline_s : default_deadline_s;
     w->host = xcalloc((size_t)n, sizeof *w->host);
     return w;
 }
@@ -60,7 +60,10 @@ static void request_free(CommRequest *r)
 static void group_free(Comm *c)
 {
     c->world->transport->close(c);
-    while (c->open) request_free(c->open);
+    for (CommRequest *r = c->open, *next; r; r = next) {
+        next = r->next;
+        request_free(r);
+    }
     free(c->ranks);
     free(c->sent);
     free(c);
@@ -124,13 +127,14 @@ Status comm_group(Comm *member, const char *name, const int *ranks, int n, Comm 
     CommWorld *w = member->world;
     TRY(check_group(member, name, ranks, n));
     Comm *last = w->all[member->self - w->first];
-    int groups = 1;
-    for (Comm *c = last; c; last = c, c = c->next, groups++) {
-        if (c->n != n || strcmp(c->name, name) != 0 || memcmp(c->ranks, ranks, (size_t)n * sizeof(int)) != 0) continue;
-        *group = c;
-        return OK;
+    for (int groups = 1;; last = last->next, groups++) {
+        if (last->n == n && !strcmp(last->name, name) && !memcmp(last->ranks, ranks, (size_t)n * sizeof(int))) {
+            *group = last;
+            return OK;
+        }
+        if (groups > COMM_GROUP_LIMIT) return fail(ERR_ARG, "%s: rank %d is in %d groups already", name, member->self, groups - 1);
+        if (!last->next) break;
     }
-    if (groups > COMM_GROUP_LIMIT) return fail(ERR_ARG, "%s: rank %d is in %d groups already", name, member->self, groups - 1);
     last->next = group_new(w, member->self, name, ranks, n);
     last->next->deadline_s = member->deadline_s;
     *group = last->next;
@@ -238,7 +242,7 @@ Status comm_wait(CommRequest *r)
 
 Status comm_run(Comm *comm, const CommOp *op)
 {
-    CommRequest *request;
+    CommRequest *request = NULL;
     TRY(comm_start(comm, op, &request));
     return comm_wait(request);
 }

@@ -57,7 +57,7 @@ static void bad(Record *record, const char *why)
  * refuses is an error of the run. */
 static Status more(Reader *r, Record *record)
 {
-    if (r->at) {
+    if (r->at && r->buffer) {
         memmove(r->buffer, r->buffer + r->at, r->n - r->at);
         r->n -= r->at;
         r->checked -= r->at;
@@ -170,6 +170,7 @@ Status data_reader_next(Reader *r, Record *record)
     if (!r->buffer) { /* memchr must not see a null pointer */
         TRY(more(r, record));
         if (record->bad) return OK;
+        CHECK(r->buffer);
     }
     return r->file->json ? next_line(r, record) : next_text(r, record);
 }

@@ -93,7 +93,7 @@ ValueId graph_state(Graph *graph, const char *name, DType dtype, Shape shape, St
 ValueId graph_find_state(const Graph *graph, const char *name)
 {
     int found = name_index_find(&graph->states, name);
-    return found > 0 ? (ValueId){found} : NO_VALUE;
+    return (ValueId){found > 0 ? found : 0};
 }
 
 ValueId graph_find_input(const Graph *graph, const char *name)

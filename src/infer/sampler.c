@@ -86,11 +86,13 @@ static void collect_sorted(Sampler *s, const SamplerOptions *o, const float *log
     *total = collect(s, o, logits, largest, 0, &all);
     int64_t wanted = o->top_k > 0 && o->top_k < all ? o->top_k : all;
     double floor = o->top_k > 0 ? 0 : o->min_p;
-    for (double least = 1.0 / 64;; least = least > 1e-12 ? least / 256 : 0) {
+    double least = 1.0 / 64;
+    for (;;) {
         if (least < floor) least = floor;
         double mass = collect(s, o, logits, largest, least, n);
         if (*n >= wanted || least <= floor) break;
         if (o->top_k == 0 && o->top_p < 1 && mass > o->top_p * *total) break;
+        least = least > 1e-12 ? least / 256 : 0;
     }
     qsort(s->candidate, (size_t)*n, sizeof *s->candidate, by_weight);
     if (*n > wanted) *n = wanted;

@@ -134,6 +134,7 @@ Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, 
     return OK;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): one more than other builders have */
 Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                     ValueId dloss, float z_loss, ValueId *loss, ValueId *nll,
                                     ValueId *dx, ValueId *dw)

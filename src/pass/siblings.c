@@ -88,6 +88,7 @@ static ValueId fuse_states(Graph *to, const ValueId *w, int n)
 static ValueId fuse_weights(Graph *to, const ValueId *w, int n)
 {
     ValueId master[MAX_SIBLINGS];
+    CHECK(n > 1);
     bool copies = value_ok(graph_value(to, w[0])->master);
     ValueId fused = fuse_states(to, w, n);
     if (!copies) return fused;
@@ -105,6 +106,7 @@ static Status emit_fused(Rewrite *rewrite, const Siblings *s)
     ValueId w[MAX_SIBLINGS], part[MAX_SIBLINGS], y;
     int64_t width[MAX_SIBLINGS];
     Axis axis[MAX_SIBLINGS];
+    CHECK(s->n > 1);
     for (int k = 0; k < s->n; k++) {
         w[k] = rewrite_get(rewrite, from->node[s->node[k]].in[1]);
         width[k] = graph_value(to, w[k])->shape.dim[0];

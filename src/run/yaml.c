@@ -304,14 +304,13 @@ static Status scalar_json(Arena *arena, const RunNode *node, Str *out)
     int64_t whole;
     double number;
     const char *text = node->text;
-    if (node->quoted) add_json_text(text, out);
-    else if (is_word(text, nulls)) str_add(out, "null");
-    else if (is_word(text, truths)) str_add(out, "true");
-    else if (is_word(text, lies)) str_add(out, "false");
-    else if (is_word(text, refused))
+    if (!node->quoted && is_word(text, nulls)) str_add(out, "null");
+    else if (!node->quoted && is_word(text, truths)) str_add(out, "true");
+    else if (!node->quoted && is_word(text, lies)) str_add(out, "false");
+    else if (!node->quoted && is_word(text, refused))
         return fail(ERR_ARG, "%s: %s is no finite number", run_node_where(arena, node), text);
-    else if (parse_i64(text, &whole)) str_printf(out, "%lld", (long long)whole);
-    else if (parse_f64(text, &number)) {
+    else if (!node->quoted && parse_i64(text, &whole)) str_printf(out, "%lld", (long long)whole);
+    else if (!node->quoted && parse_f64(text, &number)) {
         size_t at = out->n;
         str_printf(out, "%.17g", number);
         if (!strpbrk(out->at + at, ".e")) str_add(out, ".0"); /* 1e3 stays a float */
