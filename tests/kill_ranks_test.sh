@@ -9,8 +9,9 @@ head_dim: 8, intermediate_size: 48, intermediate_size_mlp: 96, num_local_experts
 settings=("$model" "data=$source/src/graph/*.c" "dataset.cache=$work/cache" "tokenizer.path=$work/tokenizer" train.batch=8 train.seq=64
   train.precision=f32 train.val_every=0 train.val_batches=0 log.tensorboard=false train.steps=60 checkpoint.every=7 parallel.fsdp=2)
 
+extra=()
 start() { # start NAME [FAULT0 FAULT1] : two ranks, in the background, each with its fault
-  local command=("$drover" train "name=$1" "dir=$work/$1" "${settings[@]}")
+  local command=("$drover" train "name=$1" "dir=$work/$1" "${settings[@]}" "${extra[@]}")
   "$mpirun" --oversubscribe -n 1 env "FAULT=$2" "${command[@]}" : -n 1 env "FAULT=$3" "${command[@]}" >"$work/out" 2>"$work/err" &
 }
 hashes() { (cd "$work/$1/ckpt/step-00000060" && sha256sum ./*.safetensors); }
@@ -41,6 +42,18 @@ done
 start saving
 wait $! || { echo "after $inside kills inside a save: $(tail -3 "$work/err")"; exit 1; }
 [ "$(hashes calm)" = "$(hashes saving)" ] || { echo "after $inside kills inside a save other weights"; exit 1; }
+
+# with copies in memory and no checkpoint a run goes on from the copies
+mkdir "$work/memory"
+extra=(checkpoint.every=0 checkpoint.memory_every=2 "checkpoint.memory_dir=$work/memory")
+start remembered "" comm:1500:kill
+wait $! && { echo "a killed rank was not missed"; exit 1; }
+[ -e "$work/remembered/ckpt/latest" ] && { echo "there is a checkpoint already"; exit 1; }
+start remembered
+wait $! || { echo "from copies in memory: $(tail -3 "$work/err")"; exit 1; }
+grep -q "resuming after step [1-9][0-9]* from copies in memory" "$work/err" || { echo "not from copies in memory: $(grep -i resum "$work/err")"; exit 1; }
+[ "$(hashes calm)" = "$(hashes remembered)" ] || { echo "from copies in memory: other weights"; exit 1; }
+[ -z "$(ls "$work/memory")" ] || { echo "copies in memory were left behind"; exit 1; }
 left=$(pgrep -f -- "dir=$work/" | wc -l)
 [ "$left" = 0 ] || { echo "$left processes were left behind"; exit 1; }
 echo "$done_kills kills, $tries starts, $inside kills inside a save, the same bytes"
