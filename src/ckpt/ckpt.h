@@ -2,7 +2,8 @@
  *
  * What it is.   safetensors files, Hugging Face model directories, and a run's checkpoints: written
  *               beside by one rank or many, synced, verified, renamed; found again by hash after any
- *               crash. Saving goes on in a thread, from a snapshot.
+ *               crash. Saving goes on in a thread, from a snapshot. Copies in memory that outlive a
+ *               process.
  * Depends on.   base, tensor, jansson, xxhash
  * Owns.         Opened files own their maps and names. A CkptStore owns the lock of a run's
  *               checkpoint directory (on the first rank), the snapshot buffer and the writer thread.

@@ -241,16 +241,18 @@ typedef struct Commit {
     FileSet set; /* files without tensors; the first rank's */
     FilePlan plan;
     SumKeys *keys;
-    CkptTally *own, *total; /* [n_tensors]; total is what all ranks have written, once they have told */
-    uint64_t bytes;         /* written by all, once it is published */
+    CkptTally *own;   /* [n_tensors] */
+    CkptTally *total; /* the same of all ranks, once they have told */
+    uint64_t bytes;   /* written by all, once it is published */
     bool published;
     const char *final, *old;
     char step[STEP_NAME];
 } Commit;
 
 /* The phases of a save. Each begins when all ranks have ended the one before. */
-Status commit_begin(Commit *commit);   /* every rank: what is written where; writes nothing yet */
-Status commit_lay_out(Commit *commit); /* the first rank: the directory, files of their final size, headers */
+Status commit_begin(Commit *commit); /* every rank: what is written where; writes nothing yet */
+Status commit_lay_out(
+    Commit *commit); /* the first rank: the directory, files of their final size, headers */
 Status commit_write(Commit *commit);   /* every rank: its ranges, synced */
 Status commit_verify(Commit *commit);  /* every rank: reads them back */
 Status commit_publish(Commit *commit); /* the first rank: manifest, the name, `latest` */
@@ -267,7 +269,13 @@ typedef VEC(int64_t) Steps;
  * steps that were verified already. */
 Status commit_retain(const Commit *commit, Steps *known);
 
-typedef enum SavePhase { SAVE_LAY_OUT, SAVE_WRITE, SAVE_VERIFY, SAVE_PUBLISH, SAVE_PHASES } SavePhase;
+typedef enum SavePhase {
+    SAVE_LAY_OUT,
+    SAVE_WRITE,
+    SAVE_VERIFY,
+    SAVE_PUBLISH,
+    SAVE_PHASES
+} SavePhase;
 enum { SAVE_SENTENCE = 512 };
 
 struct CkptStore {

@@ -96,8 +96,10 @@ static Status write_index(Commit *c)
         const PlannedFile *file = &c->plan.file[f];
         const char **names = ARENA_ARRAY(&c->arena, const char *, file->n);
         for (int i = 0; i < file->n; i++) names[i] = c->save->share->tensors[file->tensor[i]].name;
-        WrittenFile written = {.name = arena_strdup(&c->arena, file->name), .tensor_bytes = file->tensor_bytes,
-                               .n_tensors = file->n, .tensor_names = names};
+        WrittenFile written = {.name = arena_strdup(&c->arena, file->name),
+                               .tensor_bytes = file->tensor_bytes,
+                               .n_tensors = file->n,
+                               .tensor_names = names};
         VEC_PUSH(&models, written);
     }
     /* always with an index, even for one shard: loaders that take every *.safetensors of a directory
@@ -127,8 +129,11 @@ Status commit_lay_out(Commit *c)
 
 static Ranges ranges_of(const Commit *c)
 {
-    return (Ranges){.share = c->save->share, .plan = &c->plan, .keys = c->keys,
-                    .write_bytes = c->options.write_bytes, .threads = c->threads};
+    return (Ranges){.share = c->save->share,
+                    .plan = &c->plan,
+                    .keys = c->keys,
+                    .write_bytes = c->options.write_bytes,
+                    .threads = c->threads};
 }
 
 Status commit_write(Commit *c)
@@ -171,8 +176,10 @@ static Status write_manifest(Commit *c)
     Manifest m = {.step = c->save->step, .run_json = c->save->run_json};
     m.files = ARENA_ARRAY(&c->arena, ManifestFile, c->set.n + (size_t)c->plan.n);
     for (size_t i = 0; i < c->set.n; i++)
-        m.files[m.n_files++] = (ManifestFile){.name = c->set.at[i].name, .bytes = c->set.at[i].bytes, .hash = c->set.at[i].hash};
-    for (int f = 0; f < c->plan.n; f++) TRY(list_planned(c, &c->plan.file[f], &m.files[m.n_files++]));
+        m.files[m.n_files++] = (ManifestFile){
+            .name = c->set.at[i].name, .bytes = c->set.at[i].bytes, .hash = c->set.at[i].hash};
+    for (int f = 0; f < c->plan.n; f++)
+        TRY(list_planned(c, &c->plan.file[f], &m.files[m.n_files++]));
     qsort(m.files, (size_t)m.n_files, sizeof *m.files, by_file_name);
     Str text = {0};
     Status status = manifest_print(&m, &text);
@@ -186,7 +193,8 @@ static Status write_manifest(Commit *c)
 static Status look_at_all(const Commit *c)
 {
     Ckpt *ckpt;
-    TRY_AS(ckpt_open_verified(c->set.dir, CKPT_VERIFY_FILES, c->threads, &ckpt), "what was just written");
+    TRY_AS(ckpt_open_verified(c->set.dir, CKPT_VERIFY_FILES, c->threads, &ckpt),
+           "what was just written");
     ckpt_close(ckpt);
     return OK;
 }
@@ -227,7 +235,8 @@ void commit_give_up(Commit *c)
     char sentence[1024];
     if (c->published) return;
     snprintf(sentence, sizeof sentence, "%s", status_message());
-    if (c->old && dir_exists(c->old) && !dir_exists(c->final) && file_rename(c->old, c->final) != OK)
+    if (c->old && dir_exists(c->old) && !dir_exists(c->final) &&
+        file_rename(c->old, c->final) != OK)
         log_warn("%s", status_message());
     if (c->set.dir && dir_exists(c->set.dir) && dir_remove_tree(c->set.dir) != OK)
         log_warn("%s", status_message());

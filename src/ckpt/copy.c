@@ -60,20 +60,23 @@ static Status fail_copy(const char *verb, const char *path)
 static char *copy_path(const CkptCopyName *n)
 {
     Str path = {0};
-    str_printf(&path, "%s/drover-copy-%016llx-%d-of-%d-on-%d", n->dir, (unsigned long long)n->run, n->rank, n->ranks, n->keeper);
+    str_printf(&path, "%s/drover-copy-%016llx-%d-of-%d-on-%d", n->dir, (unsigned long long)n->run,
+               n->rank, n->ranks, n->keeper);
     return path.at;
 }
 
 static bool is_same(const CopyHead *head, const CkptCopyName *name, size_t bytes)
 {
-    return head->run == name->run && head->file_bytes == bytes && head->rank == name->rank && head->ranks == name->ranks &&
-           head->keeper == name->keeper;
+    return head->run == name->run && head->file_bytes == bytes && head->rank == name->rank &&
+           head->ranks == name->ranks && head->keeper == name->keeper;
 }
 
 static bool is_head(const CopyHead *head, size_t bytes)
 {
-    return !memcmp(head->magic, magic, sizeof magic) && head->file_bytes == bytes && head->slot_bytes > PAGE && head->slot_bytes % PAGE == 0 &&
-           head->slot_bytes <= (bytes - PAGE) / SLOTS && head->ranks > 0 && head->rank >= 0 && head->rank < head->ranks;
+    return !memcmp(head->magic, magic, sizeof magic) && head->file_bytes == bytes &&
+           head->slot_bytes > PAGE && head->slot_bytes % PAGE == 0 &&
+           head->slot_bytes <= (bytes - PAGE) / SLOTS && head->ranks > 0 && head->rank >= 0 &&
+           head->rank < head->ranks;
 }
 
 /* NULL unless it is a file of this user's with a good head. */
@@ -82,7 +85,8 @@ static void *map_file(const char *path, int flags, size_t *bytes)
     struct stat st;
     int fd = open(path, flags | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) return NULL;
-    bool ours = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && st.st_size > PAGE;
+    bool ours = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
+                st.st_size > PAGE;
     *bytes = ours ? (size_t)st.st_size : 0;
     int protection = flags == O_RDWR ? PROT_READ | PROT_WRITE : PROT_READ;
     void *map = ours ? mmap(NULL, *bytes, protection, MAP_SHARED, fd, 0) : MAP_FAILED;
@@ -100,7 +104,8 @@ static Status map_new(const char *path, size_t bytes, char **map)
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return fail_copy("make", path);
     int error = fault_hit("tensor_alloc") ? ENOSPC : posix_fallocate(fd, 0, (off_t)bytes);
-    *map = error ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+    *map = error ? MAP_FAILED
+                 : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (error) errno = error;
     close(fd);
     if (*map != MAP_FAILED) return OK;
@@ -136,12 +141,22 @@ Status ckpt_copy_create(const CkptCopyName *name, size_t bytes, int64_t keep, Ck
         return status;
     }
     CkptCopy *copy = xcalloc(1, sizeof *copy);
-    *copy = (CkptCopy){.path = path, .start = name->start, .head = (CopyHead *)(void *)map, .map = map, .map_bytes = bytes, .last = SLOTS - 1};
+    *copy = (CkptCopy){.path = path,
+                       .start = name->start,
+                       .head = (CopyHead *)(void *)map,
+                       .map = map,
+                       .map_bytes = bytes,
+                       .last = SLOTS - 1};
     if (adopted) {
         keep_slot(copy, keep);
     } else {
-        *copy->head = (CopyHead){.run = name->run, .file_bytes = bytes, .slot_bytes = (bytes - PAGE) / SLOTS, .rank = name->rank,
-                                 .ranks = name->ranks, .keeper = name->keeper, .step = {-1, -1}};
+        *copy->head = (CopyHead){.run = name->run,
+                                 .file_bytes = bytes,
+                                 .slot_bytes = (bytes - PAGE) / SLOTS,
+                                 .rank = name->rank,
+                                 .ranks = name->ranks,
+                                 .keeper = name->keeper,
+                                 .step = {-1, -1}};
         memcpy(copy->head->magic, magic, sizeof magic);
     }
     *out = copy;
@@ -159,7 +174,10 @@ void ckpt_copy_close(CkptCopy *copy, bool remove)
 
 /* ---- filled ------------------------------------------------------------------------------------ */
 
-static char *slot_at(const CkptCopy *copy, int slot) { return copy->map + PAGE + (size_t)slot * copy->head->slot_bytes; }
+static char *slot_at(const CkptCopy *copy, int slot)
+{
+    return copy->map + PAGE + (size_t)slot * copy->head->slot_bytes;
+}
 
 static char *begin_slot(CkptCopy *copy)
 {
@@ -181,9 +199,13 @@ static Status index_run(void *to, const CkptRun *run)
 {
     Indexing *x = to;
     size_t size = dtype_bytes(x->share->parts[run->part].dtype);
-    if (x->n == x->cap) return fail(ERR_ARG, "a copy in memory has room for %lld runs only", (long long)x->cap);
-    x->run[x->n++] = (CkptCopyRun){.first = run->first, .n = run->n, .at = x->part_at[run->part] + (uint64_t)run->at * size,
-                                   .tensor = x->tensor, .element_bytes = (int32_t)size};
+    if (x->n == x->cap)
+        return fail(ERR_ARG, "a copy in memory has room for %lld runs only", (long long)x->cap);
+    x->run[x->n++] = (CkptCopyRun){.first = run->first,
+                                   .n = run->n,
+                                   .at = x->part_at[run->part] + (uint64_t)run->at * size,
+                                   .tensor = x->tensor,
+                                   .element_bytes = (int32_t)size};
     return OK;
 }
 
@@ -206,12 +228,14 @@ static uint64_t hash_tensors(const CkptShare *share)
     uint64_t hash = 0;
     for (int i = 0; i < share->n_tensors; i++) {
         const CkptTensor *t = &share->tensors[i];
-        hash = rng_key(hash + (uint64_t)t->dtype, t->name) ^ hash_bytes(t->shape.dim, sizeof *t->shape.dim * (size_t)t->shape.rank);
+        hash = rng_key(hash + (uint64_t)t->dtype, t->name) ^
+               hash_bytes(t->shape.dim, sizeof *t->shape.dim * (size_t)t->shape.rank);
     }
     return hash;
 }
 
-static Status fill_slot(const CkptCopy *copy, const CkptShare *share, char *slot, uint64_t *part_at, const char *run_json)
+static Status fill_slot(const CkptCopy *copy, const CkptShare *share, char *slot, uint64_t *part_at,
+                        const char *run_json)
 {
     SlotHead *head = (SlotHead *)(void *)slot;
     uint64_t data_bytes = 0;
@@ -220,16 +244,19 @@ static Status fill_slot(const CkptCopy *copy, const CkptShare *share, char *slot
         data_bytes += round_up(tensor_bytes(&share->parts[i]), ALIGN);
     }
     size_t data_room = round_up(data_bytes, PAGE);
-    if (PAGE + data_room > copy->head->slot_bytes) return fail(ERR_ARG, "a copy in memory has no room for %zu bytes", data_room);
+    if (PAGE + data_room > copy->head->slot_bytes)
+        return fail(ERR_ARG, "a copy in memory has no room for %zu bytes", data_room);
     size_t index_bytes = copy->head->slot_bytes - PAGE - data_room;
     Indexing x = {.share = share, .part_at = part_at, .run = (CkptCopyRun *)(void *)(slot + PAGE)};
     x.cap = (int64_t)(index_bytes / sizeof *x.run);
-    for (x.tensor = 0; x.tensor < share->n_tensors; x.tensor++) TRY(share->each_run(share->context, x.tensor, index_run, &x));
+    for (x.tensor = 0; x.tensor < share->n_tensors; x.tensor++)
+        TRY(share->each_run(share->context, x.tensor, index_run, &x));
     head->n_runs = x.n;
     head->index_bytes = index_bytes;
     head->data_bytes = data_bytes;
     head->tensors = hash_tensors(share);
-    if (snprintf(head->run_json, JSON_BYTES, "%s", run_json) >= JSON_BYTES) return fail(ERR_ARG, "the run's state is too long for a copy in memory");
+    if (snprintf(head->run_json, JSON_BYTES, "%s", run_json) >= JSON_BYTES)
+        return fail(ERR_ARG, "the run's state is too long for a copy in memory");
     Copying copying = {share, part_at, slot + PAGE + index_bytes};
     return parallel_each(share->n_parts, parallel_threads(data_bytes), copy_part, &copying);
 }
@@ -255,7 +282,10 @@ void *ckpt_copy_receive(CkptCopy *copy, size_t *bytes)
     return begin_slot(copy);
 }
 
-void ckpt_copy_received(CkptCopy *copy, int64_t step) { atomic_store(&copy->head->step[copy->last], step); }
+void ckpt_copy_received(CkptCopy *copy, int64_t step)
+{
+    atomic_store(&copy->head->step[copy->last], step);
+}
 
 /* ---- found ------------------------------------------------------------------------------------ */
 
@@ -276,11 +306,15 @@ Status ckpt_copies_find(Arena *arena, const char *dir, uint64_t run, CkptCopyFou
     for (int i = 0; i < entries.n; i++) {
         size_t bytes;
         const char *path = path_join(arena, dir, entries.name[i]);
-        CopyHead *head = strncmp(entries.name[i], begin, strlen(begin)) ? NULL : map_file(path, O_RDONLY, &bytes);
+        CopyHead *head = strncmp(entries.name[i], begin, strlen(begin))
+                             ? NULL
+                             : map_file(path, O_RDONLY, &bytes);
         if (!head) continue;
         for (int k = 0; k < SLOTS && head->run == run; k++) {
             int64_t step = atomic_load(&head->step[k]);
-            if (step >= 0) (*found)[(*n)++] = (CkptCopyFound){path, head->start[k], step, k, head->rank, head->ranks, head->keeper};
+            if (step >= 0)
+                (*found)[(*n)++] = (CkptCopyFound){path,       head->start[k], step,        k,
+                                                   head->rank, head->ranks,    head->keeper};
         }
         munmap(head, bytes);
     }
@@ -292,9 +326,13 @@ static bool runs_inside(const CkptCopyView *v, const CkptShare *share, uint64_t 
     for (int64_t i = 0; i < v->n_runs; i++) {
         const CkptCopyRun *r = &v->run[i];
         size_t bytes, end;
-        const CkptTensor *t = r->tensor >= 0 && r->tensor < share->n_tensors ? &share->tensors[r->tensor] : NULL;
-        bool good = t && r->element_bytes == (int32_t)dtype_bytes(t->dtype) && r->n > 0 && r->first >= 0 && r->n <= shape_count(&t->shape) &&
-                    r->first <= shape_count(&t->shape) - r->n && size_mul((size_t)r->n, (size_t)r->element_bytes, &bytes) &&
+        const CkptTensor *t = r->tensor >= 0 && r->tensor < share->n_tensors
+                                  ? &share->tensors[r->tensor]
+                                  : NULL;
+        bool good = t && r->element_bytes == (int32_t)dtype_bytes(t->dtype) && r->n > 0 &&
+                    r->first >= 0 && r->n <= shape_count(&t->shape) &&
+                    r->first <= shape_count(&t->shape) - r->n &&
+                    size_mul((size_t)r->n, (size_t)r->element_bytes, &bytes) &&
                     size_add(bytes, r->at, &end) && end <= data_bytes;
         if (!good) return false;
     }
@@ -311,8 +349,10 @@ Status ckpt_copy_open(const CkptCopyFound *found, const CkptShare *share, CkptCo
     const char *slot = (const char *)view->map + PAGE + (size_t)found->slot * head->slot_bytes;
     const SlotHead *s = (const SlotHead *)(const void *)slot;
     size_t room = head->slot_bytes - PAGE, runs;
-    bool good = atomic_load(&head->step[found->slot]) == found->step && s->index_bytes <= room && s->data_bytes <= room - s->index_bytes &&
-                s->tensors == hash_tensors(share) && s->n_runs >= 0 && size_mul((size_t)s->n_runs, sizeof *view->run, &runs) && runs <= s->index_bytes && memchr(s->run_json, 0, JSON_BYTES);
+    bool good = atomic_load(&head->step[found->slot]) == found->step && s->index_bytes <= room &&
+                s->data_bytes <= room - s->index_bytes && s->tensors == hash_tensors(share) &&
+                s->n_runs >= 0 && size_mul((size_t)s->n_runs, sizeof *view->run, &runs) &&
+                runs <= s->index_bytes && memchr(s->run_json, 0, JSON_BYTES);
     if (good) {
         view->run_json = s->run_json;
         view->run = (const CkptCopyRun *)(const void *)(slot + PAGE);

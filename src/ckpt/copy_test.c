@@ -23,7 +23,8 @@ static Bench *bench_create(void)
     b->state = tiny_create();
     b->share = ckpt_share_whole(&b->arena, &b->state->tensors);
     b->bytes = ckpt_copy_bytes(b->share.parts, b->share.n_parts, b->share.n_tensors);
-    b->name = (CkptCopyName){.dir = b->dir, .run = RUN, .start = 5, .rank = 0, .ranks = 1, .keeper = 0};
+    b->name = (CkptCopyName){
+        .dir = b->dir, .run = RUN, .start = 5, .rank = 0, .ranks = 1, .keeper = 0};
     return b;
 }
 
@@ -58,7 +59,8 @@ static unsigned found(Bench *b)
         for (int64_t k = 0; k < view.n_runs; k++) {
             const CkptCopyRun *run = &view.run[k];
             const char *whole = share.parts[run->tensor].data;
-            assert_memory_equal(view.data + run->at, whole + run->first * run->element_bytes, (size_t)run->n * (size_t)run->element_bytes);
+            assert_memory_equal(view.data + run->at, whole + run->first * run->element_bytes,
+                                (size_t)run->n * (size_t)run->element_bytes);
         }
         ckpt_copy_view_close(&view);
         tiny_destroy(want);
@@ -152,7 +154,9 @@ static void test_refused(void **state)
     take(b, copy, 1);
     assert_ok(ckpt_copies_find(&b->arena, b->dir, RUN, &list, &n));
     assert_int_equal(n, 1);
-    CkptTensor other = b->share.tensors[0], *tensors = arena_copy(&b->arena, b->share.tensors, sizeof other * (size_t)b->share.n_tensors);
+    CkptTensor other = b->share.tensors[0],
+               *tensors = arena_copy(&b->arena, b->share.tensors,
+                                     sizeof other * (size_t)b->share.n_tensors);
     tensors[0].shape.dim[0]++;
     CkptShare wider = b->share;
     wider.tensors = tensors;

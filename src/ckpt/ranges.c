@@ -58,7 +58,10 @@ static Status put(Work *w, uint64_t offset, const void *data, size_t n)
     return OK;
 }
 
-static Status open_for_writing(Work *w) { return w->fd >= 0 ? OK : file_open_write(w->file->path, &w->fd); }
+static Status open_for_writing(Work *w)
+{
+    return w->fd >= 0 ? OK : file_open_write(w->file->path, &w->fd);
+}
 
 static Status write_elements(Work *w, int64_t first, int64_t n, const void *data)
 {
@@ -77,7 +80,8 @@ static Status write_run(void *to, const CkptRun *run)
     CHECK(part->dtype == w->ranges->share->tensors[w->tensor].dtype);
     TRY(open_for_writing(w));
     if (stride_is_contiguous(&part->shape, part->stride))
-        return write_elements(w, run->first, run->n, (const char *)part->data + (size_t)run->at * size);
+        return write_elements(w, run->first, run->n,
+                              (const char *)part->data + (size_t)run->at * size);
     if (!w->scratch) w->scratch = xmalloc(READ_BYTES);
     int64_t at_once = READ_BYTES / (int64_t)size;
     for (int64_t done = 0; done < run->n; done += at_once) {
@@ -110,7 +114,8 @@ static Status read_run(void *to, const CkptRun *run)
 static Status check_same(const Work *w, const CkptTally *want)
 {
     if (memcmp(&w->tally, want, sizeof *want) == 0) return OK;
-    return fail(ERR_IO, "what was just written: tensor %s of %s does not read back as it was written",
+    return fail(ERR_IO,
+                "what was just written: tensor %s of %s does not read back as it was written",
                 w->ranges->share->tensors[w->tensor].name, w->file->path);
 }
 
@@ -125,8 +130,10 @@ static Status each_tensor(Work *w, const Job *job)
         w->tally = (CkptTally){0};
         TRY_AS(share->each_run(share->context, w->tensor, job->verify ? read_run : write_run, w),
                "tensor %s", share->tensors[w->tensor].name);
-        if (job->verify) TRY(check_same(w, &job->tally[w->tensor]));
-        else job->tally[w->tensor] = w->tally;
+        if (job->verify)
+            TRY(check_same(w, &job->tally[w->tensor]));
+        else
+            job->tally[w->tensor] = w->tally;
     }
     return OK;
 }
@@ -150,7 +157,8 @@ static Status run_file(void *context, int i)
     if (atomic_load(&job->failed)) return OK;
     Work w = {.ranges = job->ranges, .file = &job->ranges->plan->file[i], .fd = -1};
     Status status = job->verify ? each_tensor(&w, job) : write_file(&w, job);
-    if (w.fd >= 0) close(w.fd); /* only read from, or given up: the first error is the one that counts */
+    if (w.fd >= 0)
+        close(w.fd); /* only read from, or given up: the first error is the one that counts */
     free(w.pending);
     free(w.scratch);
     if (status != OK) atomic_store(&job->failed, true);

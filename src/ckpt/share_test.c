@@ -33,7 +33,8 @@ struct Crew {
 
 static const Tensor *whole(const Crew *c, int i)
 {
-    return i < TINY_MODEL ? &c->state->model[i].tensor : &c->state->optimizer[i - TINY_MODEL].tensor;
+    return i < TINY_MODEL ? &c->state->model[i].tensor
+                          : &c->state->optimizer[i - TINY_MODEL].tensor;
 }
 
 static bool owns(const Crew *c, int rank, int tensor, int64_t element)
@@ -44,7 +45,8 @@ static bool owns(const Crew *c, int rank, int tensor, int64_t element)
     case CUT_TENSORS: return tensor % c->n == rank;
     case CUT_RANGES: return element * c->n / count == rank;
     case CUT_COLUMNS: return element % 8 * c->n / 8 == rank;
-    case CUT_RUNS: return (int)rng_below(5, (uint64_t)(element / 3 + tensor), (uint64_t)c->n) == rank;
+    case CUT_RUNS:
+        return (int)rng_below(5, (uint64_t)(element / 3 + tensor), (uint64_t)c->n) == rank;
     case CUT_HOLE: return !marked && element * c->n / count == rank;
     default: return (marked && rank == 0) || element * c->n / count == rank;
     }
@@ -74,8 +76,10 @@ static void gather_parts(Member *m)
         size_t size = dtype_bytes(all->dtype), n = 0;
         for (int64_t e = 0; e < tensor_count(all); e++)
             if (owns(m->crew, m->rank, i, e))
-                memcpy((char *)m->part[i].data + n++ * size, (const char *)all->data + (size_t)e * size, size);
-        m->part[i] = tensor_make(m->part[i].data, all->dtype, shape_make(1, (int64_t[]){(int64_t)n}, NULL));
+                memcpy((char *)m->part[i].data + n++ * size,
+                       (const char *)all->data + (size_t)e * size, size);
+        m->part[i] = tensor_make(m->part[i].data, all->dtype,
+                                 shape_make(1, (int64_t[]){(int64_t)n}, NULL));
     }
 }
 
@@ -87,14 +91,21 @@ static void crew_open(Crew *c, const char *root, int n, Cut cut)
     CkptOptions options = {.keep = 2, .write_bytes = 200};
     for (int i = 0; i < TENSORS; i++) {
         bool optimizer = i >= TINY_MODEL;
-        const NamedTensor *t = optimizer ? &c->state->optimizer[i - TINY_MODEL] : &c->state->model[i];
+        const NamedTensor *t = optimizer ? &c->state->optimizer[i - TINY_MODEL]
+                                         : &c->state->model[i];
         c->tensor[i] = (CkptTensor){t->name, t->tensor.dtype, t->tensor.shape, optimizer};
     }
     for (int r = 0; r < n; r++) {
         Member *m = &c->member[r];
         *m = (Member){.crew = c, .rank = r};
-        m->share = (CkptShare){.tensors = c->tensor, .n_tensors = TENSORS, .parts = m->part, .n_parts = TENSORS,
-                               .each_run = each_run, .context = m, .rank = r, .ranks = n};
+        m->share = (CkptShare){.tensors = c->tensor,
+                               .n_tensors = TENSORS,
+                               .parts = m->part,
+                               .n_parts = TENSORS,
+                               .each_run = each_run,
+                               .context = m,
+                               .rank = r,
+                               .ranks = n};
         for (int i = 0; i < TENSORS; i++) {
             m->part[i] = *whole(c, i); /* room for all, whatever the cut becomes */
             m->part[i].data = xcalloc(tensor_bytes(whole(c, i)) + 1, 1);
@@ -102,7 +113,8 @@ static void crew_open(Crew *c, const char *root, int n, Cut cut)
         if (r == 0)
             assert_ok(ckpt_store_open(root, options, &m->store));
         else
-            assert_ok(ckpt_store_join(root, ckpt_store_key(c->member[0].store), options, &m->store));
+            assert_ok(
+                ckpt_store_join(root, ckpt_store_key(c->member[0].store), options, &m->store));
         assert_ok(ckpt_reserve(m->store, m->part, TENSORS));
     }
 }
@@ -140,7 +152,8 @@ static bool crew_meet(Crew *c)
     for (int r = 0; r < c->n; r++) {
         Status status;
         const char *sentence;
-        if (!ckpt_rests(c->member[r].store, 20, &status, &sentence)) fail_msg("rank %d does not come", r);
+        if (!ckpt_rests(c->member[r].store, 20, &status, &sentence))
+            fail_msg("rank %d does not come", r);
         if (status == OK || failed != OK) continue;
         failed = status;
         snprintf(c->sentence, sizeof c->sentence, "%s", sentence);
@@ -278,10 +291,11 @@ static void test_damage_while_saving(void **state)
         const char *file;
         int64_t from_end;
         const char *says;
-    } cases[] = {{"model-00001-of-00001.safetensors", 20, "does not read back"},
-                 {"optimizer-00001-of-00001.safetensors", 1000, "does not read back"},
-                 {"model-00001-of-00001.safetensors", 1390, "what was just written"}, /* the header */
-                 {"config.json", 3, "do not match the manifest"}};
+    } cases[] = {
+        {"model-00001-of-00001.safetensors", 20, "does not read back"},
+        {"optimizer-00001-of-00001.safetensors", 1000, "does not read back"},
+        {"model-00001-of-00001.safetensors", 1390, "what was just written"}, /* the header */
+        {"config.json", 3, "do not match the manifest"}};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         char *root = scratch_create();
         Crew c;
@@ -291,7 +305,8 @@ static void test_damage_while_saving(void **state)
         assert_true(crew_meet(&c)); /* laid out */
         Status status;
         const char *sentence;
-        for (int r = 0; r < c.n; r++) assert_true(ckpt_rests(c.member[r].store, 20, &status, &sentence)); /* written */
+        for (int r = 0; r < c.n; r++)
+            assert_true(ckpt_rests(c.member[r].store, 20, &status, &sentence)); /* written */
         damage(root, cases[i].file, cases[i].from_end);
         while (crew_meet(&c)) continue;
         assert_true(crew_end(&c) != OK);
@@ -306,7 +321,8 @@ static void test_damage_while_saving(void **state)
 
 /* ---- a call that fails on one rank; a disk that is full for it ------------------------------------------ */
 
-static const char *const points[] = {"open", "read", "write", "fsync", "rename", "close", "unlink", "mkdir", "map", "reserve"};
+static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
+                                     "close", "unlink", "mkdir", "map",   "reserve"};
 
 /* False when there are fewer calls. */
 static bool fail_at(const char *point, int k)
@@ -330,7 +346,8 @@ static bool fail_at(const char *point, int k)
     int64_t newest = tiny_load_newest(root);
     bool good = status == OK ? newest == 3 : newest == 2 || (complete && newest == 3);
     if (!good) fail_msg("%s: newest is %lld", fault, (long long)newest);
-    if (!strcmp(point, "write") && status != OK) assert_non_null(strstr(c.sentence, "No space left"));
+    if (!strcmp(point, "write") && status != OK)
+        assert_non_null(strstr(c.sentence, "No space left"));
     assert_ok(crew_save(&c, 4));
     assert_int_equal(tiny_load_newest(root), 4);
     assert_int_equal(ckpt_count_names(root, "tmp-"), 0);
@@ -406,7 +423,8 @@ static bool kill_at(const char *point, int k)
     assert_ok(crew_save(&c, 2));
     crew_close(&c);
     snprintf(variable, sizeof variable, "FAULT=%s:%d:kill", point, k);
-    char *const arguments[] = {(char *)(uintptr_t) "share_test", (char *)(uintptr_t) "--save", root, NULL};
+    char *const arguments[] = {(char *)(uintptr_t) "share_test", (char *)(uintptr_t) "--save", root,
+                               NULL};
     char *const environment[] = {variable, (char *)(uintptr_t) "OMP_NUM_THREADS=1", NULL};
     pid_t pid;
     assert_int_equal(posix_spawn(&pid, "/proc/self/exe", NULL, NULL, arguments, environment), 0);
@@ -414,7 +432,8 @@ static bool kill_at(const char *point, int k)
     bool killed = WIFSIGNALED(how) && WTERMSIG(how) == SIGKILL;
     if (!killed) assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
     int64_t newest = tiny_load_newest(root);
-    if (!(newest == 3 || (killed && newest == 2))) fail_msg("killed at %s:%d: newest is %lld", point, k, (long long)newest);
+    if (!(newest == 3 || (killed && newest == 2)))
+        fail_msg("killed at %s:%d: newest is %lld", point, k, (long long)newest);
     assert_true(ckpt_step_loads(root, 2));
     crew_open(&c, root, 3, CUT_COLUMNS);
     assert_int_equal(ckpt_count_names(root, "tmp-"), 0);
@@ -449,7 +468,8 @@ static Status read_run(void *to, const CkptRun *run)
 {
     const Reading *r = to;
     size_t size = dtype_bytes(r->entry->dtype);
-    return ckpt_read(r->ckpt, r->entry, run->first, run->n, r->entry->dtype, r->out + (size_t)run->first * size, r->tally);
+    return ckpt_read(r->ckpt, r->entry, run->first, run->n, r->entry->dtype,
+                     r->out + (size_t)run->first * size, r->tally);
 }
 
 /* Every rank reads its share, `times` over: the tally is right, and wrong after any flipped bit. */
@@ -513,12 +533,9 @@ int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "--save")) return child_save(argv[2], 3);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_holes),
-        cmocka_unit_test(test_damage_while_saving),
-        cmocka_unit_test(test_fail_at_every_call),
-        cmocka_unit_test(test_lost_first_rank),
-        cmocka_unit_test(test_kill_at_every_call),
+        cmocka_unit_test(test_same_bytes),          cmocka_unit_test(test_holes),
+        cmocka_unit_test(test_damage_while_saving), cmocka_unit_test(test_fail_at_every_call),
+        cmocka_unit_test(test_lost_first_rank),     cmocka_unit_test(test_kill_at_every_call),
         cmocka_unit_test(test_read_by_several),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

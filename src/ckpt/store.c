@@ -50,7 +50,10 @@ Status ckpt_store_open(const char *root, CkptOptions options, CkptStore **out)
 Status ckpt_store_join(const char *root, uint64_t key, CkptOptions options, CkptStore **out)
 {
     if (!dir_exists(root))
-        return fail(ERR_IO, "%s is not there, though the first rank has made it: all ranks need the same file system", root);
+        return fail(ERR_IO,
+                    "%s is not there, though the first rank has made it: all ranks need the same "
+                    "file system",
+                    root);
     *out = store_create(root, -1, key, options);
     return OK;
 }
@@ -146,7 +149,8 @@ static void copy_parts(CkptStore *store, const CkptShare *share)
         at += round_up(tensor_bytes(from), ALIGN);
         int64_t count = tensor_count(from);
         for (int64_t first = 0; first < count; first += PIECE_ELEMENTS)
-            VEC_PUSH(&pieces, ((Piece){from, &copies[i], first, min_i64(PIECE_ELEMENTS, count - first)}));
+            VEC_PUSH(&pieces,
+                     ((Piece){from, &copies[i], first, min_i64(PIECE_ELEMENTS, count - first)}));
     }
     /* copies do not fail */
     (void)parallel_each((int)pieces.n, parallel_threads(at), copy_piece, &pieces);
@@ -192,7 +196,9 @@ static Status start(CkptStore *store, const CkptSave *save, bool copy)
     take_save(store, save);
     if (copy) copy_parts(store, save->share);
     store->snapshot_s = clock_s() - begin;
-    store->threads = copy || save->share->ranks > 1 ? 1 : cpu_count(); /* training has the others, if it goes on */
+    store->threads = copy || save->share->ranks > 1
+                         ? 1
+                         : cpu_count(); /* training has the others, if it goes on */
     set_busy(store, true);
     int error = pthread_create(&store->thread, NULL, writer_run, store);
     if (error) {
@@ -283,9 +289,15 @@ CkptShare ckpt_share_whole(Arena *arena, const CkptTensors *t)
     for (int i = 0; i < n; i++) {
         bool optimizer = i >= t->n_model;
         const NamedTensor *from = optimizer ? &t->optimizer[i - t->n_model] : &t->model[i];
-        tensors[i] = (CkptTensor){arena_strdup(arena, from->name), from->tensor.dtype, from->tensor.shape, optimizer};
+        tensors[i] = (CkptTensor){arena_strdup(arena, from->name), from->tensor.dtype,
+                                  from->tensor.shape, optimizer};
         parts[i] = from->tensor;
     }
-    return (CkptShare){.tensors = tensors, .n_tensors = n, .parts = parts, .n_parts = n, .each_run = whole_tensor,
-                       .context = tensors, .ranks = 1};
+    return (CkptShare){.tensors = tensors,
+                       .n_tensors = n,
+                       .parts = parts,
+                       .n_parts = n,
+                       .each_run = whole_tensor,
+                       .context = tensors,
+                       .ranks = 1};
 }

@@ -69,7 +69,8 @@ void sum_add(const SumKeys *keys, uint64_t offset, const void *data, size_t n, u
 {
     const uint8_t *at = data;
     while (n > 0) {
-        size_t j = (size_t)(offset / WORD % WORDS), words = n / WORD < WORDS - j ? n / WORD : WORDS - j, done;
+        size_t j = (size_t)(offset / WORD % WORDS),
+               words = n / WORD < WORDS - j ? n / WORD : WORDS - j, done;
         if (offset % WORD || words == 0) {
             done = add_part(keys, offset, at, n, sum);
         } else {
@@ -87,7 +88,8 @@ void sum_add(const SumKeys *keys, uint64_t offset, const void *data, size_t n, u
 /* 0 + 1 + ... + n-1. Of two consecutive numbers the even one is halved, so that nothing is lost. */
 static uint64_t sum_below(uint64_t n) { return n % 2 ? n * ((n - 1) / 2) : n / 2 * (n - 1); }
 
-void tally_add(const SumKeys *keys, CkptTally *tally, int64_t first, int64_t n, DType dtype, const void *data)
+void tally_add(const SumKeys *keys, CkptTally *tally, int64_t first, int64_t n, DType dtype,
+               const void *data)
 {
     size_t size = dtype_bytes(dtype);
     uint64_t from = (uint64_t)first, count = (uint64_t)n;
@@ -99,6 +101,8 @@ void tally_add(const SumKeys *keys, CkptTally *tally, int64_t first, int64_t n, 
 Status tally_check(const CkptTally *t, uint64_t times, uint64_t count, const char *name)
 {
     if (t->n == times * count && t->places == times * sum_below(count)) return OK;
-    return fail(ERR_ARG, "tensor %s has %llu elements, but the ranks hold %llu, or some twice and others not at all",
-                name, (unsigned long long)(times * count), (unsigned long long)t->n);
+    return fail(
+        ERR_ARG,
+        "tensor %s has %llu elements, but the ranks hold %llu, or some twice and others not at all",
+        name, (unsigned long long)(times * count), (unsigned long long)t->n);
 }

@@ -35,10 +35,7 @@ static Hash128 slow_sum(size_t n)
     return (Hash128){a, b};
 }
 
-static void assert_same(Hash128 a, Hash128 b)
-{
-    assert_true(a.low == b.low && a.high == b.high);
-}
+static void assert_same(Hash128 a, Hash128 b) { assert_true(a.low == b.low && a.high == b.high); }
 
 static void test_definition(void **state)
 {
@@ -46,7 +43,8 @@ static void test_definition(void **state)
     SumKeys *keys = sum_keys_create();
     fill();
     static const size_t sizes[] = {0, 1, 3, 4, 5, 4095, 4096, 4097, 8191, BYTES};
-    for (int i = 0; i < COUNT_OF(sizes); i++) assert_same(sum_of(keys, 0, sizes[i]), slow_sum(sizes[i]));
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        assert_same(sum_of(keys, 0, sizes[i]), slow_sum(sizes[i]));
     sum_keys_destroy(keys);
 }
 
@@ -84,7 +82,8 @@ static void test_changes_are_seen(void **state)
         assert_true(bad.low != good.low && bad.high != good.high);
         data[bit / 8] = (uint8_t)(data[bit / 8] ^ 1u << bit % 8);
     }
-    for (size_t at = 0; at + 512 <= N; at += 512) { /* a block that was never written; two that changed places */
+    for (size_t at = 0; at + 512 <= N;
+         at += 512) { /* a block that was never written; two that changed places */
         uint8_t kept[512], other[512];
         size_t to = (at + 4096) % N;
         memcpy(kept, data + at, 512);

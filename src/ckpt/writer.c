@@ -70,8 +70,10 @@ Status writer_save(CkptStore *s, int threads)
 {
     char work[STEP_NAME + 64], step[STEP_NAME];
     step_name(s->save.step, step);
-    snprintf(work, sizeof work, ".tmp-%s-%016llx-%lld", step, (unsigned long long)s->key, (long long)s->n_saves);
-    s->commit = (Commit){.root = s->root, .options = s->options, .threads = threads, .save = &s->save, .work = work};
+    snprintf(work, sizeof work, ".tmp-%s-%016llx-%lld", step, (unsigned long long)s->key,
+             (long long)s->n_saves);
+    s->commit = (Commit){
+        .root = s->root, .options = s->options, .threads = threads, .save = &s->save, .work = work};
     Status status = run_phases(s);
     if (status != OK && status != ERR_CANCELLED && s->share.rank == 0) commit_give_up(&s->commit);
     return status;
@@ -92,7 +94,8 @@ void *writer_run(void *context)
     double start = clock_s();
     CkptResult result = {.step = s->save.step, .snapshot_s = s->snapshot_s};
     result.status = writer_save(s, s->threads);
-    if (result.status != OK) snprintf(result.message, sizeof result.message, "%s", status_message());
+    if (result.status != OK)
+        snprintf(result.message, sizeof result.message, "%s", status_message());
     result.bytes = s->commit.bytes;
     commit_end(&s->commit);
     result.write_s = clock_s() - start;
@@ -117,7 +120,8 @@ bool ckpt_rests(CkptStore *s, double wait_s, Status *status, const char **senten
     struct timespec until = moment_after(wait_s);
     bool late = wait_s <= 0;
     pthread_mutex_lock(&s->mutex);
-    while (s->busy && !s->resting && !late) late = pthread_cond_timedwait(&s->changed, &s->mutex, &until) != 0;
+    while (s->busy && !s->resting && !late)
+        late = pthread_cond_timedwait(&s->changed, &s->mutex, &until) != 0;
     bool rests = s->resting || !s->busy;
     *status = s->resting ? s->rest_status : OK;
     *sentence = s->resting ? s->rest_sentence : "";

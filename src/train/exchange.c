@@ -271,7 +271,6 @@ Status trainer_share_checkpoint(Trainer *t)
 /* ---- runs of elements, read -------------------------------------------------------------------------------------- */
 
 typedef struct Loading {
-    const Trainer *t;
     const StateEntry *entry;
     char *data;
     RunReader read;
@@ -290,7 +289,7 @@ Status trainer_load_runs(Trainer *t, unsigned roles, RunReader read, const void 
     const Store *store = t->programs.store;
     for (int i = 0; i < store->n_entries; i++) {
         if (!(roles >> store->entry[i].role & 1)) continue;
-        Loading l = {.t = t, .entry = &store->entry[i], .data = session_state(t->session, i).data, .read = read, .source = source};
+        Loading l = {.entry = &store->entry[i], .data = session_state(t->session, i).data, .read = read, .source = source};
         TRY(store_each_run(store, i, load_run, &l));
     }
     return OK;
