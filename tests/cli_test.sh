@@ -252,6 +252,9 @@ refused 3 'does not divide train.batch' train.batch=10 train.micro_batch=4
 refused 3 'more tokens at once' train.batch=1000000 train.seq=65536
 refused 3 'train.warmup 30 is more than train.steps' train.warmup=30
 refused 3 'canonical' train.canonical=true
+refused 2 'no schedule and no file .*did you mean 1f1b' parallel.pp=2 parallel.schedule=1f1d
+refused 3 'needs 4 micro-batches.*zb-v takes any' parallel.pp=2 parallel.schedule=dualpipev model.num_hidden_layers=4
+refused 3 'cannot be shared out over 4 stages' parallel.pp=2 parallel.schedule=zb-v
 refused 2 "no field 'num_hiden_layers'; did you mean num_hidden_layers" model.num_hiden_layers=3
 refused 2 'hidden_size is not an integer' model.hidden_size=wide
 refused 2 'num_attention_heads is 0' model.num_attention_heads=0
@@ -274,6 +277,22 @@ expect 3 '' train "${tiny[@]}" tokenizer.train.vocab_size=320 model.intermediate
 says_last 'is needed.*give the run another name'
 expect 3 '' train "${tiny[@]}" tokenizer.train.vocab_size=400
 says_last 'has 320 tokens, but tokenizer.train.vocab_size is 400'
+
+# ---- pipelines: a schedule is shown, written down, drawn, and read back ----
+piped=("${tiny[@]}" tokenizer.train.vocab_size=320 name=piped "dir=$work/runs/piped" parallel.pp=2 train.micro_batch=1 train.threads=1)
+expect 0 '' train "${piped[@]}" parallel.schedule=zb-h1 --dry-run --schedule "$work/mine.pipeline"
+says '^pipeline zb-h1: 2 ranks, 2 stages, 2 micro-batches; [0-9.]+% of the time is waiting'
+says '^rank 1 \. +F0 B0'
+expect 0 '' inspect "$work/mine.pipeline"
+says '^rank 0 F0 F1'
+expect 0 '' train "${piped[@]}" parallel.schedule=zb-h1 --dry-run --schedule "$work/mine.svg"
+grep -q '^<svg' "$work/mine.svg" || { echo "no picture in mine.svg"; failed=1; }
+expect 0 'pipeline zb-h1: 2 ranks' train "${piped[@]}" "parallel.schedule=$work/mine.pipeline"
+says '^piped: 2 steps, loss'
+refused 3 'is a schedule for 2 ranks and 2 micro-batches' parallel.pp=2 train.micro_batch=2 "parallel.schedule=$work/mine.pipeline"
+sed -i 's/^rank 0: F0.0/rank 0: B0.0 F0.0/' "$work/mine.pipeline"
+refused 3 'done twice' parallel.pp=2 train.micro_batch=1 "parallel.schedule=$work/mine.pipeline"
+expect 2 'goes with --dry-run' train "${piped[@]}" --schedule "$work/x"
 
 # ---- steps that are no numbers end a run with a checkpoint and exit code 1 ----
 export FAULT=train.nan:2,train.nan:3

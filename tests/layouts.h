@@ -35,6 +35,9 @@ static const char *const grok1 =
 typedef struct Job {
     const ModelConfig *model;
     StepOptions options; /* layout: sizes only */
+    char schedule[64];    /* of the pipeline; empty: 1f1b */
+    int layers;           /* of the model; 0: as it says */
+    Pipeline *pipeline;   /* made of it while the job runs */
     CommWorld *world;
     bool check_wire; /* what was sent must be what the nodes declare */
     double loss[STEPS], norm[STEPS]; /* as rank 0 sees them */
@@ -48,7 +51,7 @@ typedef struct RankJob {
 } RankJob;
 
 /* The rows of the step that this rank sees in one micro-batch, documents of 20 tokens. */
-static Status feed(Session *session, const StepOptions *o, int step, int64_t micro)
+static Status feed(Session *session, int program, const StepOptions *o, int step, int64_t micro)
 {
     int64_t cp = mesh_size(&o->layout.mesh, MESH_CP), columns = SEQ / cp, at_rank = o->layout.mesh.coord[MESH_CP];
     int64_t rows = o->micro_batch, first = (micro * mesh_data_ranks(&o->layout.mesh) + mesh_data_rank(&o->layout.mesh)) * rows;
@@ -66,27 +69,51 @@ static Status feed(Session *session, const StepOptions *o, int step, int64_t mic
         }
     }
     size_t n = (size_t)(rows * columns) * 4;
-    TRY(session_write(session, 0, "ids", ids, n));
-    TRY(session_write(session, 0, "targets", targets, n));
-    TRY(session_write(session, 0, "pos", pos, n));
-    return session_write(session, 0, "weights", weights, n);
+    TRY(session_write(session, program, "ids", ids, n));
+    TRY(session_write(session, program, "targets", targets, n));
+    TRY(session_write(session, program, "pos", pos, n));
+    return session_write(session, program, "weights", weights, n);
+}
+
+static Status add_loss(Session *session, int program, float *loss)
+{
+    float value;
+    if (!session_output(session, program, "loss")) return OK;
+    TRY(session_read(session, program, "loss", &value, sizeof value));
+    *loss += value;
+    return OK;
+}
+
+static int program_of(const Pipeline *p, int first, int stage)
+{
+    for (int s = 0; s < stage; s++) first += p->rank_of[s] == p->rank_of[stage];
+    return first;
+}
+
+static Status run_pipeline(const StepOptions *o, Session *session, int first, int step, float *loss)
+{
+    static const Phase begin[] = {PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_BACKWARD};
+    static const Phase end[] = {PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_WEIGHTS};
+    const Pipeline *p = o->layout.pipeline;
+    const PipelineRank *own = &p->rank[o->layout.mesh.coord[MESH_PP]];
+    for (int i = 0; i < own->n; i++) {
+        const PipelineAction *a = &own->at[i];
+        int program = program_of(p, first, a->stage);
+        session_use_slots(session, program, a->slot);
+        if (a->work == PIPELINE_FORWARD) TRY(feed(session, program, o, step, a->micro));
+        TRY(session_run(session, program, begin[a->work], end[a->work]));
+        if (a->work == PIPELINE_BACKWARD || a->work == PIPELINE_BOTH) TRY(add_loss(session, program, loss));
+    }
+    return OK;
 }
 
 static Status run_micro_batches(const StepOptions *o, Session *session, int program, int step, float *loss)
 {
-    PipelineStep order[2 * BATCH];
-    int stages = mesh_size(&o->layout.mesh, MESH_PP), stage = o->layout.mesh.coord[MESH_PP];
-    int64_t slots = pipeline_slots(o->pipeline, stages, stage, o->n_micro);
-    pipeline_order(o->pipeline, stages, stage, o->n_micro, order);
-    for (int64_t i = 0; i < 2 * o->n_micro; i++) {
-        Phase phase = order[i].backward ? PHASE_BACKWARD : PHASE_FORWARD;
-        float value;
-        if (stages > 1) session_use_slot(session, program, (int)(order[i].micro % slots));
-        if (!order[i].backward) TRY(feed(session, o, step, order[i].micro));
-        TRY(session_run(session, program, phase, phase));
-        if (!order[i].backward || !session_output(session, program, "loss")) continue;
-        TRY(session_read(session, program, "loss", &value, sizeof value));
-        *loss += value;
+    if (o->layout.pipeline) return run_pipeline(o, session, program, step, loss);
+    for (int64_t micro = 0; micro < o->n_micro; micro++) {
+        TRY(feed(session, program, o, step, micro));
+        TRY(session_run(session, program, PHASE_FORWARD, PHASE_BACKWARD));
+        TRY(add_loss(session, program, loss));
     }
     return OK;
 }
@@ -121,12 +148,17 @@ static Status run_steps(Job *job, Device *device, const StepOptions *o, StepProg
     return OK;
 }
 
-/* What this rank sent, against what the nodes of its programs say that they send. */
+/* What this rank sent, against what the nodes of its programs say that they send; the loss of a pipeline is the
+ * host's to sum. */
 static inline Status check_wire(Device *device, const StepOptions *o, const StepPrograms *p)
 {
     double declared = 0, sent = 0;
     for (int i = 0; i < p->n; i++)
-        declared += STEPS * (i == p->index[PROGRAM_STEP] ? (double)o->n_micro : 1) * graph_cost(p->at[i]->graph).wire_bytes;
+        declared += STEPS * (i == p->index[PROGRAM_UPDATE] ? 1 : (double)o->n_micro) * graph_cost(p->at[i]->graph).wire_bytes;
+    if (o->layout.pipeline) {
+        CommOp loss = {.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .count = 1};
+        declared += STEPS * (double)comm_sent_bytes(&loss, o->layout.pipeline->n_ranks, o->layout.mesh.coord[MESH_PP]);
+    }
     for (unsigned axes = 1; axes < 1u << MESH_AXES; axes++) {
         Comm *group;
         bool used = true;
@@ -158,8 +190,8 @@ static Status run_rank(RankJob *r)
         if (status == OK) {
             status = session_init_weights(session, 3);
             if (status == OK) status = run_steps(job, device, &o, &programs, session);
+            session_destroy(session); /* waits for what is still on its way */
             if (status == OK && job->check_wire) status = check_wire(device, &o, &programs);
-            session_destroy(session);
         }
         step_programs_destroy(&programs);
     }
@@ -177,9 +209,29 @@ static void *rank_main(void *at)
     return NULL;
 }
 
+/* Of as many stages as the schedule has, or as "@N" behind its name says. */
+static Status make_pipeline(Job *job)
+{
+    char name[64];
+    int ranks = mesh_size(&job->options.layout.mesh, MESH_PP);
+    if (ranks < 2) return OK;
+    snprintf(name, sizeof name, "%s", *job->schedule ? job->schedule : "1f1b");
+    char *at = strchr(name, '@');
+    int stages = at ? (int)strtol(at + 1, NULL, 10) : 0;
+    if (at) *at = 0;
+    TRY(pipeline_create(name, ranks, stages ? stages : pipeline_default_stages(name), (int)job->options.n_micro, &job->pipeline));
+    job->options.layout.pipeline = job->pipeline;
+    return OK;
+}
+
 static Status run_job(Job *job, char *message)
 {
     int n = mesh_ranks(&job->options.layout.mesh);
+    Status made = make_pipeline(job);
+    if (made != OK) {
+        snprintf(message, 600, "%s", status_message());
+        return made;
+    }
     RankJob ranks[MAX_RANKS];
     pthread_t thread[MAX_RANKS];
     if (n > 1) TRY(comm_world_create_local(n, &(CommOptions){.deadline_s = 60}, &job->world));
@@ -191,13 +243,15 @@ static Status run_job(Job *job, char *message)
     for (int r = 0; r < n && status == OK; r++)
         if ((status = ranks[r].status) != OK) snprintf(message, 600, "rank %d: %s", r, ranks[r].message);
     comm_world_destroy(job->world);
+    pipeline_destroy(job->pipeline);
     return status;
 }
 
-/* ---- layouts as text: "tp2 dp2 seq micro2" ---------------------------------------------------------------- */
+/* ---- layouts as text: "tp2 dp2 seq micro2", "pp2 micro4 interleaved@2" ---------------------------------------------------------------- */
 
-static StepOptions parse(const char *text)
+static Job parse_job(const char *text)
 {
+    Job job = {0};
     StepOptions o = {.n_micro = 1, .seq = SEQ, .dtype = DTYPE_F32, .balance = BALANCE_BIAS, .router_z_loss = 1e-3f};
     char copy[128], *save;
     snprintf(copy, sizeof copy, "%s", text);
@@ -211,23 +265,33 @@ static StepOptions parse(const char *text)
             known = true;
         }
         if (!strcmp(word, "seq")) o.layout.sequence = known = true; /* sequence parallelism */
-        if (!strcmp(word, "gpipe")) o.pipeline = RUN_PIPELINE_GPIPE, known = true;
+        int n_names;
+        const char *const *names = pipeline_names(&n_names);
+        for (int k = 0; k < n_names; k++) {
+            size_t length = strlen(names[k]);
+            if (strncmp(word, names[k], length) != 0 || (word[length] && word[length] != '@')) continue;
+            snprintf(job.schedule, sizeof job.schedule, "%s", word);
+            known = true;
+        }
         if (!strcmp(word, "bf16")) o.dtype = DTYPE_BF16, known = true;
         if (!strcmp(word, "selective")) o.recompute = RECOMPUTE_SELECTIVE, known = true;
         if (!strcmp(word, "full")) o.recompute = RECOMPUTE_FULL, known = true;
         if (!strcmp(word, "plain")) o.balance = BALANCE_NONE, o.router_z_loss = 0, known = true;
         if (!strcmp(word, "aux")) o.balance = BALANCE_AUX, o.aux_loss = 0.01f, known = true;
         if (!strncmp(word, "micro", 5)) o.n_micro = n, known = true;
+        if (!strncmp(word, "layers", 6)) job.layers = n, known = true;
         assert_true(known);
     }
     o.micro_batch = BATCH / o.n_micro / mesh_data_ranks(&o.layout.mesh);
-    return o;
+    job.options = o;
+    return job;
 }
 
-static void make_model(const char *text, ModelConfig *config)
+static void make_model(const char *text, int layers, ModelConfig *config)
 {
     json_t *json = json_loads(text, 0, NULL);
     assert_non_null(json);
+    if (layers) json_object_set_new(json, "num_hidden_layers", json_integer(layers));
     assert_int_equal(model_config_from_json(json, config), OK);
     json_decref(json);
     config->expert_bias = config->n_experts > 0;

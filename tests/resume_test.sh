@@ -53,6 +53,7 @@ parallel.ep=2,parallel.tp=2 parallel.dp=2,parallel.pp=2,parallel.tp=2
 parallel.dp=2,parallel.zero=1 parallel.fsdp=2
 parallel.fsdp=4 parallel.dp=4,parallel.zero=2
 parallel.dp=2,parallel.zero=3 parallel.dp=2,parallel.tp=2,parallel.zero=1
+parallel.pp=2,parallel.schedule=zb-v parallel.pp=4,parallel.schedule=zb-h1
 EOF
 # another number of them is said, with the setting that keeps it
 train together 2 train.micro_batch=4 && train together 3 train.micro_batch=2 parallel.dp=4

@@ -4,12 +4,15 @@
 
 #include "cli/show.h"
 #include "run/run.h"
+#include "train/train.h"
 
 typedef struct InspectFlags {
     int graph, program, dtype;
     int64_t batch, seq;
     bool dot, tensors;
 } InspectFlags;
+
+enum { PICTURE_COLUMNS = 120 };
 
 #define KINDS "none|loss|logits|decode|prefill|step"
 
@@ -89,15 +92,25 @@ static Status inspect_config(const char *path, Str *out)
     return OK;
 }
 
+static Status inspect_pipeline(const char *path, Str *out)
+{
+    Pipeline *pipeline;
+    TRY(pipeline_load(path, &pipeline));
+    train_pipeline_report(pipeline, PICTURE_COLUMNS, out);
+    pipeline_destroy(pipeline);
+    return OK;
+}
+
 static Status inspect_file(const char *path, bool all, Str *out)
 {
     const char *name = path_base(path);
     if (ends_with(name, ".safetensors")) return show_safetensors(path, all, out);
     if (ends_with(name, ".pth") || ends_with(name, ".pt")) return show_pth(path, all, out);
+    if (ends_with(name, ".pipeline")) return inspect_pipeline(path, out);
     if (ends_with(name, ".yaml") || ends_with(name, ".yml")) return inspect_run_file(path, out);
     if (!strcmp(name, "config.json")) return inspect_config(path, out);
     if (!strcmp(name, "tokenizer.json") || ends_with(name, ".model")) return inspect_tokenizer(path, out);
-    return fail(ERR_FORMAT, "%s: not a kind of file that inspect knows: .safetensors, .pth, .yaml, config.json, tokenizer.json, .model", path);
+    return fail(ERR_FORMAT, "%s: not a kind of file that inspect knows: .safetensors, .pth, .yaml, .pipeline, config.json, tokenizer.json, .model", path);
 }
 
 static Status inspect_preset(const char *name, Str *out)
@@ -142,8 +155,8 @@ const Command command_inspect = {
     .min_operands = 1,
     .max_operands = 1,
     .sentence = "a model, checkpoint, tensor file, tokenizer, run or preset as text",
-    .details = "PATH is a model directory, a checkpoint, a run's directory, a .safetensors, .pth or run file, a\n"
-               "tokenizer, or the name of a preset. --graph and --program take a model or a preset;\n"
+    .details = "PATH is a model directory, a checkpoint, a run's directory, a .safetensors, .pth, .pipeline or run\n"
+               "file, a tokenizer, or the name of a preset. --graph and --program take a model or a preset;\n"
                "step is all of a training step, the others are forward passes.",
     COMMAND_OPTIONS(InspectFlags, options),
     .run = run,

@@ -12,6 +12,7 @@
 typedef struct TrainOptions {
     bool dry_run;
     const char *trace;
+    const char *schedule;
 } TrainOptions;
 
 static const Option options[] = {
@@ -19,6 +20,8 @@ static const Option options[] = {
      "plan, check and say what the run needs; train nothing"},
     {"trace", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(TrainOptions, trace),
      "some steps of all ranks, for chrome://tracing or Perfetto; short for log.trace=FILE"},
+    {"schedule", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(TrainOptions, schedule),
+     "with --dry-run: write the pipeline's schedule, as a table that parallel.schedule reads, or as a picture when FILE ends in .svg"},
 };
 
 /* The first signal asks for a checkpoint and an orderly end, the second one ends at once. */
@@ -62,6 +65,30 @@ static Status print_plan(const RunConfig *config)
     return status;
 }
 
+/* The schedule as a file: a table, or a picture by the name's end. */
+static Status write_schedule(const RunConfig *config, const char *path)
+{
+    int64_t n_micro, micro_batch;
+    Pipeline *pipeline;
+    Str text = {0};
+    size_t n = strlen(path);
+    TRY(train_micro_batches(config, &n_micro, &micro_batch));
+    TRY(train_pipeline(config, n_micro, &pipeline));
+    if (!pipeline) return fail(ERR_ARG, "--schedule %s: parallel.pp is 1, there is no pipeline", path);
+    if (n > 4 && !strcmp(path + n - 4, ".svg")) pipeline_svg(pipeline, &text);
+    else pipeline_text(pipeline, &text);
+    Status status = file_write_atomic(path, text.at, text.n);
+    str_deinit(&text);
+    pipeline_destroy(pipeline);
+    return status;
+}
+
+static Status dry_run(const RunConfig *config, const TrainOptions *o)
+{
+    TRY(print_plan(config));
+    return o->schedule ? write_schedule(config, o->schedule) : OK;
+}
+
 /* ---- ranks ---------------------------------------------------------------------------------------- */
 
 typedef struct Job {
@@ -89,7 +116,8 @@ static Status train_rank(const Rank *rank, void *context)
 static Status train(RunConfig *config, const TrainOptions *o)
 {
     Job job = {.config = config};
-    if (o->dry_run) return print_plan(config);
+    if (o->dry_run) return dry_run(config, o);
+    if (o->schedule) return fail(ERR_ARG, "--schedule goes with --dry-run: it writes the schedule and trains nothing");
     if (o->trace) config->log.trace = o->trace;
     int n = ranks_launched();
     if (n > 1 && train_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */

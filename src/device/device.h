@@ -1,7 +1,7 @@
 /* device: where programs run.
  *
  * What it is.   Device (a processor with its memory), Session (a store and some programs, loaded).
- * Depends on.   base, tensor, graph, ops, pass, program
+ * Depends on.   base, tensor, pipeline, graph, ops, pass, program
  * Owns.         A Device counts what it allocates; a Session owns the memory of its regions. Programs
  *               and the store are borrowed and must outlive it.
  * Invariants.   Nothing is allocated and nothing is looked up between session_create and
@@ -48,7 +48,7 @@ Status device_group(Device *device, unsigned axes, Comm **group);
 /* Bytes that session_create will allocate for these programs over this store. */
 typedef struct MemoryPlan {
     size_t state_bytes; /* the store */
-    size_t step_bytes;  /* the largest step region: programs take turns */
+    size_t step_bytes;  /* slots of all programs that have them, and the largest step region: they take turns */
     size_t io_bytes;    /* all inputs */
     size_t total_bytes;
 } MemoryPlan;
@@ -57,8 +57,8 @@ MemoryPlan session_plan(const Store *store, Program *const *programs, int n);
 Status session_create(Device *device, const Store *store, Program *const *programs, int n, Session **session);
 void session_destroy(Session *session);
 
-/* The micro-batch in flight that later runs, reads and writes of the program mean; 0 at the start. */
-void session_use_slot(Session *session, int program, int slot);
+/* The slots of the micro-batch that later runs, reads and writes of the program mean; 0 at the start. */
+void session_use_slots(Session *session, int program, const int slot[PIPELINE_SPANS]);
 /* Runs the instructions of the phases first..last of a program. */
 Status session_run(Session *session, int program, Phase first, Phase last);
 /* Copies between the host and an input or output, whole: bytes must be its size. */

@@ -15,33 +15,68 @@ typedef struct Loaded {
     DeviceMemory io;
     Step *step;
     int n_prepared; /* steps whose prepare succeeded, for release */
-    int slot;       /* of the micro-batch in flight that is meant */
+    int slot[PIPELINE_SPANS]; /* of the micro-batch in flight that is meant */
     Tensor *tensor; /* all operands */
 } Loaded;
+
+/* The slots of all programs that have them, in the step region from its start. */
+typedef struct SlotPlan {
+    int n[PIPELINE_SPANS];
+    size_t at[PIPELINE_SPANS], bytes[PIPELINE_SPANS]; /* of one slot */
+    size_t end;
+    size_t io_bytes; /* inputs of one slot */
+} SlotPlan;
 
 struct Session {
     Device *device;
     const Store *store;
-    DeviceMemory state, step;
+    DeviceMemory state, step, slot_io;
+    SlotPlan slots;
     Loaded *loaded;
     int n_loaded;
     SessionWatch *watch; /* NULL: nobody listens */
     void *watch_context;
 };
 
-static size_t slots(const Program *p) { return p->n_slots > 1 ? (size_t)p->n_slots : 1; }
+/* What the programs with slots share. */
+static SlotPlan plan_slots(Program *const *programs, int n)
+{
+    SlotPlan plan = {0};
+    for (int i = 0; i < n; i++) {
+        const Program *p = programs[i];
+        if (!p->slotted) continue;
+        for (int span = 0; span < PIPELINE_SPANS; span++) {
+            if (p->n_slots[span] > plan.n[span]) plan.n[span] = p->n_slots[span];
+            if (p->slot_bytes[span] > plan.bytes[span]) plan.bytes[span] = p->slot_bytes[span];
+        }
+        if (p->io_bytes > plan.io_bytes) plan.io_bytes = p->io_bytes;
+    }
+    if (plan.bytes[PIPELINE_BW] > plan.bytes[PIPELINE_FB]) plan.bytes[PIPELINE_FB] = plan.bytes[PIPELINE_BW];
+    plan.bytes[PIPELINE_BW] = plan.bytes[PIPELINE_FB]; /* they share slots */
+    plan.at[PIPELINE_FW] = (size_t)plan.n[PIPELINE_FB] * plan.bytes[PIPELINE_FB];
+    plan.end = plan.at[PIPELINE_FW] + (size_t)plan.n[PIPELINE_FW] * plan.bytes[PIPELINE_FW];
+    return plan;
+}
 
+/* Slots stay while programs run; behind them the programs that have slots take turns, the others take turns in all. */
 MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
 {
     MemoryPlan plan = {.state_bytes = store->bytes};
+    SlotPlan slots = plan_slots(programs, n);
+    plan.step_bytes = slots.end;
+    plan.io_bytes = (size_t)slots.n[PIPELINE_FW] * slots.io_bytes;
     for (int i = 0; i < n; i++) {
-        size_t step_bytes = slots(programs[i]) * programs[i]->step_bytes;
-        if (step_bytes > plan.step_bytes) plan.step_bytes = step_bytes;
-        plan.io_bytes += slots(programs[i]) * programs[i]->io_bytes;
+        const Program *p = programs[i];
+        size_t end = p->slotted ? slots.end + p->step_bytes : p->step_bytes;
+        if (end > plan.step_bytes) plan.step_bytes = end;
+        if (!p->slotted) plan.io_bytes += p->io_bytes;
     }
     plan.total_bytes = plan.state_bytes + plan.step_bytes + plan.io_bytes;
     return plan;
 }
+
+/* Where the program's own part of the step region begins. */
+static char *step_of(const Session *s, const Loaded *l) { return s->step.at + (l->program->slotted ? s->slots.end : 0); }
 
 static Tensor resolve(const Session *s, const Loaded *l, const Operand *o)
 {
@@ -50,8 +85,13 @@ static Tensor resolve(const Session *s, const Loaded *l, const Operand *o)
     switch (o->region) {
     case REGION_NONE: break;
     case REGION_STATE: t.data = s->state.at + o->offset; break;
-    case REGION_STEP: t.data = s->step.at + (size_t)l->slot * l->program->step_bytes + o->offset; break;
-    case REGION_IO: t.data = l->io.at + (size_t)l->slot * l->program->io_bytes + o->offset; break;
+    case REGION_STEP: t.data = step_of(s, l) + o->offset; break;
+    case REGION_IO:
+        t.data = (l->program->slotted ? s->slot_io.at + (size_t)l->slot[PIPELINE_FW] * s->slots.io_bytes : l->io.at) + o->offset;
+        break;
+    case REGION_HELD:
+        t.data = s->step.at + s->slots.at[o->span] + (size_t)l->slot[o->span] * s->slots.bytes[o->span] + o->offset;
+        break;
     }
     return t;
 }
@@ -67,7 +107,7 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
                       .n_in = instr->node->n_in, .n_out = instr->node->n_out,
                       .workspace_bytes = instr->workspace_bytes, .threads = s->device->target.threads,
                       .ranks = &s->device->ranks, .node = instr->node->name};
-    if (instr->workspace_bytes) a->workspace = s->step.at + instr->workspace_offset;
+    if (instr->workspace_bytes) a->workspace = step_of(s, l) + instr->workspace_offset;
     for (int k = 0; k < a->n_in; k++) a->in[k] = resolve(s, l, &instr->in[k]);
     for (int k = 0; k < a->n_out; k++) a->out[k] = resolve(s, l, &instr->out[k]);
     if (step->kernel->prepare) TRY_AS(step->kernel->prepare(a), "preparing %s", instr->op->name);
@@ -78,7 +118,7 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
 static Status load(Session *s, Loaded *l, const Program *program)
 {
     l->program = program;
-    TRY(device_alloc(s->device, slots(program) * program->io_bytes, "step inputs", &l->io));
+    if (!program->slotted) TRY(device_alloc(s->device, program->io_bytes, "step inputs", &l->io));
     size_t n_tensors = 0;
     for (int i = 0; i < program->n_instr; i++)
         n_tensors += (size_t)(program->instr[i].node->n_in + program->instr[i].node->n_out);
@@ -100,8 +140,11 @@ Status session_create(Device *device, const Store *store, Program *const *progra
     s->loaded = xcalloc((size_t)n + 1, sizeof *s->loaded);
     s->n_loaded = n;
     MemoryPlan plan = session_plan(store, programs, n);
+    s->slots = plan_slots(programs, n);
     Status status = device_alloc(device, plan.state_bytes, "weights and optimizer state", &s->state);
     if (status == OK) status = device_alloc(device, plan.step_bytes, "activations and workspace", &s->step);
+    if (status == OK)
+        status = device_alloc(device, (size_t)s->slots.n[PIPELINE_FW] * s->slots.io_bytes, "step inputs", &s->slot_io);
     for (int i = 0; i < n && status == OK; i++) status = load(s, &s->loaded[i], programs[i]);
     if (status != OK) {
         session_destroy(s);
@@ -124,6 +167,7 @@ void session_destroy(Session *s)
     }
     device_free(s->device, &s->state);
     device_free(s->device, &s->step);
+    device_free(s->device, &s->slot_io);
     free(s->loaded);
     free(s);
 }
@@ -137,32 +181,34 @@ static Status failed_at(const Step *step, Status status)
     return status;
 }
 
+/* The operands of these instructions lie where the present slots say. */
+static void find_operands(const Session *s, Loaded *l, int begin, int end)
+{
+    for (int i = begin; i < end; i++) {
+        Step *step = &l->step[i];
+        for (int k = 0; k < step->args.n_in; k++) step->args.in[k].data = resolve(s, l, &step->instr->in[k]).data;
+        for (int k = 0; k < step->args.n_out; k++) step->args.out[k].data = resolve(s, l, &step->instr->out[k]).data;
+    }
+}
+
 Status session_run(Session *s, int program, Phase first, Phase last)
 {
     Loaded *l = &s->loaded[program];
     int begin = l->program->phase_begin[first], end = l->program->phase_begin[last + 1];
+    if (l->program->slotted) find_operands(s, l, begin, end);
     for (int i = begin; i < end; i++) {
         Step *step = &l->step[i];
         double begin_s = s->watch ? clock_s() : 0;
         Status status = step->kernel->run(&step->args);
         if (status != OK) return failed_at(step, status);
-        if (s->watch) s->watch(s->watch_context, &(InstrTime){l->program, step->instr, l->slot, begin_s, clock_s()});
+        if (s->watch) s->watch(s->watch_context, &(InstrTime){l->program, step->instr, l->slot[PIPELINE_FW], begin_s, clock_s()});
     }
     return OK;
 }
 
-void session_use_slot(Session *s, int program, int slot)
+void session_use_slots(Session *s, int program, const int slot[PIPELINE_SPANS])
 {
-    Loaded *l = &s->loaded[program];
-    if (l->slot == slot) return;
-    l->slot = slot;
-    for (int i = 0; i < l->program->n_instr; i++) {
-        Step *step = &l->step[i];
-        const Instr *instr = step->instr;
-        if (instr->workspace_bytes) step->args.workspace = s->step.at + (size_t)slot * l->program->step_bytes + instr->workspace_offset;
-        for (int k = 0; k < step->args.n_in; k++) step->args.in[k].data = resolve(s, l, &instr->in[k]).data;
-        for (int k = 0; k < step->args.n_out; k++) step->args.out[k].data = resolve(s, l, &instr->out[k]).data;
-    }
+    memcpy(s->loaded[program].slot, slot, sizeof s->loaded[program].slot);
 }
 
 static void *place_of(const Session *s, int program, const Operand *o)

@@ -81,7 +81,7 @@ void graph_dump(const Graph *g, Str *out)
 
 void graph_dump_dot(const Graph *g, Str *out)
 {
-    static const char *const colour[] = {"#d7e8ff", "#ffe3d1", "#e0f2d8"};
+    static const char *const colour[] = {"#d7e8ff", "#ffe3d1", "#fff3c4", "#e0f2d8"};
     str_printf(out, "digraph \"%s\" {\n  node [shape=box style=filled fontname=monospace];\n", g->name);
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];

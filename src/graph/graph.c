@@ -7,7 +7,7 @@
 
 const char *phase_name(Phase phase)
 {
-    static const char *const names[] = {"forward", "backward", "update"};
+    static const char *const names[] = {"forward", "backward", "weights", "update"};
     return names[phase];
 }
 

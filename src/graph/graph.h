@@ -138,11 +138,13 @@ typedef struct Value {
     int n_parts;
     bool decay; /* STATE_PARAM: weight decay applies */
     Shape whole; /* before it was cut flat: what is gathered */
+    int twin;    /* 1 + the pipeline rank that holds it too (a tied embedding); 0: none does */
 
     Place place[MESH_AXES]; /* shape is that of this rank's part */
 } Value;
 
-typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_UPDATE } Phase;
+/* PHASE_WEIGHTS: what pass_split_backward took out of the backward phase; it may run later. */
+typedef enum Phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_UPDATE, PHASES } Phase;
 const char *phase_name(Phase phase);
 
 struct Node {

@@ -228,11 +228,16 @@ const OpDef *op_start_form(const OpDef *op);
 
 /* One end of a message between pipeline stages; put in by pass/pipeline. */
 typedef struct PipeEnd {
-    int peer, channel;
-    bool sequence; /* tensor parallel ranks have parts of the sequence */
+    int peer;            /* rank along pp */
+    bool here;           /* it is this one: the value is handed over */
+    int channel, depth;  /* messages that may be under way at once */
+    const char *buffers; /* how their states' names begin */
+    bool sequence;       /* tensor parallel ranks have parts of the sequence */
 } PipeEnd;
 Status op_send(Graph *g, ValueId x, PipeEnd end);
 Status op_recv(Graph *g, DType dtype, Shape shape, PipeEnd end, ValueId *x);
+/* y = x here + x of the pipeline rank `peer`, which does the same: the gradient of a weight that both hold. f32. */
+Status op_join_stages(Graph *g, ValueId x, int peer, ValueId *y);
 
 /* ---- gradients: used by gradient rules and passes -------------------------------------------- */
 

@@ -20,6 +20,7 @@ static ValueId state_beside(Graph *g, ValueId param, const char *suffix, StateRo
     const Value *p = graph_value(g, param);
     Value *v = graph_value(g, id);
     v->master = param;
+    v->twin = p->twin;
     v->part = arena_copy(&g->arena, p->part, sizeof *p->part * (size_t)p->n_parts);
     v->n_parts = p->n_parts;
     for (int k = 0; k < v->n_parts; k++) {
@@ -91,28 +92,48 @@ typedef enum AfterUpdate {
     GRADS_ZERO_APART, /* states that may be read through a reduction: cleared by themselves */
 } AfterUpdate;
 
-static Status emit_update(Graph *g, const ParamGrads *grads, AfterUpdate after)
+/* Makes the gradients whole, and their norm, in which each counts once. whole [grads->n]. */
+static Status emit_norm(Graph *g, const ParamGrads *grads, ValueId *whole, ValueId *norm)
+{
+    ValueId *counted = xcalloc((size_t)grads->n + 1, sizeof *counted);
+    int n = 0;
+    Status status = OK;
+    for (int i = 0; i < grads->n && status == OK; i++) {
+        status = pass_pipeline_join(g, grads->at[i].grad, &whole[i]);
+        if (pass_pipeline_counts(g, grads->at[i].grad)) counted[n++] = whole[i];
+    }
+    if (status == OK) status = op_grad_norm(g, n, counted, norm);
+    free(counted);
+    return status;
+}
+
+static Status emit_parts(Graph *g, const ParamGrads *grads, AfterUpdate after, ValueId *whole)
 {
     ValueId norm, factor, hyper = hyper_input(g);
-    ValueId *all = xcalloc((size_t)grads->n + 1, sizeof *all);
-    for (int i = 0; i < grads->n; i++) all[i] = grads->at[i].grad;
     g->phase = PHASE_BACKWARD; /* the host looks at the norm before the update phase begins */
     graph_set_layer(g, -1);
     graph_set_scope(g, "grad_norm");
-    Status status = op_grad_norm(g, grads->n, all, &norm);
-    free(all);
-    TRY(status);
+    TRY(emit_norm(g, grads, whole, &norm));
     graph_output(g, "grad_norm", norm);
     g->phase = PHASE_UPDATE;
     graph_set_scope(g, "clip");
     TRY(op_clip_factor(g, norm, hyper, &factor));
     graph_set_scope(g, "adamw");
-    for (int i = 0; i < grads->n; i++) TRY(update_param(g, &grads->at[i], after == GRADS_ZEROED, factor, hyper));
+    for (int i = 0; i < grads->n; i++)
+        TRY(update_param(g, &(ParamGrad){grads->at[i].leaf, whole[i]}, after == GRADS_ZEROED, factor, hyper));
     for (int i = 0; after == GRADS_ZERO_APART && i < grads->n; i++) TRY(op_clear(g, grads->at[i].grad));
     graph_set_scope(g, "balance");
     TRY(update_expert_biases(g, hyper));
     graph_set_scope(g, NULL);
     return pass_check(g, "optimizer");
+}
+
+static Status emit_update(Graph *g, const ParamGrads *grads, AfterUpdate after)
+{
+    ValueId *whole = xcalloc((size_t)grads->n + 1, sizeof *whole);
+    Status status = emit_parts(g, grads, after, whole);
+    free(whole);
+    return status;
 }
 
 Status pass_optimizer(Graph *graph, const ParamGrads *grads)
@@ -129,6 +150,8 @@ static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
     ValueId fresh = graph_state(to, old->name, old->dtype, old->shape, old->role);
     Value *v = graph_value(to, fresh);
     v->decay = old->decay;
+    v->twin = old->twin;
+    v->place[MESH_PP] = old->place[MESH_PP];
     v->part = arena_copy(&to->arena, old->part, sizeof *old->part * (size_t)old->n_parts);
     v->n_parts = old->n_parts;
     for (int k = 0; k < v->n_parts; k++) v->part[k].name = arena_strdup(&to->arena, old->part[k].name);
@@ -138,6 +161,8 @@ static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
 Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **update)
 {
     Graph *g = graph_create("update");
+    g->mesh.size[MESH_PP] = mesh_size(&layout->mesh, MESH_PP);
+    g->mesh.coord[MESH_PP] = layout->mesh.coord[MESH_PP];
     ParamGrads grads = {.at = xcalloc((size_t)like->n_values, sizeof *grads.at)};
     for (int i = 1; i < like->n_values; i++) {
         const Value *v = &like->value[i];

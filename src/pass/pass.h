@@ -2,14 +2,14 @@
  *
  * What it is.   Autodiff, fusion, recompute, optimizer, pruning. Together they turn the forward graph
  *               of a model into a training step.
- * Depends on.   base, tensor, graph, ops
+ * Depends on.   base, tensor, pipeline, graph, ops
  * Owns.         Nothing: a pass replaces *graph by a new one, or appends to it.
  * Invariants.   A pass never asks on which device the graph will run. In debug builds the verifier
  *               runs after each (pass_check).
  * Use:
  *     TRY(model_build(&config, options, &g));       ends with pass_fuse_siblings
  *     TRY(pass_autodiff(g, "loss", &grads));
- *     TRY(pass_recompute(&g, RECOMPUTE_SELECTIVE, &grads));
+ *     TRY(pass_recompute(&g, RECOMPUTE_SELECTIVE, false, &grads));
  *     TRY(pass_optimizer(g, &grads));
  *     TRY(pass_fuse(&g)); TRY(pass_prune(&g));
  */
@@ -18,6 +18,7 @@
 
 #include "graph/graph.h"
 #include "ops/ops.h"
+#include "pipeline/pipeline.h"
 
 /* A trained leaf (a master weight, or its working copy) and the gradient of the loss to it. */
 typedef struct ParamGrad {
@@ -44,8 +45,9 @@ typedef enum Recompute {
     RECOMPUTE_SELECTIVE, /* make cheap results (norms, activations) again from what is kept anyway */
     RECOMPUTE_FULL,      /* keep each layer's input only */
 } Recompute;
-/* Runs after autodiff; grads are mapped to the new graph. */
-Status pass_recompute(Graph **graph, Recompute mode, ParamGrads *grads);
+/* Runs after autodiff; grads are mapped to the new graph. layers_apart: what one layer makes no other makes again, since
+ * it may lie on another stage of a pipeline. */
+Status pass_recompute(Graph **graph, Recompute mode, bool layers_apart, ParamGrads *grads);
 
 /* How a job's ranks share the work, as one of them sees it. Zeroed: one rank does all. */
 typedef struct Layout {
@@ -54,6 +56,7 @@ typedef struct Layout {
     int zero;      /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients too (data.c) */
     bool blocking; /* collectives are waited for where they stand */
     size_t bucket_bytes; /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
+    const Pipeline *pipeline; /* with several ranks along pp: which stages they have, and what they do when; borrowed */
 } Layout;
 enum { LAYOUT_BUCKET_BYTES = 25 << 20 };
 
@@ -71,8 +74,11 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
 /* Before autodiff: what a layout computes in another way. */
 Status pass_tensor_prepare(Graph **graph, const Layout *layout);
 Status pass_expert_prepare(Graph **graph, const Layout *layout);
-/* After autodiff with summed gradients, before the update is made: the nodes of this stage. */
-Status pass_pipeline(Graph **graph, const Layout *layout);
+/* After autodiff with summed gradients, before the update is made: the nodes of one stage, as a graph of its own.
+ * one_at_a_time: no micro-batch starts before the one before has left the pipeline (evaluation). */
+Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time, Graph **out);
+/* A graph of nothing but the states of these. */
+Graph *pass_pipeline_states(Graph *const *stage, int n);
 /* In the update: the norms of all stages are joined. */
 void pass_pipeline_norms(Graph *graph, const Layout *layout);
 /* After autodiff and the optimizer: each makes the graph that of this rank along its mesh axis, and does nothing
@@ -88,6 +94,8 @@ Status pass_layout(Graph **graph, const Layout *layout, const Graph *like);
 
 /* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate. */
 Status pass_fuse(Graph **graph);
+/* Behind all other passes: what makes gradients of weights goes to a phase of its own, PHASE_WEIGHTS. */
+Status pass_split_backward(Graph **graph);
 /* Drops nodes that nobody reads. */
 Status pass_prune(Graph **graph);
 /* At the very end: collectives become a start and a wait, as far apart as the graph allows (overlap.c). The numbers

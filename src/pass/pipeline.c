@@ -2,150 +2,152 @@
  * goes to the first stage, the loss to the last, what needs nothing but inputs to every stage that reads it. A value
  * that another stage reads is sent as soon as it is made, and received in front of its first reader.
  *
- * It runs on the differentiated graph with summed gradients: forward and backward are phases of one program, which
- * the host runs for one micro-batch after another as a schedule says. */
-#include "ops/grad_norm.h"
+ * A weight that two stages read (a tied embedding) lies on both. Each stage sums its own part of the gradient; where the
+ * stages lie on two ranks, the update adds the parts (pipeline_update.c).
+ *
+ * It runs on the differentiated graph with summed gradients: forward and backward are phases of one program for
+ * each stage, which the host runs for one micro-batch after another as a schedule says. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { EVERYWHERE = -1 };
+enum { EVERYWHERE = -1, NOWHERE = -2 };
 
-typedef struct Pipeline {
+/* Of a value, to one stage that reads it. */
+typedef struct Channel {
+    int number; /* 0: none, else 1 + the channel */
+    Phase read; /* phase of the first reader */
+} Channel;
+
+typedef struct Cut {
     const Graph *from;
     Rewrite rewrite;
     const Layout *layout;
+    const Pipeline *pipeline;
+    bool one_at_a_time;
     int n, stage;      /* stages; this one */
     int64_t n_layers;
-    int *stage_of;     /* per node, EVERYWHERE: wherever it is read */
-    int *channel;      /* [values x stages]: of a value that a stage receives, 0 none, else 1 + number */
+    int *uses;         /* per value */
+    int *stage_of;     /* per node. EVERYWHERE: wherever it is read; NOWHERE: a sum whose summands each stage adds itself */
+    Channel *channel;  /* [values x stages]: of a value that a stage receives */
     bool *made;        /* per node that is everywhere: already made here */
-} Pipeline;
+    int (*holder)[2];  /* per state: 1 + the ranks that have it; 0 none */
+} Cut;
 
-static int layer_stage(const Pipeline *p, int layer) { return (int)((int64_t)layer * p->n / p->n_layers); }
-
-static const Node *producer_of(const Pipeline *p, ValueId v)
+static const Node *producer_of(const Cut *c, ValueId v)
 {
     if (!value_ok(v)) return NULL;
-    const Value *value = graph_value(p->from, v);
-    return value->kind == VALUE_TEMP ? graph_node(p->from, value->producer) : NULL;
+    const Value *value = graph_value(c->from, v);
+    return value->kind == VALUE_TEMP ? graph_node(c->from, value->producer) : NULL;
 }
 
-static int producer_stage(const Pipeline *p, ValueId v) { return p->stage_of[graph_value(p->from, v)->producer.id]; }
+static int producer_stage(const Cut *c, ValueId v) { return c->stage_of[graph_value(c->from, v)->producer.id]; }
+
+/* ---- whose a node is ------------------------------------------------------------------------------ */
+
+static int layer_stage(const Cut *c, int layer) { return (int)((int64_t)layer * c->n / c->n_layers); }
 
 /* Outside of layers: where its operands are made. */
-static int stage_without_layer(const Pipeline *p, const Node *node)
+static int stage_without_layer(const Cut *c, const Node *node)
 {
     int stage = EVERYWHERE;
     bool state = false;
     for (int k = 0; k < node->n_in; k++) {
-        if (producer_of(p, node->in[k])) {
-            int s = producer_stage(p, node->in[k]);
+        if (producer_of(c, node->in[k])) {
+            int s = producer_stage(c, node->in[k]);
             stage = s > stage ? s : stage;
         } else if (value_ok(node->in[k])) {
-            state |= graph_value(p->from, node->in[k])->kind == VALUE_STATE;
+            state |= graph_value(c->from, node->in[k])->kind == VALUE_STATE;
         }
     }
     return stage == EVERYWHERE && state ? 0 : stage; /* the embedding reads a weight and the tokens */
 }
 
-static void find_stages(Pipeline *p)
+typedef VEC(ValueId) Values;
+
+/* What is added up to v, when nobody else reads the sums on the way; *sums: the nodes that add. */
+static void find_summands(const Cut *c, ValueId v, Values *summands, Values *sums)
 {
-    for (int i = 1; i < p->from->n_nodes; i++)
-        if (p->from->node[i].layer >= p->n_layers) p->n_layers = p->from->node[i].layer + 1;
-    for (int i = 1; i < p->from->n_nodes; i++) {
-        const Node *node = &p->from->node[i];
-        p->stage_of[i] = node->layer >= 0 ? layer_stage(p, node->layer) : stage_without_layer(p, node);
+    const Node *node = producer_of(c, v);
+    if (!node || !node_is(node, "add") || c->uses[v.id] != 1) {
+        VEC_PUSH(summands, v);
+        return;
     }
+    VEC_PUSH(sums, v);
+    find_summands(c, node->in[0], summands, sums);
+    find_summands(c, node->in[1], summands, sums);
 }
 
-/* Numbers every (value, reading stage) pair, the same on all stages. */
-static Status find_channels(Pipeline *p)
+/* A gradient whose parts are made on several stages is not brought together: each adds its own to the sum. */
+static void split_sum(Cut *c, int i)
 {
-    int n = 0;
-    for (int i = 1; i < p->from->n_nodes; i++) {
-        const Node *node = &p->from->node[i];
-        for (int k = 0; k < node->n_in && p->stage_of[i] != EVERYWHERE; k++) {
-            if (!producer_of(p, node->in[k])) continue;
-            int made = producer_stage(p, node->in[k]), *channel = &p->channel[node->in[k].id * p->n + p->stage_of[i]];
-            if (made != EVERYWHERE && made != p->stage_of[i] && !*channel) *channel = ++n;
-        }
+    Values summands = {0}, sums = {0};
+    find_summands(c, c->from->node[i].in[1], &summands, &sums);
+    bool several = false;
+    for (size_t k = 1; k < summands.n; k++) several |= producer_stage(c, summands.at[k]) != producer_stage(c, summands.at[0]);
+    if (several) {
+        c->stage_of[i] = NOWHERE;
+        for (size_t k = 0; k < sums.n; k++) c->stage_of[graph_value(c->from, sums.at[k])->producer.id] = NOWHERE;
     }
-    return n < COMM_TAG_LIMIT ? OK : fail(ERR_UNSUPPORTED, "%d values between stages, at most %d are possible", n, COMM_TAG_LIMIT);
+    VEC_FREE(&summands);
+    VEC_FREE(&sums);
 }
 
-static void stamp(Pipeline *p, const Node *node)
+static void find_stages(Cut *c)
 {
-    Graph *g = p->rewrite.to;
-    g->phase = node->phase;
-    g->layer = node->layer;
-    graph_set_scope(g, "pipe");
-}
-
-static PipeEnd end_of(const Pipeline *p, int channel, int peer)
-{
-    return (PipeEnd){.peer = peer, .channel = channel - 1, .sequence = p->layout->sequence};
-}
-
-/* What the node reads is brought here: received, or made here too. */
-static Status bring_operands(Pipeline *p, const Node *node)
-{
-    for (int k = 0; k < node->n_in; k++) {
-        const Node *producer = producer_of(p, node->in[k]);
-        if (!producer) continue;
-        int made = producer_stage(p, node->in[k]), index = graph_value(p->from, node->in[k])->producer.id;
-        if (made == EVERYWHERE && !p->made[index]) {
-            TRY(bring_operands(p, producer));
-            TRY(rewrite_copy_node(&p->rewrite, (NodeId){index}));
-            p->rewrite.to->node[p->rewrite.to->n_nodes - 1].phase = node->phase;
-            p->made[index] = true;
-        }
-        if (made == EVERYWHERE || made == p->stage || value_ok(rewrite_get(&p->rewrite, node->in[k]))) continue;
-        const Value *v = graph_value(p->from, node->in[k]);
-        ValueId x;
-        stamp(p, node);
-        TRY(op_recv(p->rewrite.to, v->dtype, v->shape, end_of(p, p->channel[node->in[k].id * p->n + p->stage], made), &x));
-        rewrite_set(&p->rewrite, node->in[k], x);
+    for (int i = 1; i < c->from->n_nodes; i++)
+        if (c->from->node[i].layer >= c->n_layers) c->n_layers = c->from->node[i].layer + 1;
+    for (int i = 1; i < c->from->n_nodes; i++) {
+        const Node *node = &c->from->node[i];
+        c->stage_of[i] = node->layer >= 0 ? layer_stage(c, node->layer) : stage_without_layer(c, node);
     }
-    return OK;
+    for (int i = 1; i < c->from->n_nodes; i++)
+        if (node_is(&c->from->node[i], "accumulate") && producer_of(c, c->from->node[i].in[1])) split_sum(c, i);
 }
 
-static Status send_outputs(Pipeline *p, const Node *node)
+/* ---- whose a state is ------------------------------------------------------------------------------ */
+
+static Status add_holder(Cut *c, ValueId v, int stage)
 {
-    for (int k = 0; k < node->n_out; k++) {
-        for (int s = 0; value_ok(node->out[k]) && s < p->n; s++) {
-            int channel = p->channel[node->out[k].id * p->n + s];
-            if (!channel) continue;
-            ValueId x = rewrite_get(&p->rewrite, node->out[k]);
-            const Value *v = graph_value(p->rewrite.to, x);
-            stamp(p, node);
-            if (!stride_is_contiguous(&v->shape, v->stride)) TRY(op_concat(p->rewrite.to, 1, &x, &x));
-            TRY(op_send(p->rewrite.to, x, end_of(p, channel, s)));
-        }
+    if (!value_ok(v) || graph_value(c->from, v)->kind != VALUE_STATE || stage < 0) return OK;
+    int rank = 1 + c->pipeline->rank_of[stage], *holder = c->holder[v.id];
+    for (int k = 0; k < 2; k++) {
+        if (holder[k] == 0) holder[k] = rank;
+        if (holder[k] == rank) return add_holder(c, graph_value(c->from, v)->master, stage); /* the update reads it */
+    }
+    return fail(ERR_REFUSED, "parallel.pp %d: %s is read on more than two ranks of the pipeline, which is not supported", c->pipeline->n_ranks,
+                graph_value(c->from, v)->name);
+}
+
+static Status find_holders(Cut *c)
+{
+    for (int i = 1; i < c->from->n_nodes; i++) {
+        const Node *node = &c->from->node[i];
+        for (int k = 0; k < node->n_in; k++) TRY(add_holder(c, node->in[k], c->stage_of[i]));
+        if (c->stage_of[i] != NOWHERE || !node_is(node, "accumulate")) continue;
+        Values summands = {0}, sums = {0};
+        find_summands(c, node->in[1], &summands, &sums);
+        Status status = OK;
+        for (size_t k = 0; k < summands.n && status == OK; k++) status = add_holder(c, node->in[0], producer_stage(c, summands.at[k]));
+        VEC_FREE(&summands);
+        VEC_FREE(&sums);
+        TRY(status);
     }
     return OK;
 }
 
-static Status keep_own_nodes(Pipeline *p)
+/* A gradient that two ranks have is a summand on each. */
+static void mark_twins(Cut *c)
 {
-    for (int i = 1; i < p->from->n_nodes; i++) {
-        if (p->stage_of[i] != p->stage) continue;
-        TRY(bring_operands(p, &p->from->node[i]));
-        TRY(rewrite_copy_node(&p->rewrite, (NodeId){i}));
-        TRY(send_outputs(p, &p->from->node[i]));
+    int here = 1 + c->pipeline->rank_of[c->stage];
+    for (int i = 1; i < c->from->n_values; i++) {
+        const int *holder = c->holder[i];
+        if (!holder[1] || (holder[0] != here && holder[1] != here)) continue;
+        Value *v = graph_value(c->rewrite.to, rewrite_get(&c->rewrite, (ValueId){i}));
+        v->twin = holder[0] == here ? holder[1] : holder[0];
+        if (v->role == STATE_GRAD) v->place[MESH_PP] = (Place){PLACE_PARTIAL, 0};
     }
-    return OK;
-}
-
-/* Outputs that other stages make are theirs. */
-static void keep_own_outputs(const Pipeline *p, Graph *from)
-{
-    int kept = 0;
-    for (int i = 0; i < from->n_outputs; i++)
-        if (value_ok(rewrite_get(&p->rewrite, from->output[i].value)) && producer_stage(p, from->output[i].value) == p->stage)
-            from->output[kept++] = from->output[i];
-    from->n_outputs = kept;
 }
 
 /* States that no node here reads belong to other stages. */
@@ -161,74 +163,177 @@ static void forget_foreign_states(Graph *g)
     free(read);
 }
 
-static Status refuse_shared_weights(const Pipeline *p)
+/* ---- messages ------------------------------------------------------------------------------------- */
+
+/* The last tag is join_stages'. */
+enum { MAX_CHANNELS = COMM_TAG_LIMIT - 1 };
+
+static Channel *channel_of(const Cut *c, ValueId v, int stage) { return &c->channel[(int64_t)v.id * c->n + stage]; }
+
+/* Numbers every (value, reading stage) pair, the same on all stages. */
+static Status find_channels(Cut *c)
 {
-    int *user = xcalloc((size_t)p->from->n_values, sizeof *user);
-    Status status = OK;
-    for (int i = 1; i < p->from->n_nodes && status == OK; i++) {
-        const Node *node = &p->from->node[i];
-        for (int k = 0; k < node->n_in && p->stage_of[i] != EVERYWHERE; k++) {
-            const Value *v = graph_value(p->from, node->in[k]);
-            if (!value_ok(node->in[k]) || v->kind != VALUE_STATE) continue;
-            if (user[node->in[k].id] && user[node->in[k].id] != p->stage_of[i] + 1)
-                status = fail(ERR_REFUSED, "parallel.pp %d: %s is read by stages %d and %d; a model with a tied head has no pipeline here: use parallel.fsdp or tp",
-                              p->n, v->name, user[node->in[k].id] - 1, p->stage_of[i]);
-            user[node->in[k].id] = p->stage_of[i] + 1;
+    int n = 0;
+    for (int i = 1; i < c->from->n_nodes; i++) {
+        const Node *node = &c->from->node[i];
+        for (int k = 0; k < node->n_in && c->stage_of[i] >= 0; k++) {
+            if (!producer_of(c, node->in[k])) continue;
+            Channel *channel = channel_of(c, node->in[k], c->stage_of[i]);
+            int made = producer_stage(c, node->in[k]);
+            if (made < 0 || made == c->stage_of[i] || channel->number) continue;
+            bool forward = producer_of(c, node->in[k])->phase == PHASE_FORWARD;
+            if (forward != (made < c->stage_of[i])) /* its stage would wait for one that waits for it */
+                return fail(ERR_UNSUPPORTED, "%s of stage %d reads what stage %d makes in its %s phase", node->op->name, c->stage_of[i], made, phase_name(producer_of(c, node->in[k])->phase));
+            *channel = (Channel){++n, node->phase};
         }
     }
-    free(user);
+    return n < MAX_CHANNELS ? OK : fail(ERR_UNSUPPORTED, "%d values between stages, at most %d are possible", n, MAX_CHANNELS);
+}
+
+static void stamp(Cut *c, const Node *node)
+{
+    Graph *g = c->rewrite.to;
+    g->phase = node->phase;
+    g->layer = node->layer;
+    graph_set_scope(g, "pipe");
+}
+
+static PipelineWork work_of(Phase phase) { return phase == PHASE_FORWARD ? PIPELINE_FORWARD : PIPELINE_BACKWARD; }
+
+/* The end that this stage has of the channel on which `to` reads v. */
+static PipeEnd end_of(const Cut *c, ValueId v, int to, bool sends)
+{
+    const Channel *channel = channel_of(c, v, to);
+    int from = producer_stage(c, v);
+    int peer = c->pipeline->rank_of[sends ? to : from];
+    PipelineWork made = work_of(producer_of(c, v)->phase), read = work_of(channel->read);
+    return (PipeEnd){.peer = peer, .here = peer == c->pipeline->rank_of[c->stage], .channel = channel->number - 1,
+                     .depth = c->one_at_a_time ? 1 : pipeline_depth(c->pipeline, from, made, to, read),
+                     .buffers = c->one_at_a_time ? "pipe.eval" : "pipe", .sequence = c->layout->sequence};
+}
+
+/* What the node reads is brought here: received, or made here too. */
+static Status bring_operands(Cut *c, const Node *node)
+{
+    for (int k = 0; k < node->n_in; k++) {
+        const Node *producer = producer_of(c, node->in[k]);
+        if (!producer) continue;
+        int made = producer_stage(c, node->in[k]), index = graph_value(c->from, node->in[k])->producer.id;
+        if (made == EVERYWHERE && !c->made[index]) {
+            TRY(bring_operands(c, producer));
+            TRY(rewrite_copy_node(&c->rewrite, (NodeId){index}));
+            c->rewrite.to->node[c->rewrite.to->n_nodes - 1].phase = node->phase;
+            c->made[index] = true;
+        }
+        if (made == EVERYWHERE || made == c->stage || value_ok(rewrite_get(&c->rewrite, node->in[k]))) continue;
+        const Value *v = graph_value(c->from, node->in[k]);
+        ValueId x;
+        stamp(c, node);
+        TRY(op_recv(c->rewrite.to, v->dtype, v->shape, end_of(c, node->in[k], c->stage, false), &x));
+        rewrite_set(&c->rewrite, node->in[k], x);
+    }
+    return OK;
+}
+
+static Status send_outputs(Cut *c, const Node *node)
+{
+    for (int k = 0; k < node->n_out; k++) {
+        for (int s = 0; value_ok(node->out[k]) && s < c->n; s++) {
+            if (!channel_of(c, node->out[k], s)->number) continue;
+            ValueId x = rewrite_get(&c->rewrite, node->out[k]);
+            const Value *v = graph_value(c->rewrite.to, x);
+            stamp(c, node);
+            if (!stride_is_contiguous(&v->shape, v->stride)) TRY(op_concat(c->rewrite.to, 1, &x, &x));
+            TRY(op_send(c->rewrite.to, x, end_of(c, node->out[k], s, true)));
+        }
+    }
+    return OK;
+}
+
+/* ---- nodes ------------------------------------------------------------------------------------------ */
+
+/* This stage's summands of a sum that several have a part in. */
+static Status add_own_summands(Cut *c, const Node *node)
+{
+    Values summands = {0}, sums = {0};
+    Status status = OK;
+    ValueId sum = rewrite_get(&c->rewrite, node->in[0]);
+    find_summands(c, node->in[1], &summands, &sums);
+    stamp(c, node);
+    graph_set_scope(c->rewrite.to, node->name);
+    for (size_t k = 0; k < summands.n && status == OK; k++)
+        if (producer_stage(c, summands.at[k]) == c->stage)
+            status = op_accumulate(c->rewrite.to, sum, rewrite_get(&c->rewrite, summands.at[k]), &sum);
+    VEC_FREE(&summands);
+    VEC_FREE(&sums);
     return status;
 }
 
-static Status split(Pipeline *p)
+static Status keep_own_nodes(Cut *c)
 {
-    find_stages(p);
-    if (p->n > p->n_layers)
-        return fail(ERR_REFUSED, "parallel.pp %d: the model has %lld layers, which cannot be shared out over more stages", p->n, (long long)p->n_layers);
-    TRY(refuse_shared_weights(p));
-    TRY(find_channels(p));
-    return keep_own_nodes(p);
+    for (int i = 1; i < c->from->n_nodes; i++) {
+        const Node *node = &c->from->node[i];
+        if (c->stage_of[i] == NOWHERE && node_is(node, "accumulate")) TRY(add_own_summands(c, node));
+        if (c->stage_of[i] != c->stage) continue;
+        TRY(bring_operands(c, node));
+        TRY(rewrite_copy_node(&c->rewrite, (NodeId){i}));
+        TRY(send_outputs(c, node));
+    }
+    return OK;
 }
 
-Status pass_pipeline(Graph **graph, const Layout *layout)
+/* Outputs that other stages make are theirs. */
+static void keep_own_outputs(Cut *c)
 {
-    Pipeline p = {.from = *graph, .layout = layout, .n = mesh_size(&layout->mesh, MESH_PP), .stage = layout->mesh.coord[MESH_PP]};
-    if (p.n < 2) return OK;
-    p.stage_of = xcalloc((size_t)p.from->n_nodes, sizeof *p.stage_of);
-    p.made = xcalloc((size_t)p.from->n_nodes, sizeof *p.made);
-    p.channel = xcalloc((size_t)p.from->n_values * (size_t)p.n, sizeof *p.channel);
-    rewrite_begin(&p.rewrite, p.from);
-    Status status = split(&p);
-    if (status == OK) keep_own_outputs(&p, *graph);
-    free(p.stage_of);
-    free(p.made);
-    free(p.channel);
-    if (status != OK) {
-        rewrite_abort(&p.rewrite);
-        return status;
+    for (int i = 0; i < c->from->n_outputs; i++) {
+        ValueId v = c->from->output[i].value;
+        if (value_ok(rewrite_get(&c->rewrite, v)) && producer_stage(c, v) == c->stage)
+            graph_output(c->rewrite.to, c->from->output[i].name, rewrite_get(&c->rewrite, v));
     }
-    TRY(rewrite_end(&p.rewrite, graph));
-    forget_foreign_states(*graph);
-    return pass_check(*graph, "pipeline");
 }
 
-/* Stages differ in what they hold, one may have no experts: norms are joined along every axis that could have cut
- * gradients on any of them, or the stages would wait for each other in different groups. */
-void pass_pipeline_norms(Graph *graph, const Layout *layout)
+static Status cut(Cut *c)
 {
-    static const MeshAxis cutting[] = {MESH_PP, MESH_FSDP, MESH_EP, MESH_TP};
-    unsigned axes = layout->zero && mesh_size(&layout->mesh, MESH_DP) > 1 ? 1u << MESH_DP : 0;
-    if (mesh_size(&layout->mesh, MESH_PP) < 2) return;
-    for (int i = 0; i < COUNT_OF(cutting); i++)
-        if (mesh_size(&layout->mesh, cutting[i]) > 1) axes |= 1u << cutting[i];
-    graph->mesh.size[MESH_PP] = mesh_size(&layout->mesh, MESH_PP);
-    graph->mesh.coord[MESH_PP] = layout->mesh.coord[MESH_PP];
-    for (int i = 1; i < graph->n_nodes; i++) {
-        Node *node = &graph->node[i];
-        if (!node_is(node, "grad_norm") && !node_is(node, "join_norms")) continue;
-        GradNormAttr *attr = arena_copy(&graph->arena, node->attr, sizeof *attr);
-        attr->cut_axes |= axes;
-        node->attr = attr;
-        if (node_is(node, "grad_norm")) graph_value(graph, node->out[0])->place[MESH_PP] = (Place){PLACE_CUT, 0};
+    find_stages(c);
+    if (c->n > c->n_layers)
+        return fail(ERR_REFUSED, "parallel.pp %d with %d stage%s on a rank: the model has %lld layers, which cannot be shared out over %d stages",
+                    c->pipeline->n_ranks, c->n / c->pipeline->n_ranks, c->n > c->pipeline->n_ranks ? "s" : "", (long long)c->n_layers, c->n);
+    TRY(find_holders(c));
+    TRY(find_channels(c));
+    mark_twins(c);
+    TRY(keep_own_nodes(c));
+    keep_own_outputs(c);
+    forget_foreign_states(c->rewrite.to);
+    return OK;
+}
+
+Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time, Graph **out)
+{
+    CHECK(layout->pipeline);
+    Cut c = {.from = whole, .layout = layout, .pipeline = layout->pipeline, .one_at_a_time = one_at_a_time,
+             .n = layout->pipeline->n_stages, .stage = stage};
+    c.uses = pass_count_uses(whole);
+    c.stage_of = xcalloc((size_t)whole->n_nodes, sizeof *c.stage_of);
+    c.made = xcalloc((size_t)whole->n_nodes, sizeof *c.made);
+    c.channel = xcalloc((size_t)whole->n_values * (size_t)c.n, sizeof *c.channel);
+    c.holder = xcalloc((size_t)whole->n_values, sizeof *c.holder);
+    rewrite_begin(&c.rewrite, whole);
+    Status status = cut(&c);
+    free(c.uses);
+    free(c.stage_of);
+    free(c.made);
+    free(c.channel);
+    free(c.holder);
+    Graph *g = c.rewrite.to;
+    if (status == OK) {
+        free(c.rewrite.map);
+        g->layer = -1;
+        g->scope = NULL;
+        status = pass_check(g, "pipeline");
+        if (status != OK) graph_destroy(g);
+    } else {
+        rewrite_abort(&c.rewrite);
     }
+    if (status == OK) *out = g;
+    return status;
 }

@@ -60,12 +60,10 @@ static void choose_selective(Recomputing *r)
     free(read);
 }
 
-/* Full: everything that a layer's nodes make, unless a later layer or the end reads it in forward. */
-static void choose_full(Recomputing *r)
+/* What another layer or the end reads in forward stays. */
+static void keep_between_layers(Recomputing *r)
 {
     const Graph *g = r->graph;
-    for (int v = 1; v < g->n_values; v++)
-        r->remade[v] = is_forward(g, v) && g->node[g->value[v].producer.id].layer >= 0;
     for (int i = 1; i < g->n_nodes; i++) {
         if (g->node[i].phase != PHASE_FORWARD) continue;
         for (int k = 0; k < g->node[i].n_in; k++) {
@@ -76,6 +74,15 @@ static void choose_full(Recomputing *r)
         }
     }
     for (int i = 0; i < g->n_outputs; i++) r->remade[g->output[i].value.id] = false;
+}
+
+/* Full: everything that a layer's nodes make, and that no other layer reads in forward. */
+static void choose_full(Recomputing *r)
+{
+    const Graph *g = r->graph;
+    for (int v = 1; v < g->n_values; v++)
+        r->remade[v] = is_forward(g, v) && g->node[g->value[v].producer.id].layer >= 0;
+    keep_between_layers(r);
 }
 
 static Status remake(Recomputing *r, ValueId v)
@@ -102,7 +109,7 @@ static Status copy_all(Recomputing *r)
     return OK;
 }
 
-Status pass_recompute(Graph **graph, Recompute mode, ParamGrads *grads)
+Status pass_recompute(Graph **graph, Recompute mode, bool layers_apart, ParamGrads *grads)
 {
     if (mode == RECOMPUTE_NONE) return OK;
     Recomputing r = {.graph = *graph};
@@ -112,6 +119,7 @@ Status pass_recompute(Graph **graph, Recompute mode, ParamGrads *grads)
         choose_selective(&r);
     else
         choose_full(&r);
+    if (layers_apart) keep_between_layers(&r);
     rewrite_begin(&r.rewrite, r.graph);
     Status status = copy_all(&r);
     free(r.remade);

@@ -83,7 +83,7 @@ static void find_segments(Planner *p)
         n_layers = g->node[i].layer >= n_layers ? g->node[i].layer + 1 : n_layers;
     int *seen = xcalloc((size_t)n_layers + 1,
                         sizeof *seen); /* phase + 1 in which the layer was seen last */
-    int last[3] = {0};
+    int last[PHASES] = {0};
     for (int i = 1; i < g->n_nodes; i++)
         if (g->node[i].layer >= 0) last[p->phase[i]] = i;
     for (int i = 1; i < g->n_nodes; i++) {

@@ -8,11 +8,12 @@ typedef struct Compiler {
     Program *program;
     Store *store;
     Placement placement;
-    Block *block;      /* storages and workspaces of the step region */
+    Block *block;          /* storages and workspaces of the step region and of slots */
     int n_blocks;
-    int *block_of;     /* per root value: its block, -1 none */
-    int *workspace_of; /* per node: its block, -1 none */
-    size_t *io_offset; /* per input value */
+    int *block_of;         /* per root value: its block, -1 none */
+    int *workspace_of;     /* per node: its block, -1 none */
+    size_t *io_offset;     /* per input value */
+    int phase_end[PHASES]; /* the node behind the last one of each phase */
 } Compiler;
 
 static size_t value_bytes(const Value *v) { return (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype); }
@@ -50,6 +51,57 @@ static void add_workspaces(Compiler *c)
     }
 }
 
+/* ---- regions --------------------------------------------------------------------------------- */
+
+static void find_phases(Compiler *c)
+{
+    const Graph *g = c->program->graph;
+    for (int i = 1; i < g->n_nodes; i++) c->phase_end[g->node[i].phase] = i + 1;
+}
+
+/* In which phase node i runs; what lives to the end lives to the last one. */
+static Phase phase_at(const Compiler *c, int i)
+{
+    int phase = PHASE_FORWARD, last = PHASE_FORWARD;
+    for (int p = 0; p < PHASES; p++)
+        if (c->phase_end[p]) last = p;
+    while (phase < last && i >= c->phase_end[phase]) phase++;
+    return (Phase)phase;
+}
+
+/* The slots in which a block lies that lives from one phase to a later one; PIPELINE_SPANS: in none. */
+static PipelineSpan span_of(const Compiler *c, const Block *block)
+{
+    Phase from = phase_at(c, block->birth), to = phase_at(c, block->death);
+    if (!c->program->slotted || from == to) return PIPELINE_SPANS;
+    return from == PHASE_BACKWARD ? PIPELINE_BW : to == PHASE_BACKWARD ? PIPELINE_FB : PIPELINE_FW;
+}
+
+/* Offsets of the blocks of one span; returns the bytes that they need. */
+static size_t plan_span(Compiler *c, PipelineSpan span)
+{
+    Block *group = xcalloc((size_t)c->n_blocks + 1, sizeof *group);
+    int *index = xcalloc((size_t)c->n_blocks + 1, sizeof *index), n = 0;
+    for (int b = 0; b < c->n_blocks; b++) {
+        if (span_of(c, &c->block[b]) != span) continue;
+        index[n] = b;
+        group[n++] = c->block[b];
+    }
+    size_t bytes = round_up(plan_blocks(group, n), TENSOR_ALIGN);
+    for (int k = 0; k < n; k++) c->block[index[k]] = group[k];
+    free(group);
+    free(index);
+    return bytes;
+}
+
+static void plan_regions(Compiler *c)
+{
+    Program *p = c->program;
+    find_phases(c);
+    for (int span = 0; p->slotted && span < PIPELINE_SPANS; span++) p->slot_bytes[span] = plan_span(c, (PipelineSpan)span);
+    p->step_bytes = plan_span(c, PIPELINE_SPANS);
+}
+
 static Operand operand(Compiler *c, ValueId id)
 {
     if (!value_ok(id)) return (Operand){.region = REGION_NONE};
@@ -68,10 +120,13 @@ static Operand operand(Compiler *c, ValueId id)
         o.region = REGION_IO;
         o.offset += c->io_offset[at->root];
         break;
-    case VALUE_TEMP:
-        o.region = REGION_STEP;
-        o.offset += c->block[c->block_of[at->root]].offset;
+    case VALUE_TEMP: {
+        const Block *block = &c->block[c->block_of[at->root]];
+        o.span = span_of(c, block);
+        o.region = o.span < PIPELINE_SPANS ? REGION_HELD : REGION_STEP;
+        o.offset += block->offset;
         break;
+    }
     }
     return o;
 }
@@ -92,10 +147,10 @@ static void emit(Compiler *c)
     p->instr = ARENA_ARRAY(&p->arena, Instr, p->graph->n_nodes);
     for (int i = 1; i < p->graph->n_nodes; i++) {
         const Node *node = &p->graph->node[i];
-        for (int phase = (int)node->phase + 1; phase < 4; phase++) p->phase_begin[phase] = p->n_instr;
+        for (int phase = (int)node->phase + 1; phase <= PHASES; phase++) p->phase_begin[phase] = p->n_instr;
         if (nothing_to_do(c, node)) continue;
         Instr *instr = &p->instr[p->n_instr++];
-        for (int phase = (int)node->phase + 1; phase < 4; phase++) p->phase_begin[phase] = p->n_instr;
+        for (int phase = (int)node->phase + 1; phase <= PHASES; phase++) p->phase_begin[phase] = p->n_instr;
         instr->op = node->op;
         instr->node = node;
         instr->in = ARENA_ARRAY(&p->arena, Operand, node->n_in);
@@ -224,7 +279,7 @@ static void compile(Compiler *c)
     place_inputs(c);
     add_storages(c);
     add_workspaces(c);
-    p->step_bytes = round_up(plan_blocks(c->block, c->n_blocks), TENSOR_ALIGN);
+    plan_regions(c);
     find_peak(c);
     emit(c);
     emit_ends(c);
@@ -235,11 +290,13 @@ static void compile(Compiler *c)
     free(c->io_offset);
 }
 
-Status program_compile(Graph *graph, Target target, Store *store, Program **program)
+Status program_compile_slots(Graph *graph, Target target, Store *store, const int n_slots[PIPELINE_SPANS], Program **program)
 {
     Program *p = xcalloc(1, sizeof *p);
     p->graph = graph;
     p->target = target;
+    p->slotted = n_slots != NULL;
+    for (int span = 0; p->slotted && span < PIPELINE_SPANS; span++) p->n_slots[span] = n_slots[span];
     Status status = check_kernels(p);
     if (status == OK) status = check_sizes(graph);
     if (status == OK) status = store_add_graph(store, graph);
@@ -251,6 +308,11 @@ Status program_compile(Graph *graph, Target target, Store *store, Program **prog
     compile(&c);
     *program = p;
     return OK;
+}
+
+Status program_compile(Graph *graph, Target target, Store *store, Program **program)
+{
+    return program_compile_slots(graph, target, store, NULL, program);
 }
 
 void program_destroy(Program *program)

@@ -3,7 +3,7 @@
 
 static void operand_text(const Operand *o, Str *out)
 {
-    static const char region[] = {'-', 'S', 't', 'i'};
+    static const char region[] = {'-', 'S', 't', 'i', 'h'};
     char shape[SHAPE_TEXT];
     if (o->region == REGION_NONE) {
         str_add(out, "-");
@@ -19,7 +19,7 @@ void program_dump(const Program *p, Str *out)
                isa_name(p->target.isa), p->target.threads, p->step_bytes, p->live_bytes, p->io_bytes);
     for (int i = 0; i < p->n_instr; i++) {
         const Instr *instr = &p->instr[i];
-        for (int phase = 0; phase < 3; phase++)
+        for (int phase = 0; phase < PHASES; phase++)
             if (i == p->phase_begin[phase] && p->phase_begin[phase + 1] > i)
                 str_printf(out, "%s:\n", phase_name((Phase)phase));
         str_printf(out, "  %4d ", i);

@@ -2,7 +2,7 @@
  *
  * What it is.   Store (the tensors that live across programs, by name), Program (instructions and the
  *               memory plan), the plan's report.
- * Depends on.   base, tensor, graph, ops, pass
+ * Depends on.   base, tensor, pipeline, graph, ops, pass
  * Owns.         A Program owns its graph. A Store owns its table; neither owns tensor memory: they say
  *               where in it everything lies.
  * Invariants.   Two values share bytes only if they are never alive together, or one is a view or the
@@ -18,6 +18,7 @@
 #define PROGRAM_PROGRAM_H
 
 #include "graph/graph.h"
+#include "pipeline/pipeline.h"
 
 enum { TENSOR_ALIGN = 64 };
 
@@ -35,6 +36,7 @@ typedef struct StateEntry {
     size_t offset, bytes; /* in the state region */
     Place place[MESH_AXES]; /* how it lies on the ranks; shape is this rank's part */
     Shape whole;            /* before it was cut flat */
+    int twin;               /* 1 + the pipeline rank that holds it too; 0: none */
 } StateEntry;
 
 typedef struct Store {
@@ -73,10 +75,12 @@ typedef enum Region {
     REGION_STATE, /* the store */
     REGION_STEP,  /* within a run; programs that never run together may share it */
     REGION_IO,    /* inputs of this program */
+    REGION_HELD,  /* with slots: kept from one phase to a later one, in the slot of a micro-batch */
 } Region;
 
 typedef struct Operand {
     Region region;
+    PipelineSpan span; /* REGION_HELD: between which phases */
     size_t offset;
     ValueId value;
     DType dtype;
@@ -104,12 +108,18 @@ typedef struct Program {
     Arena arena;
     Instr *instr;
     int n_instr;
-    int phase_begin[4]; /* first instruction of forward, backward, update; the end */
+    int phase_begin[PHASES + 1]; /* first instruction of each phase; the end */
     Operand *input, *output; /* in the order of the graph's inputs and outputs */
     const char **input_name, **output_name;
     int n_inputs, n_outputs;
-    int n_slots; /* micro-batches in flight, each with inputs and step region of its own; set before loading; 0: 1 */
-    size_t io_bytes, step_bytes; /* of one slot; step_bytes: the planned peak, workspace included */
+    size_t io_bytes, step_bytes; /* step_bytes: the planned peak, workspace included */
+    /* Several micro-batches in flight: what a phase makes for a later one lies in slots, as many for each pair of phases
+     * as micro-batches are between them at once; what lives in one phase alone lies in the step region. All such
+     * programs of a session share both: a slot is that of one program and micro-batch at a time, and as large as the
+     * largest of them wants. Inputs have the slots of PIPELINE_FW. */
+    bool slotted;
+    int n_slots[PIPELINE_SPANS];
+    size_t slot_bytes[PIPELINE_SPANS]; /* what this program needs in one */
     size_t live_bytes;           /* the largest sum of live bytes: what no plan can beat */
     LiveValue top[PROGRAM_TOP];  /* the largest at that moment */
     int n_top;
@@ -117,6 +127,8 @@ typedef struct Program {
 
 /* Takes the graph, also on failure. Extends the store's layout. */
 Status program_compile(Graph *graph, Target target, Store *store, Program **program);
+/* With slots: of the phases forward, backward and weights. */
+Status program_compile_slots(Graph *graph, Target target, Store *store, const int n_slots[PIPELINE_SPANS], Program **program);
 void program_destroy(Program *program);
 const Operand *program_input(const Program *program, const char *name); /* NULL: none */
 const Operand *program_output(const Program *program, const char *name);

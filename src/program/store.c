@@ -59,7 +59,7 @@ static Status add_state(Store *store, const Graph *graph, ValueId id, int *index
     StateEntry *e = &store->entry[store->n_entries++];
     *e = (StateEntry){.name = arena_strdup(&store->arena, v->name), .dtype = v->dtype, .shape = v->shape,
                       .role = v->role, .decay = v->decay, .master = master, .n_parts = v->n_parts,
-                      .offset = store->bytes, .whole = v->whole};
+                      .offset = store->bytes, .whole = v->whole, .twin = v->twin};
     memcpy(e->place, v->place, sizeof e->place);
     name_index_put(&store->names, e->name, *index);
     e->bytes = (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype);

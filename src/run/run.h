@@ -26,7 +26,6 @@ typedef enum RunPrecision { RUN_AUTO, RUN_F32, RUN_BF16 } RunPrecision;
 typedef enum RunSchedule { RUN_WSD, RUN_COSINE, RUN_CONSTANT } RunSchedule;
 typedef enum RunRecompute { RUN_RECOMPUTE_NONE, RUN_RECOMPUTE_SELECTIVE, RUN_RECOMPUTE_FULL } RunRecompute;
 typedef enum RunBalance { RUN_BALANCE_BIAS, RUN_BALANCE_AUX, RUN_BALANCE_NONE } RunBalance;
-typedef enum RunPipeline { RUN_PIPELINE_1F1B, RUN_PIPELINE_GPIPE } RunPipeline;
 typedef enum RunSynthetic { RUN_SYNTHETIC_NONE, RUN_SYNTHETIC_UNIFORM } RunSynthetic;
 
 /* Texts that were not given are empty, never NULL. */
@@ -88,8 +87,9 @@ typedef struct RunTrain {
 
 typedef struct RunParallel {
     int64_t dp, fsdp, tp, pp;
-    RunPipeline schedule;
-    int64_t virtual_stages, cp, ep;
+    const char *schedule;   /* of the pipeline: a name, or a file */
+    int64_t virtual_stages; /* 0: as many as the schedule has */
+    int64_t cp, ep;
     int64_t zero;   /* 0 to 3 */
     bool overlap;
     int64_t bucket; /* bytes */

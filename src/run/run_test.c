@@ -69,7 +69,7 @@ static void test_design_example(void **state)
     assert_int_equal(c.train.recompute, RUN_RECOMPUTE_SELECTIVE);
     assert_true(c.train.canonical);
     assert_true(c.train.memory_limit == (int64_t)2 << 30);
-    assert_int_equal(c.parallel.schedule, RUN_PIPELINE_GPIPE);
+    assert_string_equal(c.parallel.schedule, "gpipe");
     run_config_deinit(&c);
 }
 

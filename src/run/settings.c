@@ -100,8 +100,10 @@ static const Setting settings[] = {
     INT("parallel.fsdp", "ranks", 1, 1048576, "1", parallel.fsdp, "ranks that share a replica, each with a part of all weights"),
     INT("parallel.tp", "ranks", 1, 1048576, "1", parallel.tp, "ranks that share each matrix: heads, feed-forward, vocabulary"),
     INT("parallel.pp", "ranks", 1, 1048576, "1", parallel.pp, "pipeline stages"),
-    CHOICE("parallel.schedule", "1f1b|gpipe", "1f1b", parallel.schedule, "of the pipeline"),
-    INT("parallel.virtual_stages", "", 1, 1, "1", parallel.virtual_stages, "stages per rank of the pipeline"),
+    TEXT("parallel.schedule", "1f1b", parallel.schedule,
+         "of the pipeline: 1f1b, gpipe, interleaved, zb-h1, zb-v, dualpipev, or a file with a table (docs/parallel.md)"),
+    INT("parallel.virtual_stages", "", 0, 64, "0", parallel.virtual_stages,
+        "stages per rank of the pipeline; 0: as many as the schedule has (interleaved: 2)"),
     INT("parallel.cp", "ranks", 1, 1048576, "1", parallel.cp, "ranks that share each sequence"),
     INT("parallel.ep", "ranks", 1, 1048576, "1", parallel.ep, "ranks that share the experts, each with its own sequences"),
 

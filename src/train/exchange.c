@@ -11,8 +11,10 @@ enum { SHARE_ALIGN = 64 }; /* pieces begin at whole elements */
 
 /* ---- which elements are whose -------------------------------------------------------------------------------- */
 
-static bool is_saved(const StateEntry *e)
+/* Of two pipeline ranks that hold one weight the first one saves it. */
+static bool is_saved(const Mesh *mesh, const StateEntry *e)
 {
+    if (e->twin && e->twin - 1 < mesh->coord[MESH_PP]) return false;
     return e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M || e->role == STATE_ADAM_V;
 }
 
@@ -70,10 +72,10 @@ void trainer_list_parts(Trainer *t)
     s->entry = ARENA_ARRAY(&t->arena, SavedEntry, store->n_entries);
     s->part = ARENA_ARRAY(&t->arena, Tensor, store->n_entries);
     for (int i = 0; i < store->n_entries; i++)
-        if (is_saved(&store->entry[i])) bytes[replica_axes(&store->entry[i])] += stretch_bytes(&store->entry[i]);
+        if (is_saved(mesh, &store->entry[i])) bytes[replica_axes(&store->entry[i])] += stretch_bytes(&store->entry[i]);
     for (int i = 0; i < store->n_entries; i++) {
         const StateEntry *e = &store->entry[i];
-        if (!is_saved(e)) continue;
+        if (!is_saved(mesh, e)) continue;
         unsigned axes = replica_axes(e);
         uint64_t begin, end;
         find_share(mesh, axes, bytes[axes], &begin, &end);

@@ -3,6 +3,8 @@
 
 #include "train/trainer_internal.h"
 
+enum { PICTURE_COLUMNS = 120 };
+
 size_t trainer_total_bytes(const Trainer *t)
 {
     MemoryPlan plan = session_plan(t->programs.store, t->programs.at, t->programs.n);
@@ -35,6 +37,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     str_add(out, "largest at the peak of a step\n");
     const Program *step = t->programs.at[0];
     for (int i = 0; i < step->n_top; i++) line(out, step->top[i].what, step->top[i].bytes);
+    if (t->pipeline) train_pipeline_report(t->pipeline, PICTURE_COLUMNS, out);
 }
 
 /* ---- what would fit --------------------------------------------------------------------------------- */
@@ -48,7 +51,13 @@ typedef struct Remedy {
 static size_t needed_with(Trainer *t, const Remedy *r)
 {
     StepPrograms p;
-    if (step_programs_build(&t->model, &r->options, device_target(t->device), &p) != OK) return SIZE_MAX;
+    Pipeline *pipeline = NULL; /* of as many micro-batches */
+    StepOptions o = r->options;
+    if (train_pipeline(t->config, o.n_micro, &pipeline) != OK) return SIZE_MAX;
+    o.layout.pipeline = pipeline;
+    Status status = step_programs_build(&t->model, &o, device_target(t->device), &p);
+    pipeline_destroy(pipeline);
+    if (status != OK) return SIZE_MAX;
     size_t bytes = session_plan(p.store, p.at, p.n).total_bytes + t->prefetch_bytes;
     if (!r->no_snapshot) bytes += t->snapshot_bytes;
     if (!r->no_copies) bytes += trainer_copies_bytes(t);
@@ -119,8 +128,7 @@ Status trainer_setup_programs(Trainer *t)
                                /* each micro-batch's share of losses that are means */
                                .aux_loss = (float)(r->balance_aux / (double)t->n_micro),
                                .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
-                               .z_loss = (float)r->z_loss, .layout = t->layout, .pipeline = t->config->parallel.schedule,
-                               .update_last = t->config->parallel.overlap};
+                               .z_loss = (float)r->z_loss, .layout = t->layout, .update_last = t->config->parallel.overlap};
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
     TRY(trainer_check_divides(t));
     Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);
@@ -128,6 +136,7 @@ Status trainer_setup_programs(Trainer *t)
         return fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
+    t->prefetch_bytes += trainer_pipeline_bytes(t);
     t->snapshot_bytes = snapshot_bytes(t);
     TRY(trainer_plan_copies(t));
     TRY(trainer_check_from(t));

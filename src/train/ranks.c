@@ -31,6 +31,20 @@ static Status check_layout(const Trainer *t, int n_ranks)
     return OK;
 }
 
+/* What a run file says is of the whole step; a rank's micro-batches are its share. */
+Status train_micro_batches(const RunConfig *config, int64_t *n_micro, int64_t *micro_batch)
+{
+    const RunTrain *r = &config->train;
+    int64_t data = config->parallel.dp * config->parallel.fsdp * config->parallel.ep;
+    int64_t rows = r->micro_batch == r->batch ? r->batch / data : r->micro_batch;
+    if (rows < 1 || r->batch % (rows * data))
+        return fail(ERR_REFUSED, "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at once, which do not divide train.batch %lld",
+                    (long long)rows, (long long)data, (long long)(rows * data), (long long)r->batch);
+    *micro_batch = rows;
+    *n_micro = r->batch / (rows * data);
+    return OK;
+}
+
 Status trainer_setup_ranks(Trainer *t)
 {
     const RunParallel *p = &t->config->parallel;
@@ -46,20 +60,9 @@ Status trainer_setup_ranks(Trainer *t)
                          .bucket_bytes = (size_t)p->bucket};
     int64_t columns = t->config->train.seq / p->cp;
     t->layout.sequence = p->tp > 1 && columns % p->tp == 0;
-    /* what a run file says is of the whole step; a rank's micro-batches are its share */
-    const RunTrain *r = &t->config->train;
-    int64_t data = mesh_data_ranks(&mesh);
-    t->micro_batch = r->micro_batch == r->batch ? r->batch / data : r->micro_batch;
-    if (r->batch % (t->micro_batch * data))
-        return fail(ERR_REFUSED, "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at once, which do not divide train.batch %lld",
-                    (long long)t->micro_batch, (long long)data, (long long)(t->micro_batch * data), (long long)r->batch);
-    t->n_micro = r->batch / (t->micro_batch * data);
-    if (p->pp > 1) {
-        static const RunPipeline kinds[] = {RUN_PIPELINE_1F1B, RUN_PIPELINE_GPIPE};
-        CHECK(p->schedule == kinds[0] || p->schedule == kinds[1]);
-        t->pipeline = ARENA_ARRAY(&t->arena, PipelineStep, 2 * t->n_micro);
-        pipeline_order(p->schedule, (int)p->pp, t->layout.mesh.coord[MESH_PP], t->n_micro, t->pipeline);
-    }
+    TRY(train_micro_batches(t->config, &t->n_micro, &t->micro_batch));
+    TRY(train_pipeline(t->config, t->n_micro, &t->pipeline));
+    t->layout.pipeline = t->pipeline;
     return OK;
 }
 

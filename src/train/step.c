@@ -22,43 +22,134 @@ static Status add_program(StepPrograms *out, int which, Graph *graph, Target tar
 static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
 {
     TRY(pass_autodiff(*g, "loss", grads));
-    TRY(pass_recompute(g, o->recompute, grads));
+    TRY(pass_recompute(g, o->recompute, mesh_size(&o->layout.mesh, MESH_PP) > 1, grads));
     return OK;
 }
 
 /* Fusion and pruning come late, when every reader of a value is known; the order of all nodes last. */
-static Status finish(Graph **g, const StepOptions *o, const Graph *like)
+static Status finish(Graph **g, const StepOptions *o, bool splits, const Graph *like)
 {
     TRY(pass_layout(g, &o->layout, like));
     TRY(pass_fuse(g));
     TRY(pass_prune(g));
+    if (splits) TRY(pass_split_backward(g));
     return pass_overlap(g, &o->layout);
 }
 
-/* Forward and backward, and the update in the same graph or, unless it is NULL, in *update. */
-static Status build_graphs(const ModelConfig *model, const StepOptions *o, Graph **g, Graph **update)
+/* ---- stages ------------------------------------------------------------------------------------------- */
+
+/* The graphs of a rank, one for each of its stages; one of the whole where there is no pipeline. */
+typedef struct StageGraphs {
+    Graph *at[MAX_OWN_STAGES];
+    int n;
+} StageGraphs;
+
+static void destroy_graphs(StageGraphs *graphs)
+{
+    for (int i = 0; i < graphs->n; i++) graph_destroy(graphs->at[i]);
+    graphs->n = 0;
+}
+
+static Status check_pipeline(const StepOptions *o)
+{
+    const Pipeline *p = o->layout.pipeline;
+    int ranks = mesh_size(&o->layout.mesh, MESH_PP);
+    if (ranks < 2) return OK;
+    if (!p) return fail(ERR_ARG, "a pipeline of %d ranks without a schedule", ranks);
+    if (p->n_ranks != ranks || p->n_micro != o->n_micro)
+        return fail(ERR_ARG, "schedule %s is for %d ranks and %d micro-batches, not for %d and %lld", p->name, p->n_ranks, p->n_micro, ranks,
+                    (long long)o->n_micro);
+    int own = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], NULL);
+    if (own > MAX_OWN_STAGES) return fail(ERR_REFUSED, "schedule %s has %d stages on a rank, at most %d are possible", p->name, own, MAX_OWN_STAGES);
+    return OK;
+}
+
+/* Takes the graph of the whole, also on failure. */
+static Status cut_stages(Graph *whole, const StepOptions *o, bool one_at_a_time, StageGraphs *out)
+{
+    const Pipeline *p = o->layout.pipeline;
+    Status status = OK;
+    if (mesh_size(&o->layout.mesh, MESH_PP) < 2) {
+        *out = (StageGraphs){{whole}, 1};
+        return OK;
+    }
+    int *stage = xcalloc((size_t)p->n_stages, sizeof *stage), n = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], stage);
+    for (int k = 0; k < n && status == OK; k++) {
+        status = pass_pipeline(whole, &o->layout, stage[k], one_at_a_time, &out->at[k]);
+        if (status == OK) out->n = k + 1;
+    }
+    free(stage);
+    graph_destroy(whole);
+    return status;
+}
+
+static Status finish_stages(StageGraphs *graphs, const StepOptions *o)
+{
+    bool splits = mesh_size(&o->layout.mesh, MESH_PP) > 1 && o->layout.pipeline->splits;
+    for (int k = 0; k < graphs->n; k++) TRY(finish(&graphs->at[k], o, splits, NULL));
+    return OK;
+}
+
+static Status add_stages(StepPrograms *out, const StepOptions *o, StageGraphs *graphs, Target target)
+{
+    const Pipeline *p = mesh_size(&o->layout.mesh, MESH_PP) > 1 ? o->layout.pipeline : NULL;
+    int n = graphs->n, slots[PIPELINE_SPANS];
+    Status status = OK;
+    for (int span = 0; p && span < PIPELINE_SPANS; span++) slots[span] = pipeline_slots(p, o->layout.mesh.coord[MESH_PP], (PipelineSpan)span);
+    graphs->n = 0; /* each is its program's from now on */
+    out->index[PROGRAM_STEP] = out->n;
+    out->n_stages = n;
+    for (int k = 0; k < n; k++) {
+        if (status != OK) graph_destroy(graphs->at[k]);
+        else status = program_compile_slots(graphs->at[k], target, out->store, p ? slots : NULL, &out->at[out->n]);
+        if (status == OK) out->n++;
+    }
+    return status;
+}
+
+/* ---- step ------------------------------------------------------------------------------------------------ */
+
+/* The update as a graph of its own, over the states of these graphs: cut already (like), or not (NULL). */
+static Status make_update(const StageGraphs *graphs, const StepOptions *o, Graph **update)
+{
+    Graph *all = graphs->n > 1 ? pass_pipeline_states(graphs->at, graphs->n) : NULL;
+    Status status = pass_optimizer_alone(all ? all : graphs->at[0], &o->layout, update);
+    graph_destroy(all);
+    return status;
+}
+
+static Status finish_update(const StageGraphs *graphs, const StepOptions *o, Graph **update)
+{
+    if (!*update || mesh_ranks(&o->layout.mesh) == 1) return OK;
+    Graph *all = graphs->n > 1 ? pass_pipeline_states(graphs->at, graphs->n) : NULL;
+    Status status = finish(update, o, false, all ? all : graphs->at[0]);
+    graph_destroy(all);
+    return status;
+}
+
+/* The graph of one micro-batch, of all ranks, with its update; sums: it sums its gradients in states; last: and has the
+ * update all the same. */
+static Status build_whole(const ModelConfig *model, const StepOptions *o, bool sums, bool last, Graph **out)
 {
     ParamGrads grads = {0};
-    TRY(model_build(model, model_options(o, true, o->micro_batch), g));
-    Status status = pass_layout_prepare(g, &o->layout);
-    if (status == OK) status = differentiate(g, o, &grads);
-    bool sums = o->n_micro > 1 || mesh_size(&o->layout.mesh, MESH_PP) > 1;
-    if (status == OK && sums) status = pass_accumulate(*g, &grads);
-    if (status == OK && sums && update) {
-        status = pass_pipeline(g, &o->layout);
-        if (status == OK) status = pass_optimizer_alone(*g, &o->layout, update);
-    } else if (status == OK) {
-        status = pass_optimizer(*g, &grads);
-    }
+    Graph *g;
+    TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
+    Status status = pass_layout_prepare(&g, &o->layout);
+    if (status == OK) status = differentiate(&g, o, &grads);
+    if (status == OK && sums) status = pass_accumulate(g, &grads);
+    if (status == OK && (!sums || last)) status = pass_optimizer(g, &grads);
     param_grads_deinit(&grads);
-    return status == OK ? finish(g, o, NULL) : status;
+    if (status == OK) *out = g;
+    else graph_destroy(g);
+    return status;
 }
 
 /* The last micro-batch and the update, in a program of their own. */
 static Status build_last(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
 {
-    Graph *g = NULL;
-    Status status = build_graphs(model, o, &g, NULL);
+    Graph *g;
+    TRY(build_whole(model, o, true, true, &g));
+    Status status = finish(&g, o, false, NULL);
     if (status != OK) {
         graph_destroy(g);
         return status;
@@ -69,38 +160,45 @@ static Status build_last(const ModelConfig *model, const StepOptions *o, Target 
 
 static Status build_step(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
 {
-    Graph *g = NULL, *update = NULL;
-    const Mesh *mesh = &o->layout.mesh;
-    bool last = o->update_last && o->n_micro > 1 && mesh_size(mesh, MESH_PP) == 1 && mesh_ranks(mesh) > 1;
-    Status status = build_graphs(model, o, &g, &update);
-    if (status == OK && update && !last && mesh_ranks(mesh) > 1) status = finish(&update, o, g);
-    if (status != OK) {
-        graph_destroy(g);
-        graph_destroy(update);
-        return status;
-    }
-    status = add_program(out, PROGRAM_STEP, g, target);
-    if (status == OK && mesh_size(mesh, MESH_PP) > 1)
-        out->at[out->index[PROGRAM_STEP]]->n_slots =
-            (int)pipeline_slots(o->pipeline, mesh_size(mesh, MESH_PP), mesh->coord[MESH_PP], o->n_micro);
-    if (!update) return status;
-    if (status == OK && !last) return add_program(out, PROGRAM_UPDATE, update, target);
+    bool pipeline = mesh_size(&o->layout.mesh, MESH_PP) > 1, sums = o->n_micro > 1 || pipeline;
+    bool last = o->update_last && o->n_micro > 1 && !pipeline && mesh_ranks(&o->layout.mesh) > 1;
+    Graph *whole, *update = NULL;
+    StageGraphs stages = {0};
+    TRY(check_pipeline(o));
+    TRY(build_whole(model, o, sums, false, &whole));
+    Status status = cut_stages(whole, o, false, &stages);
+    if (status == OK && sums && !last) status = make_update(&stages, o, &update);
+    if (status == OK) status = finish_stages(&stages, o);
+    if (status == OK) status = finish_update(&stages, o, &update);
+    if (status == OK) status = add_stages(out, o, &stages, target);
+    destroy_graphs(&stages);
+    if (status == OK && last) return build_last(model, o, target, out);
+    if (status == OK && update) return add_program(out, PROGRAM_UPDATE, update, target);
     graph_destroy(update);
-    return status == OK ? build_last(model, o, target, out) : status;
+    return status;
 }
 
 static Status build_eval(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
 {
     Graph *g;
+    StageGraphs stages = {0};
     TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
-    if (status == OK) status = pass_pipeline(&g, &o->layout);
-    if (status == OK) status = finish(&g, o, NULL);
     if (status != OK) {
         graph_destroy(g);
         return status;
     }
-    return add_program(out, PROGRAM_EVAL, g, target);
+    status = cut_stages(g, o, true, &stages);
+    for (int k = 0; k < stages.n && status == OK; k++) status = finish(&stages.at[k], o, false, NULL);
+    int n = stages.n, first = out->n;
+    for (int k = 0; k < n && status == OK; k++) {
+        Graph *graph = stages.at[k];
+        stages.at[k] = NULL; /* the program's */
+        status = add_program(out, PROGRAM_EVAL, graph, target);
+    }
+    destroy_graphs(&stages);
+    out->index[PROGRAM_EVAL] = first;
+    return status;
 }
 
 static void start(StepPrograms *out)

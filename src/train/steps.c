@@ -35,7 +35,7 @@ static Status forward(Trainer *t, const StepFaults *faults, int program, int64_t
 }
 
 /* Weights count the targets of the whole step: losses add up to the mean. */
-static Status add_loss(Trainer *t, int program, double *loss)
+Status trainer_add_loss(Trainer *t, int program, double *loss)
 {
     float value;
     if (!session_output(t->session, program, "loss")) return OK; /* another stage's */
@@ -44,33 +44,16 @@ static Status add_loss(Trainer *t, int program, double *loss)
     return OK;
 }
 
-/* The micro-batches of a pipeline stage, in the schedule's order, each in its slot. */
-static Status run_pipeline(Trainer *t, const StepFaults *faults, double *loss)
-{
-    int program = t->programs.index[PROGRAM_STEP], stages = mesh_size(&t->layout.mesh, MESH_PP), stage = t->layout.mesh.coord[MESH_PP];
-    int64_t n_slots = pipeline_slots(t->options.pipeline, stages, stage, t->n_micro);
-    for (int64_t i = 0; i < 2 * t->n_micro; i++) {
-        PipelineStep now = t->pipeline[i];
-        session_use_slot(t->session, program, (int)(now.micro % n_slots));
-        if (!now.backward) TRY(forward(t, faults, program, now.micro));
-        Phase phase = now.backward ? PHASE_BACKWARD : PHASE_FORWARD;
-        TRY(session_run(t->session, program, phase, phase));
-        if (now.backward) TRY(add_loss(t, program, loss));
-    }
-    session_use_slot(t->session, program, 0);
-    return trainer_sum_stages(t, loss);
-}
-
 static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetrics *m, int64_t *tokens)
 {
     m->loss = 0;
     *tokens += t->n_micro * t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
-    if (mesh_size(&t->layout.mesh, MESH_PP) > 1) return run_pipeline(t, faults, &m->loss);
+    if (t->pipeline) return trainer_run_pipeline(t, faults, &m->loss);
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
         int program = t->programs.index[micro + 1 < t->n_micro ? PROGRAM_STEP : t->programs.last];
         TRY(forward(t, faults, program, micro));
         TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_BACKWARD));
-        TRY(add_loss(t, program, &m->loss));
+        TRY(trainer_add_loss(t, program, &m->loss));
     }
     return OK;
 }

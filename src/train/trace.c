@@ -82,7 +82,7 @@ static void add_instr(Str *out, const Trace *trace, int rank, const InstrTime *t
     add_interval(out, trace, rank, COMPUTE_TRACK, t->begin_s, t->end_s);
     str_printf(out, "\"op\":\"%s\",\"program\":\"%s\"", node->op->name, t->program->graph->name);
     if (node->layer >= 0) str_printf(out, ",\"layer\":%d", node->layer);
-    if (t->program->n_slots > 1) str_printf(out, ",\"slot\":%d", t->slot);
+    if (t->program->slotted) str_printf(out, ",\"slot\":%d", t->slot);
     str_add(out, "}},\n");
     str_deinit(&name);
 }

@@ -2,7 +2,7 @@
  *
  * What it is.   The programs of a training step, initial weights, learning-rate schedules, the policy
  *               for bad steps, metrics, progress, checkpoints, restart.
- * Depends on.   base, tensor, run, graph, ops, pass, program, device, model, text, data, ckpt, weights
+ * Depends on.   base, tensor, pipeline, run, graph, ops, pass, program, device, model, text, data, ckpt, weights
  * Owns.         A Trainer owns all that a run needs, from the tokenizer to the session.
  * Invariants.   A run is a pure function of its run file: weights from (seed, name), data from (seed,
  *               step), the update from both. Stopped and started again it gives the same bits.
@@ -32,22 +32,25 @@ typedef struct StepOptions {
     Recompute recompute;
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss;
-    Layout layout; /* of the ranks that share a step */
-    RunPipeline pipeline;
+    Layout layout; /* of the ranks that share a step; its pipeline is for n_micro */
     bool update_last; /* ranks without a pipeline, several micro-batches: PROGRAM_UPDATE runs the last of them too, so that
                          sums of gradients are on their way while it still goes backward */
 } StepOptions;
 
 enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };
 
+enum { MAX_OWN_STAGES = 64 };
+
 /* The step program runs forward and backward; with one micro-batch it holds the update phase too, else
- * PROGRAM_UPDATE does. at[] has no holes: index[] says where each program stands, -1 nowhere. */
+ * PROGRAM_UPDATE does. at[] has no holes: index[] says where each program stands, -1 nowhere. In a pipeline the programs
+ * of a rank's stages stand one behind the other from index[PROGRAM_STEP] on, and from index[PROGRAM_EVAL] on. */
 typedef struct StepPrograms {
     Store *store;
-    Program *at[PROGRAM_MAX];
+    Program *at[2 * MAX_OWN_STAGES + 1];
     int n;
     int index[PROGRAM_MAX];
     int last; /* which runs the last micro-batch: PROGRAM_STEP, or PROGRAM_UPDATE */
+    int n_stages; /* of this rank */
 } StepPrograms;
 
 Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
@@ -57,17 +60,13 @@ Status step_grads_build(const ModelConfig *model, const StepOptions *options, Ta
 
 /* ---- pipeline -------------------------------------------------------------------------------------- */
 
-/* One phase of one micro-batch. */
-typedef struct PipelineStep {
-    bool backward;
-    int64_t micro;
-} PipelineStep;
-/* Fills step[2 n_micro]: gpipe runs all forward phases first (Huang 2019), 1f1b only as many as keep the later stages
- * busy (Narayanan 2019). */
-void pipeline_order(RunPipeline kind, int stages, int stage, int64_t n_micro, PipelineStep *step);
-/* Micro-batches that the stage holds at most: between a forward phase and its backward phase. Micro-batch m may use
- * slot m % slots. */
-int64_t pipeline_slots(RunPipeline kind, int stages, int stage, int64_t n_micro);
+/* The pipeline's schedule that a run file asks for, by name or from a file; NULL without one (parallel.pp 1). ERR_REFUSED
+ * where it does not fit the run. */
+Status train_pipeline(const RunConfig *config, int64_t n_micro, Pipeline **pipeline);
+/* For people: what the schedule is and how long its ranks wait, with a picture of at most `columns` columns (0: none). */
+void train_pipeline_report(const Pipeline *pipeline, int columns, Str *out);
+/* Micro-batches that a rank computes in a step, and the sequences in one. */
+Status train_micro_batches(const RunConfig *config, int64_t *n_micro, int64_t *micro_batch);
 
 /* ---- schedule ---------------------------------------------------------------------------------- */
 

@@ -134,6 +134,15 @@ Status trainer_plan(const RunConfig *config, Str *out)
 
 Status trainer_create(const RunConfig *config, Trainer **trainer) { return trainer_create_rank(config, NULL, 1, trainer); }
 
+static void log_pipeline(const Trainer *t)
+{
+    Str text = {0};
+    if (!t->pipeline) return;
+    train_pipeline_report(t->pipeline, 0, &text);
+    log_info("%.*s", (int)strcspn(text.at, "\n"), text.at);
+    str_deinit(&text);
+}
+
 Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here, Trainer **trainer)
 {
     Trainer *t = xcalloc(1, sizeof *t);
@@ -152,6 +161,7 @@ Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here,
     log_info("model: %s weights, %s active; %lld steps of %lld tokens; memory %s", format_count((double)n.total, total),
              format_count((double)n.active, active), (long long)t->steps, (long long)(config->train.batch * config->train.seq),
              format_bytes((double)trainer_total_bytes(t), bytes));
+    log_pipeline(t);
     *trainer = t;
     return OK;
 }
@@ -173,6 +183,8 @@ void trainer_destroy(Trainer *t)
     model_config_deinit(&t->model);
     tokenizer_destroy(t->tokenizer);
     arena_deinit(&t->arena);
+    trainer_pipeline_free(t);
+    pipeline_destroy(t->pipeline);
     free(t);
 }
 

@@ -56,6 +56,12 @@ typedef struct Copies {
     struct Restore *restore; /* while a run is being resumed */
 } Copies;
 
+/* A batch that other stages of this rank will read too. */
+typedef struct KeptBatch {
+    DataBatch batch;
+    int micro, left; /* readers to come; 0: free */
+} KeptBatch;
+
 struct Trainer {
     const RunConfig *config; /* borrowed */
     Arena arena;
@@ -78,7 +84,9 @@ struct Trainer {
     Comm *world; /* this rank among all; NULL: the only one */
     int rank, ranks_here; /* of how many in this process or on this host */
     Layout layout;
-    PipelineStep *pipeline; /* 2 n_micro phases, with several stages */
+    Pipeline *pipeline; /* its schedule; NULL: there is no pipeline */
+    KeptBatch *kept;
+    int n_kept;
     bool planning; /* what the first rank would need; there are no others */
     Device *device;
     StepOptions options;
@@ -142,6 +150,8 @@ enum { TRAINER_MAX_FILES = 8 };
 Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n); /* beside the tensors */
 /* steps.c */
 Status trainer_run_step(Trainer *t, StepMetrics *m); /* one optimizer step, or a skipped one */
+/* The loss of the micro-batch that the program has just seen, should it be this program that makes it. */
+Status trainer_add_loss(Trainer *t, int program, double *loss);
 /* inject.c: what FAULT breaks in a step, put back when the step has been judged */
 typedef struct StepFaults {
     bool loss, gradient;
@@ -152,6 +162,10 @@ void faults_in_batch(const StepFaults *f, Trainer *t, int program);
 void faults_in_sums(const StepFaults *f, Trainer *t);
 double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm);
 void faults_end(const StepFaults *f);
+/* pipeline.c */
+Status trainer_run_pipeline(Trainer *t, const StepFaults *faults, double *loss); /* a step's micro-batches, in the schedule's order */
+size_t trainer_pipeline_bytes(const Trainer *t); /* of batches that several stages read */
+void trainer_pipeline_free(Trainer *t);
 /* ranks.c */
 Status trainer_setup_ranks(Trainer *t);     /* the layout, and this rank's share of a batch */
 Status trainer_check_divides(const Trainer *t);

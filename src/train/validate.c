@@ -16,11 +16,12 @@ static Status sum_losses(Trainer *t, const DataBatch *b, double *sum, int64_t *n
         TRY(data_fill(t->val_loader, s, mesh_data_rank(&t->layout.mesh), b));
         TRY(data_step_targets(t->val_loader, s, &n));
         if (n == 0) continue;
-        TRY(trainer_feed(t, program, b));
-        TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_FORWARD));
         double loss = 0;
-        if (session_output(t->session, program, "cross_entropy")) {
-            TRY(session_read(t->session, program, "cross_entropy", &mean, sizeof mean));
+        for (int k = program; k < program + t->programs.n_stages; k++) { /* a rank's stages, in their order */
+            TRY(trainer_feed(t, k, b));
+            TRY(session_run(t->session, k, PHASE_FORWARD, PHASE_FORWARD));
+            if (!session_output(t->session, k, "cross_entropy")) continue;
+            TRY(session_read(t->session, k, "cross_entropy", &mean, sizeof mean));
             loss = (double)mean;
         }
         TRY(trainer_sum_stages(t, &loss));
