@@ -10,11 +10,28 @@ enum { DEFAULT_PREFILL = 64 };
 
 /* ---- programs ---------------------------------------------------------------------------------- */
 
+/* The layers of this rank: a stage for each rank, in turn. */
+static Status cut_layers(Graph **graph, Layout layout)
+{
+    Pipeline *pipeline;
+    Graph *stage;
+    int n = mesh_size(&layout.mesh, MESH_PP);
+    if (n < 2) return OK;
+    TRY(pipeline_create("1f1b", n, 1, 1, &pipeline));
+    layout.pipeline = pipeline;
+    Status status = pass_pipeline(*graph, &layout, layout.mesh.coord[MESH_PP], true, &stage);
+    pipeline_destroy(pipeline);
+    TRY(status);
+    graph_destroy(*graph);
+    *graph = stage;
+    return OK;
+}
+
 /* What this rank computes of it. */
 static Status cut(Graph **graph, const Layout *layout)
 {
     TRY(pass_layout_prepare(graph, layout));
-    TRY(pass_pipeline(graph, layout));
+    TRY(cut_layers(graph, *layout));
     TRY(pass_layout(graph, layout, NULL));
     return pass_prune(graph);
 }

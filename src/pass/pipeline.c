@@ -26,6 +26,7 @@ typedef struct Cut {
     const Layout *layout;
     const Pipeline *pipeline;
     bool one_at_a_time;
+    const char *buffers; /* how the names of this graph's begin */
     int n, stage;      /* stages; this one */
     int64_t n_layers;
     int *uses;         /* per value */
@@ -209,7 +210,7 @@ static PipeEnd end_of(const Cut *c, ValueId v, int to, bool sends)
     PipelineWork made = work_of(producer_of(c, v)->phase), read = work_of(channel->read);
     return (PipeEnd){.peer = peer, .here = peer == c->pipeline->rank_of[c->stage], .channel = channel->number - 1,
                      .depth = c->one_at_a_time ? 1 : pipeline_depth(c->pipeline, from, made, to, read),
-                     .buffers = c->one_at_a_time ? "pipe.eval" : "pipe", .sequence = c->layout->sequence};
+                     .buffers = c->buffers, .sequence = c->layout->sequence};
 }
 
 /* What the node reads is brought here: received, or made here too. */
@@ -318,6 +319,7 @@ Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool o
     c.channel = xcalloc((size_t)whole->n_values * (size_t)c.n, sizeof *c.channel);
     c.holder = xcalloc((size_t)whole->n_values, sizeof *c.holder);
     rewrite_begin(&c.rewrite, whole);
+    c.buffers = one_at_a_time ? arena_printf(&c.rewrite.to->arena, "pipe.%s", whole->name) : "pipe";
     Status status = cut(&c);
     free(c.uses);
     free(c.stage_of);
