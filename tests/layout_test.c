@@ -88,6 +88,73 @@ static void test_schedules(void **state)
     assert_int_equal(wrong, 0);
 }
 
+/* ---- tables that nobody would write ------------------------------------------------------------------------- */
+
+enum { TABLE_STAGES = 4, TABLE_MICRO = 4 };
+
+/* Which of F, B, W of each stage are done: for how many micro-batches, in order. */
+typedef struct Done {
+    int of[TABLE_STAGES][3];
+} Done;
+
+static bool can_do(const Done *d, int stage, int work)
+{
+    int m = d->of[stage][work];
+    if (m == TABLE_MICRO) return false;
+    if (work == 0) return stage == 0 || d->of[stage - 1][0] > m;
+    if (work == 2) return d->of[stage][1] > m;
+    return d->of[stage][0] > m && (stage == TABLE_STAGES - 1 || d->of[stage + 1][1] > m);
+}
+
+/* Actions that can be done are done in random order, some B and W as one. */
+static void random_table(uint64_t seed, int ranks, const int *rank_of, Str *out)
+{
+    Str row[TABLE_STAGES] = {{0}};
+    Done done = {{{0}}};
+    uint64_t draw = 0;
+    str_printf(out, "micro-batches %d\nstages", TABLE_MICRO);
+    for (int s = 0; s < TABLE_STAGES; s++) str_printf(out, " %d", rank_of[s]);
+    for (int left = TABLE_STAGES * TABLE_MICRO * 3; left > 0;) {
+        int pick = (int)rng_below(seed, draw++, TABLE_STAGES * 3), stage = pick / 3, work = pick % 3;
+        if (!can_do(&done, stage, work)) continue;
+        int m = done.of[stage][work]++;
+        bool both = work == 1 && done.of[stage][2] == m && rng_below(seed, draw++, 2);
+        if (both) done.of[stage][2]++;
+        left -= both ? 2 : 1;
+        str_printf(&row[rank_of[stage]], " %s%d.%d", both ? "BW" : work == 0 ? "F" : work == 1 ? "B" : "W", stage, m);
+    }
+    for (int r = 0; r < ranks; r++) {
+        str_printf(out, "\nrank %d:%s", r, row[r].at);
+        str_deinit(&row[r]);
+    }
+}
+
+/* Whatever the verifier passes trains as one rank does: any place of the stages, any number of messages under way. */
+static void test_random_tables(void **state)
+{
+    (void)state;
+    static const struct {
+        int ranks, rank_of[TABLE_STAGES];
+    } places[] = {{2, {0, 1, 0, 1}}, {2, {0, 1, 1, 0}}, {2, {0, 0, 1, 1}}, {2, {1, 0, 0, 0}}, {3, {2, 0, 1, 0}}, {4, {3, 1, 2, 0}}};
+    for (int i = 0; i < COUNT_OF(places); i++) {
+        char layout[32], message[600] = "";
+        ModelConfig model;
+        Str table = {0};
+        snprintf(layout, sizeof layout, "pp%d micro%d", places[i].ranks, TABLE_MICRO);
+        random_table((uint64_t)i, places[i].ranks, places[i].rank_of, &table);
+        Job many = parse_job(layout), one = many;
+        make_model(i % 2 ? llama3 : llama4, 0, &model);
+        one.model = many.model = &model;
+        one.options.layout = (Layout){0};
+        many.table = table.at;
+        many.check_wire = true;
+        if (run_job(&one, message) != OK || run_job(&many, message) != OK) fail_msg("%s: %s", table.at, message);
+        if (!(compare(&many, &one) < 1e-5)) fail_msg("%s: difference %.2e", table.at, compare(&many, &one));
+        str_deinit(&table);
+        model_config_deinit(&model);
+    }
+}
+
 /* Run to run the same bits, however the ranks' threads meet. */
 static void test_same_bits(void **state)
 {
@@ -202,7 +269,7 @@ static void test_grok1(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3), cmocka_unit_test(test_llama4), cmocka_unit_test(test_grok1),
-                                       cmocka_unit_test(test_schedules), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_wire),
+                                       cmocka_unit_test(test_schedules), cmocka_unit_test(test_random_tables), cmocka_unit_test(test_same_bits), cmocka_unit_test(test_wire),
                                        cmocka_unit_test(test_shares_of_memory), cmocka_unit_test(test_pipeline_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,6 +36,7 @@ typedef struct Job {
     const ModelConfig *model;
     StepOptions options; /* layout: sizes only */
     char schedule[64];    /* of the pipeline; empty: 1f1b */
+    const char *table;    /* as text, instead; NULL: none */
     int layers;           /* of the model; 0: as it says */
     Pipeline *pipeline;   /* made of it while the job runs */
     CommWorld *world;
@@ -172,6 +173,24 @@ static inline Status check_wire(Device *device, const StepOptions *o, const Step
     return fail(ERR_COMM, "%.0f bytes were sent, the nodes declare %.0f", sent, declared);
 }
 
+/* A weight that two ranks of a pipeline hold has the same bits on both, its moments too. */
+static inline Status check_twins(Device *device, const StepOptions *o, const StepPrograms *p, Session *session)
+{
+    Comm *stages;
+    uint64_t mine = 0, all[MAX_RANKS];
+    int twin = 0;
+    if (!o->layout.pipeline) return OK;
+    for (int i = 0; i < p->store->n_entries; i++) {
+        const StateEntry *e = &p->store->entry[i];
+        if (!e->twin || e->role == STATE_GRAD) continue;
+        twin = e->twin;
+        mine ^= hash_bytes(e->name, strlen(e->name)) ^ hash_bytes(session_state(session, i).data, e->bytes);
+    }
+    TRY(device_group(device, 1u << MESH_PP, &stages));
+    TRY(comm_run(stages, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_U8, .send = &mine, .recv = all, .count = sizeof mine}));
+    return twin && all[twin - 1] != mine ? fail(ERR_COMM, "rank %d of the pipeline has other bits of a weight that both hold", twin - 1) : OK;
+}
+
 static Status run_rank(RankJob *r)
 {
     Job *job = r->job;
@@ -190,6 +209,7 @@ static Status run_rank(RankJob *r)
         if (status == OK) {
             status = session_init_weights(session, 3);
             if (status == OK) status = run_steps(job, device, &o, &programs, session);
+            if (status == OK && !job->check_wire) status = check_twins(device, &o, &programs, session);
             session_destroy(session); /* waits for what is still on its way */
             if (status == OK && job->check_wire) status = check_wire(device, &o, &programs);
         }
@@ -215,6 +235,11 @@ static Status make_pipeline(Job *job)
     char name[64];
     int ranks = mesh_size(&job->options.layout.mesh, MESH_PP);
     if (ranks < 2) return OK;
+    if (job->table) {
+        TRY(pipeline_parse((Bytes){(const uint8_t *)job->table, strlen(job->table)}, "table", &job->pipeline));
+        job->options.layout.pipeline = job->pipeline;
+        return OK;
+    }
     snprintf(name, sizeof name, "%s", *job->schedule ? job->schedule : "1f1b");
     char *at = strchr(name, '@');
     int stages = at ? (int)strtol(at + 1, NULL, 10) : 0;

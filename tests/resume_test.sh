@@ -55,6 +55,14 @@ parallel.fsdp=4 parallel.dp=4,parallel.zero=2
 parallel.dp=2,parallel.zero=3 parallel.dp=2,parallel.tp=2,parallel.zero=1
 parallel.pp=2,parallel.schedule=zb-v parallel.pp=4,parallel.schedule=zb-h1
 EOF
+# a tied embedding, which two ranks of a pipeline hold: it is saved once and read by both
+tied="model={model_type: llama, vocab_size: 320, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 8, num_key_value_heads: 4, \
+head_dim: 8, intermediate_size: 48, tie_word_embeddings: true}"
+train tied-one 3 "$tied" && wanted=$(numbers tied-one)
+train tied-there 2 "$tied" parallel.pp=2 parallel.dp=2 && train tied-there 3 "$tied" parallel.tp=2 && same "$wanted" "$(numbers tied-there)" ||
+  { echo "from a pipeline: '$(numbers tied-there)', one rank: '$wanted'"; failed=1; }
+train tied-back 2 "$tied" parallel.fsdp=2 && train tied-back 3 "$tied" parallel.pp=4 parallel.schedule=zb-h1 parallel.fsdp=2 && same "$wanted" "$(numbers tied-back)" ||
+  { echo "to a pipeline: '$(numbers tied-back)', one rank: '$wanted'"; failed=1; }
 # another number of them is said, with the setting that keeps it
 train together 2 train.micro_batch=4 && train together 3 train.micro_batch=2 parallel.dp=4
 checks=$((checks + 1))
