@@ -69,4 +69,4 @@ checks=$((checks + 1))
 grep -q 'balancing loss was a mean over 4 sequences .* and is over 8 now; train.micro_batch=1 would keep it' "$work/err" ||
   { echo "not said: $(cat "$work/err")"; failed=1; }
 echo "$checks checks, failed: $failed"
-[ "$failed" = 0 ] && [ "$checks" = 15 ]
+[ "$failed" = 0 ] && [ "$checks" = 18 ]

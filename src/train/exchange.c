@@ -11,11 +11,15 @@ enum { SHARE_ALIGN = 64 }; /* pieces begin at whole elements */
 
 /* ---- which elements are whose -------------------------------------------------------------------------------- */
 
-/* Of two pipeline ranks that hold one weight the first one saves it. */
-static bool is_saved(const Mesh *mesh, const StateEntry *e)
+static bool is_saved(const StateEntry *e)
 {
-    if (e->twin && e->twin - 1 < mesh->coord[MESH_PP]) return false;
     return e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M || e->role == STATE_ADAM_V;
+}
+
+/* Of two pipeline ranks that hold one weight the first one writes it; the other one only reads. */
+static bool is_written(const Mesh *mesh, const StateEntry *e)
+{
+    return is_saved(e) && !(e->twin && e->twin - 1 < mesh->coord[MESH_PP]);
 }
 
 /* The axes along which all ranks hold the same; stages hold different layers. */
@@ -72,15 +76,15 @@ void trainer_list_parts(Trainer *t)
     s->entry = ARENA_ARRAY(&t->arena, SavedEntry, store->n_entries);
     s->part = ARENA_ARRAY(&t->arena, Tensor, store->n_entries);
     for (int i = 0; i < store->n_entries; i++)
-        if (is_saved(mesh, &store->entry[i])) bytes[replica_axes(&store->entry[i])] += stretch_bytes(&store->entry[i]);
+        if (is_written(mesh, &store->entry[i])) bytes[replica_axes(&store->entry[i])] += stretch_bytes(&store->entry[i]);
     for (int i = 0; i < store->n_entries; i++) {
         const StateEntry *e = &store->entry[i];
-        if (!is_saved(mesh, e)) continue;
+        if (!is_saved(e)) continue;
         unsigned axes = replica_axes(e);
         uint64_t begin, end;
         find_share(mesh, axes, bytes[axes], &begin, &end);
-        SavedEntry mine = cut_entry(e, i, at[axes], begin, end);
-        at[axes] += stretch_bytes(e);
+        SavedEntry mine = is_written(mesh, e) ? cut_entry(e, i, at[axes], begin, end) : (SavedEntry){.entry = i};
+        if (is_written(mesh, e)) at[axes] += stretch_bytes(e);
         char *data = t->session ? session_state(t->session, i).data : NULL;
         if (data) data += (size_t)mine.first * dtype_bytes(e->dtype);
         s->part[s->n] = tensor_make(data, e->dtype, shape_make(1, &mine.n, NULL));
