@@ -14,7 +14,7 @@ static StepOptions parse_more(const char *text)
         else if (!strcmp(word, "blocking")) more.blocking = true;
         else snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? " " : "", word);
     }
-    StepOptions o = parse(known);
+    StepOptions o = parse_job(known).options;
     o.layout.zero = more.zero;
     o.layout.bucket_bytes = more.bucket_bytes;
     o.layout.blocking = more.blocking;
@@ -36,7 +36,7 @@ static void check_bits(const char *model_text, const char *text)
     ModelConfig model;
     Job blocking, job;
     StepOptions o = parse_more(text);
-    make_model(model_text, &model);
+    make_model(model_text, 0, &model);
     o.layout.blocking = true;
     run(&model, &o, false, &blocking);
     o.layout.blocking = false;
@@ -81,7 +81,7 @@ static Status run_last_steps(LastRank *r, const StepOptions *o, const StepProgra
         hyper[HYPER_BIAS1] = 1 - powf(0.9f, (float)s + 1), hyper[HYPER_BIAS2] = 1 - powf(0.95f, (float)s + 1);
         for (int64_t m = 0; m < o->n_micro; m++) {
             int program = m + 1 < o->n_micro ? step : last;
-            TRY(feed(session, o, s, m)); /* into the step's inputs */
+            TRY(feed(session, step, o, s, m)); /* into the step's inputs */
             for (int i = 0; program != step && i < COUNT_OF(inputs); i++)
                 TRY(session_write(session, program, inputs[i], session_input(session, step, inputs[i]), bytes));
             TRY(session_run(session, program, PHASE_FORWARD, PHASE_BACKWARD));
@@ -121,7 +121,7 @@ static void check_last(const char *text)
     Job apart, last;
     LastRank rank[4];
     pthread_t thread[4];
-    make_model(llama4, &model);
+    make_model(llama4, 0, &model);
     StepOptions o = parse_more(text);
     int n = mesh_ranks(&o.layout.mesh);
     run(&model, &o, false, &apart);
@@ -152,7 +152,7 @@ static const Graph *step_graph(const char *text, const char *model_text, StepPro
 {
     ModelConfig model;
     StepOptions o = parse_more(text);
-    make_model(model_text, &model);
+    make_model(model_text, 0, &model);
     assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, programs), OK);
     model_config_deinit(&model);
     return programs->at[programs->index[PROGRAM_STEP]]->graph;
@@ -249,6 +249,7 @@ static void test_every_order_is_legal(void **state)
         "dp2", "dp2 micro2", "tp2", "tp2 seq", "tp2 seq full", "cp2 aux", "ep2", "ep2 tp2 seq micro2", "fsdp2", "fsdp2 micro2", "fsdp2 selective", "fsdp2 full",
         "pp2 micro4", "pp2 dp2 micro2", "pp2 fsdp2 tp2 seq micro4 full", "dp2 fsdp2", "dp2 fsdp2 micro2", "dp2 cp2 ep2", "dp2 fsdp2 ep2 cp2 tp2 seq", "dp2 zero1",
         "dp2 zero2 micro2", "dp2 cp2 ep2 tp2 seq zero1", "pp2 dp2 ep2 micro2 zero2", "dp2 zero1 bf16", "fsdp2 tp2 seq bf16 selective", "dp2 cp2 micro2 bf16"};
+    static const char *const schedules[6] = {"1f1b", "zb-h1", "zb-v", "gpipe", "interleaved", "zb-v"};
     for (int i = 0; i < COUNT_OF(layouts); i++)
         for (int k = 0; k < 6; k++) {
             ModelConfig model;
@@ -257,12 +258,17 @@ static void test_every_order_is_legal(void **state)
             o.layout.bucket_bytes = k % 3 ? k % 3 * 3000 : 0;
             o.update_last = k > 2;
             o.eval_batch = o.micro_batch;
-            make_model(k % 2 && !strstr(layouts[i], "pp") ? grok1 : llama4, &model);
+            make_model(k % 2 ? grok1 : llama4, k % 2 ? 4 : 0, &model);
             o.layout.mesh = mesh_at(&o.layout.mesh, k % mesh_ranks(&o.layout.mesh));
+            Job job = {.options = o}; /* for its pipeline */
+            snprintf(job.schedule, sizeof job.schedule, "%s", schedules[k]);
+            assert_int_equal(make_pipeline(&job), OK);
+            o.layout.pipeline = job.pipeline;
             if (step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p) != OK) fail_msg("%s: %s", layouts[i], status_message());
             for (int n = 0; n < p.n; n++)
                 if (graph_verify(p.at[n]->graph, layouts[i]) != OK) fail_msg("%s", status_message());
             step_programs_destroy(&p);
+            pipeline_destroy(job.pipeline);
             model_config_deinit(&model);
         }
 }
@@ -277,7 +283,7 @@ static void test_replicas_sum_parts(void **state)
         StepPrograms p;
         StepOptions o = parse_more(text[k]);
         int64_t summed = 0, weights = 0;
-        make_model(llama3, &model);
+        make_model(llama3, 0, &model);
         assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
         for (int n = 0; n < p.n; n++) {
             const Graph *g = p.at[n]->graph;
@@ -327,7 +333,7 @@ static void check_zero(const char *model_text, const char *text)
     Job one, many;
     StepOptions o = parse_more(text), alone = o;
     bool counted = o.dtype == DTYPE_F32 && mesh_size(&o.layout.mesh, MESH_PP) == 1 && mesh_size(&o.layout.mesh, MESH_EP) == 1;
-    make_model(model_text, &model);
+    make_model(model_text, 0, &model);
     alone.micro_batch *= mesh_data_ranks(&o.layout.mesh);
     alone.layout = (Layout){0};
     run(&model, &alone, false, &one);
@@ -344,6 +350,8 @@ static void test_zero(void **state)
                                           "dp2 ep2 zero1", "dp2 ep2 tp2 seq zero2 micro2", "pp2 dp2 micro2 zero1", "pp2 dp2 tp2 micro2 zero2", "dp2 zero1 bf16", "dp4 zero2 micro2 bf16"};
     for (int i = 0; i < COUNT_OF(layouts); i++) check_zero(llama4, layouts[i]);
     check_zero(llama3, "dp4 zero1"); /* a tied head */
+    check_zero(llama3, "pp2 dp2 micro2 zero1"); /* on two ranks */
+    check_zero(llama3, "pp2 dp2 micro4 zero2");
     check_zero(grok1, "dp2 zero2 micro2");
 }
 
