@@ -21,11 +21,12 @@ static const Option options[] = {
      "some steps of all ranks, for chrome://tracing or Perfetto; short for log.trace=FILE"},
 };
 
-/* The first signal asks for a checkpoint and an orderly end, the second one ends at once. */
+/* The first signal asks for a checkpoint and an orderly end, the second one ends at once; but launchers may send SIGUSR1 more
+ * than once. */
 static void on_signal(int number)
 {
     trainer_request_stop();
-    signal(number, SIG_DFL);
+    if (number != SIGUSR1) signal(number, SIG_DFL);
 }
 
 static void catch_signals(void)
@@ -34,6 +35,7 @@ static void catch_signals(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -70,6 +72,8 @@ typedef struct Job {
     bool first;           /* that is the first of all */
 } Job;
 
+static void destroy_trainer(void *trainer) { trainer_destroy(trainer); }
+
 /* One rank's run, from its first byte to its last. */
 static Status train_rank(const Rank *rank, void *context)
 {
@@ -77,13 +81,14 @@ static Status train_rank(const Rank *rank, void *context)
     Trainer *trainer;
     TrainOutcome outcome;
     TRY(trainer_create_rank(job->config, rank->world, rank->here, &trainer));
-    Status status = trainer_run(trainer, &outcome);
-    trainer_destroy(trainer);
+    *rank->later = (RankLater){destroy_trainer, trainer};
+    TRY(trainer_run(trainer, &outcome));
+    if (rank->world) comm_note(rank->world, outcome.interrupted ? "stopped" : "done", outcome.step);
     if (rank->leads) {
         job->outcome = outcome;
         job->first = rank->first;
     }
-    return status;
+    return OK;
 }
 
 static Status train(RunConfig *config, const TrainOptions *o)
@@ -92,8 +97,8 @@ static Status train(RunConfig *config, const TrainOptions *o)
     if (o->dry_run) return print_plan(config);
     if (o->trace) config->log.trace = o->trace;
     int n = ranks_launched();
-    if (n > 1 && train_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */
-    int64_t wanted = train_ranks(config);
+    if (n > 1 && run_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */
+    int64_t wanted = run_ranks(config);
     TRY(ranks_run(n > 1 ? n : (int)min_i64(wanted, INT32_MAX), train_rank, &job));
     if (job.first) say_outcome(config, &job.outcome);
     if (!job.outcome.interrupted) return OK;

@@ -96,6 +96,12 @@ typedef struct BadSteps {
 } BadSteps;
 StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, const char **why);
 
+/* ---- slow ranks ------------------------------------------------------------------------------------ */
+
+/* slow[r]: rank r computes more than `factor` times as long as the median of the ranks of its pipeline stage, which goes to
+ * median[r]. All arrays are [n]. */
+void slow_ranks_find(const float *compute_s, const int *stage, int n, double factor, float *median, bool *slow);
+
 /* ---- trainer --------------------------------------------------------------------------------------- */
 
 typedef struct Trainer Trainer;
@@ -108,8 +114,6 @@ typedef struct TrainOutcome {
 } TrainOutcome;
 
 Status trainer_create(const RunConfig *config, Trainer **trainer);
-/* The ranks that parallel.* asks for. */
-int64_t train_ranks(const RunConfig *config);
 /* One rank of them: every rank creates, runs and destroys its trainer. world: this rank among all. ranks_here: of
  * this process or host, which share its processors and memory. The first rank reports, writes metrics and
  * checkpoints. A rank that fails calls comm_abort, so that the others do not wait for it. */
