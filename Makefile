@@ -5,6 +5,8 @@
 #   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
+#   make soak       ranks of a run are killed, TRIALS=200 times (make test: 7)
+#   make test-slurm a Slurm cluster on this machine; a job loses a node (as root)
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
 #   make parity-tokenizers   token ids against tiktoken, tokenizers, sentencepiece: TOKENIZERS=dir (needs PyPI)
 #   make parity-chat TEMPLATES=DIR   chat formats against transformers and the published templates (docs/chat.md)
@@ -15,9 +17,10 @@ DATA ?=
 TEMPLATES ?=
 MINUTES ?=
 SECONDS ?= 60
+TRIALS ?= 200
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
-.PHONY: all run test bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
+.PHONY: all run test soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -30,6 +33,13 @@ test: all
 	@tools/check_layers
 	@tools/check_style
 	@ctest --test-dir build --output-on-failure -j 2
+
+soak: all
+	@tests/kill_ranks_test.sh build/drover . $(TRIALS)
+
+test-slurm: all
+	@tools/packages slurm
+	@tests/slurm_test.sh build/drover .
 
 bench: all
 	@ninja -C build -j $(JOBS) benches

@@ -28,11 +28,19 @@ scenario() {
 }
 
 late="tp: #2, all_reduce of 4 f32 \(sum\) in 'second', waited [1-9]\.[0-9] s on rank [01]; not arrived: rank 2 on "
-scenario stop "$late.* \(pid [0-9]+; last: left all_reduce #1 of tp in 'first', [0-9.]+ s ago\)" 01
-scenario late "$late.*last: left all_reduce #1 of tp" 01
-scenario late "${late}node2 \(nothing known of it here\)" 01 hosts
+left="in forward of step 3; last: left all_reduce #1 of tp in 'first', [0-9.]+ s ago\)"
+scenario stop "$late.* \(pid [0-9]+, stopped by a signal; $left" 01
+scenario late "$late.* \(pid [0-9]+[a-z ,]*; $left" 01
+# on other hosts: a rank of the same host tells of it, or it does itself, or what its host told another one before
+DROVER_TEST_HOSTS=node0:1,node1:2 scenario stop "${late}node1 \(pid [0-9]+, stopped by a signal; $left" 01
+scenario late "${late}node2 \(pid [0-9]+; $left" 01 hosts
+scenario stop "${late}node2 \(pid [0-9]+; $left" 01 hosts
+# who only waits for another is not named, on one host and on three
+chain="high: #1, all_reduce of 4 f32 \(sum\) in 'second', waited [1-9]\.[0-9] s on rank 1; not arrived: rank 2 on "
+scenario chain "$chain.*stopped by a signal" 01
+scenario chain "${chain}node2 " 01 hosts
 scenario late "$late" 01 "$work" # with a supervisor's directory the status file stays, and tells what each rank did
-[ "$(head -c 8 "$work"/drover-comm.*)" = drvcomm1 ] && grep -q second "$work"/drover-comm.* && grep -q first "$work"/drover-comm.* ||
+[ "$(head -c 8 "$work"/drover-comm.*)" = drvcomm2 ] && grep -q second "$work"/drover-comm.* && grep -q first "$work"/drover-comm.* ||
   complain "no status file for the supervisor"
 scenario abort 'rank 2 on .* gave up: the roof is on fire' 01
 scenario abort 'rank 2 on node2 gave up: the roof is on fire' 01 hosts

@@ -247,7 +247,8 @@ static void misspelt_faults(void **state)
     (void)state;
     static const char *const bad[] = {"wirte:3",  "write",          "write:",      "write:0",
                                       "write:-1", "write:x",        "write:1:die", "write:1:kill:2",
-                                      ":1",       "write:1,,open:2"};
+                                      ":1",       "write:1,,open:2", "write:1@",   "write:1@x",
+                                      "write:1@-1", "write:+",      "write:1+:halt"};
     assert_int_equal(fault_set("write:1"), OK);
     for (int i = 0; i < COUNT_OF(bad); i++) assert_int_equal(fault_set(bad[i]), ERR_ARG);
     assert_true(fault_hit("write")); /* a refused text leaves the switches as they were */
@@ -255,6 +256,27 @@ static void misspelt_faults(void **state)
     assert_non_null(strstr(status_message(), "did you mean write"));
     assert_int_equal(fault_set(NULL), OK);
     assert_false(fault_hit("write"));
+}
+
+/* With a rank behind it, a switch counts the calls of that rank only. */
+static void faults_of_a_rank(void **state)
+{
+    (void)state;
+    assert_int_equal(fault_set("comm:2@3,write:2+"), OK);
+    for (int i = 1; i < 5; i++) {
+        fault_set_rank(1, false);
+        assert_false(fault_hit("comm"));
+        fault_set_rank(3, false);
+        assert_int_equal(fault_hit("comm"), i == 2);
+        assert_int_equal(fault_hit("write"), i >= 2);
+    }
+    assert_int_equal(fault_count("comm"), 8);
+    fault_set_rank(-1, false);
+    fault_set_rank(3, true);
+    assert_int_equal(fault_set("comm:1@3"), OK);
+    assert_true(fault_hit("comm"));
+    fault_set_rank(-1, true);
+    assert_int_equal(fault_set(NULL), OK);
 }
 
 /* A real limit instead of an injected one: no file may pass 4 KiB. */
@@ -290,6 +312,7 @@ int main(void)
         cmocka_unit_test(every_failure_of_an_atomic_write),
         cmocka_unit_test(faults_of_the_rest),
         cmocka_unit_test(misspelt_faults),
+        cmocka_unit_test(faults_of_a_rank),
         cmocka_unit_test(a_full_disk),
         cmocka_unit_test(every_death_in_an_atomic_write), /* last: leaves the dead writers' files */
     };

@@ -2,7 +2,7 @@
  *
  * What it is.   Command (name, operands, a table of options, what it does), the list of all commands,
  *               parsing, help, exit codes.
- * Depends on.   base, run, data, text, chat, ckpt, model, device, infer, eval, train
+ * Depends on.   base, run, data, text, chat, ckpt, model, device, infer, eval, train, launch
  * Owns.         Nothing beyond the life of the process; the only mutable thing is the flag that an
  *               interrupt sets (cli_interrupted).
  * Invariants.   Results go to stdout, messages to stderr. An error is one line, "drover: WHAT", written
@@ -30,7 +30,7 @@ typedef enum OptionType {
 } OptionType;
 
 typedef struct Option {
-    const char *name; /* as typed, without the dashes */
+    const char *name; /* as typed, without the dashes; of one letter: with one dash */
     OptionType type;
     const char *unit;         /* what stands for the value in help: TEXT, FILE, N, SECONDS */
     double min, max;          /* of numbers */

@@ -111,7 +111,7 @@ void help_command(const Command *c, Str *out)
     for (int i = 0; i < c->n_options; i++) {
         const Option *o = &c->options[i];
         Str left = {0}, right = {0};
-        str_printf(&left, "--%s%s%s", o->name, o->type == OPTION_FLAG ? "" : " ", o->type == OPTION_FLAG ? "" : o->unit);
+        str_printf(&left, "%s%s%s%s", o->name[1] ? "--" : "-", o->name, o->type == OPTION_FLAG ? "" : " ", o->type == OPTION_FLAG ? "" : o->unit);
         str_add(&right, o->sentence);
         add_range(o, &right);
         add_row(out, left.at, width, right.at);

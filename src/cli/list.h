@@ -1,5 +1,6 @@
 /* Every command, in the order of the help. A line names the constant command_NAME of a file. */
 COMMAND(train)
+COMMAND(launch)
 COMMAND(generate)
 COMMAND(chat)
 COMMAND(logits)

@@ -146,11 +146,18 @@ typedef struct Cursor {
     const char *const *argv;
 } Cursor;
 
+/* -n: an option whose name is one letter, typed with one dash. */
+static bool is_letter_option(const Command *c, const char *word)
+{
+    return word[0] == '-' && word[1] && (!word[2] || word[2] == '=') && find_option(c, word + 1, 1);
+}
+
 /* --name, --name value, --name=value; the cursor stands on it and is moved behind it. */
 static Status read_option(Arena *arena, Cursor *cursor, ParsedLine *line)
 {
     const Command *c = line->command;
-    const char *word = cursor->argv[cursor->at++] + 2, *equals = strchr(word, '=');
+    const char *word = cursor->argv[cursor->at++], *equals = strchr(word, '=');
+    word += word[1] == '-' ? 2 : 1;
     size_t n = equals ? (size_t)(equals - word) : strlen(word);
     const Option *o = find_option(c, word, n);
     if (!o) return unknown_option(arena, c, word, n);
@@ -188,7 +195,7 @@ static Status read_words(Arena *arena, Cursor *cursor, ParsedLine *line)
         if (dash && !strcmp(word, "--")) {
             only_operands = true;
             cursor->at++;
-        } else if (dash && word[1] == '-') {
+        } else if (dash && (word[1] == '-' || is_letter_option(line->command, word))) {
             TRY(read_option(arena, cursor, line));
         } else if (dash) {
             return fail(ERR_ARG, "%s has no option %s; options begin with two dashes", line->command->name, word);

@@ -4,15 +4,30 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* main, and the others told where it fails: nobody then waits for this rank. */
-static Status run_rank(const Rank *rank, RankMain main, void *context)
+/* The one whose failure it is, or that noticed it, tells of it. */
+static void say_failure(Comm *world, Status status, const char *sentence)
 {
-    Status status = main(rank, context);
-    if (status == OK || !rank->world) return status;
-    char sentence[1024];
-    snprintf(sentence, sizeof sentence, "%s", status_message());
-    comm_abort(rank->world);
-    return fail(status, "%s", sentence);
+    int rank = comm_rank(world);
+    log_set_thread_quiet(comm_failed_rank(world) != rank);
+    if (status == ERR_COMM || status == ERR_REFUSED || status == ERR_ARG) /* of the world, or every rank's */
+        log_error("%s", sentence);
+    else
+        log_error("rank %d on %s: %s", rank, comm_host(world, rank), sentence);
+    log_set_thread_quiet(true);
+}
+
+/* main, and the others told where it fails: nobody then waits for this rank. */
+static Status run_rank(Rank rank, bool process, RankMain main, void *context)
+{
+    RankLater later = {0};
+    char sentence[2048] = "";
+    rank.later = &later;
+    Status status = main(&rank, context);
+    if (status != OK) snprintf(sentence, sizeof sentence, "%s", status_message());
+    if (status != OK && rank.world) comm_abort(rank.world);
+    if (status != OK && rank.world && process) say_failure(rank.world, status, sentence);
+    if (later.fn) later.fn(later.context);
+    return status == OK ? OK : fail(status, "%s", sentence);
 }
 
 /* ---- threads ------------------------------------------------------------------------------------------ */
@@ -32,7 +47,8 @@ static void *thread_main(void *opaque)
 {
     RankThread *r = opaque;
     log_set_thread_quiet(!r->rank.first);
-    r->status = run_rank(&r->rank, r->main, r->context);
+    fault_set_rank(comm_rank(r->rank.world), false);
+    r->status = run_rank(r->rank, false, r->main, r->context);
     if (r->status != OK) snprintf(r->message, sizeof r->message, "%s", status_message());
     return NULL;
 }
@@ -60,7 +76,7 @@ static Status run_threads(int n, RankMain main, void *context)
     int started = 0;
     Status status = OK;
     for (; started < n && status == OK; started++) {
-        ranks[started] = (RankThread){.rank = {comm_of_rank(world, started), n, started == 0, started == 0}, .main = main, .context = context};
+        ranks[started] = (RankThread){.rank = {comm_of_rank(world, started), n, started == 0, started == 0, NULL}, .main = main, .context = context};
         if (pthread_create(&ranks[started].thread, NULL, thread_main, &ranks[started])) {
             status = fail(ERR_MEMORY, "no thread for rank %d of %d", started, n);
             comm_abort(comm_of_rank(world, started--));
@@ -85,22 +101,34 @@ static int number_in(const char *const *names)
     return 0;
 }
 
+/* srun's variable means something else in other places of a job: there, ranks have no PMIX_RANK. */
 int ranks_launched(void)
 {
-    return number_in((const char *const[]){"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", NULL});
+    int n = number_in((const char *const[]){"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", NULL});
+    if (n == 0 && getenv("PMIX_RANK")) n = number_in((const char *const[]){"SLURM_STEP_NUM_TASKS", NULL});
+    return n;
+}
+
+/* A supervisor reads in its directory, on the host where it runs; Slurm's name of a host is the one that people know. */
+static CommOptions comm_options(void)
+{
+    const char *dir = getenv("DROVER_STATUS_DIR");
+    return (CommOptions){.status_dir = dir && dir_exists(dir) ? dir : NULL, .host = getenv("PMIX_RANK") ? getenv("SLURMD_NODENAME") : NULL};
 }
 
 static Status run_process(int n, RankMain main, void *context)
 {
     CommWorld *world;
     int number;
-    TRY(comm_world_create_mpi(NULL, &world));
+    CommOptions options = comm_options();
+    TRY(comm_world_create_mpi(&options, &world));
     comm_world_here(world, &number);
     log_set_thread_quiet(number > 0);
-    int here = number_in((const char *const[]){"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", NULL});
-    Rank rank = {comm_of_rank(world, number), here, number == 0, true};
+    fault_set_rank(number, true);
+    int here = number_in((const char *const[]){"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE", NULL});
+    Rank rank = {comm_of_rank(world, number), here, number == 0, true, NULL};
     Status status = comm_world_size(world) == n
-                        ? run_rank(&rank, main, context)
+                        ? run_rank(rank, true, main, context)
                         : fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", n, comm_world_size(world));
     comm_world_destroy(world);
     return status;
@@ -112,7 +140,7 @@ Status ranks_run(int n, RankMain main, void *context)
 {
     if (ranks_launched() > 1) return run_process(n, main, context);
     if (n > 1) return run_threads(n, main, context);
-    return main(&(Rank){NULL, 1, true, true}, context);
+    return run_rank((Rank){NULL, 1, true, true, NULL}, true, main, context);
 }
 
 /* ---- what one rank reads -------------------------------------------------------------------------------- */

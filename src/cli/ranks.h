@@ -4,11 +4,18 @@
 
 #include "comm/comm.h"
 
+/* What is left to be done when the others have been told of a failure: clearing away may take long. */
+typedef struct RankLater {
+    void (*fn)(void *context); /* NULL: nothing */
+    void *context;
+} RankLater;
+
 typedef struct Rank {
     Comm *world; /* this rank among all; NULL: it is alone */
     int here;    /* ranks in this process or on this host */
     bool first;  /* of all: it prints */
     bool leads;  /* the first of this process */
+    RankLater *later; /* set by the rank's main */
 } Rank;
 
 typedef Status (*RankMain)(const Rank *rank, void *context);
@@ -17,7 +24,7 @@ typedef Status (*RankMain)(const Rank *rank, void *context);
 int ranks_launched(void);
 /* main(rank, context) on each of n ranks; the context is shared by those of a process. Under a launcher the
  * processes it started are the ranks, and must be n. When one fails the others are told; the failure that theirs
- * follow from is the result. */
+ * follow from is the result. Of processes one writes the line of it, at once; the others are silent. */
 Status ranks_run(int n, RankMain main, void *context);
 
 /* A line that the first rank has read, on every rank: n bytes and a zero in *line, which is grown as getline does;

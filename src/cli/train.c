@@ -24,11 +24,12 @@ static const Option options[] = {
      "with --dry-run: write the pipeline's schedule, as a table that parallel.schedule reads, or as a picture when FILE ends in .svg"},
 };
 
-/* The first signal asks for a checkpoint and an orderly end, the second one ends at once. */
+/* The first signal asks for a checkpoint and an orderly end, the second one ends at once; but launchers may send SIGUSR1 more
+ * than once. */
 static void on_signal(int number)
 {
     trainer_request_stop();
-    signal(number, SIG_DFL);
+    if (number != SIGUSR1) signal(number, SIG_DFL);
 }
 
 static void catch_signals(void)
@@ -37,6 +38,7 @@ static void catch_signals(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
 }
 
@@ -68,12 +70,11 @@ static Status print_plan(const RunConfig *config)
 /* The schedule as a file: a table, or a picture by the name's end. */
 static Status write_schedule(const RunConfig *config, const char *path)
 {
-    int64_t n_micro, micro_batch;
     Pipeline *pipeline;
     Str text = {0};
     size_t n = strlen(path);
-    TRY(train_micro_batches(config, &n_micro, &micro_batch));
-    TRY(train_pipeline(config, n_micro, &pipeline));
+    TRY(run_layout_check(config, run_ranks(config)));
+    TRY(train_pipeline(config, run_n_micro(config), &pipeline));
     if (!pipeline) return fail(ERR_ARG, "--schedule %s: parallel.pp is 1, there is no pipeline", path);
     if (n > 4 && !strcmp(path + n - 4, ".svg")) pipeline_svg(pipeline, &text);
     else pipeline_text(pipeline, &text);
@@ -97,6 +98,8 @@ typedef struct Job {
     bool first;           /* that is the first of all */
 } Job;
 
+static void destroy_trainer(void *trainer) { trainer_destroy(trainer); }
+
 /* One rank's run, from its first byte to its last. */
 static Status train_rank(const Rank *rank, void *context)
 {
@@ -104,13 +107,14 @@ static Status train_rank(const Rank *rank, void *context)
     Trainer *trainer;
     TrainOutcome outcome;
     TRY(trainer_create_rank(job->config, rank->world, rank->here, &trainer));
-    Status status = trainer_run(trainer, &outcome);
-    trainer_destroy(trainer);
+    *rank->later = (RankLater){destroy_trainer, trainer};
+    TRY(trainer_run(trainer, &outcome));
+    if (rank->world) comm_note(rank->world, outcome.interrupted ? "stopped" : "done", outcome.step);
     if (rank->leads) {
         job->outcome = outcome;
         job->first = rank->first;
     }
-    return status;
+    return OK;
 }
 
 static Status train(RunConfig *config, const TrainOptions *o)
@@ -120,8 +124,8 @@ static Status train(RunConfig *config, const TrainOptions *o)
     if (o->schedule) return fail(ERR_ARG, "--schedule goes with --dry-run: it writes the schedule and trains nothing");
     if (o->trace) config->log.trace = o->trace;
     int n = ranks_launched();
-    if (n > 1 && train_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */
-    int64_t wanted = train_ranks(config);
+    if (n > 1 && run_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */
+    int64_t wanted = run_ranks(config);
     TRY(ranks_run(n > 1 ? n : (int)min_i64(wanted, INT32_MAX), train_rank, &job));
     if (job.first) say_outcome(config, &job.outcome);
     if (!job.outcome.interrupted) return OK;

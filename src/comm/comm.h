@@ -92,8 +92,12 @@ typedef struct CommOptions {
     double deadline_s;      /* of an operation, from its start; 0: 600 */
     const char *status_dir; /* MPI: where each host's status file lies and stays, for a supervisor to read (see
                                comm_internal.h); NULL: /dev/shm, removed at once */
-    const char *host;       /* MPI: this rank's host in sentences; ranks of the same host share memory. NULL: gethostname */
+    const char *host;       /* MPI: this rank's host in sentences; ranks of the same host share memory. NULL: gethostname,
+                               or what DROVER_TEST_HOSTS says (below) */
 } CommOptions;
+
+/* For tests, DROVER_TEST_HOSTS=node0:2,node1:2 in the environment splits one machine: ranks 0 and 1 say they were on
+ * node0 and know nothing of node1's memory, ranks 2 and 3 the other way round; further ranks are on the last host. */
 
 /* n ranks as threads of this process; the threads are the caller's. options may be NULL. */
 Status comm_world_create_local(int n, const CommOptions *options, CommWorld **world);
@@ -118,11 +122,19 @@ const char *comm_name(const Comm *comm);
 int comm_size(const Comm *comm);
 int comm_rank(const Comm *comm);               /* of the caller in the group */
 int comm_world_rank(const Comm *comm, int rank); /* of the group's rank `rank` */
+const char *comm_host(const Comm *comm, int rank); /* of the group's rank `rank` */
 void comm_set_deadline(Comm *comm, double deadline_s); /* of operations started later on this group */
+
+/* What this rank does from now on, such as "forward" of step 17 (at most 15 letters): when others miss it, they say so. Costs
+ * a few stores. */
+void comm_note(Comm *comm, const char *doing, int64_t step);
 
 /* Tells all ranks that this one cannot go on: their present and later calls return ERR_COMM with
  * this thread's sentence (status_message). The first failure of a world is the one that counts. */
 void comm_abort(Comm *comm);
+/* The rank whose failure it is that all ranks return, or that noticed it: the one that should tell the user, so that one
+ * line is written. -1: the world is not lost. */
+int comm_failed_rank(const Comm *comm);
 
 /* "Open MPI 4.1.4", or NULL in a build without MPI. */
 const char *comm_mpi_version(char buf[64]);
@@ -160,5 +172,24 @@ CommStats comm_stats_of_rank(const Comm *member);
  * thread. NULL: no longer. */
 typedef void CommDone(void *context, const Comm *group, const CommTrace *trace);
 void comm_on_done(Comm *member, CommDone *fn, void *context);
+
+/* ---- from outside ------------------------------------------------------------------------- */
+
+/* What a status file (CommOptions.status_dir) says of the ranks of its host. */
+typedef struct CommStatusRank {
+    int rank, pid;
+    int64_t step;      /* of its last note; 0: none */
+    char doing[16];    /* its last note */
+    double active_s;   /* when it last noted something or entered or left an operation, by clock_s */
+} CommStatusRank;
+typedef struct CommStatus {
+    int n;                  /* ranks of the world */
+    CommStatusRank *rank;   /* those of this host that have said anything, in the arena */
+    int n_ranks;
+    bool failed;
+    char sentence[1024];    /* of the failure */
+} CommStatus;
+/* Needs nobody's help: the ranks may be stopped or dead. Refuses a file that is no status file, or not yet one. */
+Status comm_status_read(Arena *arena, const char *path, CommStatus *status);
 
 #endif

@@ -10,14 +10,26 @@
 
 typedef enum CommPhase { COMM_PHASE_NONE, COMM_PHASE_STARTED, COMM_PHASE_WAITING, COMM_PHASE_DONE } CommPhase;
 
+enum { COMM_DOING_BYTES = 16 };
+
 /* The last thing a rank did. Times are of the host's monotonic clock, which its processes share. */
 typedef struct CommRow {
     int32_t pid, phase, kind, unused;
-    int64_t number;
-    double time_s;
-    char group[COMM_NAME_BYTES], node[COMM_NODE_BYTES];
+    int64_t number, step; /* of the operation; of the note */
+    double time_s;        /* of the operation */
+    double note_s;
+    char group[COMM_NAME_BYTES], node[COMM_NODE_BYTES], doing[COMM_DOING_BYTES];
 } CommRow;
 enum { COMM_ROW_WORDS = (int)(sizeof(CommRow) / 8), COMM_SENTENCE_BYTES = 1024 };
+
+/* What is known of a rank here, wherever it runs. */
+typedef struct CommSeen {
+    CommRow row;
+    int32_t known;   /* 0: nothing */
+    int32_t state;   /* of its process, the letter of /proc/PID/stat ('T' stopped), 'X' when it is gone; 0: cannot be seen */
+    double age_s;    /* since the operation */
+    double silent_s; /* since its host was last heard of; 0: it was just asked */
+} CommSeen;
 
 /* A row as it lies in memory: whoever sees the same even version before and after has a whole one. Words are
  * atomic, so that neither threads nor processes race. */
@@ -29,12 +41,12 @@ typedef struct CommSlot {
 /* One for a local world; one file in the host's shared memory under MPI, which a supervisor may map too: it is
  * COMM_BOARD_MAGIC, four numbers, the failure, then a slot for each rank of the world, of which the ranks of
  * this host write theirs. */
-#define COMM_BOARD_MAGIC "drvcomm1"
+#define COMM_BOARD_MAGIC "drvcomm2"
 typedef struct CommBoard {
     char magic[8];
     uint32_t n, slot_bytes, header_bytes;
     _Atomic uint32_t failed; /* 0; 1 while the sentence is written; 2 */
-    int32_t failed_rank, failed_status;
+    int32_t failed_rank, unused;
     char sentence[COMM_SENTENCE_BYTES];
     CommSlot slot[];
 } CommBoard;
@@ -44,7 +56,7 @@ void comm_board_init(CommBoard *board, int n);
 void comm_board_write(CommBoard *board, int rank, const CommRow *row);
 bool comm_board_read(const CommBoard *board, int rank, CommRow *row); /* false: nothing written yet, or never whole */
 /* The first failure stays; false when there was one already. */
-bool comm_board_fail(CommBoard *board, int rank, Status status, const char *sentence);
+bool comm_board_fail(CommBoard *board, int rank, const char *sentence);
 static inline bool comm_board_failed(const CommBoard *board)
 {
     return atomic_load_explicit(&board->failed, memory_order_acquire) == 2;
@@ -60,6 +72,7 @@ struct CommWorld {
     double deadline_s;
     Comm **all;        /* [here] the group of all ranks; each heads the list of that rank's groups; owned */
     char (*host)[64];  /* [n] */
+    CommRow *row;      /* [here] of this process's ranks, as they stand on the board; owned */
     CommBoard *board;  /* the transport's */
     void *state;       /* the transport's */
 };
@@ -120,7 +133,13 @@ struct CommTransport {
     /* Until done, failed, or the group's deadline has passed: then the transport calls comm_fail_late. After it
      * the buffers are the caller's again. */
     Status (*wait)(CommRequest *request);
-    void (*spread)(CommWorld *world); /* the board has a failure: make all ranks look */
+    /* What is known of these ranks of the world, within a fraction of a second. */
+    void (*look)(CommWorld *world, const int *ranks, int n, CommSeen *seen);
+    /* Takes in what other ranks say, until the board has a failure or the time has passed. */
+    void (*listen)(CommWorld *world, double seconds);
+    /* Puts a failure of rank `rank` on all boards, unless they have one. Rank `chair` decides between failures
+     * that come at the same time. */
+    void (*report)(CommWorld *world, int rank, int chair, const char *sentence);
     void (*destroy)(CommWorld *world);
 };
 
@@ -139,7 +158,7 @@ Status comm_failure(const CommWorld *world); /* the status and sentence of what 
 Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs);
 /* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. */
 Status comm_fail_late(const CommRequest *request, const bool *missing, bool arrived, double waited_s);
-Status comm_fail_world(Comm *comm, Status status, const char *sentence);
+Status comm_fail_world(Comm *comm, const char *sentence);
 
 /* in[n][count], reduced by the tree of comm.h into each of out[n_out][count]; out may be one of in. dtype is
  * f32, bf16 or i32. */
@@ -158,6 +177,9 @@ CommTreeForm *comm_tree_form(CommTreeLevel level);
 
 /* For the transports' create functions (world.c). */
 CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptions *options);
+/* The host of a rank that DROVER_TEST_HOSTS pretends; false without it. */
+bool comm_test_host(int rank, char host[64]);
+CommSeen comm_board_look(const CommBoard *board, int rank, bool own_processes); /* own_processes: that are seen in /proc */
 void comm_world_add_ranks(CommWorld *world, int first, int here); /* opens the groups of all */
 void comm_board_say(const CommRequest *request, CommPhase phase);
 

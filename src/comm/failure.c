@@ -1,30 +1,48 @@
-/* The sentences of a lost world: who is late and what it did last, who called what, who gave up. */
+/* The sentences of a lost world: who is late and what it does, who called what, who gave up.
+ *
+ * When a rank hangs, the waiting spreads: those that need it are late for others, and several deadlines pass at the
+ * same moment. A rank whose late ones do nothing but wait themselves therefore holds its report back for a moment,
+ * and all reports go through one rank (the chair), whose first one is the failure of the world. So the sentence names the
+ * rank that hangs, and there is one sentence. */
 #include "comm/comm_internal.h"
 
+#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { NAMED = 4 }; /* ranks that a sentence names before it counts */
+enum {
+    NAMED = 4,      /* ranks that a sentence names before it counts */
+    LOOKED_AT = 16, /* of the late ones, to find which of them hang */
+};
+static const double silent_s = 1.2; /* without a word of a host, which is to be heard twice a second */
+static const double patience_s = 0.55; /* longer than a look at silent ranks takes */
 
 Status comm_failure(const CommWorld *world)
 {
     return fail(ERR_COMM, "%s", world->board->sentence);
 }
 
-Status comm_fail_world(Comm *comm, Status status, const char *sentence)
+int comm_failed_rank(const Comm *comm)
+{
+    const CommBoard *board = comm->world->board;
+    return comm_board_failed(board) ? board->failed_rank : -1;
+}
+
+static Status report(Comm *comm, int chair, const char *sentence)
 {
     CommWorld *world = comm->world;
-    if (comm_board_fail(world->board, comm->self, status, sentence)) world->transport->spread(world);
-    for (int ms = 0; ms < 1000 && !comm_board_failed(world->board); ms++)
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); /* another rank is writing its sentence, or died of it */
+    if (comm_board_failed(world->board)) return comm_failure(world);
+    world->transport->report(world, comm->self, chair, sentence);
+    world->transport->listen(world, 1); /* another rank may be writing its sentence, or died of it */
     return comm_failure(world);
 }
+
+Status comm_fail_world(Comm *comm, const char *sentence) { return report(comm, 0, sentence); }
 
 void comm_abort(Comm *comm)
 {
     char text[COMM_SENTENCE_BYTES];
     snprintf(text, sizeof text, "rank %d on %s gave up: %s", comm->self, comm->world->host[comm->self], status_message());
-    (void)comm_fail_world(comm, ERR_COMM, text);
+    (void)comm_fail_world(comm, text);
 }
 
 Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs)
@@ -39,39 +57,95 @@ Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *the
     snprintf(text, sizeof text, "%s: %s #%lld differs: rank %d calls %s, rank %d calls %s", c->name,
              comm_kind_is_message(mine->op.kind) ? "message" : "collective", (long long)mine->number, c->ranks[low], a,
              c->ranks[high], b);
-    return comm_fail_world(c, ERR_COMM, text);
+    return comm_fail_world(c, text);
 }
 
-/* " (last: left all_reduce #6 of tp in 'mlp.down' 3.2 s ago)" */
-static void add_row(Str *s, const CommWorld *world, int rank, double now_s)
+/* ---- what a late rank does --------------------------------------------------------------------- */
+
+typedef struct Late {
+    int rank[LOOKED_AT]; /* in the world, those that hang first */
+    CommSeen seen[LOOKED_AT];
+    int n, n_all; /* looked at, and late in all */
+    int culprits; /* that hang: they are in no operation */
+} Late;
+
+static bool is_in_operation(const CommSeen *s)
 {
-    static const char *const did[] = {"", "started", "waits in", "left"};
-    CommRow row;
-    if (!comm_board_read(world->board, rank, &row) || row.phase <= COMM_PHASE_NONE || row.phase > COMM_PHASE_DONE ||
-        (unsigned)row.kind >= COMM_KINDS) {
-        str_printf(s, " (nothing known of it here)");
-        return;
-    }
-    str_printf(s, " (pid %d; last: %s %s #%lld of %s", row.pid, did[row.phase], comm_kind_name((CommKind)row.kind),
-               (long long)row.number, row.group);
-    if (row.node[0]) str_printf(s, " in '%s'", row.node);
-    str_printf(s, ", %.1f s ago)", now_s - row.time_s);
+    bool alive = s->known && s->state != 'T' && s->state != 'X' && s->silent_s < silent_s;
+    return alive && (s->row.phase == COMM_PHASE_WAITING || s->row.phase == COMM_PHASE_STARTED);
 }
 
-static void add_missing(Str *s, const Comm *c, const bool *missing)
+static Late look_at_late(const Comm *c, const bool *missing)
 {
-    int named = 0, more = 0;
-    double now_s = clock_s();
+    Late all = {0}, sorted;
     for (int r = 0; r < c->n; r++) {
         if (!missing[r]) continue;
-        if (named++ >= NAMED) {
-            more++;
-            continue;
-        }
-        str_printf(s, "%s rank %d on %s", named > 1 ? "," : "", c->ranks[r], c->world->host[c->ranks[r]]);
-        add_row(s, c->world, c->ranks[r], now_s);
+        if (all.n < LOOKED_AT) all.rank[all.n++] = c->ranks[r];
+        all.n_all++;
     }
-    if (more) str_printf(s, ", and %d more", more);
+    c->world->transport->look(c->world, all.rank, all.n, all.seen);
+    sorted = all;
+    int at = 0;
+    for (int waits = 0; waits < 2; waits++)
+        for (int i = 0; i < all.n; i++) {
+            if (is_in_operation(&all.seen[i]) != (bool)waits) continue;
+            sorted.rank[at] = all.rank[i];
+            sorted.seen[at++] = all.seen[i];
+            sorted.culprits += !waits;
+        }
+    return sorted;
+}
+
+static const char *state_text(int state)
+{
+    switch (state) {
+    case 'T': return ", stopped by a signal";
+    case 't': return ", held by a debugger";
+    case 'D': return ", waiting for a disk or device";
+    case 'Z':
+    case 'X': return ", dead";
+    default: return "";
+    }
+}
+
+/* " (pid 77, stopped by a signal; in backward of step 17; last: left all_reduce #6 of tp in 'mlp.down' 3.2 s ago)" */
+static void add_seen(Str *s, const CommSeen *seen)
+{
+    static const char *const did[] = {"", "started", "waits in", "left"};
+    const CommRow *row = &seen->row;
+    if (!seen->known) {
+        str_add(s, " (nothing known of it)");
+        return;
+    }
+    str_printf(s, " (pid %d%s", row->pid, state_text(seen->state));
+    if (row->doing[0]) str_printf(s, "; in %s of step %lld", row->doing, (long long)row->step);
+    if (row->phase > COMM_PHASE_NONE && row->phase <= COMM_PHASE_DONE && (unsigned)row->kind < COMM_KINDS) {
+        str_printf(s, "; last: %s %s #%lld of %s", did[row->phase], comm_kind_name((CommKind)row->kind), (long long)row->number, row->group);
+        if (row->node[0]) str_printf(s, " in '%s'", row->node);
+        str_printf(s, ", %.1f s ago", seen->age_s);
+    }
+    if (seen->silent_s >= silent_s) str_printf(s, "; its host is silent for %.1f s", seen->silent_s);
+    str_add(s, ")");
+}
+
+static void add_late(Str *s, const CommWorld *world, const Late *late)
+{
+    int named = late->n < NAMED ? late->n : NAMED;
+    for (int i = 0; i < named; i++) {
+        str_printf(s, "%s rank %d on %s", i ? "," : "", late->rank[i], world->host[late->rank[i]]);
+        add_seen(s, &late->seen[i]);
+    }
+    if (late->n_all > named) str_printf(s, ", and %d more", late->n_all - named);
+}
+
+/* The lowest rank of the world that does not hang, as far as this rank can see. */
+static int choose_chair(const Late *late)
+{
+    for (int chair = 0;; chair++) {
+        bool hangs = false;
+        for (int i = 0; i < late->culprits; i++) hangs |= late->rank[i] == chair;
+        if (!hangs) return chair;
+    }
 }
 
 Status comm_fail_late(const CommRequest *request, const bool *missing, bool arrived, double waited_s)
@@ -79,11 +153,13 @@ Status comm_fail_late(const CommRequest *request, const bool *missing, bool arri
     Comm *c = request->comm;
     Str s = {0};
     char op[192];
+    Late late = look_at_late(c, missing);
+    if (late.culprits == 0) c->world->transport->listen(c->world, patience_s);
     comm_text_op(op, sizeof op, &request->head);
     str_printf(&s, "%s: #%lld, %s, waited %.1f s on rank %d; %s:", c->name, (long long)request->number, op, waited_s, c->self,
                arrived ? "started there too, but no data comes from" : "not arrived");
-    add_missing(&s, c, missing);
-    Status status = comm_fail_world(c, ERR_COMM, s.at);
+    add_late(&s, c->world, &late);
+    Status status = report(c, choose_chair(&late), s.at);
     str_deinit(&s);
     return status;
 }

@@ -258,15 +258,31 @@ static Status wait(CommRequest *r)
     return OK;
 }
 
-/* ---- world --------------------------------------------------------------------------------- */
+/* ---- failures ------------------------------------------------------------------------------ */
 
-static void wake_all(CommWorld *world)
+static void look(CommWorld *world, const int *ranks, int n, CommSeen *seen)
 {
+    for (int i = 0; i < n; i++) seen[i] = comm_board_look(world->board, ranks[i], false);
+}
+
+static void listen_for(CommWorld *world, double seconds)
+{
+    double until_s = clock_s() + seconds;
+    while (!comm_board_failed(world->board) && clock_s() < until_s) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+/* All ranks share the board: the first to write is the chair. */
+static void report(CommWorld *world, int rank, int chair, const char *sentence)
+{
+    (void)chair;
+    if (!comm_board_fail(world->board, rank, sentence)) return;
     LocalWorld *w = world->state;
     pthread_mutex_lock(&w->lock);
     for (LocalGroup *g = w->groups; g; g = g->next) pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&w->lock);
 }
+
+/* ---- world --------------------------------------------------------------------------------- */
 
 static void destroy(CommWorld *world)
 {
@@ -282,7 +298,9 @@ static const CommTransport local_transport = {
     .close = close_group,
     .start = start,
     .wait = wait,
-    .spread = wake_all,
+    .look = look,
+    .listen = listen_for,
+    .report = report,
     .destroy = destroy,
 };
 
@@ -296,7 +314,7 @@ Status comm_world_create_local(int n, const CommOptions *options, CommWorld **ou
     world->board = xcalloc(1, comm_board_bytes(n));
     comm_board_init(world->board, n);
     for (int r = 0; r < n; r++)
-        if (gethostname(world->host[r], sizeof world->host[r] - 1) != 0) snprintf(world->host[r], sizeof world->host[r], "this host");
+        if (!comm_test_host(r, world->host[r]) && gethostname(world->host[r], sizeof world->host[r] - 1) != 0) snprintf(world->host[r], sizeof world->host[r], "this host");
     comm_world_add_ranks(world, 0, n);
     *out = world;
     return OK;

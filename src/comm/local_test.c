@@ -217,6 +217,30 @@ static void test_late(void **state)
     free(run);
 }
 
+/* Ranks 0 and 1 wait for 1 and 2, rank 2 for nobody: it is the one that is named, whoever's deadline passes first. */
+static Status body_chain(Comm *world, int64_t argument, Arena *arena)
+{
+    Comm *pair;
+    float *x = ARENA_ARRAY(arena, float, 4);
+    int me = comm_rank(world);
+    (void)argument;
+    comm_note(world, "backward", 17);
+    if (me == 2) return OK;
+    if (me == 1) nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL); /* rank 0's deadline passes first */
+    TRY(comm_group(world, me == 0 ? "low" : "high", (int[]){me, me + 1}, 2, &pair));
+    return run_sum(pair, x, x, 4);
+}
+
+static void test_chain(void **state)
+{
+    (void)state;
+    double start_s = clock_s();
+    RankRun *run = run_ranks(3, 0.3, body_chain, 0);
+    assert_true(clock_s() - start_s < 1.3);
+    expect_lost(run, 3, 2, (const char *[]){"high: #1", "not arrived: rank 2 on ", "in backward of step 17", NULL});
+    free(run);
+}
+
 static Status body_no_message(Comm *world, int64_t argument, Arena *arena)
 {
     float *x = ARENA_ARRAY(arena, float, 4);
@@ -356,6 +380,7 @@ int main(void)
         cmocka_unit_test(test_random),     cmocka_unit_test(test_subtrees), cmocka_unit_test(test_orders),
         cmocka_unit_test(test_messages),   cmocka_unit_test(test_counts),   cmocka_unit_test(test_nan),
         cmocka_unit_test(test_arguments),  cmocka_unit_test(test_late),     cmocka_unit_test(test_no_message),
+        cmocka_unit_test(test_chain),
         cmocka_unit_test(test_mismatch),   cmocka_unit_test(test_abort),    cmocka_unit_test(test_faults),
         cmocka_unit_test(test_many),       cmocka_unit_test(test_forms),
     };

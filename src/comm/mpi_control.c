@@ -1,4 +1,4 @@
-/* Small messages beside the operations: greetings of groups, and the end of the world.
+/* Small messages beside the operations: greetings of groups, and (mpi_lost.c) all about ranks that are late.
  *
  * A group begins to exist on a rank when the rank asks for it. It then tells each other member, without waiting, the
  * index under which it takes the group's messages; an operation starts to move when those of its peers are known. */
@@ -6,18 +6,16 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 static void listen(MpiWorld *w)
 {
     MPI_Irecv(&w->incoming, (int)sizeof w->incoming, MPI_BYTE, MPI_ANY_SOURCE, TAG_CONTROL, w->all, &w->incoming_request);
 }
 
-static void send_control(MpiWorld *w, const MpiControl *message, int rank)
+void mpi_control_send(MpiWorld *w, const MpiControl *message, size_t bytes, int rank)
 {
     MpiSend *s = xcalloc(1, sizeof *s);
-    s->message = *message;
-    size_t bytes = message->what == CONTROL_GREETING ? GREETING_BYTES : sizeof *message;
+    memcpy(&s->message, message, bytes);
     MPI_Isend(&s->message, (int)bytes, MPI_BYTE, rank, TAG_CONTROL, w->all, &s->request);
     s->next = w->sends;
     w->sends = s;
@@ -78,7 +76,7 @@ void mpi_group_open(Comm *c)
         take_greetings(w, c, g);
         MpiControl hello = {.what = CONTROL_GREETING, .index = g->index, .key = c->key};
         for (int r = 0; r < c->n; r++)
-            if (r != c->rank) send_control(w, &hello, c->ranks[r]);
+            if (r != c->rank) mpi_control_send(w, &hello, GREETING_BYTES, c->ranks[r]);
     }
     pthread_mutex_unlock(&w->lock);
     c->stats.check_bytes += g->index ? (int64_t)GREETING_BYTES * (c->n - 1) : 0;
@@ -97,30 +95,6 @@ void mpi_group_close(Comm *c)
     free(g);
 }
 
-/* ---- the end of the world --------------------------------------------------------------------- */
-
-/* Ranks of this host see the board; the others are told. What is on its way gets a second to leave. */
-void mpi_control_spread(CommWorld *world)
-{
-    MpiWorld *w = world->state;
-    const CommBoard *b = world->board;
-    MpiControl message = {.what = CONTROL_FAILURE, .rank = b->failed_rank, .status = b->failed_status};
-    snprintf(message.sentence, sizeof message.sentence, "%s", b->sentence);
-    pthread_mutex_lock(&w->lock);
-    bool others = false;
-    for (int r = 0; r < world->n; r++) {
-        if (!strcmp(world->host[r], world->host[world->first])) continue;
-        send_control(w, &message, r);
-        others = true;
-    }
-    double until_s = clock_s() + 1;
-    while (others && w->sends && clock_s() < until_s) {
-        mpi_control_poll(w);
-        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
-    }
-    pthread_mutex_unlock(&w->lock);
-}
-
 /* ---- life ----------------------------------------------------------------------------------- */
 
 void mpi_control_poll(MpiWorld *w)
@@ -128,12 +102,14 @@ void mpi_control_poll(MpiWorld *w)
     int done = 1;
     MPI_Status from;
     while (MPI_Test(&w->incoming_request, &done, &from) == MPI_SUCCESS && done) {
-        MpiControl *m = &w->incoming;
-        m->sentence[sizeof m->sentence - 1] = 0;
-        if (m->what == CONTROL_GREETING) note_greeting(w, m->key, from.MPI_SOURCE, m->index);
-        if (m->what == CONTROL_FAILURE) comm_board_fail(w->world->board, m->rank, (Status)m->status, m->sentence);
+        MpiControl m = w->incoming; /* what follows may look for messages itself */
         listen(w);
+        if (m.what == CONTROL_GREETING)
+            note_greeting(w, m.key, from.MPI_SOURCE, m.index);
+        else
+            mpi_lost_take(w, &m, from.MPI_SOURCE);
     }
+    mpi_lost_beat(w);
     for (MpiSend **at = &w->sends; *at;) {
         MpiSend *s = *at;
         MPI_Test(&s->request, &done, MPI_STATUS_IGNORE);
@@ -146,12 +122,15 @@ void mpi_control_poll(MpiWorld *w)
     }
 }
 
-void mpi_control_open(MpiWorld *w) { listen(w); }
+void mpi_control_open(MpiWorld *w)
+{
+    mpi_lost_open(w);
+    listen(w);
+}
 
 void mpi_control_close(MpiWorld *w)
 {
     if (!comm_board_failed(w->world->board)) {
-        while (w->sends) mpi_control_poll(w); /* greetings of groups that were made and never used */
         MPI_Cancel(&w->incoming_request);
         MPI_Wait(&w->incoming_request, MPI_STATUS_IGNORE);
     }
@@ -160,4 +139,5 @@ void mpi_control_close(MpiWorld *w)
         w->greetings = g->next;
         free(g);
     }
+    mpi_lost_close(w);
 }

@@ -21,7 +21,7 @@ bool mpi_good(Comm *comm, int code, const char *what)
     int length = 0;
     MPI_Error_string(code, text, &length);
     snprintf(sentence, sizeof sentence, "%s: rank %d: %s: MPI says '%.400s'", comm->name, comm->self, what, text);
-    (void)comm_fail_world(comm, ERR_COMM, sentence);
+    (void)comm_fail_world(comm, sentence);
     return false;
 }
 

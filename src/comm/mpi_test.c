@@ -62,6 +62,17 @@ static Status sum_in(Comm *tp, const char *node)
     return comm_run(tp, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = node});
 }
 
+/* Ranks 0 and 1 wait for 1 and 2, rank 2 for nobody. */
+static Status wait_in_chain(Comm *world)
+{
+    Comm *pair;
+    int me = comm_rank(world);
+    if (me == 2) return raise(SIGSTOP) ? fail(ERR_IO, "not stopped") : OK;
+    if (me == 1) nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* rank 0's deadline passes first */
+    TRY(comm_group(world, me == 0 ? "low" : "high", (int[]){me, me + 1}, 2, &pair));
+    return sum_in(pair, "second");
+}
+
 /* The last rank goes wrong after the first collective of tp; the others say what they hear. */
 static Status lose(Comm *world, const char *scenario)
 {
@@ -71,7 +82,12 @@ static Status lose(Comm *world, const char *scenario)
     for (int i = 0; i < n; i++) ranks[i] = i;
     TRY(comm_group(world, "tp", ranks, n, &tp));
     TRY(sum_in(tp, "first"));
-    if (last && !strcmp(scenario, "stop")) raise(SIGSTOP);
+    comm_note(world, "forward", 3);
+    if (last && !strcmp(scenario, "stop")) { /* not before its host has told another one how it is */
+        nanosleep(&(struct timespec){.tv_nsec = 700000000}, NULL);
+        raise(SIGSTOP);
+    }
+    if (!strcmp(scenario, "chain")) return wait_in_chain(world);
     if (last && !strcmp(scenario, "late")) nanosleep(&(struct timespec){.tv_sec = 4}, NULL);
     if (last && !strcmp(scenario, "abort")) return fail(ERR_SHAPE, "the roof is on fire");
     if (last && !strcmp(scenario, "mismatch"))

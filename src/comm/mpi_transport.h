@@ -44,20 +44,52 @@ typedef struct MpiOp {
     struct MpiOp *next;
 } MpiOp;
 
-typedef struct MpiControl { /* greetings and the end of the world */
+typedef enum MpiControlKind {
+    CONTROL_GREETING = 1, /* of a group: key, index */
+    CONTROL_FAILURE,      /* the world is lost: rank, sentence */
+    CONTROL_REPORT,       /* the same, to the chair, who decides */
+    CONTROL_QUESTION,     /* what is known of a rank? */
+    CONTROL_ANSWER,       /* rank, seen */
+    CONTROL_BEAT,         /* unasked, to the next host: rank, seen */
+} MpiControlKind;
+
+typedef struct MpiControl { /* small messages beside the operations */
     int32_t what, index;
     uint64_t key;
-    int32_t rank, status;
-    char sentence[COMM_SENTENCE_BYTES];
+    int32_t rank, unused;
+    union {
+        char sentence[COMM_SENTENCE_BYTES];
+        CommSeen seen;
+    };
 } MpiControl;
-enum { CONTROL_GREETING = 1, CONTROL_FAILURE = 2 };
 #define GREETING_BYTES offsetof(MpiControl, rank)
+#define SEEN_BYTES (offsetof(MpiControl, seen) + sizeof(CommSeen))
 
 typedef struct MpiSend { /* a control message on its way */
     MpiControl message;
     MPI_Request request;
     struct MpiSend *next;
 } MpiSend;
+
+typedef struct MpiBeat { /* what another host last said of one of its ranks */
+    int rank;
+    double heard_s;
+    CommSeen seen;
+} MpiBeat;
+
+/* Which ranks share a host. The first rank of each speaks for it. */
+typedef struct MpiHosts {
+    int n;
+    int *of;    /* [ranks of the world] */
+    int *first; /* [n] */
+    int here;
+} MpiHosts;
+
+typedef struct MpiQuestion { /* that this rank has asked; on its stack */
+    const int *ranks;
+    CommSeen *seen;
+    int n, open; /* answers that may still come */
+} MpiQuestion;
 
 typedef struct MpiGreeting { /* from a peer whose group is not known here yet */
     uint64_t key;
@@ -80,6 +112,10 @@ typedef struct MpiWorld {
     MpiControl incoming;
     MPI_Request incoming_request;
     MpiSend *sends;
+    MpiHosts hosts;
+    VEC(MpiBeat) beats;
+    double last_beat_s;
+    MpiQuestion *question; /* NULL: none */
     MpiGreeting *greetings;
     size_t board_bytes;
 } MpiWorld;
@@ -87,10 +123,21 @@ typedef struct MpiWorld {
 /* mpi_control.c */
 void mpi_control_open(MpiWorld *w);
 void mpi_control_close(MpiWorld *w);
+void mpi_control_send(MpiWorld *w, const MpiControl *message, size_t bytes, int rank);
+/* Under the lock, by whoever looks after the operations: takes messages in, and from time to time tells the next host
+ * how the ranks of this one are. */
 void mpi_control_poll(MpiWorld *w);
-void mpi_control_spread(CommWorld *world);
 void mpi_group_open(Comm *group);
 void mpi_group_close(Comm *group);
+
+/* mpi_lost.c: the transport's look, listen and report, and the messages that belong to them */
+void mpi_lost_open(MpiWorld *w);
+void mpi_lost_close(MpiWorld *w);
+void mpi_lost_take(MpiWorld *w, const MpiControl *message, int from);
+void mpi_lost_beat(MpiWorld *w);
+void mpi_lost_look(CommWorld *world, const int *ranks, int n, CommSeen *seen);
+void mpi_lost_listen(CommWorld *world, double seconds);
+void mpi_lost_report(CommWorld *world, int rank, int chair, const char *sentence);
 
 /* mpi_op.c */
 MpiOp *mpi_op_create(CommRequest *request);

@@ -2,7 +2,8 @@
  *
  * MPI moves data only inside its calls, so somebody must keep calling. A rank that waits does it itself, which costs no
  * hand-over; while none waits and there is something to move, a helper thread does, so that an operation
- * goes on while the rank computes. It sleeps when there is nothing, and ever longer when nothing happens.
+ * goes on while the rank computes. It sleeps when there is nothing, and ever longer when nothing happens; with
+ * several hosts it looks for messages all the same, so that a rank deep in a computation answers for its host.
  * All hold one lock when they call MPI (MPI_THREAD_SERIALIZED). */
 #include "comm/mpi_transport.h"
 
@@ -70,6 +71,23 @@ static void back_off(int idle)
         nanosleep(&(struct timespec){.tv_nsec = min_i64(1000000, 20000 + (int64_t)(idle - YIELDS) * 1000)}, NULL);
 }
 
+/* Under the lock, until there is work or, with several hosts, it is time to look for messages. */
+static void rest(MpiWorld *w)
+{
+    enum { LOOK_EVERY_NS = 50000000, NS = 1000000000 };
+    struct timespec until;
+    if (w->hosts.n < 2) {
+        pthread_cond_wait(&w->work, &w->lock);
+        return;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += LOOK_EVERY_NS;
+    until.tv_sec += until.tv_nsec / NS;
+    until.tv_nsec %= NS;
+    pthread_cond_timedwait(&w->work, &w->lock, &until);
+    if (!w->stop) mpi_control_poll(w);
+}
+
 static void *help(void *context)
 {
     MpiWorld *w = context;
@@ -77,7 +95,7 @@ static void *help(void *context)
     pthread_mutex_lock(&w->lock);
     while (!w->stop) {
         if (!w->ops || w->waiting || comm_board_failed(w->world->board)) {
-            pthread_cond_wait(&w->work, &w->lock);
+            rest(w);
             idle = 0;
             continue;
         }
@@ -181,7 +199,7 @@ static void name_hosts(CommWorld *world, const CommOptions *options)
     char mine[sizeof world->host[0]] = "";
     if (options && options->host)
         snprintf(mine, sizeof mine, "%s", options->host);
-    else if (gethostname(mine, sizeof mine - 1) != 0)
+    else if (!comm_test_host(world->first, mine) && gethostname(mine, sizeof mine - 1) != 0)
         snprintf(mine, sizeof mine, "host-of-rank-%d", world->first);
     for (char *p = mine; *p; p++)
         if (*p == '/') *p = '-'; /* it becomes part of a path */
@@ -196,15 +214,33 @@ static Status check_tags(const MpiWorld *w)
     return fail(ERR_UNSUPPORTED, "comm: this MPI has tags up to %d; %d are needed", found ? *limit : 0, largest);
 }
 
+/* All ranks come here before any leaves, so that MPI_Finalize waits for nobody: it has no deadline. The last checkpoint may
+ * still be on its way to the disk on one of them. False when somebody did not come. */
+static bool part(MpiWorld *w)
+{
+    static const double longest_s = 3600;
+    double until_s = clock_s() + (w->world->deadline_s > longest_s ? w->world->deadline_s : longest_s);
+    MPI_Request all_here;
+    int done = 0;
+    MPI_Ibarrier(w->all, &all_here);
+    for (int idle = 0; !done || w->sends; idle++) {
+        MPI_Test(&all_here, &done, MPI_STATUS_IGNORE);
+        mpi_control_poll(w);
+        if (comm_board_failed(w->world->board) || clock_s() > until_s) return false;
+        back_off(idle);
+    }
+    return true;
+}
+
 static void destroy(CommWorld *world)
 {
     MpiWorld *w = world->state;
-    bool failed = comm_board_failed(world->board);
     pthread_mutex_lock(&w->lock);
     w->stop = true;
     pthread_cond_signal(&w->work);
     pthread_mutex_unlock(&w->lock);
     if (w->has_helper) pthread_join(w->helper, NULL);
+    bool failed = comm_board_failed(world->board) || !part(w);
     mpi_control_close(w);
     if (!failed) {
         MPI_Comm_free(&w->all);
@@ -222,7 +258,9 @@ static const CommTransport mpi_transport = {
     .close = mpi_group_close,
     .start = start,
     .wait = wait,
-    .spread = mpi_control_spread,
+    .look = mpi_lost_look,
+    .listen = mpi_lost_listen,
+    .report = mpi_lost_report,
     .destroy = destroy,
 };
 
@@ -243,7 +281,11 @@ static void init_lock(MpiWorld *w)
     pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
     pthread_mutex_init(&w->lock, &attr);
     pthread_mutexattr_destroy(&attr);
-    pthread_cond_init(&w->work, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&w->work, &clock);
+    pthread_condattr_destroy(&clock);
 }
 
 Status comm_world_create_mpi(const CommOptions *options, CommWorld **out)

@@ -20,6 +20,20 @@ CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptio
     return w;
 }
 
+bool comm_test_host(int rank, char host[64])
+{
+    const char *at = getenv("DROVER_TEST_HOSTS");
+    if (!at || !*at) return false;
+    while (*at) {
+        size_t name = strcspn(at, ":,"), entry = strcspn(at, ",");
+        long slots = at[name] == ':' ? strtol(at + name + 1, NULL, 10) : 1;
+        snprintf(host, 64, "%.*s", (int)name, at);
+        if ((rank -= (int)slots) < 0) break;
+        at += entry + (at[entry] == ',');
+    }
+    return true;
+}
+
 static Comm *group_new(CommWorld *w, int self, const char *name, const int *ranks, int n)
 {
     Comm *c = xcalloc(1, sizeof *c);
@@ -45,6 +59,8 @@ void comm_world_add_ranks(CommWorld *w, int first, int here)
     w->first = first;
     w->here = here;
     w->all = xcalloc((size_t)here, sizeof(Comm *));
+    w->row = xcalloc((size_t)here, sizeof(CommRow));
+    for (int i = 0; i < here; i++) w->row[i].pid = (int32_t)getpid();
     for (int i = 0; i < here; i++) w->all[i] = group_new(w, first + i, "world", NULL, w->n);
 }
 
@@ -80,6 +96,7 @@ void comm_world_destroy(CommWorld *w)
     }
     w->transport->destroy(w);
     free(w->all);
+    free(w->row);
     free(w->host);
     free(w);
 }
@@ -149,19 +166,33 @@ int comm_world_rank(const Comm *c, int rank)
     CHECK(rank >= 0 && rank < c->n);
     return c->ranks[rank];
 }
+const char *comm_host(const Comm *c, int rank) { return c->world->host[comm_world_rank(c, rank)]; }
 void comm_set_deadline(Comm *c, double deadline_s) { c->deadline_s = deadline_s; }
 
 /* ---- the life of a request ------------------------------------------------------------------- */
 
+static CommRow *row_of(const Comm *c) { return &c->world->row[c->self - c->world->first]; }
+
 void comm_board_say(const CommRequest *r, CommPhase phase)
 {
     Comm *c = r->comm;
-    CommRow row = {.pid = (int32_t)getpid(), .phase = (int32_t)phase, .kind = (int32_t)r->op.kind};
-    row.number = r->number;
-    row.time_s = clock_s();
-    memcpy(row.group, c->name, sizeof row.group);
-    memcpy(row.node, r->node, sizeof row.node);
-    comm_board_write(c->world->board, c->self, &row);
+    CommRow *row = row_of(c);
+    row->phase = (int32_t)phase;
+    row->kind = (int32_t)r->op.kind;
+    row->number = r->number;
+    row->time_s = clock_s();
+    memcpy(row->group, c->name, sizeof row->group);
+    memcpy(row->node, r->node, sizeof row->node);
+    comm_board_write(c->world->board, c->self, row);
+}
+
+void comm_note(Comm *c, const char *doing, int64_t step)
+{
+    CommRow *row = row_of(c);
+    row->step = step;
+    row->note_s = clock_s();
+    snprintf(row->doing, sizeof row->doing, "%s", doing);
+    comm_board_write(c->world->board, c->self, row);
 }
 
 /* Fault comm_stall: the rank does not take part, until the others have noticed. */

@@ -176,8 +176,9 @@ void session_destroy(Session *s)
 static Status failed_at(const Step *step, Status status)
 {
     const Node *node = step->instr->node;
-    fail_context("%s%s%s in layer %d", step->instr->op->name, node->name ? " " : "", node->name ? node->name : "",
-                 node->layer);
+    char layer[32] = "";
+    if (node->layer >= 0) snprintf(layer, sizeof layer, " in layer %d", node->layer);
+    fail_context("%s%s%s%s", step->instr->op->name, node->name ? " " : "", node->name ? node->name : "", layer);
     return status;
 }
 

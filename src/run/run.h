@@ -81,6 +81,7 @@ typedef struct RunTrain {
     bool skip_nonfinite;
     double spike_factor;
     int64_t max_skips;
+    int64_t check_replicas; /* steps */
     int64_t threads;      /* 0: all */
     int64_t memory_limit; /* bytes; 0: what is available */
 } RunTrain;
@@ -93,6 +94,7 @@ typedef struct RunParallel {
     int64_t zero;   /* 0 to 3 */
     bool overlap;
     int64_t bucket; /* bytes */
+    double deadline; /* seconds */
 } RunParallel;
 
 typedef struct RunCheckpoint {
@@ -108,6 +110,7 @@ typedef struct RunLog {
     bool tensorboard;
     const char *trace; /* file, or empty */
     int64_t trace_after, trace_steps;
+    double slow_rank; /* times the median */
 } RunLog;
 
 typedef struct RunConfig {
@@ -137,6 +140,14 @@ void run_config_deinit(RunConfig *config);
 /* The resolved file: every setting with its value. */
 void run_config_text(const RunConfig *config, Str *out);
 Status run_config_write(const RunConfig *config, const char *path);
+
+/* ---- ranks --------------------------------------------------------------------------- */
+
+int64_t run_ranks(const RunConfig *config);       /* that the layout is for */
+int64_t run_micro_batch(const RunConfig *config); /* sequences that one rank computes at once */
+int64_t run_n_micro(const RunConfig *config);     /* how often in a step; both of a layout that was checked */
+/* That so many ranks are what the layout is for, and share batch and sequences evenly; refused by name. */
+Status run_layout_check(const RunConfig *config, int64_t n_ranks);
 
 /* ---- the table ------------------------------------------------------------------------- */
 

@@ -92,6 +92,8 @@ static const Setting settings[] = {
     FLOAT("train.spike_factor", "", 0, 1e9, "0", train.spike_factor,
           "a step whose loss is this many times the running mean changes nothing; 0: spikes are accepted"),
     INT("train.max_skips", "steps", 0, 1e9, "10", train.max_skips, "steps skipped one after another before the run stops; 0: it never stops"),
+    INT("train.check_replicas", "steps", 0, 1e12, "100", train.check_replicas,
+        "steps between comparisons of what several ranks hold the same; a difference is silent corruption and stops the run; also before each checkpoint; 0: never"),
     INT("train.threads", "threads", 0, 4096, "0", train.threads, "of computation; 0: as many as there are cores"),
     BYTES("train.memory_limit", 0, 1e18, "0", train.memory_limit,
           "a run that needs more is refused before it starts; 0: what the machine has free"),
@@ -106,12 +108,13 @@ static const Setting settings[] = {
         "stages per rank of the pipeline; 0: as many as the schedule has (interleaved: 2)"),
     INT("parallel.cp", "ranks", 1, 1048576, "1", parallel.cp, "ranks that share each sequence"),
     INT("parallel.ep", "ranks", 1, 1048576, "1", parallel.ep, "ranks that share the experts, each with its own sequences"),
-
     INT("parallel.zero", "", 0, 3, "0", parallel.zero,
         "what the ranks of dp share (ZeRO): 1 optimizer states, 2 sums of gradients too, 3 weights too, which is what fsdp does; 0: nothing"),
     BOOL("parallel.overlap", "true", parallel.overlap,
          "ranks exchange beside the computation; false: one after the other, the same numbers with smaller buffers"),
     BYTES("parallel.bucket", 1, 1e12, "25MiB", parallel.bucket, "gradients that are summed over ranks in one message"),
+    FLOAT("parallel.deadline", "seconds", 0.1, 1e6, "600", parallel.deadline,
+          "longest wait for another rank; then the run stops and names the ranks that it waits for, and what they do"),
 
     INT("checkpoint.every", "steps", 0, 1e12, "100", checkpoint.every, "steps between checkpoints; 0: only at the end"),
     FLOAT("checkpoint.minutes", "minutes", 0, 1e7, "0", checkpoint.minutes,
@@ -128,6 +131,8 @@ static const Setting settings[] = {
          "a file for a trace of some steps, for chrome://tracing or Perfetto: what every rank computed and exchanged when; empty: none"),
     INT("log.trace_after", "steps", 0, 1e12, "2", log.trace_after, "steps of this run before those that are traced"),
     INT("log.trace_steps", "steps", 1, 1e6, "2", log.trace_steps, "how many are traced"),
+    FLOAT("log.slow_rank", "times the median", 0, 1000, "1.25", log.slow_rank,
+          "a rank whose computing takes this much longer than that of its peers, two windows of six steps in a row, is named; 0: never"),
 };
 
 int run_setting_count(void) { return COUNT_OF(settings); }

@@ -1,6 +1,6 @@
 /* Steps that go wrong on purpose (FAULT, base.h): a target whose weight is no number makes the loss one that is
  * none; a gradient overflows while the loss is fine; a weight that is no number for the length of a step makes
- * all activations behind it so, those that choose experts included. */
+ * all activations behind it so, those that choose experts included. A bit of a weight that turns over on one rank stays so. */
 #include <math.h>
 
 #include "train/trainer_internal.h"
@@ -15,8 +15,20 @@ static float *first_vector(Trainer *t)
     return NULL;
 }
 
+/* One bit of the first weight that other ranks hold too, for good. */
+static void flip_bit(Trainer *t)
+{
+    const Store *store = t->programs.store;
+    for (int i = 0; i < store->n_entries; i++) {
+        if (store->entry[i].role != STATE_PARAM || !trainer_replica_axes(t, i)) continue;
+        *(uint8_t *)session_state(t->session, i).data ^= 1;
+        return;
+    }
+}
+
 StepFaults faults_begin(Trainer *t)
 {
+    if (fault_hit("train.flip")) flip_bit(t);
     StepFaults f = {.loss = fault_hit("train.nan"), .gradient = fault_hit("train.inf")};
     if (fault_hit("train.activation")) f.poisoned = first_vector(t);
     if (!f.poisoned) return f;

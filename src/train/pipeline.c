@@ -148,10 +148,12 @@ static Status run_action(Trainer *t, const PipelineAction *a, const StepFaults *
     session_use_slots(t->session, program, a->slot);
     if (a->work == PIPELINE_FORWARD) {
         const DataBatch *batch;
+        TRY(trainer_enter(t, TRAINER_DATA));
         TRY(find_batch(t, a->micro, &batch));
         TRY(trainer_feed(t, program, batch));
         faults_in_batch(faults, t, program);
     }
+    TRY(trainer_enter(t, a->work == PIPELINE_FORWARD ? TRAINER_FORWARD : TRAINER_BACKWARD));
     TRY(session_run(t->session, program, first[a->work], last[a->work]));
     bool backward = a->work == PIPELINE_BACKWARD || a->work == PIPELINE_BOTH;
     return backward ? trainer_add_loss(t, program, loss) : OK;

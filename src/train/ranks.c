@@ -5,52 +5,12 @@
 
 /* ---- layout ------------------------------------------------------------------------------------------- */
 
-int64_t train_ranks(const RunConfig *config)
-{
-    const RunParallel *p = &config->parallel;
-    return p->pp * p->dp * p->fsdp * p->ep * p->cp * p->tp;
-}
-
-static Status check_layout(const Trainer *t, int n_ranks)
-{
-    const RunConfig *c = t->config;
-    int64_t wanted = train_ranks(c), data = c->parallel.dp * c->parallel.fsdp * c->parallel.ep;
-    if (wanted != n_ranks)
-        return fail(ERR_REFUSED, "the layout pp %lld x dp %lld x fsdp %lld x ep %lld x cp %lld x tp %lld is for %lld ranks, but %d were started",
-                    (long long)c->parallel.pp, (long long)c->parallel.dp, (long long)c->parallel.fsdp, (long long)c->parallel.ep,
-                    (long long)c->parallel.cp, (long long)c->parallel.tp, (long long)wanted, n_ranks);
-    if ((c->parallel.zero == 1 || c->parallel.zero == 2) && c->parallel.dp > 1 && c->parallel.fsdp > 1)
-        return fail(ERR_REFUSED, "parallel.zero %lld shares over dp %lld what parallel.fsdp %lld shares already; take parallel.zero=0, or parallel.fsdp=1",
-                    (long long)c->parallel.zero, (long long)c->parallel.dp, (long long)c->parallel.fsdp);
-    if (c->train.batch % data)
-        return fail(ERR_REFUSED, "train.batch %lld is shared by dp x fsdp x ep = %lld ranks, which does not divide it",
-                    (long long)c->train.batch, (long long)data);
-    if (c->train.seq % (c->parallel.cp > 1 ? 2 * c->parallel.cp : 1))
-        return fail(ERR_REFUSED, "train.seq %lld is cut into 2 x cp = %lld blocks, which do not divide it", (long long)c->train.seq,
-                    (long long)(2 * c->parallel.cp));
-    return OK;
-}
-
-/* What a run file says is of the whole step; a rank's micro-batches are its share. */
-Status train_micro_batches(const RunConfig *config, int64_t *n_micro, int64_t *micro_batch)
-{
-    const RunTrain *r = &config->train;
-    int64_t data = config->parallel.dp * config->parallel.fsdp * config->parallel.ep;
-    int64_t rows = r->micro_batch == r->batch ? r->batch / data : r->micro_batch;
-    if (rows < 1 || r->batch % (rows * data))
-        return fail(ERR_REFUSED, "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at once, which do not divide train.batch %lld",
-                    (long long)rows, (long long)data, (long long)(rows * data), (long long)r->batch);
-    *micro_batch = rows;
-    *n_micro = r->batch / (rows * data);
-    return OK;
-}
-
 Status trainer_setup_ranks(Trainer *t)
 {
     const RunParallel *p = &t->config->parallel;
     Mesh mesh = {.size = {[MESH_PP] = (int)p->pp, [MESH_DP] = (int)p->dp, [MESH_FSDP] = (int)p->fsdp, [MESH_EP] = (int)p->ep,
                           [MESH_CP] = (int)p->cp, [MESH_TP] = (int)p->tp}};
-    TRY(check_layout(t, t->planning ? (int)train_ranks(t->config) : t->world ? comm_size(t->world) : 1));
+    TRY(run_layout_check(t->config, t->planning ? run_ranks(t->config) : t->world ? comm_size(t->world) : 1));
     if (p->zero == 3) { /* the same ranks under their other name */
         mesh.size[MESH_FSDP] *= mesh.size[MESH_DP];
         mesh.size[MESH_DP] = 1;
@@ -60,7 +20,9 @@ Status trainer_setup_ranks(Trainer *t)
                          .bucket_bytes = (size_t)p->bucket};
     int64_t columns = t->config->train.seq / p->cp;
     t->layout.sequence = p->tp > 1 && columns % p->tp == 0;
-    TRY(train_micro_batches(t->config, &t->n_micro, &t->micro_batch));
+    /* what a run file says is of the whole step; a rank's micro-batches are its share */
+    t->micro_batch = run_micro_batch(t->config);
+    t->n_micro = run_n_micro(t->config);
     TRY(train_pipeline(t->config, t->n_micro, &t->pipeline));
     t->layout.pipeline = t->pipeline;
     return OK;
@@ -100,6 +62,16 @@ Status trainer_check_divides(const Trainer *t)
         return fail(ERR_REFUSED, "parallel.ep %lld does not divide the model's %lld experts; ep %lld would", (long long)p->ep,
                     (long long)m->n_experts, (long long)works(p->ep, &m->n_experts, 1));
     return OK;
+}
+
+/* ---- what this rank does ------------------------------------------------------------------------------ */
+
+Status trainer_enter(Trainer *t, TrainerPhase phase)
+{
+    static const char *const names[] = {"data", "forward", "backward", "update", "validation", "save"};
+    static const char *const points[] = {"train.data", "train.forward", "train.backward", "train.update", "train.validation", "train.save"};
+    if (t->world) comm_note(t->world, names[phase], t->step + 1);
+    return fault_hit(points[phase]) ? fail(ERR_DEVICE, "%s of step %lld failed (injected fault)", names[phase], (long long)t->step + 1) : OK;
 }
 
 /* ---- agreement ------------------------------------------------------------------------------------------ */

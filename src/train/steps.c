@@ -28,10 +28,11 @@ static Status set_hyper(Trainer *t, int program, double lr)
 static Status forward(Trainer *t, const StepFaults *faults, int program, int64_t micro)
 {
     const DataBatch *batch;
+    TRY(trainer_enter(t, TRAINER_DATA));
     TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
     TRY(trainer_feed(t, program, batch));
     faults_in_batch(faults, t, program);
-    return OK;
+    return trainer_enter(t, TRAINER_FORWARD);
 }
 
 /* Weights count the targets of the whole step: losses add up to the mean. */
@@ -52,7 +53,9 @@ static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetric
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
         int program = t->programs.index[micro + 1 < t->n_micro ? PROGRAM_STEP : t->programs.last];
         TRY(forward(t, faults, program, micro));
-        TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_BACKWARD));
+        TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_FORWARD));
+        TRY(trainer_enter(t, TRAINER_BACKWARD));
+        TRY(session_run(t->session, program, PHASE_BACKWARD, PHASE_BACKWARD));
         TRY(trainer_add_loss(t, program, &m->loss));
     }
     return OK;
@@ -87,6 +90,7 @@ static Status update(Trainer *t, double lr)
     if (program < 0) program = t->programs.index[PROGRAM_STEP];
     TRY(set_hyper(t, program, lr));
     t->torn = true;
+    TRY(trainer_enter(t, TRAINER_UPDATE));
     TRY(session_run(t->session, program, PHASE_UPDATE, PHASE_UPDATE));
     t->torn = false;
     return OK;
@@ -122,6 +126,7 @@ Status trainer_run_step(Trainer *t, StepMetrics *m)
     double start = clock_s(), waited = data_prefetch_wait_s(t->prefetch);
     *m = (StepMetrics){.val_loss = NAN, .val_bits_per_byte = NAN, .mfu = NAN, .lr = schedule_lr(&t->schedule, t->step)};
     int64_t tokens = 0;
+    trainer_begin_timing(t);
     StepFaults faults = faults_begin(t);
     Status status = gradients(t, &faults, m, &tokens);
     faults_end(&faults);
@@ -139,5 +144,5 @@ Status trainer_run_step(Trainer *t, StepMetrics *m)
     if (t->peak_flop_per_s > 0)
         m->mfu = m->tokens_per_s * model_train_flop_per_token(&t->model, t->options.seq) /
                  (t->peak_flop_per_s * mesh_ranks(&t->layout.mesh));
-    return OK;
+    return trainer_end_timing(t, m->step_s);
 }

@@ -65,8 +65,6 @@ Status step_grads_build(const ModelConfig *model, const StepOptions *options, Ta
 Status train_pipeline(const RunConfig *config, int64_t n_micro, Pipeline **pipeline);
 /* For people: what the schedule is and how long its ranks wait, with a picture of at most `columns` columns (0: none). */
 void train_pipeline_report(const Pipeline *pipeline, int columns, Str *out);
-/* Micro-batches that a rank computes in a step, and the sequences in one. */
-Status train_micro_batches(const RunConfig *config, int64_t *n_micro, int64_t *micro_batch);
 
 /* ---- schedule ---------------------------------------------------------------------------------- */
 
@@ -95,6 +93,12 @@ typedef struct BadSteps {
 } BadSteps;
 StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, const char **why);
 
+/* ---- slow ranks ------------------------------------------------------------------------------------ */
+
+/* slow[r]: rank r computes more than `factor` times as long as the median of the ranks of its pipeline stage, which goes to
+ * median[r]. All arrays are [n]. */
+void slow_ranks_find(const float *compute_s, const int *stage, int n, double factor, float *median, bool *slow);
+
 /* ---- trainer --------------------------------------------------------------------------------------- */
 
 typedef struct Trainer Trainer;
@@ -107,8 +111,6 @@ typedef struct TrainOutcome {
 } TrainOutcome;
 
 Status trainer_create(const RunConfig *config, Trainer **trainer);
-/* The ranks that parallel.* asks for. */
-int64_t train_ranks(const RunConfig *config);
 /* One rank of them: every rank creates, runs and destroys its trainer. world: this rank among all. ranks_here: of
  * this process or host, which share its processors and memory. The first rank reports, writes metrics and
  * checkpoints. A rank that fails calls comm_abort, so that the others do not wait for it. */

@@ -115,7 +115,7 @@ static inline Status run(Job *job)
     CommWorld *world = NULL;
     pthread_barrier_t made;
     assert_ok(configure(job, &config));
-    int n = job->n = (int)train_ranks(&config);
+    int n = job->n = (int)run_ranks(&config);
     assert_true(n <= MAX_TEST_RANKS);
     memset(job->share_bytes, 0, sizeof job->share_bytes);
     if (n > 1) assert_ok(comm_world_create_local(n, &(CommOptions){.deadline_s = 60}, &world));

@@ -99,13 +99,19 @@ static Status begin(Trainer *t)
     return OK;
 }
 
-/* Tokenizer and shards: the first rank makes what is not there yet, the others find it made. */
+/* Tokenizer and shards: the first rank makes what is not there yet, which may take long; the others find it made. */
 static Status setup_text(Trainer *t)
 {
+    static const double longest_s = 24 * 3600;
+    double deadline_s = t->config->parallel.deadline;
+    if (t->world) comm_note(t->world, "set-up", 0);
+    if (t->world) comm_set_deadline(t->world, deadline_s > longest_s ? deadline_s : longest_s);
     if (t->rank > 0) TRY(trainer_meet(t));
     TRY(trainer_setup_model(t));
     TRY(trainer_setup_data(t));
-    return t->rank == 0 ? trainer_meet(t) : OK;
+    if (t->rank == 0) TRY(trainer_meet(t));
+    if (t->world) comm_set_deadline(t->world, deadline_s);
+    return OK;
 }
 
 /* All that can be known and refused before anything is allocated for the run itself. */
@@ -192,6 +198,14 @@ void trainer_destroy(Trainer *t)
 
 static bool is_multiple(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
+/* Nothing that one rank holds otherwise than its peers becomes a checkpoint. */
+static Status save(Trainer *t, bool wait)
+{
+    TRY(trainer_check_replicas(t));
+    TRY(trainer_enter(t, TRAINER_SAVE));
+    return trainer_save(t, wait);
+}
+
 /* Clocks differ: what goes by time is decided by the first rank. */
 static Status save_is_due(Trainer *t, bool *due)
 {
@@ -205,7 +219,9 @@ static Status save_is_due(Trainer *t, bool *due)
 static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
 {
     bool last = t->step >= t->steps;
+    if (is_multiple(t->step, t->config->train.check_replicas)) TRY(trainer_check_replicas(t));
     if (t->val_steps > 0 && (last || is_multiple(t->step, t->config->train.val_every))) {
+        TRY(trainer_enter(t, TRAINER_VALIDATE));
         TRY(trainer_validate(t, &m->val_loss, &m->val_bits_per_byte));
         if (!isnan(m->val_loss)) {
             outcome->val_loss = m->val_loss;
@@ -219,8 +235,9 @@ static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
     TRY(trainer_poll_save(t));
     bool due;
     TRY(save_is_due(t, &due));
+    if (!last && is_multiple(t->step, t->config->checkpoint.memory_every)) TRY(trainer_check_replicas(t)); /* a copy is a checkpoint too */
     if (!last) TRY(trainer_take_copy(t));
-    return !last && due ? trainer_save(t, false) : OK;
+    return !last && due ? save(t, false) : OK;
 }
 
 static Status one_step(Trainer *t, int64_t done, TrainOutcome *outcome)
@@ -273,7 +290,7 @@ static Status loop(Trainer *t, TrainOutcome *outcome)
     say_exposed(t, &before, clock_s() - start, t->step - first);
     outcome->step = t->step;
     outcome->interrupted = t->step < t->steps;
-    return t->step > first ? trainer_save(t, true) : trainer_finish_saves(t);
+    return t->step > first ? save(t, true) : trainer_finish_saves(t);
 }
 
 Status trainer_run(Trainer *t, TrainOutcome *outcome)

@@ -8,7 +8,16 @@
 #include "train/train.h"
 #include "weights/weights.h"
 
-enum { PREFETCH_DEPTH = 2 };
+enum { PREFETCH_DEPTH = 2, SLOW_WINDOW = 6 };
+
+/* How long this rank computes in the steps of a window, and on the first rank what it thinks of the others. */
+enum { RANK_GOOD, RANK_SUSPECTED, RANK_NAMED }; /* RANK_NAMED + n: no longer slow for n windows */
+typedef struct SlowWatch {
+    double blocked_s; /* when the step began */
+    float window[SLOW_WINDOW];
+    int n;
+    uint8_t *rank; /* [ranks], in the trainer's arena */
+} SlowWatch;
 
 typedef struct Trace Trace;
 
@@ -105,6 +114,8 @@ struct Trainer {
     size_t snapshot_bytes, prefetch_bytes;
 
     int64_t step, tokens; /* done */
+    int64_t checked_step; /* after which replicas were last compared */
+    SlowWatch slow;
     BadSteps bad_steps;
     Schedule schedule;
     Metrics *metrics;
@@ -170,6 +181,9 @@ size_t trainer_pipeline_bytes(const Trainer *t); /* of batches that several stag
 void trainer_pipeline_free(Trainer *t);
 /* ranks.c */
 Status trainer_setup_ranks(Trainer *t);     /* the layout, and this rank's share of a batch */
+typedef enum TrainerPhase { TRAINER_DATA, TRAINER_FORWARD, TRAINER_BACKWARD, TRAINER_UPDATE, TRAINER_VALIDATE, TRAINER_SAVE } TrainerPhase;
+/* Says what this rank does from now on, should others miss it; and passes the fault point of that phase. */
+Status trainer_enter(Trainer *t, TrainerPhase phase);
 Status trainer_check_divides(const Trainer *t);
 Status trainer_meet(Trainer *t);            /* returns when all ranks have come here */
 Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
@@ -178,6 +192,12 @@ Status trainer_any(Trainer *t, bool *flag); /* true when it is on any rank */
 Status trainer_feed(Trainer *t, int program, const DataBatch *batch);
 /* The same on all ranks: OK, or the status and sentence of the first rank that has another one. */
 Status trainer_accord(Trainer *t, Status mine);
+/* replicas.c */
+unsigned trainer_replica_axes(const Trainer *t, int entry); /* along which other ranks hold the same; 0: nobody does */
+Status trainer_check_replicas(Trainer *t); /* ERR_DEVICE when a bit differs */
+/* slow.c */
+void trainer_begin_timing(Trainer *t); /* of a step */
+Status trainer_end_timing(Trainer *t, double step_s);
 /* exchange.c */
 void trainer_list_parts(Trainer *t);              /* t->saved: entries and parts */
 Status trainer_share_checkpoint(Trainer *t);      /* all of it; all ranks call it */

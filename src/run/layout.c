@@ -1,0 +1,56 @@
+/* What a run file says of the ranks: how many its layout is for, and how they share a batch. */
+#include "run/run.h"
+
+int64_t run_ranks(const RunConfig *config)
+{
+    const RunParallel *p = &config->parallel;
+    return p->pp * p->dp * p->fsdp * p->ep * p->cp * p->tp;
+}
+
+static int64_t data_ranks(const RunConfig *c)
+{
+    return c->parallel.dp * c->parallel.fsdp * c->parallel.ep;
+}
+
+int64_t run_micro_batch(const RunConfig *config)
+{
+    const RunTrain *r = &config->train;
+    return r->micro_batch == r->batch ? r->batch / data_ranks(config) : r->micro_batch;
+}
+
+int64_t run_n_micro(const RunConfig *config)
+{
+    return config->train.batch / (run_micro_batch(config) * data_ranks(config));
+}
+
+Status run_layout_check(const RunConfig *config, int64_t n_ranks)
+{
+    const RunParallel *p = &config->parallel;
+    const RunTrain *r = &config->train;
+    int64_t wanted = run_ranks(config), data = data_ranks(config), micro = run_micro_batch(config);
+    if (wanted != n_ranks)
+        return fail(ERR_REFUSED,
+                    "the layout pp %lld x dp %lld x fsdp %lld x ep %lld x cp %lld x tp %lld is for "
+                    "%lld ranks, but %lld were started",
+                    (long long)p->pp, (long long)p->dp, (long long)p->fsdp, (long long)p->ep,
+                    (long long)p->cp, (long long)p->tp, (long long)wanted, (long long)n_ranks);
+    if ((p->zero == 1 || p->zero == 2) && p->dp > 1 && p->fsdp > 1)
+        return fail(ERR_REFUSED, "parallel.zero %lld shares over dp %lld what parallel.fsdp %lld shares already; take parallel.zero=0, or parallel.fsdp=1",
+                    (long long)p->zero, (long long)p->dp, (long long)p->fsdp);
+    if (r->batch % data)
+        return fail(
+            ERR_REFUSED,
+            "train.batch %lld is shared by dp x fsdp x ep = %lld ranks, which does not divide it",
+            (long long)r->batch, (long long)data);
+    if (r->seq % (p->cp > 1 ? 2 * p->cp : 1))
+        return fail(ERR_REFUSED,
+                    "train.seq %lld is cut into 2 x cp = %lld blocks, which do not divide it",
+                    (long long)r->seq, (long long)(2 * p->cp));
+    if (r->batch % (micro * data))
+        return fail(ERR_REFUSED,
+                    "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at "
+                    "once, which do not divide train.batch %lld",
+                    (long long)micro, (long long)data, (long long)(micro * data),
+                    (long long)r->batch);
+    return OK;
+}
