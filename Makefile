@@ -5,7 +5,7 @@
 #   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
-#   make soak       ranks of a run are killed, TRIALS=200 times (make test: 7)
+#   make soak       ranks of a run are killed, TRIALS=200 times (make test: 8)
 #   make test-slurm a Slurm cluster on this machine; a job loses a node (as root)
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
 #   make parity-tokenizers   token ids against tiktoken, tokenizers, sentencepiece: TOKENIZERS=dir (needs PyPI)

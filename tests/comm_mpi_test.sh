@@ -28,7 +28,7 @@ scenario() {
 }
 
 late="tp: #2, all_reduce of 4 f32 \(sum\) in 'second', waited [1-9]\.[0-9] s on rank [01]; not arrived: rank 2 on "
-left="in forward of step 3; last: left all_reduce #1 of tp in 'first', [0-9.]+ s ago\)"
+left="in forward of step 3; last: left all_reduce #1 of tp in 'first', [0-9.]+ s ago"
 scenario stop "$late.* \(pid [0-9]+, stopped by a signal; $left" 01
 scenario late "$late.* \(pid [0-9]+[a-z ,]*; $left" 01
 # on other hosts: a rank of the same host tells of it, or it does itself, or what its host told another one before

@@ -83,20 +83,25 @@ static Status add_line(Arena *arena, HostList *list, const char *line, size_t n,
     return add_host(list, name, slots, path);
 }
 
-Status launch_hosts_read(Arena *arena, const char *path, LaunchHosts *hosts)
+Status launch_hosts_read_text(Arena *arena, Bytes text, const char *path, LaunchHosts *hosts)
 {
     HostList list = {0};
-    Bytes text;
     Status status = OK;
-    TRY(file_read(arena, path, MAX_FILE_BYTES, &text));
-    for (const char *line = (const char *)text.at, *end = line + text.n;
-         line < end && status == OK;) {
+    const char *line = (const char *)text.at, *end = line + text.n;
+    while (line < end && status == OK) {
         const char *stop = memchr(line, '\n', (size_t)(end - line));
         size_t n = stop ? (size_t)(stop - line) : (size_t)(end - line);
         status = add_line(arena, &list, line, n, path);
-        line += n + 1;
+        line += n + (stop != NULL);
     }
     return take(arena, &list, status, path, hosts);
+}
+
+Status launch_hosts_read(Arena *arena, const char *path, LaunchHosts *hosts)
+{
+    Bytes text;
+    TRY(file_read(arena, path, MAX_FILE_BYTES, &text));
+    return launch_hosts_read_text(arena, text, path, hosts);
 }
 
 int64_t launch_hosts_slots(const LaunchHosts *hosts)

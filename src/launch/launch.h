@@ -35,6 +35,8 @@ typedef struct LaunchHosts {
 Status launch_hosts_parse(Arena *arena, const char *text, LaunchHosts *hosts);
 /* A host a line, "node0 slots=4"; # begins a comment. The form that mpirun reads. */
 Status launch_hosts_read(Arena *arena, const char *path, LaunchHosts *hosts);
+/* The same from memory; `path` stands for the file in sentences. */
+Status launch_hosts_read_text(Arena *arena, Bytes text, const char *path, LaunchHosts *hosts);
 int64_t launch_hosts_slots(const LaunchHosts *hosts); /* of those that are not gone */
 /* "node0:4,node1:4" of those that are not gone. */
 void launch_hosts_text(const LaunchHosts *hosts, Str *out);
