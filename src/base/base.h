@@ -216,7 +216,7 @@ size_t memory_peak_rss_bytes(void);  /* of this process so far */
 /* FAULT=point:n[:kill],... in the environment (or fault_set) makes the n-th call of fault_hit for
  * that point return true, or kills the process there. Points are named where they stand: open,
  * read, write, reserve, fsync, rename, close, unlink, mkdir, map, tensor_alloc, comm (a collective fails), comm_stall
- * (a rank does not take part in it). */
+ * (a rank does not take part in it), write_hang (a write of a range takes a second). */
 bool fault_hit(const char *point);
 Status fault_set(const char *spec);     /* replaces the switches; NULL clears; counts restart */
 int64_t fault_count(const char *point); /* calls so far of that point, for sweeps */

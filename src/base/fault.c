@@ -14,7 +14,7 @@
 static const char *const points[] = {"open",      "read",       "write",     "fsync",     "rename",
                                      "close",     "unlink",     "mkdir",     "map",       "tensor_alloc",
                                      "comm",      "comm_stall", "train.nan", "train.inf", "train.activation",
-                                     "reserve"};
+                                     "reserve",   "write_hang"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16 };
 
 typedef struct Switch {

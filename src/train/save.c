@@ -16,6 +16,7 @@ static Status open_store(Trainer *t)
 {
     CkptOptions options = {.keep = (int)t->config->checkpoint.keep};
     int64_t key = 0;
+    t->save_alarm_s = 60;
     if (t->rank == 0) {
         TRY(ckpt_store_open(t->ckpt_dir, options, &t->store));
         key = (int64_t)ckpt_store_key(t->store);
@@ -65,6 +66,21 @@ static void take_result(Trainer *t, const CkptResult *r)
     report(t, r);
 }
 
+/* Storage that hangs stops no step, but somebody should know. */
+static void alarm_if_late(Trainer *t, int rank)
+{
+    char took[32];
+    Saving *s = &t->saving;
+    if (s->alarmed || clock_s() - s->begin_s < t->save_alarm_s) return;
+    s->alarmed = true;
+    Str text = {0};
+    str_printf(&text, "the checkpoint of step %lld is not written after %s: rank %d is still at it", (long long)s->step,
+               format_duration(clock_s() - s->begin_s, took), rank);
+    progress_note(&t->progress, "drover: %s", text.at);
+    metrics_event(t->metrics, "checkpoint_late", s->step, text.at);
+    str_deinit(&text);
+}
+
 /* ---- between steps ----------------------------------------------------------------------------------------- */
 
 /* One of the ranks could not end its phase: all hear why, and give the save up. */
@@ -101,7 +117,7 @@ Status trainer_meet_between_steps(Trainer *t, bool *stop)
     if (!t->world) return OK;
     TRY(trainer_await_copy(t));
     if (s->under_way) {
-        any[WORKS] = s->begun_well && !ckpt_rests(t->store, 0, &own, &sentence);
+        any[WORKS] = s->begun_well && !ckpt_rests(t->store, 0, &own, &sentence) ? t->rank + 1 : 0;
         if (!s->begun_well) own = ERR_IO, sentence = s->sentence;
         any[FAILED] = own != OK;
     }
@@ -110,6 +126,7 @@ Status trainer_meet_between_steps(Trainer *t, bool *stop)
     TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .reduce = COMM_MAX, .send = any, .recv = any,
                                      .count = N, .node = "agreement"}));
     *stop = any[STOP] != 0;
+    if (s->under_way && any[WORKS]) alarm_if_late(t, any[WORKS] - 1);
     if (!s->under_way || any[WORKS]) return OK;
     double start = clock_s();
     Status status = any[FAILED] ? give_up(t, own != OK ? kept : NULL) : go_on(t);
@@ -137,6 +154,7 @@ Status trainer_poll_save(Trainer *t)
 {
     CkptResult result;
     if (t->store && ckpt_poll(t->store, &result)) take_result(t, &result);
+    if (!t->world && ckpt_busy(t->store)) alarm_if_late(t, 0);
     return OK;
 }
 

@@ -135,6 +135,29 @@ static void test_a_rank_that_cannot_begin(void **state)
     }
 }
 
+/* Storage does not answer one of the ranks for a second: steps go on, and it is said. */
+static void test_storage_that_hangs(void **state)
+{
+    (void)state;
+    static const char *const layouts[] = {"", "dp=2"};
+    for (int i = 0; i < COUNT_OF(layouts); i++) {
+        Arena arena = {0};
+        Bytes metrics;
+        const char *name = i ? "hangs-2" : "hangs-1";
+        Job job = {.name = name, .model = llama4, .layout = layouts[i], .steps = 12, .more = {"checkpoint.every=6", "log.every=1"}, .fault = "write_hang:3",
+                   .alarm_s = 0.02};
+        assert_ok(run(&job));
+        assert_ok(file_read(&arena, arena_printf(&arena, "%s/%s/metrics.jsonl", shop, name), 1 << 20, &metrics));
+        const char *late = strstr((const char *)metrics.at, "checkpoint_late"), *done = strstr((const char *)metrics.at, "\"event\": \"checkpoint\"");
+        assert_true(late && done && late < done);
+        assert_non_null(strstr(late, "is still at it"));
+        const char *step = strstr(late, "{\"step\": 8,"); /* before it was written, steps were done */
+        assert_true(step && step < done);
+        assert_true(dir_exists(step_path(&arena, name, 6)) && dir_exists(step_path(&arena, name, 12)));
+        arena_deinit(&arena);
+    }
+}
+
 /* What is loaded is of this step; and it is saved again. */
 static void expect(Job *again, const char *layout, int64_t step)
 {
@@ -196,6 +219,7 @@ int main(void)
         cmocka_unit_test(test_training_goes_on),
         cmocka_unit_test(test_a_rank_that_cannot_write),
         cmocka_unit_test(test_a_rank_that_cannot_begin),
+        cmocka_unit_test(test_storage_that_hangs),
         cmocka_unit_test(test_damaged_and_foreign),
         cmocka_unit_test(test_another_model),
     };

@@ -34,6 +34,7 @@ typedef struct Job {
     int64_t steps;
     bool again; /* no step: what was loaded is saved once more */
     int ranks_here; /* of each host; 0: all */
+    double alarm_s; /* 0: as ever */
     const char *fault; /* set once all ranks have been made */
     int crippled;      /* 1 + the rank whose snapshots do not fit; 0: none */
     /* out */
@@ -80,6 +81,7 @@ static inline Status work(RankJob *r, Trainer *t)
     if (r->made) pthread_barrier_wait(r->made);
     if (ckpt_reserved_bytes(t->store) != t->snapshot_bytes)
         return fail(ERR_MEMORY, "%zu bytes are planned for the snapshot, %zu reserved", t->snapshot_bytes, ckpt_reserved_bytes(t->store));
+    if (job->alarm_s > 0) t->save_alarm_s = job->alarm_s;
     if (r->rank + 1 == job->crippled) t->saved.part[0].shape.dim[0] += 1 << 20;
     if (r->rank == 0 && job->fault) assert_ok(fault_set(job->fault));
     return job->again ? trainer_save(t, true) : trainer_run(t, &outcome);

@@ -40,6 +40,7 @@ typedef struct Saving {
     char sentence[512];
     double begin_s, interval_s; /* when it began, and how long after the one before */
     double stall_s;             /* for which the step loop was held */
+    bool alarmed;               /* it was said that this save takes long */
 } Saving;
 
 /* Copies in memory (copies.c). */
@@ -99,6 +100,7 @@ struct Trainer {
     CkptStore *store;
     Saved saved;
     Saving saving;
+    double save_alarm_s; /* a save that takes longer is named */
     Copies copies;
     size_t snapshot_bytes, prefetch_bytes;
 
