@@ -32,18 +32,18 @@ static void check_shares(const Job *job, uint64_t all)
 }
 
 /* One rank trains two steps. Then layout after layout loads what the one before has written, and writes it again. */
-static void every_layout_writes_the_same_bytes(const char *name, const char *model, const char *const *layouts, int n)
+static void every_layout_writes_the_same_bytes(const char *name, const char *model, const char *precision, const char *const *layouts, int n)
 {
     Arena arena = {0};
     DirEntries entries;
     Bytes *content;
-    Job first = {.name = name, .model = model, .layout = "", .steps = 2};
+    Job first = {.name = name, .model = model, .layout = "", .steps = 2, .more = {precision}};
     assert_ok(run(&first));
     const char *path = step_path(&arena, name, 2);
     read_dir(&arena, path, &entries, &content);
     assert_true(entries.n >= 6);
     for (int i = 0; i < n; i++) {
-        Job job = {.name = name, .model = model, .layout = layouts[i], .steps = 2, .again = true};
+        Job job = {.name = name, .model = model, .layout = layouts[i], .steps = 2, .again = true, .more = {precision}};
         assert_ok(run(&job));
         assert_int_equal(job.step, 2);
         assert_same_files(layouts[i], &entries, content, path);
@@ -58,21 +58,29 @@ static void test_llama4(void **state)
     static const char *const layouts[] = {"dp=2", "tp=2", "fsdp=4", "pp=2", "tp=4", "ep=2", "fsdp=2 tp=2", "cp=2", "ep=4", "pp=4",
                                           "dp=2 ep=2 tp=2", "pp=2 fsdp=2", "ep=2 fsdp=2", "pp=2 ep=2 tp=2", "dp=4", "", "dp=2 fsdp=2 cp=2 tp=2",
                                           "dp=2 zero=1", "dp=2 zero=2 tp=2", "dp=4 zero=3", "dp=2 zero=1 ep=2", "pp=2 dp=2 zero=2"};
-    every_layout_writes_the_same_bytes("llama4", llama4, layouts, COUNT_OF(layouts));
+    every_layout_writes_the_same_bytes("llama4", llama4, "train.precision=f32", layouts, COUNT_OF(layouts));
 }
 
 static void test_llama3(void **state)
 {
     (void)state;
     static const char *const layouts[] = {"tp=4", "fsdp=8", "dp=2 tp=2", "fsdp=4 tp=2", "cp=2 fsdp=2"};
-    every_layout_writes_the_same_bytes("llama3", llama3, layouts, COUNT_OF(layouts));
+    every_layout_writes_the_same_bytes("llama3", llama3, "train.precision=f32", layouts, COUNT_OF(layouts));
+}
+
+/* What is computed with is bf16, what is saved are the f32 masters. */
+static void test_bf16(void **state)
+{
+    (void)state;
+    static const char *const layouts[] = {"tp=2", "fsdp=2", "dp=2 zero=1", "pp=2", "dp=2 zero=2 tp=2", ""};
+    every_layout_writes_the_same_bytes("bf16", llama4, "train.precision=bf16", layouts, COUNT_OF(layouts));
 }
 
 static void test_grok1(void **state)
 {
     (void)state;
     static const char *const layouts[] = {"ep=2", "tp=2", "ep=4", "ep=2 fsdp=2", "ep=2 tp=2"};
-    every_layout_writes_the_same_bytes("grok1", grok1, layouts, COUNT_OF(layouts));
+    every_layout_writes_the_same_bytes("grok1", grok1, "train.precision=f32", layouts, COUNT_OF(layouts));
 }
 
 /* What is written while steps go on is what was there when the save began. */
@@ -217,6 +225,7 @@ int main(void)
         cmocka_unit_test(test_llama4),
         cmocka_unit_test(test_llama3),
         cmocka_unit_test(test_grok1),
+        cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_training_goes_on),
         cmocka_unit_test(test_a_rank_that_cannot_write),
         cmocka_unit_test(test_a_rank_that_cannot_begin),
