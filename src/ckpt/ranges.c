@@ -4,6 +4,7 @@
  * a short run in every row; runs that touch each other, small tensors among them, are put together and go out
  * in one write, long ones straight from the snapshot. No byte of another rank's is read or written, so
  * ranks need no order among themselves. */
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,12 +95,21 @@ static Status write_run(void *to, const CkptRun *run)
 
 /* ---- reading back ------------------------------------------------------------------------ */
 
+/* From the storage, where ranks of other hosts may have written into the same pages: this host's cache would only
+ * say what this host has written. A request to forget it that is not heard does no harm. */
+static Status open_for_reading(Work *w)
+{
+    TRY(file_open_read(w->file->path, &w->fd));
+    if (w->ranges->share->ranks > 1) posix_fadvise(w->fd, 0, 0, POSIX_FADV_DONTNEED);
+    return OK;
+}
+
 static Status read_run(void *to, const CkptRun *run)
 {
     Work *w = to;
     DType dtype = w->ranges->share->tensors[w->tensor].dtype;
     size_t size = dtype_bytes(dtype);
-    if (w->fd < 0) TRY(file_open_read(w->file->path, &w->fd));
+    if (w->fd < 0) TRY(open_for_reading(w));
     if (!w->scratch) w->scratch = xmalloc(READ_BYTES);
     int64_t at_once = READ_BYTES / (int64_t)size;
     for (int64_t done = 0; done < run->n; done += at_once) {
