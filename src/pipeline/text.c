@@ -102,7 +102,7 @@ static Status read_micro(Reader *r)
 
 static Status read_stages(Reader *r)
 {
-    int rank;
+    int rank = 0;
     while (!at_line_end(r)) {
         TRY(read_number(r, PIPELINE_MAX_RANKS, "the rank of a stage is wanted here", &rank));
         if (r->rank_of.n == PIPELINE_MAX_STAGES) return wrong(r, "there are too many stages");
@@ -155,6 +155,7 @@ static Status read_rank(Reader *r, size_t text_bytes)
 {
     int rank;
     if (!r->p) TRY(make_table(r, text_bytes));
+    CHECK(r->p);
     skip_blanks(r);
     TRY(read_number(r, r->p->n_ranks, "the number of a rank that has a stage is wanted here",
                     &rank));
