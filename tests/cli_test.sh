@@ -281,7 +281,7 @@ says_last 'has 320 tokens, but tokenizer.train.vocab_size is 400'
 # ---- pipelines: a schedule is shown, written down, drawn, and read back ----
 piped=("${tiny[@]}" tokenizer.train.vocab_size=320 name=piped "dir=$work/runs/piped" parallel.pp=2 train.micro_batch=1 train.threads=1)
 expect 0 '' train "${piped[@]}" parallel.schedule=zb-h1 --dry-run --schedule "$work/mine.pipeline"
-says '^pipeline zb-h1: 2 ranks, 2 stages, 2 micro-batches; [0-9.]+% of the time is waiting'
+says '^pipeline zb-h1: 2 ranks, 2 stages, 2 micro-batches; [0-9.]+% of the time is waiting .* by the work of this stage \(F 1, B [0-9.]+, W [0-9.]+\)'
 says '^rank 1 \. +F0 B0'
 expect 0 '' inspect "$work/mine.pipeline"
 says '^rank 0 F0 F1'

@@ -96,7 +96,7 @@ static Status inspect_pipeline(const char *path, Str *out)
 {
     Pipeline *pipeline;
     TRY(pipeline_load(path, &pipeline));
-    train_pipeline_report(pipeline, PICTURE_COLUMNS, out);
+    train_pipeline_report(pipeline, NULL, PICTURE_COLUMNS, out);
     pipeline_destroy(pipeline);
     return OK;
 }

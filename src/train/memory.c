@@ -37,7 +37,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     str_add(out, "largest at the peak of a step\n");
     const Program *step = t->programs.at[0];
     for (int i = 0; i < step->n_top; i++) line(out, step->top[i].what, step->top[i].bytes);
-    if (t->pipeline) train_pipeline_report(t->pipeline, PICTURE_COLUMNS, out);
+    if (t->pipeline) train_pipeline_report(t->pipeline, step, PICTURE_COLUMNS, out);
 }
 
 /* ---- what would fit --------------------------------------------------------------------------------- */

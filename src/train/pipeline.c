@@ -58,11 +58,34 @@ Status train_pipeline(const RunConfig *config, int64_t n_micro, Pipeline **out)
     return status;
 }
 
-void train_pipeline_report(const Pipeline *p, int columns, Str *out)
+/* The work of a stage's phases, by what its ops count. */
+static PipelineCost work_of(const Program *stage)
+{
+    double flop[PHASES] = {0};
+    for (int i = 1; i < stage->graph->n_nodes; i++) {
+        const Node *node = &stage->graph->node[i];
+        if (node->op->cost) flop[node->phase] += node->op->cost(stage->graph, node).flop;
+    }
+    return (PipelineCost){flop[PHASE_FORWARD], flop[PHASE_BACKWARD], flop[PHASE_WEIGHTS], 0};
+}
+
+/* Shares of a backward that is never split stay one. */
+static void add_by_work(const Pipeline *p, const Program *stage, Str *out)
+{
+    PipelineCost work = work_of(stage);
+    if (work.forward <= 0) return;
+    str_printf(out, ", %.1f%% by the work of this stage (F 1, ", 100 * pipeline_time(p, work).bubble);
+    if (work.weights > 0) str_printf(out, "B %.2g, W %.2g)", work.backward / work.forward, work.weights / work.forward);
+    else str_printf(out, "B and W %.2g)", work.backward / work.forward);
+}
+
+void train_pipeline_report(const Pipeline *p, const Program *stage, int columns, Str *out)
 {
     PipelineTime time = pipeline_time(p, pipeline_equal_cost());
-    str_printf(out, "pipeline %s: %d ranks, %d stages, %d micro-batches; %.1f%% of the time is waiting when F, B and W take the same\n", p->name, p->n_ranks,
+    str_printf(out, "pipeline %s: %d ranks, %d stages, %d micro-batches; %.1f%% of the time is waiting when F, B and W take the same", p->name, p->n_ranks,
                p->n_stages, p->n_micro, 100 * time.bubble);
+    if (stage) add_by_work(p, stage, out);
+    str_add(out, "\n");
     for (int r = 0; r < p->n_ranks; r++)
         str_printf(out, "%s%d", r ? " " : "micro-batches that the ranks' stages hold at most: ", pipeline_slots(p, r, PIPELINE_FW));
     str_add(out, "\n");

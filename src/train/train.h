@@ -63,8 +63,9 @@ Status step_grads_build(const ModelConfig *model, const StepOptions *options, Ta
 /* The pipeline's schedule that a run file asks for, by name or from a file; NULL without one (parallel.pp 1). ERR_REFUSED
  * where it does not fit the run. */
 Status train_pipeline(const RunConfig *config, int64_t n_micro, Pipeline **pipeline);
-/* For people: what the schedule is and how long its ranks wait, with a picture of at most `columns` columns (0: none). */
-void train_pipeline_report(const Pipeline *pipeline, int columns, Str *out);
+/* For people: what the schedule is and how long its ranks wait, when F, B and W take the same and (unless it is NULL) when
+ * they take as long as in this program of a stage; with a picture of at most `columns` columns (0: none). */
+void train_pipeline_report(const Pipeline *pipeline, const Program *stage, int columns, Str *out);
 
 /* ---- schedule ---------------------------------------------------------------------------------- */
 

@@ -144,7 +144,7 @@ static void log_pipeline(const Trainer *t)
 {
     Str text = {0};
     if (!t->pipeline) return;
-    train_pipeline_report(t->pipeline, 0, &text);
+    train_pipeline_report(t->pipeline, t->programs.at[t->programs.index[PROGRAM_STEP]], 0, &text);
     log_info("%.*s", (int)strcspn(text.at, "\n"), text.at);
     str_deinit(&text);
 }
