@@ -270,22 +270,23 @@ static int n_starts(void)
     return n;
 }
 
-static int supervise(const char *plan, LaunchJob *job)
+static int supervise(const char *plan, const LaunchJob *wanted)
 {
+    LaunchJob job = *wanted;
     int code = -1;
     RunConfig c = config_of((const char *[]){arena_printf(&arena, "dir=%s/run", scratch),
                                              "train.batch=8", "parallel.dp=4"},
                             3);
     prepare(plan);
-    job->config = &c;
-    job->program = "/opt/drover";
-    job->ranks = 4;
-    job->min_ranks = 1;
-    job->starter = LAUNCH_MPIRUN;
-    job->start_s = job->start_s > 0 ? job->start_s : 60;
-    job->policy = (LaunchPolicy){.max_restarts = 5, .backoff_s = 0.01};
+    job.config = &c;
+    job.program = "/opt/drover";
+    job.ranks = 4;
+    job.min_ranks = 1;
+    job.starter = LAUNCH_MPIRUN;
+    job.start_s = job.start_s > 0 ? job.start_s : 60;
+    job.policy = (LaunchPolicy){.max_restarts = 5, .backoff_s = 0.01};
     log_set_level(LOG_SILENT);
-    Status status = launch_supervise(job, &code);
+    Status status = launch_supervise(&job, &code);
     log_set_level(LOG_INFO);
     run_config_deinit(&c);
     return status == OK ? code : 1000 + (int)status;

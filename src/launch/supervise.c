@@ -104,7 +104,7 @@ static bool heed_stop(Start *s, int *code)
 {
     if (!stop_requests) return false;
     double now_s = clock_s();
-    if (!s->asked_s) {
+    if (s->asked_s == 0) {
         log_info("stop requested: the ranks finish their step, save and end");
         kill(s->pid, SIGUSR1); /* the starter passes it on */
         s->asked_s = now_s;
@@ -118,10 +118,10 @@ static const char *what_hangs(Start *s, const LaunchSeen *seen)
 {
     double now_s = clock_s(), silence_s = 2 * s->job->config->parallel.deadline + 2 * end_s;
     s->alive |= seen->n > 0;
-    if (seen->failed && !s->failed_s) s->failed_s = now_s;
+    if (seen->failed && s->failed_s == 0) s->failed_s = now_s;
     if (!s->alive && s->dir[0] && s->job->ranks > 1 && now_s - s->begun_s > s->job->start_s)
         return "no rank has started within the deadline";
-    if (s->failed_s && now_s - s->failed_s > end_s) return "the ranks have failed, but not ended";
+    if (s->failed_s > 0 && now_s - s->failed_s > end_s) return "the ranks have failed, but not ended";
     if (s->alive && !seen->in_setup && now_s - seen->active_s > silence_s)
         return "no rank has done anything for long";
     return NULL;
