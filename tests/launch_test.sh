@@ -48,6 +48,7 @@ refuse() { # refuse CODE PATTERN WORDS...
 }
 refuse 3 'layout of the run file is for 2 ranks, and 3 are to be started' wrong-n -n 3 parallel.dp=2
 refuse 3 'train.batch 12 is shared by dp x fsdp x ep = 8 ranks' uneven parallel.dp=8
+refuse 3 'train.batch 12 is shared by dp x fsdp x ep = 24 ranks' many parallel.dp=24
 refuse 3 '4 ranks do not fit 3 slots' slots -n 4 --hosts a:2,b:1
 refuse 3 '1 of 2 hosts is gone \(b\): 4 ranks do not fit the 2 slots' gone -n 4 --hosts a:2,b:2 --probe 'test %h = a'
 refuse 2 "did you mean train.batch" misspelt train.bach=4

@@ -118,7 +118,7 @@ static Status check_starter(LaunchJob *job)
 
 Status launch_check(LaunchJob *job)
 {
-    if (launch_layout_of(job->config).ranks != job->ranks)
+    if (run_ranks(job->config) != job->ranks)
         return fail(ERR_REFUSED,
                     "the layout of the run file is for %lld ranks, and %lld are to be started; "
                     "change parallel.* or -n",

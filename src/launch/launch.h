@@ -54,7 +54,7 @@ typedef struct LaunchLayout {
     int64_t n_micro; /* micro-batches of a step */
 } LaunchLayout;
 
-LaunchLayout launch_layout_of(const RunConfig *config);
+LaunchLayout launch_layout_of(const RunConfig *config); /* that run_layout_check has passed */
 /* The layouts that min_ranks to `slots` ranks can have: fewer data-parallel ranks, each with more micro-batches. More ranks
  * come first, then larger fsdp, since that spares memory. The run file's own is the first where it fits. */
 Status launch_layouts(Arena *arena, const RunConfig *config, int64_t min_ranks, int64_t slots,

@@ -7,12 +7,11 @@
 LaunchLayout launch_layout_of(const RunConfig *config)
 {
     const RunParallel *p = &config->parallel;
-    int64_t micro = run_micro_batch(config);
     return (LaunchLayout){.dp = p->dp,
                           .fsdp = p->fsdp,
                           .ranks = run_ranks(config),
-                          .micro_batch = micro,
-                          .n_micro = config->train.batch / (micro * p->dp * p->fsdp * p->ep)};
+                          .micro_batch = run_micro_batch(config),
+                          .n_micro = run_n_micro(config)};
 }
 
 static int64_t largest_divisor(int64_t n, int64_t most)
