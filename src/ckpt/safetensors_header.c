@@ -235,6 +235,7 @@ static Status scan_type(Scan *s, SafetensorsEntry *entry, int *bits)
 {
     char *name = NULL;
     TRY(scan_string(s, &name));
+    CHECK(name);
     if (!safetensors_type(name, &entry->dtype, bits))
         return fail(ERR_FORMAT, "%s: tensor %s has the unknown type '%.40s'", s->path, entry->name,
                     name);

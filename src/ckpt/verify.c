@@ -278,6 +278,7 @@ Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors)
 /* ---- reading by many ranks ---------------------------------------------------------------- */
 
 /* In pieces that stay in the cache between copying, summing and converting. */
+/* NOLINTNEXTLINE(readability-function-size): a range, its two types, and where it goes */
 static Status read_piece(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int64_t n, DType to,
                          void *raw, void *out, CkptTally *tally)
 {
@@ -286,6 +287,7 @@ static Status read_piece(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t fi
     return raw == out ? OK : dtype_convert(e->dtype, raw, to, out, n);
 }
 
+/* NOLINTNEXTLINE(readability-function-size): the same */
 Status ckpt_read(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int64_t n, DType to,
                  void *out, CkptTally *tally)
 {

@@ -74,6 +74,7 @@ static Status walk_part(const Walk *w, int k, int64_t lo, int64_t hi, StateRunFn
     return OK;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): a part of a state, a range of it, and whom to call */
 Status store_each_part_run(const Store *store, int entry, int part, int64_t first, int64_t n, StateRunFn fn, void *context)
 {
     Walk w = {.entry = &store->entry[entry], .mesh = &store->mesh};

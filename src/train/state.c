@@ -263,7 +263,7 @@ static Status resume(Trainer *t, bool *found)
     *found = false;
     Status status = trainer_find_copies(t, &in_memory);
     if (status == OK) status = list_candidates(t, &arena, &steps, &n);
-    if (status == OK && in_memory > (n > 0 ? steps[0] : -1)) {
+    if (status == OK && in_memory > (steps && n > 0 ? steps[0] : -1)) {
         Status tried = resume_from_memory(t, in_memory);
         *found = tried == OK;
         if (tried == ERR_COMM) status = tried;
