@@ -100,14 +100,16 @@ FAULT=train.slow:1+@1 expect 0 '^drover: rank 1 on node0 is slow: it computes [0
   train.steps=48 train.seq=256 checkpoint.every=0
 
 # ---- a signal to one rank: all stop at the same step with a checkpoint, exit 75, and the same command goes on
-(launch signalled parallel.dp=3 --hosts node0:2,node1:1 --probe true) &
+(FAULT=train.forward:4:stop@1 launch signalled parallel.dp=3 --hosts node0:2,node1:1 --probe true) &
 run=$!
-for ((try = 0; try < 500; try++)); do
+stopped= # the rank waits there for its signal
+for ((try = 0; try < 1000; try++)); do
   sleep 0.02
-  grep -q '"step": 3,' "$work/signalled/metrics.jsonl" 2>/dev/null && break
+  for p in $(ranks signalled); do [ "$(sed 's/.*) //' "/proc/$p/stat" 2>/dev/null | cut -c1)" = T ] && stopped=$p; done
+  [ -n "$stopped" ] && break
 done
-mapfile -t pids < <(ranks signalled)
-kill -USR1 "${pids[1]}"
+kill -USR1 "$stopped"
+kill -CONT "$stopped"
 wait $run
 code=$?
 [ $code = 75 ] && grep -q '"interrupted"' "$work/signalled/metrics.jsonl" || { echo "FAIL: after SIGUSR1 to a rank exit $code, not 75"; cat "$work/err"; failed=1; }

@@ -13,7 +13,7 @@ enum {
     NAMED = 4,      /* ranks that a sentence names before it counts */
     LOOKED_AT = 16, /* of the late ones, to find which of them hang */
 };
-static const double silent_s = 1.2; /* without a word of a host, which is to be heard twice a second */
+static const double silent_s = 0.9; /* without a word of a host, which is to be heard twice a second: what it said last is no longer so */
 static const double patience_s = 0.55; /* longer than a look at silent ranks takes */
 
 Status comm_failure(const CommWorld *world)
