@@ -275,6 +275,7 @@ Status comm_run(Comm *comm, const CommOp *op)
 {
     CommRequest *request = NULL;
     TRY(comm_start(comm, op, &request));
+    CHECK(request);
     return comm_wait(request);
 }
 

@@ -57,7 +57,7 @@ static Status start_one(Overlap *o, int flight)
     Graph *g = o->rewrite.to;
     ValueId in[2];
     CollectiveAttr attr;
-    CHECK(node->n_in <= COUNT_OF(in));
+    CHECK(node->n_in > 0 && node->n_in <= COUNT_OF(in));
     memcpy(&attr, node->attr, sizeof attr);
     for (int k = 0; k < node->n_in; k++) in[k] = rewrite_get(&o->rewrite, node->in[k]);
     attr.in_place = may_take_place(o, node, in[0]);
