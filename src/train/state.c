@@ -228,7 +228,7 @@ static Status resume_from_disk(Trainer *t, const int64_t *steps, int n, bool *fo
 {
     Arena arena = {0};
     Status status = OK;
-    for (int i = 0; i < n && status == OK && !*found; i++) {
+    for (int i = 0; steps && i < n && status == OK && !*found; i++) {
         const char *path = ckpt_step_path(&arena, t->ckpt_dir, steps[i]);
         Status tried = try_candidate(t, path);
         *found = tried == OK;
