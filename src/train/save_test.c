@@ -155,7 +155,7 @@ static void test_storage_that_hangs(void **state)
         Bytes metrics;
         const char *name = i ? "hangs-2" : "hangs-1";
         Job job = {.name = name, .model = llama4, .layout = layouts[i], .steps = 12, .more = {"checkpoint.every=6", "log.every=1"}, .fault = "write_hang:3",
-                   .alarm_s = 0.02};
+                   .alarm_s = 1e-6}; /* the steps behind a save take milliseconds */
         assert_ok(run(&job));
         assert_ok(file_read(&arena, arena_printf(&arena, "%s/%s/metrics.jsonl", shop, name), 1 << 20, &metrics));
         const char *late = strstr((const char *)metrics.at, "checkpoint_late"), *done = strstr((const char *)metrics.at, "\"event\": \"checkpoint\"");
