@@ -1,8 +1,8 @@
 /* elem_bench: the ops that are limited by memory, in GB/s of what their cost counts, beside a plain copy.
  *
- *     build/elem_bench [threads [filter]]     filter: a part of a line's name, e.g. "rmsnorm_grad bf16"
+ *     build/elem_bench [threads [filter [runs]]]     filter: a part of a line's name, e.g. "rmsnorm_grad bf16"
  *
- * A line is the median (and best) of up to 30 runs over about 0.3 s, caches as the previous run left them;
+ * A line is the median (and best) of up to `runs` (30) runs over about 0.3 s, caches as the previous run left them;
  * with one thread the time is that of the processor, so that neighbours on the machine disturb it less.
  */
 #include "ops/kernel.h"
@@ -16,8 +16,9 @@ enum { MAX_RUNS = 30, TOKENS = 4096, WIDTH = 512, FFN = 1376, VOCAB = 8192, EXPE
 
 typedef struct Case {
     const char *name;
-    Status (*build)(Graph *g, DType dtype); /* the last node is the one that is timed */
+    Status (*build)(Graph *g, DType dtype);
     bool f32_only;
+    const char *op; /* the node that is timed; NULL: the last one */
 } Case;
 
 /* ---- graphs -------------------------------------------------------------------------------- */
@@ -27,6 +28,13 @@ static ValueId matrix(Graph *g, DType dtype, int64_t rows, int64_t width)
     char name[32];
     snprintf(name, sizeof name, "x%d", g->n_values);
     return graph_input(g, name, dtype, shape_make(width ? 2 : 1, (int64_t[]){rows, width}, NULL));
+}
+/* what an op changes in place */
+static ValueId params(Graph *g, DType dtype)
+{
+    char name[32];
+    snprintf(name, sizeof name, "x%d", g->n_values);
+    return graph_state(g, name, dtype, shape_make(1, (int64_t[]){PARAMS}, NULL), STATE_NONE);
 }
 
 static Status build_add(Graph *g, DType d)
@@ -140,8 +148,8 @@ static Status build_router_loss_grad(Graph *g, DType d)
 static Status build_update(Graph *g, bool copy, bool zero_grad)
 {
     ValueId s[4];
-    for (int k = 0; k < 4; k++) s[k] = matrix(g, DTYPE_F32, PARAMS, 0);
-    ValueId bf16 = copy ? matrix(g, DTYPE_BF16, PARAMS, 0) : NO_VALUE, factor = matrix(g, DTYPE_F32, 1, 0);
+    for (int k = 0; k < 4; k++) s[k] = params(g, DTYPE_F32);
+    ValueId bf16 = copy ? params(g, DTYPE_BF16) : NO_VALUE, factor = matrix(g, DTYPE_F32, 1, 0);
     AdamWAttr attr = {.decay = true, .zero_grad = zero_grad};
     return op_adamw(g, s[0], s[1], s[2], s[3], bf16, factor, matrix(g, DTYPE_F32, HYPER_COUNT, 0), attr);
 }
@@ -162,41 +170,47 @@ static Status build_grad_norm(Graph *g, DType d)
 }
 static Status build_accumulate(Graph *g, DType d)
 {
-    ValueId sum, state = matrix(g, DTYPE_F32, PARAMS, 0);
+    ValueId sum, state = params(g, DTYPE_F32);
     return op_accumulate(g, state, matrix(g, d, PARAMS, 0), &sum);
 }
 
 static const Case cases[] = {
-    {"add", build_add, false},
-    {"cast", build_cast, false},
-    {"swiglu", build_swiglu, false},
-    {"swiglu_grad", build_swiglu_grad, false},
-    {"rmsnorm", build_rmsnorm, false},
-    {"add_rmsnorm", build_add_rmsnorm, false},
-    {"rmsnorm_grad", build_rmsnorm_grad, false},
-    {"embed", build_embed, false},
-    {"embed_grad", build_embed_grad, false},
-    {"embed_grad 200k rows", build_embed_grad_large, false},
-    {"expert_sort", build_sort, true},
-    {"expert_gather", build_gather, false},
-    {"expert_gather_grad", build_gather_grad, false},
-    {"expert_combine", build_combine, false},
-    {"route 128 experts", build_route, true},
-    {"router_loss 128", build_router_loss, true},
-    {"router_loss_grad 128", build_router_loss_grad, true},
-    {"grad_norm", build_grad_norm, false},
-    {"accumulate", build_accumulate, false},
-    {"adamw", build_adamw, true},
-    {"adamw, copy, zero grad", build_adamw_copy, true},
+    {"add", build_add, false, NULL},
+    {"cast", build_cast, false, NULL},
+    {"swiglu", build_swiglu, false, NULL},
+    {"swiglu_grad", build_swiglu_grad, false, NULL},
+    {"rmsnorm", build_rmsnorm, false, NULL},
+    {"add_rmsnorm", build_add_rmsnorm, false, NULL},
+    {"rmsnorm_grad", build_rmsnorm_grad, false, NULL},
+    {"embed", build_embed, false, NULL},
+    {"embed_grad", build_embed_grad, false, NULL},
+    {"embed_grad 200k rows", build_embed_grad_large, false, NULL},
+    {"expert_sort", build_sort, true, NULL},
+    {"expert_gather", build_gather, false, NULL},
+    {"expert_gather_grad", build_gather_grad, false, NULL},
+    {"expert_combine", build_combine, false, NULL},
+    {"route 128 experts", build_route, true, NULL},
+    {"router_loss 128", build_router_loss, true, NULL},
+    {"router_loss_grad 128", build_router_loss_grad, true, NULL},
+    {"grad_norm", build_grad_norm, false, "grad_norm"},
+    {"accumulate", build_accumulate, false, NULL},
+    {"adamw", build_adamw, true, NULL},
+    {"adamw, copy, zero grad", build_adamw_copy, true, NULL},
 };
 
 /* ---- running ------------------------------------------------------------------------------- */
 
+/* 4,096 numbers over and over: enough to be odd, little enough to be quick. */
 static void fill(Tensor *t, uint64_t seed)
 {
+    enum { PERIOD = 4096 };
+    const size_t size = dtype_bytes(t->dtype);
     for (int64_t i = 0; i < tensor_count(t); i++) {
-        uint64_t key = (uint64_t)i % 4096; /* enough to be odd, little enough to be quick */
-        float x = (float)rng_normal(seed, key);
+        if (i >= PERIOD && t->dtype != DTYPE_I32) {
+            memcpy((char *)t->data + (size_t)i * size, (char *)t->data + (size_t)(i - PERIOD) * size, size);
+            continue;
+        }
+        float x = (float)rng_normal(seed, (uint64_t)i);
         if (t->dtype == DTYPE_F32) ((float *)t->data)[i] = x * x; /* second moments are not negative */
         if (t->dtype == DTYPE_BF16) ((uint16_t *)t->data)[i] = bf16_from_f32(x);
         if (t->dtype == DTYPE_I32) ((int32_t *)t->data)[i] = (int32_t)rng_below(seed, (uint64_t)i, EXPERTS);
@@ -248,17 +262,24 @@ static double now_s(int threads)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Runs all nodes once, the last one many times; best and median seconds of it. */
-static Status time_last(const Graph *g, Tensor *value, const Target *target, double took_s[2])
+static int timed_node(const Graph *g, const Case *c)
+{
+    for (int i = 1; i < g->n_nodes && c->op; i++)
+        if (!strcmp(g->node[i].op->name, c->op)) return i;
+    return g->n_nodes - 1;
+}
+
+/* Runs all nodes up to `timed` once, and that one many times; best and median seconds of it. */
+static Status time_node(const Graph *g, int timed, Tensor *value, const Target *target, int most_runs, double took_s[2])
 {
     double run_s[MAX_RUNS];
-    for (int i = 1; i < g->n_nodes; i++) {
+    for (int i = 1; i <= timed; i++) {
         Prepared p;
         const CpuKernel *kernel = g->node[i].op->cpu[target->isa];
         prepare(&p, g, &g->node[i], value, target);
         Status status = kernel->run(&p.args);
         double start = clock_s();
-        int n = 0, runs = i == g->n_nodes - 1 ? MAX_RUNS : 0;
+        int n = 0, runs = i == timed ? most_runs : 0;
         while (status == OK && n < runs && (n < 5 || clock_s() - start < 0.3)) {
             double t = now_s(target->threads);
             status = kernel->run(&p.args);
@@ -274,7 +295,7 @@ static Status time_last(const Graph *g, Tensor *value, const Target *target, dou
     return OK;
 }
 
-static Status bench_case(const Case *c, DType dtype, const Target *target)
+static Status bench_case(const Case *c, DType dtype, const Target *target, int most_runs)
 {
     Graph *g = graph_create("bench");
     Status status = c->build(g, dtype);
@@ -282,9 +303,10 @@ static Status bench_case(const Case *c, DType dtype, const Target *target)
     for (int i = 1; i < g->n_values; i++)
         if (!value_ok(g->value[i].base)) value[i] = make_tensor(g, (ValueId){i});
     double took_s[2];
-    if (status == OK) status = time_last(g, value, target, took_s);
+    int timed = timed_node(g, c);
+    if (status == OK) status = time_node(g, timed, value, target, most_runs, took_s);
     if (status == OK) {
-        const Node *node = &g->node[g->n_nodes - 1];
+        const Node *node = &g->node[timed];
         Cost cost = node->op->cost(g, node);
         double bytes = cost.read_bytes + cost.write_bytes;
         printf("%-22s %-4s %8.2f MB %8.3f ms (best %8.3f) %7.1f GB/s (best %6.1f)\n", c->name, dtype_name(dtype),
@@ -329,9 +351,10 @@ static void bench_copy(int threads)
 
 int main(int argc, char **argv)
 {
-    int64_t threads = 2;
+    int64_t threads = 2, runs = MAX_RUNS;
     const char *filter = argc > 2 ? argv[2] : "";
     if (argc > 1 && (!parse_i64(argv[1], &threads) || threads < 1)) return 2;
+    if (argc > 3 && (!parse_i64(argv[3], &runs) || runs < 1 || runs > MAX_RUNS)) return 2;
     Target target = {.isa = best_isa(), .threads = (int)threads};
     printf("%s, %d threads\n", isa_name(target.isa), target.threads);
     bench_copy(target.threads);
@@ -341,7 +364,7 @@ int main(int argc, char **argv)
             char name[64];
             snprintf(name, sizeof name, "%s %s", cases[i].name, dtype_name(dtype));
             if (!strstr(name, filter)) continue;
-            if (bench_case(&cases[i], dtype, &target) == OK) continue;
+            if (bench_case(&cases[i], dtype, &target, (int)runs) == OK) continue;
             fprintf(stderr, "elem_bench: %s\n", status_message());
             return 1;
         }

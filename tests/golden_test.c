@@ -152,6 +152,17 @@ static void check_gradient(Case *c, const StateEntry *e, int part, const char *d
     if (!(relative < 1e-3)) fail_msg("%s: gradient of %s differs by %g relative", c->dir, e->part[part].name, relative);
 }
 
+/* The head's products are made once: the loss comes out of the node that makes its gradient. */
+static void check_loss_is_fused(const Graph *g)
+{
+    int n = 0;
+    for (int i = 1; i < g->n_nodes; i++) {
+        assert_string_not_equal(g->node[i].op->name, "linear_cross_entropy");
+        n += !strcmp(g->node[i].op->name, "linear_cross_entropy_grad");
+    }
+    assert_int_equal(n, 1);
+}
+
 static void check_gradients(Case *c, Device *device, Recompute recompute)
 {
     StepPrograms p;
@@ -159,6 +170,7 @@ static void check_gradients(Case *c, Device *device, Recompute recompute)
     StepOptions o = {.micro_batch = ROWS, .n_micro = 1, .seq = c->seq, .dtype = DTYPE_F32, .recompute = recompute};
     assert_ok(step_grads_build(&c->config, &o, device_target(device), &p));
     assert_ok(graph_verify(p.at[0]->graph, "all passes"));
+    check_loss_is_fused(p.at[0]->graph);
     assert_ok(session_create(device, p.store, p.at, p.n, &session));
     load_weights(c, session, p.store);
     write_inputs(c, session, true);

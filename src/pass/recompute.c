@@ -36,7 +36,9 @@ static bool *read_by_backward(const Graph *g)
 }
 
 /* Selective: outputs of cheap ops whose operands are there anyway, or are cheap to remake themselves.
- * Nodes are in order, so each operand's fate is known when its reader's is decided. */
+ * Nodes are in order, so each operand's fate is known when its reader's is decided. Only in layers: behind the last
+ * one the backward pass begins at once, so nothing is gained, and a loss whose operand is remade does not fuse with
+ * its gradient. */
 static void choose_selective(Recomputing *r)
 {
     const Graph *g = r->graph;
@@ -44,7 +46,7 @@ static void choose_selective(Recomputing *r)
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
         if (node->phase != PHASE_FORWARD) break;
-        bool can = node->op->flags & (OP_CHEAP | OP_VIEW), fresh = node->op->flags & OP_CHEAP;
+        bool can = node->layer >= 0 && node->op->flags & (OP_CHEAP | OP_VIEW), fresh = node->op->flags & OP_CHEAP;
         for (int k = 0; k < node->n_in && can; k++) {
             ValueId in = node->in[k];
             bool leaf = !value_ok(in) || graph_value(g, in)->kind != VALUE_TEMP;
