@@ -168,6 +168,9 @@ Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here,
              format_count((double)n.active, active), (long long)t->steps, (long long)(config->train.batch * config->train.seq),
              format_bytes((double)trainer_total_bytes(t), bytes));
     log_pipeline(t);
+    if (t->model.expert_bias && !t->progress.silent)
+        log_warn("experts are chosen with a bias that only drover reads (train.balance=bias): "
+                 "in transformers this model's logits will be others");
     *trainer = t;
     return OK;
 }
