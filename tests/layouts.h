@@ -290,6 +290,7 @@ static Job parse_job(const char *text)
             known = true;
         }
         if (!strcmp(word, "seq")) o.layout.sequence = known = true; /* sequence parallelism */
+        if (!strcmp(word, "fold")) o.layout.fold_experts = known = true;
         int n_names;
         const char *const *names = pipeline_names(&n_names);
         for (int k = 0; k < n_names; k++) {

@@ -51,6 +51,7 @@ parallel.dp=4 parallel.dp=2
 parallel.fsdp=4 parallel.ep=2,parallel.cp=2
 parallel.ep=2,parallel.tp=2 parallel.dp=2,parallel.pp=2,parallel.tp=2
 parallel.dp=2,parallel.zero=1 parallel.fsdp=2
+parallel.tp=2,parallel.fold_experts=true parallel.tp=2,parallel.ep=2,parallel.fold_experts=true
 parallel.fsdp=4 parallel.dp=4,parallel.zero=2
 parallel.dp=2,parallel.zero=3 parallel.dp=2,parallel.tp=2,parallel.zero=1
 parallel.pp=2,parallel.schedule=zb-v parallel.pp=4,parallel.schedule=zb-h1
@@ -69,4 +70,4 @@ checks=$((checks + 1))
 grep -q 'balancing loss was a mean over 4 sequences .* and is over 8 now; train.micro_batch=1 would keep it' "$work/err" ||
   { echo "not said: $(cat "$work/err")"; failed=1; }
 echo "$checks checks, failed: $failed"
-[ "$failed" = 0 ] && [ "$checks" = 18 ]
+[ "$failed" = 0 ] && [ "$checks" = 19 ]

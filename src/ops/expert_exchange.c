@@ -32,11 +32,13 @@ static Status cut_plan(CutCtx *c)
     return OK;
 }
 
-/* Along other axes rows keep their place, and the table is that of the same tokens. */
+/* Along other axes rows keep their place, and the table is that of the same tokens or, where experts are shared out along
+ * that axis too (expert_fold.c), of the same owners. */
 static void cut_along(CutCtx *c)
 {
+    bool cut = place_equal(c->want[0], of_tokens) || place_equal(c->want[0], of_owners);
     c->out[0] = c->want[0];
-    c->want[1] = place_equal(c->want[0], of_tokens) ? of_tokens : same;
+    c->want[1] = cut ? c->want[0] : same;
 }
 
 static Status cut_dispatch(CutCtx *c)

@@ -166,6 +166,10 @@ Status op_expert_combine(Graph *g, ValueId rows, ValueId source, ValueId place, 
 Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned);
 Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, ValueId *of_experts);
 Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, ValueId *rows);
+/* Where experts are shared out over ranks that hold the same rows (expert_fold.c): owned says where this rank's lie. */
+Status op_expert_share(Graph *g, ValueId offsets, ValueId *owned);
+Status op_expert_pick(Graph *g, ValueId rows, ValueId offsets, ValueId *own);
+Status op_expert_put(Graph *g, ValueId own, ValueId offsets, ValueId *rows);
 /* Losses that keep the router healthy, scalar f32. With p = scores normalised over experts (sigmoid:
  * s/sum s; softmax: itself), f_e = share of (token, slot) pairs that chose e, P_e = mean p_e over tokens:
  *   aux * E * sum_e f_e P_e   (Shazeer 2017, Fedus 2021)   +   z * mean(log sum exp(logits)^2)  (Zoph 2022)

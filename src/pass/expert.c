@@ -1,12 +1,17 @@
 /* Expert parallelism: experts are shared out over the ranks of an axis that also cuts the batch. Rows go to the
  * owners of their experts before the experts' products, and back behind them (Lepikhin 2020; dropless, as in
- * Gale 2022). */
+ * Gale 2022).
+ *
+ * Folded, over the ranks of the tensor axis too, which hold the same rows: each takes those of its experts, and sends
+ * them on to the owners among the ranks of the expert axis. */
 #include "pass/pass_internal.h"
 #include "pass/shard.h"
 
 typedef struct Exchange {
     Rewrite rewrite;
-    ValueId offsets, table, owned; /* of the layer at hand */
+    bool folded;
+    ValueId offsets; /* of the layer at hand */
+    ValueId way;     /* what says which rows go where: the ranks' table; folded: the offsets as they were */
 } Exchange;
 
 static void stamp(Exchange *x, const Node *node)
@@ -20,12 +25,19 @@ static void stamp(Exchange *x, const Node *node)
 /* Behind the gathering of tokens into rows: to the owners. */
 static Status send_rows(Exchange *x, const Node *gather)
 {
-    ValueId rows = rewrite_get(&x->rewrite, gather->out[0]);
+    Graph *g = x->rewrite.to;
+    ValueId rows = rewrite_get(&x->rewrite, gather->out[0]), owned, offsets = rewrite_get(&x->rewrite, x->offsets);
     stamp(x, gather);
-    TRY(op_expert_plan(x->rewrite.to, rewrite_get(&x->rewrite, x->offsets), &x->table, &x->owned));
-    TRY(op_expert_dispatch(x->rewrite.to, rows, x->table, &rows));
+    if (x->folded) {
+        x->way = offsets;
+        TRY(op_expert_share(g, offsets, &owned));
+        TRY(op_expert_pick(g, rows, x->way, &rows));
+    } else {
+        TRY(op_expert_plan(g, offsets, &x->way, &owned));
+        TRY(op_expert_dispatch(g, rows, x->way, &rows));
+    }
     rewrite_set(&x->rewrite, gather->out[0], rows);
-    rewrite_set(&x->rewrite, x->offsets, x->owned); /* the experts' products go by these */
+    rewrite_set(&x->rewrite, x->offsets, owned); /* the experts' products go by these */
     return OK;
 }
 
@@ -34,7 +46,10 @@ static Status return_rows(Exchange *x, const Node *combine)
 {
     ValueId rows = rewrite_get(&x->rewrite, combine->in[0]);
     stamp(x, combine);
-    TRY(op_expert_collect(x->rewrite.to, rows, x->table, &rows));
+    if (x->folded)
+        TRY(op_expert_put(x->rewrite.to, rows, x->way, &rows));
+    else
+        TRY(op_expert_collect(x->rewrite.to, rows, x->way, &rows));
     rewrite_set(&x->rewrite, combine->in[0], rows);
     return OK;
 }
@@ -52,10 +67,9 @@ static Status rewrite_all(Exchange *x)
     return OK;
 }
 
-Status pass_expert_prepare(Graph **graph, const Layout *layout)
+static Status exchange(Graph **graph, bool folded)
 {
-    if (mesh_size(&layout->mesh, MESH_EP) < 2) return OK;
-    Exchange x = {0};
+    Exchange x = {.folded = folded};
     rewrite_begin(&x.rewrite, *graph);
     Status status = rewrite_all(&x);
     if (status != OK) {
@@ -64,6 +78,14 @@ Status pass_expert_prepare(Graph **graph, const Layout *layout)
     }
     TRY(rewrite_end(&x.rewrite, graph));
     return pass_check(*graph, "expert_prepare");
+}
+
+/* The tensor axis cuts into the larger pieces (mesh_axis_nesting): its nodes, put in last, stand nearer to the tokens. */
+Status pass_expert_prepare(Graph **graph, const Layout *layout)
+{
+    if (mesh_size(&layout->mesh, MESH_EP) > 1) TRY(exchange(graph, false));
+    if (mesh_size(&layout->mesh, MESH_TP) > 1 && layout->fold_experts) TRY(exchange(graph, true));
+    return OK;
 }
 
 Status pass_expert(Graph **graph, const Layout *layout, const Graph *like)

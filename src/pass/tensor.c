@@ -42,6 +42,6 @@ Status pass_tensor(Graph **graph, const Layout *layout, const Graph *like)
 {
     ShardPlan plan = {.axis = MESH_TP, .n = mesh_size(&layout->mesh, MESH_TP), .rank = layout->mesh.coord[MESH_TP],
                       .state_axes = 1u << AXIS_HEADS | 1u << AXIS_KV_HEADS | 1u << AXIS_FFN | 1u << AXIS_VOCAB,
-                      .sequence = layout->sequence, .like = like};
+                      .experts = layout->fold_experts, .sequence = layout->sequence, .like = like};
     return pass_shard(graph, &plan);
 }

@@ -25,9 +25,12 @@ static int64_t global_of(const Walk *w, const StatePart *part, int dim, int64_t 
     int64_t length = part->shape.dim[dim], whole = part->whole.dim[dim];
     int64_t blocks = part->halves > 1 && dim == part->shape.rank - 1 ? part->halves : 1;
     int64_t in_block = at % (length / blocks), block = at / (length / blocks), first = 0;
-    for (int a = 0; a < MESH_AXES; a++) { /* no two axes cut the same dimension of a weight */
+    for (int nested = 0; nested < MESH_AXES; nested++) { /* experts may be cut by two mesh axes */
+        int a = 0;
+        while (mesh_axis_nesting((MeshAxis)a) != nested) a++;
         const Place *p = &w->entry->place[a];
-        if (place_is_cut(*p) && p->dim - w->stacked == dim) first = w->mesh->coord[a];
+        if (!place_is_cut(*p) || p->dim == PLACE_FLAT || p->dim - w->stacked != dim) continue;
+        first = first * mesh_size(w->mesh, (MeshAxis)a) + w->mesh->coord[a];
     }
     return block * (whole / blocks) + first * (length / blocks) + in_block;
 }

@@ -93,8 +93,23 @@ static void test_halves(void **state)
     assert_memory_equal(times, expected, sizeof times);
 }
 
+/* Experts that two mesh axes share out: tp takes the larger pieces. Rank (ep 1, tp 0) of 2 x 2 has the second quarter. */
+static void test_two_axes(void **state)
+{
+    (void)state;
+    StatePart part = {.name = "w", .whole = shape_make(2, (int64_t[]){8, 3}, NULL), .shape = shape_make(2, (int64_t[]){2, 3}, NULL)};
+    StateEntry e = {.dtype = DTYPE_F32, .part = &part, .n_parts = 1, .shape = part.shape};
+    e.place[MESH_TP] = e.place[MESH_EP] = (Place){PLACE_CUT, 0};
+    Store store = {.entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = 2, [MESH_EP] = 2}, .coord = {[MESH_EP] = 1}}};
+    int times[24] = {0};
+    bool filled[6] = {0};
+    Seen seen = {.entry = &e, .times = {times}, .filled = filled, .n_local = 6};
+    assert_int_equal(store_each_run(&store, 0, see, &seen), OK);
+    for (int i = 0; i < 24; i++) assert_int_equal(times[i], i >= 6 && i < 12);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_coverage), cmocka_unit_test(test_halves)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_coverage), cmocka_unit_test(test_halves), cmocka_unit_test(test_two_axes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

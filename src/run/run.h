@@ -91,6 +91,7 @@ typedef struct RunParallel {
     const char *schedule;   /* of the pipeline: a name, or a file */
     int64_t virtual_stages; /* 0: as many as the schedule has */
     int64_t cp, ep;
+    bool fold_experts;
     int64_t zero;   /* 0 to 3 */
     bool overlap;
     int64_t bucket; /* bytes */

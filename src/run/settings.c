@@ -108,6 +108,8 @@ static const Setting settings[] = {
         "stages per rank of the pipeline; 0: as many as the schedule has (interleaved: 2)"),
     INT("parallel.cp", "ranks", 1, 1048576, "1", parallel.cp, "ranks that share each sequence"),
     INT("parallel.ep", "ranks", 1, 1048576, "1", parallel.ep, "ranks that share the experts, each with its own sequences"),
+    BOOL("parallel.fold_experts", "false", parallel.fold_experts,
+         "the ranks of tp share out whole experts, instead of each having a part of every one"),
     INT("parallel.zero", "", 0, 3, "0", parallel.zero,
         "what the ranks of dp share (ZeRO): 1 optimizer states, 2 sums of gradients too, 3 weights too, which is what fsdp does; 0: nothing"),
     BOOL("parallel.overlap", "true", parallel.overlap,

@@ -119,13 +119,26 @@ static char *saved_name(const Trainer *t, Arena *arena, const StateEntry *e, int
     return arena_printf(arena, "%s%s", e->role == STATE_PARAM ? t->model.weight_prefix : "", e->part[part].name);
 }
 
+/* The axes along which ranks have different experts, as bits. */
+static unsigned expert_axes(const Trainer *t)
+{
+    return 1u << MESH_EP | (t->layout.fold_experts ? 1u << MESH_TP : 0);
+}
+
 /* What other ranks of the same stage list as well need not be said twice: only stacks of experts differ there. */
+static bool listed_elsewhere(const Trainer *t, const StateEntry *e)
+{
+    for (int a = 0; a < MESH_AXES; a++)
+        if (expert_axes(t) >> a & 1 && t->layout.mesh.coord[a] > 0 && !place_is_cut(e->place[a])) return true;
+    return false;
+}
+
 static void list_own(const Trainer *t, Arena *arena, Text *text)
 {
     const Store *store = t->programs.store;
     for (int k = 0; k < t->saved.n; k++) {
         const StateEntry *e = &store->entry[t->saved.entry[k].entry];
-        if (t->layout.mesh.coord[MESH_EP] > 0 && !place_is_cut(e->place[MESH_EP])) continue;
+        if (listed_elsewhere(t, e)) continue;
         for (int p = 0; p < e->n_parts; p++) {
             const char *name = saved_name(t, arena, e, p);
             TensorHead head = {.name_bytes = (int32_t)strlen(name), .dtype = (int32_t)e->dtype,
@@ -141,9 +154,12 @@ static void list_own(const Trainer *t, Arena *arena, Text *text)
 static Status gather_lists(Trainer *t, Text *text)
 {
     Comm *group;
-    if (mesh_size(&t->layout.mesh, MESH_PP) * mesh_size(&t->layout.mesh, MESH_EP) == 1) return OK;
-    TRY(device_group(t->device, 1u << MESH_PP | 1u << MESH_EP, &group));
-    int n = comm_size(group);
+    unsigned axes = 1u << MESH_PP | expert_axes(t);
+    int n = 1;
+    for (int a = 0; a < MESH_AXES; a++)
+        if (axes >> a & 1) n *= mesh_size(&t->layout.mesh, (MeshAxis)a);
+    if (n == 1) return OK;
+    TRY(device_group(t->device, axes, &group));
     int64_t mine = (int64_t)text->n, total = 0, *counts = xcalloc((size_t)n, sizeof *counts);
     Status status = comm_run(group, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I64, .send = &mine, .recv = counts, .count = 1, .node = "checkpoint"});
     for (int r = 0; r < n; r++) total += counts[r];

@@ -19,6 +19,7 @@ Status trainer_setup_ranks(Trainer *t)
     t->layout = (Layout){.mesh = mesh_at(&mesh, t->rank), .zero = p->zero == 3 ? 0 : (int)p->zero, .blocking = !p->overlap,
                          .bucket_bytes = (size_t)p->bucket};
     int64_t columns = t->config->train.seq / p->cp;
+    t->layout.fold_experts = p->fold_experts && p->tp > 1;
     t->layout.sequence = p->tp > 1 && columns % p->tp == 0;
     /* what a run file says is of the whole step; a rank's micro-batches are its share */
     t->micro_batch = run_micro_batch(t->config);
@@ -50,7 +51,7 @@ Status trainer_check_divides(const Trainer *t)
         const char *what;
         int64_t count;
     } cut[] = {{"query heads", m->n_heads}, {"key heads", m->n_kv_heads}, {"words in the vocabulary", m->vocab},
-               {"feed-forward columns", dense ? m->ffn_dense : 0}, {"feed-forward columns of experts", moe ? m->ffn_expert : 0}};
+               {"feed-forward columns", dense ? m->ffn_dense : 0}, {"feed-forward columns of experts", moe && !p->fold_experts ? m->ffn_expert : 0}};
     int64_t counts[COUNT_OF(cut)];
     for (int i = 0; i < COUNT_OF(cut); i++) counts[i] = cut[i].count;
     for (int i = 0; i < COUNT_OF(cut); i++)
@@ -58,6 +59,14 @@ Status trainer_check_divides(const Trainer *t)
             return fail(ERR_REFUSED, "parallel.tp %lld does not divide the model's %lld %s; tp %lld would", (long long)p->tp,
                         (long long)cut[i].count, cut[i].what, (long long)works(p->tp, counts, COUNT_OF(cut)));
     if (p->ep > 1 && !moe) return fail(ERR_REFUSED, "parallel.ep %lld: the model has no experts to share; parallel.dp cuts the batch as well", (long long)p->ep);
+    if (p->fold_experts && !moe)
+        return fail(ERR_REFUSED, "parallel.fold_experts: the model has no experts to share; leave it out");
+    if (p->fold_experts && m->n_experts % (p->tp * p->ep))
+        return fail(ERR_REFUSED,
+                    "parallel.fold_experts: tp %lld x ep %lld does not divide the model's %lld experts; leave it "
+                    "out, or take tp x ep %lld",
+                    (long long)p->tp, (long long)p->ep, (long long)m->n_experts,
+                    (long long)works(p->tp * p->ep, &m->n_experts, 1));
     if (moe && m->n_experts % p->ep)
         return fail(ERR_REFUSED, "parallel.ep %lld does not divide the model's %lld experts; ep %lld would", (long long)p->ep,
                     (long long)m->n_experts, (long long)works(p->ep, &m->n_experts, 1));
