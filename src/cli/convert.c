@@ -209,7 +209,7 @@ static Status show(void *context, const char *tensor, uint64_t done, uint64_t to
 static Status convert(Job *job, const char *target)
 {
     int64_t shard;
-    if (!run_parse_bytes(job->flags->shard_size, &shard) || shard < 1)
+    if (!setting_parse_bytes(job->flags->shard_size, &shard) || shard < 1)
         return fail(ERR_ARG, "--shard-size is '%s', which is not a number of bytes such as 5GB", job->flags->shard_size);
     job->what.shard_bytes = (uint64_t)shard;
     job->what.files = job->file;

@@ -1,5 +1,5 @@
 /* The tree becomes a RunConfig by the table: unknown keys, short forms, combinations; and back. */
-#include "run/run_internal.h"
+#include "run/run.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -7,82 +7,18 @@
 typedef struct Loader {
     Arena *arena;
     RunConfig *config;
-    const RunNode **given; /* per setting: the node that set it, or NULL */
+    SettingReader reader;
 } Loader;
 
-static const RunNode *given(const Loader *l, const char *name)
+static const SettingNode *given(const Loader *l, const char *name)
 {
-    return l->given[run_setting_find(name) - run_setting(0)];
-}
-
-/* ---- unknown keys ---------------------------------------------------------------------- */
-
-static bool is_section(const char *name)
-{
-    size_t n = strlen(name);
-    for (int i = 0; i < run_setting_count(); i++) {
-        const char *other = run_setting(i)->name;
-        if (!strncmp(other, name, n) && other[n] == '.') return true;
-    }
-    return false;
-}
-
-/* The right key nearest to `name` under `prefix`; else the setting elsewhere that ends in `name`. */
-static const char *suggest(Loader *l, const char *prefix, const char *name)
-{
-    const char **candidates = ARENA_ARRAY(l->arena, const char *, run_setting_count());
-    size_t skip = strlen(prefix);
-    int n = 0;
-    for (int i = 0; i < run_setting_count(); i++) {
-        const char *full = run_setting(i)->name;
-        if (strncmp(full, prefix, skip) != 0) continue;
-        size_t length = strcspn(full + skip, ".[");
-        candidates[n++] = arena_strndup(l->arena, full + skip, length);
-    }
-    const char *near = name_nearest(name, candidates, n);
-    if (near) return arena_printf(l->arena, "%s%s", prefix, near);
-    for (int i = 0; i < run_setting_count(); i++) {
-        const char *dot = strrchr(run_setting(i)->name, '.');
-        if (dot && !strcmp(dot + 1, name)) return run_setting(i)->name;
-    }
-    return NULL;
-}
-
-static Status unknown(Loader *l, const RunNode *node, const char *prefix, const char *name)
-{
-    const char *near = suggest(l, prefix, name);
-    return fail(ERR_ARG, "%s: there is no setting '%s%.80s'%s%s%s", run_node_where(l->arena, node), prefix, name,
-                near ? "; did you mean " : "; drover train --help lists them", near ? near : "", near ? "?" : "");
+    return l->reader.given[run_setting_find(name) - run_setting(0)];
 }
 
 /* ---- the tree, section by section ------------------------------------------------------ */
 
-static Status read_setting(Loader *l, const Setting *s, const RunNode *node, void *base)
-{
-    l->given[s - run_setting(0)] = node;
-    return setting_read(l->arena, s, node, base);
-}
-
-/* All keys of `map`, whose dotted prefix ("train.") belongs to settings in `base`. */
-static Status read_section(Loader *l, const char *prefix, const RunNode *map, void *base)
-{
-    if (map->kind == NODE_SCALAR && !*map->text && !map->quoted) return OK; /* `train:` with nothing */
-    if (map->kind != NODE_MAP)
-        return fail(ERR_ARG, "%s: %.*s is a section with keys of its own, such as %s", run_node_where(l->arena, map),
-                    (int)strlen(prefix) - 1, prefix, suggest(l, prefix, "") ? suggest(l, prefix, "") : prefix);
-    for (int i = 0; i < map->n; i++) {
-        const char *name = arena_printf(l->arena, "%s%s", prefix, map->key[i]);
-        const Setting *s = run_setting_find(name);
-        if (s) TRY(read_setting(l, s, map->item[i], base));
-        else if (is_section(name))
-            TRY(read_section(l, arena_printf(l->arena, "%s.", name), map->item[i], base));
-        else return unknown(l, map->item[i], prefix, map->key[i]);
-    }
-    return OK;
-}
-
 /* `tokenizer: PATH` is {path: PATH}; an override under it finds the scalar under the key "". */
-static RunNode *long_form(Loader *l, RunNode *node, const char *key)
+static SettingNode *long_form(Loader *l, SettingNode *node, const char *key)
 {
     if (node->kind == NODE_MAP) {
         for (int i = 0; i < node->n; i++)
@@ -90,40 +26,45 @@ static RunNode *long_form(Loader *l, RunNode *node, const char *key)
         return node;
     }
     if (node->kind != NODE_SCALAR || (!*node->text && !node->quoted)) return node;
-    RunNode *map = run_node_create(l->arena, NODE_MAP, node->place, node->line);
-    run_node_append(l->arena, map, key, node);
+    SettingNode *map = setting_node_create(l->arena, NODE_MAP, node->place, node->line);
+    setting_node_append(l->arena, map, key, node);
     return map;
 }
 
-/* preset and from are settings; every other key is a field of config.json. */
-static Status read_model(Loader *l, RunNode *node)
+static Status read_setting(Loader *l, const Setting *s, const SettingNode *node)
 {
-    RunNode *map = long_form(l, node, "preset"), *fields = run_node_create(l->arena, NODE_MAP, node->place, node->line);
+    l->reader.given[s - run_setting(0)] = node;
+    return setting_read(l->arena, s, node, l->config);
+}
+
+/* preset and from are settings; every other key is a field of config.json. */
+static Status read_model(Loader *l, SettingNode *node)
+{
+    SettingNode *map = long_form(l, node, "preset"), *fields = setting_node_create(l->arena, NODE_MAP, node->place, node->line);
     if (map->kind == NODE_LIST)
-        return fail(ERR_ARG, "%s: model is a list; a preset's name or a mapping is wanted", run_node_where(l->arena, map));
+        return fail(ERR_ARG, "%s: model is a list; a preset's name or a mapping is wanted", setting_node_where(l->arena, map));
     for (int i = 0; i < map->n; i++) {
         const char *key = map->key[i];
         const Setting *s = !strcmp(key, "preset") ? run_setting_find("model.preset")
                            : !strcmp(key, "from") ? run_setting_find("model.from")
                                                   : NULL;
-        if (s) TRY(read_setting(l, s, map->item[i], l->config));
-        else run_node_append(l->arena, fields, key, map->item[i]);
+        if (s) TRY(read_setting(l, s, map->item[i]));
+        else setting_node_append(l->arena, fields, key, map->item[i]);
     }
     Str json = {0};
-    Status status = run_node_json(l->arena, fields, &json);
+    Status status = setting_node_json(l->arena, fields, &json);
     if (status == OK) l->config->model.fields_json = arena_strdup(l->arena, json.at);
     l->config->model.fields = fields;
     str_deinit(&json);
     return status;
 }
 
-static Status read_source(Loader *l, RunNode *node, RunSource *source)
+static Status read_source(Loader *l, SettingNode *node, RunSource *source)
 {
-    for (int i = 0; i < run_setting_count(); i++)
-        if (!strncmp(run_setting(i)->name, "data[].", 7)) TRY(setting_default(l->arena, run_setting(i), source));
-    const RunNode *map = long_form(l, node, "path");
-    TRY(read_section(l, "data[].", map, source));
-    const char *where = run_node_where(l->arena, node);
+    TRY(setting_read_defaults(&l->reader, "data[].", source));
+    const SettingNode *map = long_form(l, node, "path");
+    TRY(setting_read_map(&l->reader, "data[].", map, source));
+    const char *where = setting_node_where(l->arena, node);
     if (!*source->path && !source->synthetic)
         return fail(ERR_ARG, "%s: this source names no path, such as {path: \"/usr/include/**/*.h\"}", where);
     if (*source->path && source->synthetic)
@@ -132,37 +73,37 @@ static Status read_source(Loader *l, RunNode *node, RunSource *source)
     return OK;
 }
 
-static Status read_sources(Loader *l, RunNode *node)
+static Status read_sources(Loader *l, SettingNode *node)
 {
     if (node->kind == NODE_SCALAR && !*node->text) return OK;
-    RunNode *list = node;
+    SettingNode *list = node;
     if (node->kind != NODE_LIST) {
-        list = run_node_create(l->arena, NODE_LIST, node->place, node->line);
-        run_node_append(l->arena, list, NULL, node);
+        list = setting_node_create(l->arena, NODE_LIST, node->place, node->line);
+        setting_node_append(l->arena, list, NULL, node);
     }
     l->config->sources = ARENA_ARRAY(l->arena, RunSource, list->n + 1);
     for (int i = 0; i < list->n; i++) {
         TRY(read_source(l, list->item[i], &l->config->sources[i]));
         if (l->config->sources[i].synthetic && list->n > 1)
-            return fail(ERR_REFUSED, "%s: a synthetic source cannot be mixed with others", run_node_where(l->arena, list->item[i]));
+            return fail(ERR_REFUSED, "%s: a synthetic source cannot be mixed with others", setting_node_where(l->arena, list->item[i]));
     }
     l->config->n_sources = list->n;
     return OK;
 }
 
-static Status read_root(Loader *l, RunNode *root)
+static Status read_root(Loader *l, SettingNode *root)
 {
-    RunNode *rest = run_node_create(l->arena, NODE_MAP, root->place, root->line);
+    SettingNode *rest = setting_node_create(l->arena, NODE_MAP, root->place, root->line);
     for (int i = 0; i < root->n; i++) {
-        RunNode *item = root->item[i];
+        SettingNode *item = root->item[i];
         if (!strcmp(root->key[i], "model")) TRY(read_model(l, item));
         else if (!strcmp(root->key[i], "data")) TRY(read_sources(l, item));
         else if (!strcmp(root->key[i], "tokenizer")) {
-            l->config->tokenizer.train = run_node_find(item, "train") != NULL;
-            run_node_append(l->arena, rest, "tokenizer", long_form(l, item, "path"));
-        } else run_node_append(l->arena, rest, root->key[i], item);
+            l->config->tokenizer.train = setting_node_find(item, "train") != NULL;
+            setting_node_append(l->arena, rest, "tokenizer", long_form(l, item, "path"));
+        } else setting_node_append(l->arena, rest, root->key[i], item);
     }
-    return read_section(l, "", rest, l->config);
+    return setting_read_map(&l->reader, "", rest, l->config);
 }
 
 /* ---- combinations ---------------------------------------------------------------------- */
@@ -170,8 +111,8 @@ static Status read_root(Loader *l, RunNode *root)
 /* "demo.yaml:7" of the setting, or "default". */
 static const char *where(const Loader *l, const char *name)
 {
-    const RunNode *node = given(l, name);
-    return node ? run_node_where(l->arena, node) : "default";
+    const SettingNode *node = given(l, name);
+    return node ? setting_node_where(l->arena, node) : "default";
 }
 
 static Status check_train(const Loader *l)
@@ -205,11 +146,11 @@ static Status check_names(const Loader *l)
     if (*c->model.preset && *c->model.from)
         return fail(ERR_REFUSED, "%s: model.from (%s) and model.preset (%s) exclude each other", where(l, "model.from"),
                     c->model.from, c->model.preset);
-    const RunNode *train = given(l, "tokenizer.train.vocab_size") ? given(l, "tokenizer.train.vocab_size")
+    const SettingNode *train = given(l, "tokenizer.train.vocab_size") ? given(l, "tokenizer.train.vocab_size")
                                                                : given(l, "tokenizer.train.limit");
     if (*c->tokenizer.path && train)
         return fail(ERR_REFUSED, "%s: tokenizer.path (%s) and tokenizer.train exclude each other",
-                    run_node_where(l->arena, train), c->tokenizer.path);
+                    setting_node_where(l->arena, train), c->tokenizer.path);
     return OK;
 }
 
@@ -231,14 +172,14 @@ static void resolve(Loader *l, const char *place)
 static Status load(Arena *arena, Bytes text, const char *name, const char *const *overrides, int n_overrides,
                    RunConfig *config)
 {
-    Loader l = {arena, config, ARENA_ARRAY(arena, const RunNode *, run_setting_count())};
+    const SettingNode **nodes = ARENA_ARRAY(arena, const SettingNode *, run_setting_count());
+    Loader l = {arena, config, {arena, run_setting(0), run_setting_count(), "drover train --help lists them", nodes}};
     config->model.fields_json = "{}";
-    for (int i = 0; i < run_setting_count(); i++)
-        if (strncmp(run_setting(i)->name, "data[].", 7) != 0) TRY(setting_default(arena, run_setting(i), config));
+    TRY(setting_read_defaults(&l.reader, "", config));
     const char *place = arena_strdup(arena, name);
-    RunNode *root;
-    TRY(run_node_parse(arena, text, place, &root));
-    for (int i = 0; i < n_overrides; i++) TRY(run_node_override(arena, root, overrides[i]));
+    SettingNode *root;
+    TRY(setting_node_parse(arena, text, place, &root));
+    for (int i = 0; i < n_overrides; i++) TRY(setting_node_override(arena, root, overrides[i]));
     TRY(read_root(&l, root));
     resolve(&l, place);
     TRY(check_names(&l));
@@ -263,7 +204,7 @@ Status run_config_load(const char *path, const char *const *overrides, int n_ove
 {
     Arena arena = {0};
     Bytes text = {(const uint8_t *)"", 0};
-    Status status = path ? file_read(&arena, path, MAX_RUN_FILE_BYTES, &text) : OK;
+    Status status = path ? file_read(&arena, path, MAX_SETTING_FILE_BYTES, &text) : OK;
     if (status == OK) status = run_config_parse(text, path ? path : "run", overrides, n_overrides, config);
     arena_deinit(&arena);
     return status;
@@ -286,21 +227,6 @@ static bool is_written(const Setting *s, const RunConfig *c)
     return !(elsewhere && !strncmp(s->name, "tokenizer.train.", 16));
 }
 
-/* Opens the sections of `name` that are not those of `before`, and writes its last key. */
-static void add_key(const char *name, const char *before, Str *out)
-{
-    int depth = 0;
-    bool shared = true;
-    const char *dot;
-    for (; (dot = strchr(name, '.')); name = dot + 1, depth++) {
-        size_t n = (size_t)(dot - name) + 1;
-        shared = shared && !strncmp(name, before, n);
-        if (shared) before += n;
-        else str_printf(out, "%*s%.*s:\n", 2 * depth, "", (int)n - 1, name);
-    }
-    str_printf(out, "%*s%s: ", 2 * depth, "", name);
-}
-
 static void add_sources(const RunConfig *config, Str *out)
 {
     if (config->n_sources) str_add(out, "data:\n");
@@ -321,7 +247,7 @@ static void add_sources(const RunConfig *config, Str *out)
 /* The fields as one line of JSON per key, which is YAML. */
 static void add_model(const RunConfig *config, Str *out)
 {
-    const RunNode *fields = config->model.fields;
+    const SettingNode *fields = config->model.fields;
     int n = fields ? fields->n : 0;
     if (!n && !*config->model.preset && !*config->model.from) return;
     str_add(out, "model:\n");
@@ -335,9 +261,9 @@ static void add_model(const RunConfig *config, Str *out)
     }
     Arena arena = {0};
     for (int i = 0; i < n; i++) {
-        RunNode pair = {.kind = NODE_MAP, .n = 1, .key = &fields->key[i], .item = &fields->item[i]};
+        SettingNode pair = {.kind = NODE_MAP, .n = 1, .key = &fields->key[i], .item = &fields->item[i]};
         Str line = {0};
-        CHECK(run_node_json(&arena, &pair, &line) == OK); /* it went well when the file was read */
+        CHECK(setting_node_json(&arena, &pair, &line) == OK); /* it went well when the file was read */
         str_add(out, "  ");
         str_add_n(out, line.at + 1, line.n - 2); /* without the braces */
         str_add(out, "\n");
@@ -354,7 +280,7 @@ void run_config_text(const RunConfig *config, Str *out)
         if (!strcmp(s->name, "model.preset")) add_model(config, out);
         if (!strcmp(s->name, "data[].path")) add_sources(config, out);
         if (!strncmp(s->name, "model.", 6) || !strncmp(s->name, "data[].", 7) || !is_written(s, config)) continue;
-        add_key(s->name, before, out);
+        setting_write_key(s->name, before, out);
         setting_write(s, config, out);
         str_add(out, "\n");
         before = s->name;

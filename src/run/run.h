@@ -3,7 +3,7 @@
  * What it is.   Each setting has one entry: dotted name, type, unit, range, default, sentence. The
  *               YAML file, `key=value` on the command line, --help, docs/run-file.md and the
  *               resolved file that a run writes back all come from it.
- * Depends on.   base; libyaml.
+ * Depends on.   base, setting
  * Owns.         RunConfig owns the arena in which its texts and lists live.
  * Invariants.   A config that was loaded is complete and inside its ranges; written and loaded again
  *               it is the same. Refusals name file, line, key, what was wrong, and the nearest right
@@ -18,7 +18,7 @@
 #ifndef RUN_RUN_H
 #define RUN_RUN_H
 
-#include "base/base.h"
+#include "setting/setting.h"
 
 /* ---- what a run file says -------------------------------------------------------------- */
 
@@ -34,7 +34,7 @@ typedef struct RunModel {
     const char *preset;      /* by name, or empty */
     const char *from;        /* a Hugging Face directory or checkpoint of ours, or empty */
     const char *fields_json; /* a JSON object of config.json fields, laid over the above; at least {} */
-    const struct RunNode *fields; /* the same, as read; for the resolved file */
+    const SettingNode *fields; /* the same, as read; for the resolved file */
 } RunModel;
 
 typedef struct RunSource {
@@ -152,33 +152,10 @@ Status run_layout_check(const RunConfig *config, int64_t n_ranks);
 
 /* ---- the table ------------------------------------------------------------------------- */
 
-typedef enum SettingType {
-    SETTING_INT,    /* int64_t */
-    SETTING_FLOAT,  /* double */
-    SETTING_BOOL,   /* bool */
-    SETTING_TEXT,   /* const char * */
-    SETTING_CHOICE, /* an enum; the values are the places in `choices` */
-    SETTING_BYTES,  /* int64_t; 512MB, 8GiB or a plain number */
-} SettingType;
-
-typedef struct Setting {
-    const char *name; /* "train.lr"; those of each element of the list of sources: "data[].path" */
-    SettingType type;
-    const char *unit;          /* "" where there is none */
-    double min, max;           /* of numbers */
-    const char *default_text;  /* as it would stand in the file */
-    const char *choices;       /* words separated by a bar, or NULL */
-    size_t offset;             /* in RunConfig, or in RunSource for data[] */
-    const char *sentence;
-} Setting;
-
 int run_setting_count(void);
 const Setting *run_setting(int i);
 const Setting *run_setting_find(const char *name); /* NULL when there is none */
 void run_settings_help(Str *out);     /* for --help, wrapped at 100 columns */
 void run_settings_markdown(Str *out); /* the text of docs/run-file.md */
-
-/* "5000", "512MB", "1.5 GiB": a number of bytes; false otherwise. */
-bool run_parse_bytes(const char *text, int64_t *out);
 
 #endif

@@ -1,5 +1,5 @@
 /* The table of settings, and the texts that are made of it. */
-#include "run/run_internal.h"
+#include "run/run.h"
 
 #include <string.h>
 
@@ -145,47 +145,13 @@ const Setting *run_setting(int i)
     return &settings[i];
 }
 
-const Setting *run_setting_find(const char *name)
-{
-    for (int i = 0; i < COUNT_OF(settings); i++)
-        if (!strcmp(settings[i].name, name)) return &settings[i];
-    return NULL;
-}
+const Setting *run_setting_find(const char *name) { return setting_find(settings, COUNT_OF(settings), name); }
 
 /* ---- texts ----------------------------------------------------------------------------- */
 
-static void add_limit(const Setting *s, double value, Str *out)
-{
-    char buf[32];
-    if (s->type == SETTING_BYTES && value >= 1e3) str_add(out, format_bytes(value, buf));
-    else str_printf(out, "%.16g", value);
-}
-
-void settings_range_text(const Setting *s, Str *out)
-{
-    switch (s->type) {
-    case SETTING_INT:
-    case SETTING_FLOAT:
-    case SETTING_BYTES:
-        add_limit(s, s->min, out);
-        if (s->max == s->min) return;
-        str_add(out, " to ");
-        add_limit(s, s->max, out);
-        return;
-    case SETTING_BOOL: str_add(out, "true or false"); return;
-    case SETTING_TEXT: str_add(out, "text"); return;
-    case SETTING_CHOICE:
-        for (const char *c = s->choices; *c; c++) {
-            if (*c == '|') str_add(out, strchr(c + 1, '|') ? ", " : " or ");
-            else str_add_n(out, c, 1);
-        }
-        return;
-    }
-}
-
 static const char *type_name(const Setting *s)
 {
-    static const char *const names[] = {"whole number", "number", "true or false", "text", "choice", "bytes"};
+    static const char *const names[] = {"whole number", "number", "true or false", "text", "choice", "bytes", "range"};
     return names[s->type];
 }
 
@@ -217,7 +183,7 @@ void run_settings_help(Str *out)
         const Setting *s = &settings[i];
         str_clear(&text);
         str_printf(&text, "%s (", s->sentence);
-        settings_range_text(s, &text);
+        setting_range_text(s, &text);
         if (*s->unit) str_printf(&text, " %s", s->unit);
         if (*s->default_text) str_printf(&text, "; default %s", s->default_text);
         str_add(&text, ")");
@@ -264,7 +230,7 @@ void run_settings_markdown(Str *out)
                        n ? n : 7, n ? section : "the run");
         }
         str_clear(&range);
-        settings_range_text(s, &range);
+        setting_range_text(s, &range);
         if (*s->unit) str_printf(&range, " %s", s->unit);
         str_printf(out, "| `%s` | %s | %s%s%s | %s | %s |\n", s->name, type_name(s), *s->default_text ? "`" : "",
                    s->default_text, *s->default_text ? "`" : "", range.at, s->sentence);

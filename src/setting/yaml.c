@@ -3,7 +3,7 @@
  *
  * Refused here: duplicate keys, keys that are no plain texts, anchors and aliases (so that a small file
  * cannot unfold into a large one), tags, several documents, depth over MAX_DEPTH. */
-#include "run/run_internal.h"
+#include "setting/setting.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -11,9 +11,11 @@
 #include <string.h>
 #include <yaml.h>
 
-RunNode *run_node_create(Arena *arena, RunNodeKind kind, const char *place, int line)
+enum { MAX_DEPTH = 24, MAX_KEYS = 4096, MAX_TEXT_BYTES = 1 << 14, MAX_KEY_BYTES = 128 };
+
+SettingNode *setting_node_create(Arena *arena, SettingNodeKind kind, const char *place, int line)
 {
-    RunNode *node = ARENA_NEW(arena, RunNode);
+    SettingNode *node = ARENA_NEW(arena, SettingNode);
     node->kind = kind;
     node->place = place;
     node->line = line;
@@ -21,11 +23,11 @@ RunNode *run_node_create(Arena *arena, RunNodeKind kind, const char *place, int 
     return node;
 }
 
-void run_node_append(Arena *arena, RunNode *node, const char *key, RunNode *item)
+void setting_node_append(Arena *arena, SettingNode *node, const char *key, SettingNode *item)
 {
     if (node->n == node->cap) {
         int cap = node->cap ? 2 * node->cap : 8;
-        RunNode **items = ARENA_ARRAY(arena, RunNode *, cap);
+        SettingNode **items = ARENA_ARRAY(arena, SettingNode *, cap);
         const char **keys = ARENA_ARRAY(arena, const char *, cap);
         for (int i = 0; i < node->n; i++) {
             items[i] = node->item[i];
@@ -39,7 +41,7 @@ void run_node_append(Arena *arena, RunNode *node, const char *key, RunNode *item
     node->item[node->n++] = item;
 }
 
-static int find_key(const RunNode *map, const char *key)
+static int find_key(const SettingNode *map, const char *key)
 {
     if (!map || map->kind != NODE_MAP) return -1;
     for (int i = 0; i < map->n; i++)
@@ -47,20 +49,20 @@ static int find_key(const RunNode *map, const char *key)
     return -1;
 }
 
-RunNode *run_node_find(const RunNode *map, const char *key)
+SettingNode *setting_node_find(const SettingNode *map, const char *key)
 {
     int i = find_key(map, key);
     return i < 0 ? NULL : map->item[i];
 }
 
-void run_node_set(Arena *arena, RunNode *map, const char *key, RunNode *item)
+void setting_node_set(Arena *arena, SettingNode *map, const char *key, SettingNode *item)
 {
     int i = find_key(map, key);
-    if (i < 0) run_node_append(arena, map, key, item);
+    if (i < 0) setting_node_append(arena, map, key, item);
     else map->item[i] = item;
 }
 
-const char *run_node_where(Arena *arena, const RunNode *node)
+const char *setting_node_where(Arena *arena, const SettingNode *node)
 {
     return node->line ? arena_printf(arena, "%s:%d", node->place, node->line) : node->place;
 }
@@ -100,7 +102,7 @@ static Status next_event(Reader *r, yaml_event_t *event)
     return refuse(r, &p->problem_mark, text);
 }
 
-static Status read_scalar(Reader *r, const yaml_event_t *event, RunNode **out)
+static Status read_scalar(Reader *r, const yaml_event_t *event, SettingNode **out)
 {
     const char *value = (const char *)event->data.scalar.value;
     size_t n = event->data.scalar.length;
@@ -108,23 +110,23 @@ static Status read_scalar(Reader *r, const yaml_event_t *event, RunNode **out)
         return refuse(r, &event->start_mark, "anchors and tags are not accepted; a text that begins with & or ! needs quotes");
     if (strlen(value) != n) return refuse(r, &event->start_mark, "a text contains a zero byte");
     if (n > MAX_TEXT_BYTES) return refuse(r, &event->start_mark, "a text has more than 16384 bytes");
-    RunNode *node = run_node_create(r->arena, NODE_SCALAR, r->place, line_of(r, &event->start_mark));
+    SettingNode *node = setting_node_create(r->arena, NODE_SCALAR, r->place, line_of(r, &event->start_mark));
     node->text = arena_strndup(r->arena, value, n);
     node->quoted = event->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
     *out = node;
     return OK;
 }
 
-static Status read_node(Reader *r, yaml_event_t *event, int depth, RunNode **out);
+static Status read_node(Reader *r, yaml_event_t *event, int depth, SettingNode **out);
 
-static Status read_key(Reader *r, yaml_event_t *event, const RunNode *map, const char **key)
+static Status read_key(Reader *r, yaml_event_t *event, const SettingNode *map, const char **key)
 {
     if (event->type != YAML_SCALAR_EVENT) return refuse(r, &event->start_mark, "a key must be a plain word");
-    RunNode *node;
+    SettingNode *node;
     TRY(read_scalar(r, event, &node));
-    const RunNode *same = run_node_find(map, node->text);
+    const SettingNode *same = setting_node_find(map, node->text);
     if (same)
-        return fail(ERR_ARG, "%s: the key '%s' stands twice, first at line %d", run_node_where(r->arena, node), node->text,
+        return fail(ERR_ARG, "%s: the key '%s' stands twice, first at line %d", setting_node_where(r->arena, node), node->text,
                     same->line);
     if (strlen(node->text) > MAX_KEY_BYTES) return refuse(r, &event->start_mark, "a key has more than 128 bytes");
     if (map->n == MAX_KEYS) return refuse(r, &event->start_mark, "a mapping has more than 4096 keys");
@@ -132,7 +134,7 @@ static Status read_key(Reader *r, yaml_event_t *event, const RunNode *map, const
     return OK;
 }
 
-static Status read_items(Reader *r, int depth, RunNode *node)
+static Status read_items(Reader *r, int depth, SettingNode *node)
 {
     yaml_event_type_t end = node->kind == NODE_MAP ? YAML_MAPPING_END_EVENT : YAML_SEQUENCE_END_EVENT;
     for (;;) {
@@ -140,7 +142,7 @@ static Status read_items(Reader *r, int depth, RunNode *node)
         TRY(next_event(r, &event));
         Status status = OK;
         const char *key = NULL;
-        RunNode *item = NULL;
+        SettingNode *item = NULL;
         bool ended = event.type == end;
         if (!ended && node->kind == NODE_MAP) {
             status = read_key(r, &event, node, &key);
@@ -151,11 +153,11 @@ static Status read_items(Reader *r, int depth, RunNode *node)
         if (!ended) status = read_node(r, &event, depth + 1, &item);
         yaml_event_delete(&event);
         if (status != OK || ended) return status;
-        run_node_append(r->arena, node, key, item);
+        setting_node_append(r->arena, node, key, item);
     }
 }
 
-static Status read_node(Reader *r, yaml_event_t *event, int depth, RunNode **out)
+static Status read_node(Reader *r, yaml_event_t *event, int depth, SettingNode **out)
 {
     if (event->type == YAML_SCALAR_EVENT) return read_scalar(r, event, out);
     if (event->type == YAML_ALIAS_EVENT)
@@ -165,14 +167,14 @@ static Status read_node(Reader *r, yaml_event_t *event, int depth, RunNode **out
             : event->data.sequence_start.anchor || event->data.sequence_start.tag)
         return refuse(r, &event->start_mark, "anchors and tags are not accepted");
     if (depth > MAX_DEPTH) return refuse(r, &event->start_mark, "nested more than 24 deep");
-    RunNode *node = run_node_create(r->arena, map ? NODE_MAP : NODE_LIST, r->place, line_of(r, &event->start_mark));
+    SettingNode *node = setting_node_create(r->arena, map ? NODE_MAP : NODE_LIST, r->place, line_of(r, &event->start_mark));
     TRY(read_items(r, depth, node));
     *out = node;
     return OK;
 }
 
 /* The one event that may come next besides the expected ones is the end of the stream: an empty text. */
-static Status read_document(Reader *r, RunNode **root)
+static Status read_document(Reader *r, SettingNode **root)
 {
     for (bool seen = false;;) {
         yaml_event_t event;
@@ -182,7 +184,7 @@ static Status read_document(Reader *r, RunNode **root)
         bool content = type == YAML_SCALAR_EVENT || type == YAML_MAPPING_START_EVENT ||
                        type == YAML_SEQUENCE_START_EVENT || type == YAML_ALIAS_EVENT;
         if (type == YAML_DOCUMENT_START_EVENT && seen)
-            status = refuse(r, &event.start_mark, "a second document begins; a run file has one");
+            status = refuse(r, &event.start_mark, "a second document begins; one is wanted");
         seen |= type == YAML_DOCUMENT_START_EVENT;
         if (status == OK && content) status = read_node(r, &event, 0, root);
         yaml_event_delete(&event);
@@ -190,29 +192,29 @@ static Status read_document(Reader *r, RunNode **root)
     }
 }
 
-static Status parse(Arena *arena, Bytes text, const char *place, bool is_file, RunNode **root)
+static Status parse(Arena *arena, Bytes text, const char *place, bool is_file, SettingNode **root)
 {
     Reader r = {.arena = arena, .place = place, .is_file = is_file};
-    if (text.n > MAX_RUN_FILE_BYTES)
-        return fail(ERR_ARG, "%s has %zu bytes; a run file has at most %d", place, text.n, MAX_RUN_FILE_BYTES);
+    if (text.n > MAX_SETTING_FILE_BYTES)
+        return fail(ERR_ARG, "%s has %zu bytes; a file of settings has at most %d", place, text.n, MAX_SETTING_FILE_BYTES);
     if (!yaml_parser_initialize(&r.parser)) return fail(ERR_MEMORY, "%s: no memory to read YAML", place);
     yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&r.parser, text.at, text.n);
-    RunNode *node = run_node_create(arena, NODE_MAP, place, is_file);
+    SettingNode *node = setting_node_create(arena, NODE_MAP, place, is_file);
     Status status = read_document(&r, &node);
     yaml_parser_delete(&r.parser);
     if (status == OK) *root = node;
     return status;
 }
 
-Status run_node_parse(Arena *arena, Bytes text, const char *place, RunNode **root)
+Status setting_node_parse(Arena *arena, Bytes text, const char *place, SettingNode **root)
 {
-    RunNode *node = NULL;
+    SettingNode *node = NULL;
     TRY(parse(arena, text, place, true, &node));
-    if (node->kind == NODE_SCALAR && !*node->text) node = run_node_create(arena, NODE_MAP, place, 1);
+    if (node->kind == NODE_SCALAR && !*node->text) node = setting_node_create(arena, NODE_MAP, place, 1);
     if (node->kind != NODE_MAP)
-        return fail(ERR_ARG, "%s: a run file is a mapping, lines such as `name: demo`; this is a %s",
-                    run_node_where(arena, node), node->kind == NODE_LIST ? "list" : "single text");
+        return fail(ERR_ARG, "%s: a mapping is wanted, lines such as `name: demo`; this is a %s",
+                    setting_node_where(arena, node), node->kind == NODE_LIST ? "list" : "single text");
     *root = node;
     return OK;
 }
@@ -221,13 +223,13 @@ Status run_node_parse(Arena *arena, Bytes text, const char *place, RunNode **roo
 
 /* Steps from `at` to its child `name`, which is made when absent. A scalar on the way becomes a map with
  * the scalar under the key that its short form stands for. */
-static Status descend(Arena *arena, RunNode **slot, const char *place, const char *name, RunNode ***child)
+static Status descend(Arena *arena, SettingNode **slot, const char *place, const char *name, SettingNode ***child)
 {
-    RunNode *at = *slot;
+    SettingNode *at = *slot;
     int64_t index;
     if (at->kind == NODE_SCALAR) {
-        RunNode *map = run_node_create(arena, NODE_MAP, at->place, at->line);
-        if (*at->text) run_node_append(arena, map, "", at);
+        SettingNode *map = setting_node_create(arena, NODE_MAP, at->place, at->line);
+        if (*at->text) setting_node_append(arena, map, "", at);
         *slot = at = map;
     }
     if (at->kind == NODE_LIST) {
@@ -239,14 +241,14 @@ static Status descend(Arena *arena, RunNode **slot, const char *place, const cha
     int i = find_key(at, name);
     if (i < 0) {
         if (at->n >= MAX_KEYS) return fail(ERR_ARG, "%s: too many keys", place);
-        run_node_append(arena, at, name, run_node_create(arena, NODE_SCALAR, place, 0));
+        setting_node_append(arena, at, name, setting_node_create(arena, NODE_SCALAR, place, 0));
         i = at->n - 1;
     }
     *child = &at->item[i];
     return OK;
 }
 
-Status run_node_override(Arena *arena, RunNode *root, const char *text)
+Status setting_node_override(Arena *arena, SettingNode *root, const char *text)
 {
     if (!utf8_valid((const uint8_t *)text, strlen(text))) return fail(ERR_ARG, "an override is not UTF-8");
     if (strlen(text) > MAX_TEXT_BYTES) return fail(ERR_ARG, "an override has more than %d bytes", MAX_TEXT_BYTES);
@@ -255,7 +257,7 @@ Status run_node_override(Arena *arena, RunNode *root, const char *text)
     if (!equals || equals == text)
         return fail(ERR_ARG, "%s is not key=value, such as train.steps=500", place);
     char *key = arena_strndup(arena, text, (size_t)(equals - text));
-    RunNode **slot = &root;
+    SettingNode **slot = &root;
     int depth = 0;
     for (char *part = key, *dot; part; part = dot ? dot + 1 : NULL) {
         dot = strchr(part, '.');
@@ -268,7 +270,7 @@ Status run_node_override(Arena *arena, RunNode *root, const char *text)
     const char *value = equals + 1;
     if (*value && strchr("[{\"'", *value))
         return parse(arena, (Bytes){(const uint8_t *)value, strlen(value)}, place, false, slot);
-    RunNode *scalar = run_node_create(arena, NODE_SCALAR, place, 0);
+    SettingNode *scalar = setting_node_create(arena, NODE_SCALAR, place, 0);
     scalar->text = value[0] ? arena_strdup(arena, value) : "";
     *slot = scalar;
     return OK;
@@ -295,7 +297,7 @@ static bool is_word(const char *text, const char *const *words)
     return false;
 }
 
-static Status scalar_json(Arena *arena, const RunNode *node, Str *out)
+static Status scalar_json(Arena *arena, const SettingNode *node, Str *out)
 {
     static const char *const nulls[] = {"", "~", "null", "Null", "NULL", NULL};
     static const char *const truths[] = {"true", "True", "TRUE", NULL};
@@ -308,7 +310,7 @@ static Status scalar_json(Arena *arena, const RunNode *node, Str *out)
     else if (!node->quoted && is_word(text, truths)) str_add(out, "true");
     else if (!node->quoted && is_word(text, lies)) str_add(out, "false");
     else if (!node->quoted && is_word(text, refused))
-        return fail(ERR_ARG, "%s: %s is no finite number", run_node_where(arena, node), text);
+        return fail(ERR_ARG, "%s: %s is no finite number", setting_node_where(arena, node), text);
     else if (!node->quoted && parse_i64(text, &whole)) str_printf(out, "%lld", (long long)whole);
     else if (!node->quoted && parse_f64(text, &number)) {
         size_t at = out->n;
@@ -318,7 +320,7 @@ static Status scalar_json(Arena *arena, const RunNode *node, Str *out)
     return OK;
 }
 
-Status run_node_json(Arena *arena, const RunNode *node, Str *out)
+Status setting_node_json(Arena *arena, const SettingNode *node, Str *out)
 {
     if (node->kind == NODE_SCALAR) return scalar_json(arena, node, out);
     str_add(out, node->kind == NODE_MAP ? "{" : "[");
@@ -328,7 +330,7 @@ Status run_node_json(Arena *arena, const RunNode *node, Str *out)
             add_json_text(node->key[i], out);
             str_add(out, ": ");
         }
-        TRY(run_node_json(arena, node->item[i], out));
+        TRY(setting_node_json(arena, node->item[i], out));
     }
     str_add(out, node->kind == NODE_MAP ? "}" : "]");
     return OK;

@@ -1,20 +1,50 @@
 /* Values of settings: read from a scalar, written as they stand in a file. */
-#include "run/run_internal.h"
+#include "setting/setting.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+static void add_limit(const Setting *s, double value, Str *out)
+{
+    char buf[32];
+    if (s->type == SETTING_BYTES && value >= 1e3) str_add(out, format_bytes(value, buf));
+    else str_printf(out, "%.16g", value);
+}
+
+void setting_range_text(const Setting *s, Str *out)
+{
+    switch (s->type) {
+    case SETTING_INT:
+    case SETTING_FLOAT:
+    case SETTING_RANGE:
+    case SETTING_BYTES:
+        add_limit(s, s->min, out);
+        if (s->max == s->min) return;
+        str_add(out, " to ");
+        add_limit(s, s->max, out);
+        return;
+    case SETTING_BOOL: str_add(out, "true or false"); return;
+    case SETTING_TEXT: str_add(out, "text"); return;
+    case SETTING_CHOICE:
+        for (const char *c = s->choices; *c; c++) {
+            if (*c == '|') str_add(out, strchr(c + 1, '|') ? ", " : " or ");
+            else str_add_n(out, c, 1);
+        }
+        return;
+    }
+}
+
 static void *field_of(const Setting *s, void *base) { return (char *)base + s->offset; }
 
-static Status wrong(Arena *arena, const Setting *s, const RunNode *node, const char *wanted)
+static Status wrong(Arena *arena, const Setting *s, const SettingNode *node, const char *wanted)
 {
     Str range = {0};
-    settings_range_text(s, &range);
+    setting_range_text(s, &range);
     const char *got = node->kind == NODE_LIST ? "a list" : node->kind == NODE_MAP ? "a mapping" : NULL;
     Status status =
-        got ? fail(ERR_ARG, "%s: %s is %s; %s is wanted (%s)", run_node_where(arena, node), s->name, got, wanted, range.at)
-            : fail(ERR_ARG, "%s: %s is %s%.80s%s; %s is wanted (%s%s%s)", run_node_where(arena, node), s->name,
+        got ? fail(ERR_ARG, "%s: %s is %s; %s is wanted (%s)", setting_node_where(arena, node), s->name, got, wanted, range.at)
+            : fail(ERR_ARG, "%s: %s is %s%.80s%s; %s is wanted (%s%s%s)", setting_node_where(arena, node), s->name,
                    node->quoted ? "the text \"" : *node->text ? "" : "empty", node->text, node->quoted ? "\"" : "",
                    wanted, range.at, *s->unit ? " " : "", s->unit);
     str_deinit(&range);
@@ -31,7 +61,7 @@ static bool parse_whole(const char *text, int64_t *out)
     return true;
 }
 
-bool run_parse_bytes(const char *text, int64_t *out)
+bool setting_parse_bytes(const char *text, int64_t *out)
 {
     static const struct {
         const char *suffix;
@@ -69,7 +99,24 @@ static int choice_index(const char *choices, const char *word)
 
 static bool in_range(const Setting *s, double value) { return value >= s->min && value <= s->max; }
 
-static Status read_number(Arena *arena, const Setting *s, const RunNode *node, void *field)
+/* [low, central, high], or one number for all three. */
+static Status read_range(Arena *arena, const Setting *s, const SettingNode *node, double range[3])
+{
+    static const char wanted[] = "a list [low, central, high], or one number";
+    if (node->kind == NODE_MAP || (node->kind == NODE_LIST && node->n != 3)) return wrong(arena, s, node, wanted);
+    for (int i = 0; i < 3; i++) {
+        const SettingNode *item = node->kind == NODE_LIST ? node->item[i] : node;
+        if (item->kind != NODE_SCALAR || item->quoted || !parse_f64(item->text, &range[i]))
+            return wrong(arena, s, item, "a number");
+        if (!in_range(s, range[i])) return wrong(arena, s, item, "a value in its range");
+        if (i && range[i] < range[i - 1])
+            return fail(ERR_ARG, "%s: %s is [%g, %g, ...]; low, central and high rise: [%g, %g, ...]",
+                        setting_node_where(arena, item), s->name, range[i - 1], range[i], range[i], range[i - 1]);
+    }
+    return OK;
+}
+
+static Status read_number(Arena *arena, const Setting *s, const SettingNode *node, void *field)
 {
     int64_t whole = 0;
     double number = 0;
@@ -78,7 +125,7 @@ static Status read_number(Arena *arena, const Setting *s, const RunNode *node, v
                                                     : "a number of bytes such as 512MB or 8GiB";
     bool good = !node->quoted && (s->type == SETTING_INT     ? parse_whole(node->text, &whole)
                                   : s->type == SETTING_FLOAT ? parse_f64(node->text, &number)
-                                                             : run_parse_bytes(node->text, &whole));
+                                                             : setting_parse_bytes(node->text, &whole));
     if (!good) return wrong(arena, s, node, wanted);
     if (!in_range(s, s->type == SETTING_FLOAT ? number : (double)whole))
         return wrong(arena, s, node, s->min == s->max ? "in this version only one value" : "a value in its range");
@@ -87,9 +134,15 @@ static Status read_number(Arena *arena, const Setting *s, const RunNode *node, v
     return OK;
 }
 
-Status setting_read(Arena *arena, const Setting *s, const RunNode *node, void *base)
+Status setting_read(Arena *arena, const Setting *s, const SettingNode *node, void *base)
 {
     void *field = field_of(s, base);
+    if (s->type == SETTING_RANGE) {
+        double range[3];
+        TRY(read_range(arena, s, node, range));
+        memcpy(field, range, sizeof range);
+        return OK;
+    }
     if (node->kind != NODE_SCALAR) return wrong(arena, s, node, "a single value");
     switch (s->type) {
     case SETTING_INT:
@@ -107,13 +160,36 @@ Status setting_read(Arena *arena, const Setting *s, const RunNode *node, void *b
         *(int *)field = i;
         return OK;
     }
+    case SETTING_RANGE: break;
     }
+    return OK;
+}
+
+/* NAN is in no range. */
+Status setting_check(const Setting *s, const char *where, const void *base)
+{
+    const void *field = (const char *)base + s->offset;
+    double value[3] = {0};
+    int n = 1;
+    if (s->type == SETTING_INT || s->type == SETTING_BYTES) value[0] = (double)*(const int64_t *)field;
+    else if (s->type == SETTING_FLOAT) value[0] = *(const double *)field;
+    else if (s->type == SETTING_RANGE) memcpy(value, field, (n = 3) * sizeof *value);
+    else return OK;
+    for (int i = 0; i < n; i++)
+        if (!in_range(s, value[i]) || (i && value[i] < value[i - 1])) {
+            Str range = {0};
+            setting_range_text(s, &range);
+            Status status = fail(ERR_ARG, "%s: %s is %g; %s%s%s is wanted%s", where, s->name, value[i], range.at,
+                                 *s->unit ? " " : "", s->unit, n > 1 ? ", low to high" : "");
+            str_deinit(&range);
+            return status;
+        }
     return OK;
 }
 
 Status setting_default(Arena *arena, const Setting *s, void *base)
 {
-    RunNode node = {.kind = NODE_SCALAR, .place = "default", .text = s->default_text};
+    SettingNode node = {.kind = NODE_SCALAR, .place = "default", .text = s->default_text};
     return setting_read(arena, s, &node, base);
 }
 
@@ -131,7 +207,7 @@ static void add_number(double value, Str *out)
 }
 
 /* Quoted always: no text can be taken for a number, a boolean or an alias. */
-static void add_quoted(const char *text, Str *out)
+void setting_write_quoted(const char *text, Str *out)
 {
     str_add(out, "\"");
     for (; *text; text++) {
@@ -150,8 +226,17 @@ void setting_write(const Setting *s, const void *base, Str *out)
     case SETTING_INT:
     case SETTING_BYTES: str_printf(out, "%lld", (long long)*(const int64_t *)field); return;
     case SETTING_FLOAT: add_number(*(const double *)field, out); return;
+    case SETTING_RANGE: {
+        const double *range = field;
+        for (int i = 0; i < 3; i++) {
+            str_add(out, i ? ", " : "[");
+            add_number(range[i], out);
+        }
+        str_add(out, "]");
+        return;
+    }
     case SETTING_BOOL: str_add(out, *(const bool *)field ? "true" : "false"); return;
-    case SETTING_TEXT: add_quoted(*(const char *const *)field, out); return;
+    case SETTING_TEXT: setting_write_quoted(*(const char *const *)field, out); return;
     case SETTING_CHOICE: {
         const char *word = s->choices;
         for (int i = *(const int *)field; i > 0; i--) word += strcspn(word, "|") + 1;
