@@ -166,6 +166,29 @@ function(program name)
   target_link_libraries(${name} PRIVATE ${libs})
 endfunction()
 
+# embedded_files(MODULE TYPE FILES...): puts texts of src/MODULE/ into the program: TYPE MODULE_files[] of {name without
+# ending, bytes, length}, ended by a name of NULL.
+function(embedded_files module type)
+  set(arrays "")
+  set(table "")
+  set(i 0)
+  foreach(file ${ARGN})
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+    file(READ ${file} hex HEX)
+    string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
+    string(REGEX REPLACE "((0x..,){24})" "\\1\n" bytes "${bytes}")
+    file(RELATIVE_PATH name ${CMAKE_SOURCE_DIR}/src/${module} ${file})
+    string(REGEX REPLACE "\\.[a-z]+$" "" name ${name})
+    string(APPEND arrays "static const unsigned char text_${i}[] = {\n${bytes}0};\n")
+    string(APPEND table "    {\"${name}\", text_${i}, sizeof text_${i} - 1},\n")
+    math(EXPR i "${i} + 1")
+  endforeach()
+  set(path ${CMAKE_BINARY_DIR}/embedded/${module}_files.c)
+  file(CONFIGURE OUTPUT ${path} @ONLY
+    CONTENT "#include \"${module}/${module}_internal.h\"\n\n${arrays}\nconst ${type} ${module}_files[] = {\n${table}    {0}};\n")
+  target_sources(${module} PRIVATE ${path})
+endfunction()
+
 # bench_program(NAME DEPENDS folder [TEST arguments]): bench/NAME.c, built only when asked for, or when a test runs it.
 function(bench_program name)
   cmake_parse_arguments(P "" "DEPENDS" "TEST" ${ARGN})

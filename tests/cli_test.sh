@@ -71,6 +71,26 @@ done
 expect 1 'has no tokenizer' generate "$golden/llama3-gqa" --prompt x
 one_line
 expect 1 'there is nothing at' inspect "$work/nothing"
+
+# ---- clusters ----
+expect 0 '' inspect --cluster list
+says '^  meta-100k'
+says '^  h100 '
+expect 0 '' inspect --cluster "16384 h100, 8 per node, 400G, spine 1:4"
+says 'oversubscription: .*4'
+cp "$work/out" "$work/cluster.yaml"
+expect 0 '' inspect --cluster "$work/cluster.yaml"
+cp "$work/out" "$work/cluster.yaml" # what had no source before has this file's lines from now on
+expect 0 '' inspect --cluster "$work/cluster.yaml"
+cmp -s "$work/out" "$work/cluster.yaml" || { echo "a cluster's text does not load as itself"; failed=1; }
+expect 2 'did you mean meta-24k' inspect --cluster meta-24
+one_line
+expect 3 '100 devices are no whole number of nodes of 8; 104 are' inspect --cluster "100 h100, 8 per node"
+one_line
+printf 'base: hgx\nnode: {nics: 8, nic_bytes_per_s: 400e9}\n' >"$work/bad.yaml"
+expect 2 'bad.yaml:2: node.nic_bytes_per_s is 400e9; a value in its range is wanted \(0 to 250000000000 bytes/s\)' inspect --cluster "$work/bad.yaml"
+one_line
+
 mkdir "$work/broken" && cp "$golden/llama3-gqa/"* "$work/broken" && truncate -s -100 "$work/broken/model.safetensors"
 expect 1 'model.safetensors' logits "$work/broken" --ids "$golden/llama3-gqa/ids.json" --out "$work/l.safetensors"
 one_line

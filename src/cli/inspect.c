@@ -3,13 +3,14 @@
 #include <string.h>
 
 #include "cli/show.h"
+#include "cluster/cluster.h"
 #include "run/run.h"
 #include "train/train.h"
 
 typedef struct InspectFlags {
     int graph, program, dtype;
     int64_t batch, seq;
-    bool dot, tensors;
+    bool dot, tensors, cluster;
 } InspectFlags;
 
 enum { PICTURE_COLUMNS = 120 };
@@ -25,6 +26,8 @@ static const Option options[] = {
     {"batch", OPTION_INT, "N", 1, 1 << 20, "1", NULL, offsetof(InspectFlags, batch), "sequences, for --graph and --program"},
     {"seq", OPTION_INT, "N", 1, 1 << 30, "256", NULL, offsetof(InspectFlags, seq), "tokens of each; with decode: of the cache"},
     {"dtype", OPTION_CHOICE, "TYPE", 0, 0, "f32", "f32|bf16", offsetof(InspectFlags, dtype), "of activations"},
+    {"cluster", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(InspectFlags, cluster),
+     "a cluster instead: a preset, a file or a line such as \"1024 h100, 400G\", all figures with their sources; `list`: the presets"},
 };
 
 static bool ends_with(const char *text, const char *end)
@@ -61,6 +64,31 @@ static Status inspect_program(Arena *arena, const char *path, const InspectFlags
     Status status = show_program(&config, &flags, out);
     model_config_deinit(&config);
     return status;
+}
+
+/* ---- clusters -------------------------------------------------------------------------------------- */
+
+static void list_clusters(Str *out)
+{
+    ClusterPreset p;
+    for (int devices = 0; devices < 2; devices++) {
+        str_add(out, devices ? "devices:\n" : "clusters:\n");
+        for (int i = 0; (p = cluster_list(i)).name; i++)
+            if (p.is_device == (devices > 0)) str_printf(out, "  %-16s %.*s\n", p.name, p.about_length, p.about);
+    }
+}
+
+static Status inspect_cluster(const char *text, Str *out)
+{
+    Cluster cluster;
+    if (!strcmp(text, "list")) {
+        list_clusters(out);
+        return OK;
+    }
+    TRY(cluster_load(text, &cluster));
+    cluster_text(&cluster, out);
+    cluster_deinit(&cluster);
+    return OK;
 }
 
 /* ---- files and directories ------------------------------------------------------------------------- */
@@ -141,8 +169,9 @@ static Status run(const void *opaque, Operands operands)
     Arena arena = {0};
     Str out = {0};
     if (f->dot && !f->graph && !f->program) return fail(ERR_ARG, "--dot draws a graph: say which with --graph KIND");
-    Status status = f->graph || f->program ? inspect_program(&arena, operands.at[0], f, &out)
-                                           : inspect_path(&arena, operands.at[0], f->tensors, &out);
+    Status status = f->cluster                 ? inspect_cluster(operands.at[0], &out)
+                    : f->graph || f->program ? inspect_program(&arena, operands.at[0], f, &out)
+                                             : inspect_path(&arena, operands.at[0], f->tensors, &out);
     if (status == OK && out.n) fwrite(out.at, 1, out.n, stdout);
     str_deinit(&out);
     arena_deinit(&arena);
