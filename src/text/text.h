@@ -3,7 +3,7 @@
  * What it is.   Text to token ids and back: as tiktoken and Hugging Face tokenizers do it for the
  *               Llama 3 and Llama 4 vocabularies and for any other byte-level BPE; as sentencepiece
  *               does it for a BPE model without normalization table, such as Grok-1's.
- * Depends on.   base; jansson (files), PCRE2 (patterns other than the two published ones).
+ * Depends on.   base; jansson (files), PCRE2 (patterns other than the two that are built in).
  * Owns.         Tokenizer: vocabulary, merges, special tokens; does not change after it was made, so
  *               that threads share it. Encoder: a thread's scratch and its cache of pieces.
  * Invariants.   decode(encode(x)) == x for every byte string x. What is not valid UTF-8 is allowed:
