@@ -1,8 +1,7 @@
-/* drover doctor: what this machine has, and what it can do, measured in about two seconds. */
+/* drover doctor: what this machine has, and what it can do, measured in about two seconds; with --calibrate, in minutes. */
 #include "cli/cli.h"
 
 #include <math.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -15,17 +14,24 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "calibrate/calibrate.h"
 #include "comm/comm.h"
 #include "ops/probe.h"
 
 typedef struct DoctorFlags {
     int64_t threads;
     bool json;
+    const char *calibrate;
+    int64_t rounds;
 } DoctorFlags;
 
 static const Option options[] = {
     {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(DoctorFlags, threads), "to measure with; 0: all cores"},
     {"json", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(DoctorFlags, json), "one JSON object"},
+    {"calibrate", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(DoctorFlags, calibrate),
+     "time the ops of real training programs for a minute or two and write this machine as a cluster's file, for --cluster; "
+     "under mpirun exchanges are those between its processes"},
+    {"rounds", OPTION_INT, "N", 1, 1000, "5", NULL, offsetof(DoctorFlags, rounds), "steps of each program that --calibrate times"},
 };
 
 /* ---- one line of the report ------------------------------------------------------------------- */
@@ -86,42 +92,6 @@ static void say_space(Report *r)
 
 /* ---- speed --------------------------------------------------------------------------------------- */
 
-enum { SWEEP_BYTES = 256 << 20 };
-
-/* Eight running sums, so that the additions do not wait for each other; volatile keeps the walk. */
-static uint64_t walk(const uint64_t *data, size_t n)
-{
-    uint64_t sum[8] = {0};
-    for (size_t i = 0; i + 8 <= n; i += 8)
-        for (size_t k = 0; k < 8; k++) sum[k] += data[i + k];
-    return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
-}
-
-/* Bytes per second read by all threads together from memory far beyond the caches; the best of several
- * walks, since neighbours only ever slow it down. 0 when there is no memory for it. */
-static double measure_read(int threads, double seconds)
-{
-    size_t n = SWEEP_BYTES / sizeof(uint64_t), part = n / (size_t)threads;
-    uint64_t *data = malloc(SWEEP_BYTES);
-    volatile uint64_t sink = 0;
-    double best = 0, end = 0;
-    if (!data) return 0;
-#pragma omp parallel num_threads(threads)
-    memset(data + part * (size_t)omp_get_thread_num(), 1, part * sizeof *data);
-    end = clock_s() + seconds;
-    do {
-        double start = clock_s();
-        uint64_t sum = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : sum)
-        sum += walk(data + part * (size_t)omp_get_thread_num(), part);
-        sink = sink + sum;
-        double rate = (double)(part * (size_t)threads * sizeof *data) / (clock_s() - start);
-        if (rate > best) best = rate;
-    } while (clock_s() < end);
-    free(data);
-    return best;
-}
-
 static void say_speed(Report *r, const Device *device)
 {
     Target t = device_target(device);
@@ -129,7 +99,7 @@ static void say_speed(Report *r, const Device *device)
     for (int i = 0; i < 3; i++) { /* in turns, so that a short disturbance spoils no figure for good */
         f32 = fmax(f32, probe_peak_flop_per_s(t.isa, DTYPE_F32, t.threads, 0.2));
         bf16 = fmax(bf16, probe_peak_flop_per_s(t.isa, DTYPE_BF16, t.threads, 0.2));
-        read = fmax(read, measure_read(t.threads, 0.2));
+        read = fmax(read, probe_read_bytes_per_s(t.threads, 0.2));
     }
     say_rate(r, "matrix peak f32", "peak_f32_flop_per_s", f32, "FLOP");
     say_rate(r, "matrix peak bf16", "peak_bf16_flop_per_s", bf16, "FLOP");
@@ -151,10 +121,8 @@ static void say_libraries(Report *r)
     say(r, "CUDA", "not built in: the processor computes");
 }
 
-static Status run(const void *opaque, Operands operands)
+static Status examine(const DoctorFlags *o)
 {
-    const DoctorFlags *o = opaque;
-    (void)operands;
     Device *device;
     TRY(device_create_cpu((CpuOptions){.threads = (int)o->threads}, &device));
     Report report = {.json = o->json, .object = json_object()};
@@ -170,6 +138,58 @@ static Status run(const void *opaque, Operands operands)
     json_decref(report.object);
     device_destroy(device);
     return OK;
+}
+
+/* ---- calibration ----------------------------------------------------------------------------------- */
+
+static void say_progress(void *context, const char *what)
+{
+    (void)context;
+    log_info("calibrating: %s", what);
+}
+
+static void say_fits(const Calibration *c)
+{
+    static const char *const reads[] = {"", "f32", "bf16", "fp8"};
+    printf("%-28s %6s %9s %9s %10s %10s %8s %7s\n", "op", "nodes", "ms in all", "fixed us", "GFLOP/s", "GB/s", "error %", "bias %");
+    for (int i = 0; i < c->n_fits; i++) {
+        const OpFit *f = &c->fit[i];
+        char name[64];
+        snprintf(name, sizeof name, "%s %s", f->rate.op, reads[f->rate.math]);
+        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f\n", name, f->n, f->total_s * 1e3, f->rate.fixed_s * 1e6,
+               f->rate.flop_per_s * 1e-9, f->rate.bytes_per_s * 1e-9, f->error * 100, f->bias * 100);
+    }
+    for (int i = 0; i < c->n_exchanges; i++)
+        printf("all-reduce %10.0f bytes, %d ranks: %.2f us\n", c->exchange[i].bytes, c->exchange_ranks, c->exchange[i].seconds * 1e6);
+    printf("all cores as one rank: %.2f of one rank on each\n", c->team_eta);
+}
+
+/* By every process that a launcher started, else by this one. */
+static Status calibrate(const Rank *rank, void *context)
+{
+    const DoctorFlags *o = context;
+    Calibration c;
+    Str sheet = {0};
+    TRY(calibrate_machine(&(CalibrateOptions){.cores = (int)o->threads, .rounds = (int)o->rounds, .world = rank->world, .progress = say_progress}, &c));
+    Status status = OK;
+    if (rank->first) {
+        say_fits(&c);
+        calibrate_sheet(&c, &sheet);
+        status = file_write_atomic(o->calibrate, sheet.at, sheet.n);
+        if (status == OK) printf("written to %s: --cluster %s means this machine\n", o->calibrate, o->calibrate);
+    }
+    str_deinit(&sheet);
+    calibrate_deinit(&c);
+    return status;
+}
+
+static Status run(const void *opaque, Operands operands)
+{
+    DoctorFlags o = *(const DoctorFlags *)opaque;
+    (void)operands;
+    if (!o.calibrate) return examine(&o);
+    int launched = ranks_launched();
+    return ranks_run(launched > 0 ? launched : 1, calibrate, &o);
 }
 
 const Command command_doctor = {

@@ -1,0 +1,86 @@
+/* calibrate: this machine, measured into a cluster's file: the sheet by which device/sim tells what a run here takes.
+ *
+ * What it is.   Times of every op in real training programs, on every core at once and as one team; exchanges between
+ *               ranks; peaks and memory. Curves and rates fitted to them.
+ * Depends on.   base, comm, cluster, device, model, train
+ * Owns.         Nothing after a call.
+ * Invariants.   What is measured is what runs: the programs are those of the trainer. An op's rates are fitted to all its
+ *               nodes in all programs, never to one model.
+ * Use:
+ *     Str sheet = {0};
+ *     Calibration c;
+ *     TRY(calibrate_machine(&(CalibrateOptions){.rounds = 5}, &c));
+ *     calibrate_sheet(&c, &sheet);                 a file for --cluster
+ *     calibrate_deinit(&c);
+ */
+#ifndef CALIBRATE_CALIBRATE_H
+#define CALIBRATE_CALIBRATE_H
+
+#include "cluster/cluster.h"
+#include "comm/comm.h"
+#include "train/train.h"
+
+/* One node of a program: the median of its times over the rounds. */
+typedef struct OpSample {
+    const char *op;
+    MathKind math;  /* of what it reads */
+    bool matmul;    /* a product or attention */
+    double flop, bytes;
+    int64_t m, n, k; /* of a plain product; else 0 */
+    double seconds;
+} OpSample;
+
+/* Rates of one op and how well they tell its times. */
+typedef struct OpFit {
+    OpRate rate;
+    int n;              /* samples */
+    double total_s;     /* of all samples */
+    double error;       /* relative, root mean square weighted by time */
+    double bias;        /* predicted total over measured total, less 1 */
+} OpFit;
+
+/* Ranks of one host: an all-reduce of `bytes` takes `seconds`. */
+typedef struct ExchangeSample {
+    double bytes, seconds;
+} ExchangeSample;
+
+typedef struct CalibrateOptions {
+    int cores;  /* to measure with; 0: all */
+    int rounds; /* steps of each program; 0: 5 */
+    Comm *world; /* processes that exchange; NULL: threads of this one */
+    void (*progress)(void *context, const char *what); /* or NULL */
+    void *context;
+} CalibrateOptions;
+
+typedef struct Calibration {
+    int cores;
+    double memory_bytes;
+    double peak_flop_per_s[MATH_KINDS]; /* of one core while all are busy; 0: no such kernels */
+    double read_bytes_per_s, copy_bytes_per_s; /* the same; copy counts bytes read and written */
+    MatrixCurve matrix[MATH_KINDS];
+    double matrix_error[MATH_KINDS];
+    OpFit *fit;
+    int n_fits;
+    double team_eta;
+    ExchangeSample *exchange;
+    int n_exchanges, exchange_ranks; /* 0: one core, nothing measured */
+    const char *transport;           /* "threads" or the name of MPI */
+    double exchange_base_s, exchange_hop_s, exchange_bytes_per_s;
+    const char *machine; /* for the source of every value */
+    Arena arena;
+} Calibration;
+
+/* Takes a minute or two. With options->world every process calls it; the first one's result counts. */
+Status calibrate_machine(const CalibrateOptions *options, Calibration *out);
+void calibrate_deinit(Calibration *c);
+/* A cluster of one node with this processor, as a file. */
+void calibrate_sheet(const Calibration *c, Str *out);
+
+/* ---- parts ------------------------------------------------------------------------------- */
+
+/* seconds = fixed + flop a + bytes b, none negative, least squares weighted by 1 / seconds: every second counts alike. */
+OpFit calibrate_fit_op(const OpSample *sample, int n);
+/* base + 2 (ranks - 1) hop + 2 (ranks - 1) / ranks bytes / rate through the samples of an all-reduce. */
+void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s, double *hop_s, double *bytes_per_s);
+
+#endif

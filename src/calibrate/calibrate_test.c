@@ -1,0 +1,139 @@
+/* Fits that find the rates that made the times; a job that is really run; a sheet that is a cluster's file. */
+#include "base/testing.h"
+#include "calibrate/calibrate_internal.h"
+
+static OpSample sample(double flop, double bytes, double fixed_s, double flop_per_s, double bytes_per_s)
+{
+    return (OpSample){.op = "linear", .matmul = true, .flop = flop, .bytes = bytes, .seconds = fixed_s + flop / flop_per_s + bytes / bytes_per_s};
+}
+
+static void test_fit_recovers(void **state)
+{
+    (void)state;
+    OpSample s[12];
+    for (int i = 0; i < COUNT_OF(s); i++) s[i] = sample(1e6 * (1 << i), 1e5 * (1 + i * i), 3e-6, 40e9, 8e9);
+    OpFit fit = calibrate_fit_op(s, COUNT_OF(s));
+    assert_near(fit.rate.fixed_s, 3e-6, 1e-4);
+    assert_near(fit.rate.flop_per_s, 40e9, 1e-4);
+    assert_near(fit.rate.bytes_per_s, 8e9, 1e-4);
+    assert_true(fit.error < 1e-5 && fabs(fit.bias) < 1e-5);
+    assert_int_equal(fit.n, 12);
+}
+
+/* A term that the times do not have is left out, never negative; one sample is told exactly. */
+static void test_fit_leaves_out(void **state)
+{
+    (void)state;
+    OpSample s[8];
+    for (int i = 0; i < COUNT_OF(s); i++) {
+        s[i] = sample(1e6 * (1 + i), 1e6 * (8 - i), 0, 1e9, 1e30);
+        s[i].seconds *= i % 2 ? 1.02 : 0.98;
+    }
+    OpFit fit = calibrate_fit_op(s, COUNT_OF(s));
+    assert_near(fit.rate.flop_per_s, 1e9, 0.03);
+    assert_true(fit.rate.fixed_s >= 0 && fit.rate.bytes_per_s >= 0);
+    assert_near(fit.error, 0.02, 0.5);
+    for (int i = 0; i < COUNT_OF(s); i++) s[i] = (OpSample){.op = "fill", .bytes = 0, .flop = 0, .seconds = 2e-6 + 1e-9 * i};
+    fit = calibrate_fit_op(s, COUNT_OF(s));
+    assert_near(fit.rate.fixed_s, 2e-6, 0.01);
+    assert_true(fit.rate.flop_per_s == 0 && fit.rate.bytes_per_s == 0);
+    OpSample one = {.op = "add", .bytes = 1e6, .seconds = 1e-4};
+    fit = calibrate_fit_op(&one, 1);
+    assert_near(fit.rate.fixed_s + (fit.rate.bytes_per_s > 0 ? 1e6 / fit.rate.bytes_per_s : 0), 1e-4, 1e-6);
+}
+
+static void test_exchange_fit(void **state)
+{
+    (void)state;
+    ExchangeSample s[6];
+    for (int i = 0; i < COUNT_OF(s); i++) {
+        double bytes = 64 * pow(32, i);
+        s[i] = (ExchangeSample){bytes, 10e-6 + 1.5 * bytes / 5e9};
+    }
+    double base, hop, rate;
+    calibrate_fit_exchange(s, COUNT_OF(s), 4, &base, &hop, &rate);
+    assert_near(base + 6 * hop, 10e-6, 0.01);
+    assert_near(rate, 5e9, 0.1);
+}
+
+static int count(const OpSamples *samples, const char *op, MathKind math)
+{
+    int n = 0;
+    for (size_t i = 0; i < samples->n; i++) n += !strcmp(samples->at[i].op, op) && samples->at[i].math == math;
+    return n;
+}
+
+/* Two ranks alone, then two that share each matrix: the same kinds of nodes from both, exchanges left out. */
+static void test_job(void **state)
+{
+    (void)state;
+    CalibrateJob job = {"llama3-nano", DTYPE_F32, 1, 2, 32, RECOMPUTE_NONE, MESH_PP};
+    OpSamples samples = {0};
+    double step_s = 0;
+    assert_ok(calibrate_run_job(&job, 2, 1, 2, &samples, &step_s));
+    assert_true(step_s > 0);
+    assert_int_equal(count(&samples, "linear", MATH_F32) % 2, 0);
+    assert_true(count(&samples, "linear", MATH_F32) >= 2 * 4 * 3 && count(&samples, "attention", MATH_F32) == 2 * 4);
+    for (size_t i = 0; i < samples.n; i++) {
+        const OpSample *s = &samples.at[i];
+        assert_true(s->seconds > 0 && s->flop + s->bytes > 0);
+        if (s->k) assert_near(s->flop, 2.0 * (double)s->m * (double)s->n * (double)s->k, 1e-12);
+        assert_int_equal(s->k > 0, !strcmp(s->op, "linear"));
+    }
+    size_t alone = samples.n;
+    job.cut = MESH_FSDP;
+    assert_ok(calibrate_run_job(&job, 2, 1, 1, &samples, &step_s));
+    assert_true(samples.n > alone);
+    VEC_FREE(&samples);
+    job.preset = "nosuch";
+    assert_int_equal(calibrate_run_job(&job, 2, 1, 1, &samples, &step_s), ERR_ARG);
+}
+
+static void test_exchanges(void **state)
+{
+    (void)state;
+    Arena arena = {0};
+    ExchangeSample *s;
+    int n;
+    assert_ok(calibrate_run_exchanges(NULL, 2, &arena, &s, &n));
+    assert_true(n == 9 && s[0].seconds > 0 && s[8].seconds > 10 * s[0].seconds);
+    arena_deinit(&arena);
+}
+
+static void test_sheet_loads(void **state)
+{
+    (void)state;
+    OpFit fits[] = {{.rate = {"linear", OP_BF16, 1e-6, 80e9, 9e9}}, {.rate = {"rmsnorm", OP_ANY, 2e-6, 0, 5e9}},
+                    {.rate = {"attention", OP_F32, 0, 20e9, 0}}, {.rate = {"attention_grad", OP_F32, 0, 15e9, 0}}};
+    Calibration c = {.cores = 4, .memory_bytes = 16e9, .peak_flop_per_s = {50e9, 100e9, 0}, .read_bytes_per_s = 6e9,
+                     .copy_bytes_per_s = 5e9, .matrix = {{50e9, 0.9, 20}, {100e9, 0.8, 30}, {0}}, .fit = fits, .n_fits = COUNT_OF(fits),
+                     .team_eta = 0.95, .exchange_ranks = 4, .transport = "threads", .exchange_base_s = 5e-6, .exchange_hop_s = 1e-6,
+                     .exchange_bytes_per_s = 4e9, .machine = "measured by a test"};
+    Str text = {0};
+    Cluster cluster;
+    calibrate_sheet(&c, &text);
+    assert_ok(cluster_parse((Bytes){(const uint8_t *)text.at, text.n}, "cpu.yaml", &cluster));
+    assert_int_equal(cluster.device.cores, 4);
+    assert_near(cluster_op_s(&cluster.device, "linear", MATH_BF16, 80e9, 9e9), 2 + 1e-6, 1e-9);
+    assert_true(cluster_op_s(&cluster.device, "linear", MATH_F32, 80e9, 9e9) < 0);
+    assert_near(cluster_op_s(&cluster.device, "rmsnorm", MATH_BF16, 1e9, 5e9), 1 + 2e-6, 1e-9);
+    assert_near(cluster_share(&cluster.device, 1).op_speed, 4 * 0.95, 1e-9);
+    assert_near(cluster.device.attention.eta_inf, 0.2, 1e-9);
+    assert_near(cluster.device.attention.backward, 0.75, 1e-9);
+    assert_near(cluster.device.memory.eta, 5.0 / 6, 1e-3);
+    assert_near(cluster.network.ring.link_hop_s, 1e-6, 1e-9);
+    assert_near(cluster.device.link_bytes_per_s, 4e9, 1e-9);
+    assert_true(cluster.device.matrix[MATH_FP8].peak_flop_per_s == 0);
+    assert_string_equal(cluster_source(&cluster, "device.team_eta"), "measured by a test");
+    cluster_deinit(&cluster);
+    str_deinit(&text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fit_recovers), cmocka_unit_test(test_fit_leaves_out), cmocka_unit_test(test_exchange_fit),
+        cmocka_unit_test(test_job),          cmocka_unit_test(test_exchanges),      cmocka_unit_test(test_sheet_loads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

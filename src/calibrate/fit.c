@@ -1,0 +1,114 @@
+/* Rates that tell the times of an op, and an exchange's latency and bandwidth. */
+#include "calibrate/calibrate_internal.h"
+
+#include <math.h>
+
+enum { TERMS = 3 };
+
+/* Solves the n equations of a symmetric positive system by elimination; false when it is singular. */
+static bool solve(double a[TERMS][TERMS], double b[TERMS], int n, double x[TERMS])
+{
+    for (int i = 0; i < n; i++) {
+        if (!(fabs(a[i][i]) > 1e-12)) return false;
+        for (int j = i + 1; j < n; j++) {
+            double factor = a[j][i] / a[i][i];
+            for (int k = i; k < n; k++) a[j][k] -= factor * a[i][k];
+            b[j] -= factor * b[i];
+        }
+    }
+    for (int i = n - 1; i >= 0; i--) {
+        x[i] = b[i];
+        for (int k = i + 1; k < n; k++) x[i] -= a[i][k] * x[k];
+        x[i] /= a[i][i];
+    }
+    return true;
+}
+
+/* Terms scaled to about one, so that elimination sees no powers of ten. */
+typedef struct Terms {
+    double scale[TERMS];
+} Terms;
+
+static double term(const Terms *t, const OpSample *s, int i)
+{
+    double raw = i == 0 ? 1 : i == 1 ? s->flop : s->bytes;
+    return t->scale[i] > 0 ? raw / t->scale[i] : 0;
+}
+
+static double predict(const Terms *t, const OpSample *s, const double x[TERMS])
+{
+    double sum = 0;
+    for (int i = 0; i < TERMS; i++) sum += x[i] * term(t, s, i);
+    return sum;
+}
+
+/* Sum of (predicted - measured)^2 / measured. */
+static double misfit(const Terms *t, const OpSample *s, int n, const double x[TERMS])
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (predict(t, &s[i], x) - s[i].seconds) * (predict(t, &s[i], x) - s[i].seconds) / s[i].seconds;
+    return sum;
+}
+
+/* The terms of the set `use` (bits) only; false when they cannot be told apart or one comes out negative. */
+static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, double x[TERMS])
+{
+    double a[TERMS][TERMS] = {{0}}, b[TERMS] = {0}, part[TERMS] = {0};
+    int index[TERMS], m = 0;
+    for (int i = 0; i < TERMS; i++)
+        if (use >> i & 1) index[m++] = i;
+    for (int p = 0; p < n; p++)
+        for (int i = 0; i < m; i++) {
+            double u = term(t, &s[p], index[i]);
+            b[i] += u;
+            for (int j = 0; j < m; j++) a[i][j] += u * term(t, &s[p], index[j]) / s[p].seconds;
+        }
+    if (!solve(a, b, m, part)) return false;
+    for (int i = 0; i < TERMS; i++) x[i] = 0;
+    for (int i = 0; i < m; i++) {
+        if (!(part[i] >= 0)) return false;
+        x[index[i]] = part[i];
+    }
+    return true;
+}
+
+OpFit calibrate_fit_op(const OpSample *sample, int n)
+{
+    OpFit fit = {.rate = {.op = sample[0].op}, .n = n};
+    Terms t = {{1, 0, 0}};
+    double best[TERMS] = {0}, least = (double)INFINITY, sum = 0;
+    for (int i = 0; i < n; i++) {
+        fit.total_s += sample[i].seconds;
+        t.scale[1] = fmax(t.scale[1], sample[i].flop);
+        t.scale[2] = fmax(t.scale[2], sample[i].bytes);
+    }
+    t.scale[0] = 1 / (fit.total_s / n); /* a constant of the order of the times */
+    for (unsigned use = 1; use < 1u << TERMS; use++) {
+        double x[TERMS];
+        if (!fit_subset(&t, sample, n, use, x) || misfit(&t, sample, n, x) >= least) continue;
+        least = misfit(&t, sample, n, x);
+        for (int i = 0; i < TERMS; i++) best[i] = x[i];
+    }
+    for (int i = 0; i < n; i++) sum += predict(&t, &sample[i], best);
+    fit.rate.fixed_s = best[0] / t.scale[0];
+    fit.rate.flop_per_s = best[1] > 0 ? t.scale[1] / best[1] : 0;
+    fit.rate.bytes_per_s = best[2] > 0 ? t.scale[2] / best[2] : 0;
+    fit.error = sqrt(least / fit.total_s);
+    fit.bias = sum / fit.total_s - 1;
+    return fit;
+}
+
+/* ---- exchanges --------------------------------------------------------------------------- */
+
+/* Small messages tell the latency, which is split evenly between the base and the hops of a ring; large ones the rate. */
+void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s, double *hop_s, double *bytes_per_s)
+{
+    double hops = 2.0 * (ranks - 1), share = hops / ranks, latency = sample[0].seconds, rate = 0;
+    for (int i = 0; i < n; i++) {
+        latency = fmin(latency, sample[i].seconds);
+        if (i >= n / 2) rate += share * sample[i].bytes / sample[i].seconds / (n - n / 2);
+    }
+    *base_s = latency / 2;
+    *hop_s = latency / 2 / hops;
+    *bytes_per_s = rate;
+}
