@@ -78,7 +78,8 @@ void calibrate_sheet(const Calibration *c, Str *out);
 
 /* ---- parts ------------------------------------------------------------------------------- */
 
-/* seconds = fixed + flop a + bytes b, none negative, least squares weighted by 1 / seconds: every second counts alike. */
+/* seconds = fixed + flop a + bytes b, none negative, by weighted least squares: every second counts alike, and the sum of
+ * what is predicted is that of what was measured. */
 OpFit calibrate_fit_op(const OpSample *sample, int n);
 /* base + 2 (ranks - 1) hop + 2 (ranks - 1) / ranks bytes / rate through the samples of an all-reduce. */
 void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s, double *hop_s, double *bytes_per_s);

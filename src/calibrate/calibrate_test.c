@@ -42,6 +42,20 @@ static void test_fit_leaves_out(void **state)
     assert_near(fit.rate.fixed_s + (fit.rate.bytes_per_s > 0 ? 1e6 / fit.rate.bytes_per_s : 0), 1e-4, 1e-6);
 }
 
+/* Times that no line tells, some nodes in the cache and some beside it: their sum is told all the same. */
+static void test_fit_has_no_bias(void **state)
+{
+    (void)state;
+    OpSample s[40];
+    for (int i = 0; i < COUNT_OF(s); i++) {
+        double bytes = 1e5 * (1 + i * i), rate = i % 3 ? 40e9 : 6e9;
+        s[i] = (OpSample){.op = "adamw", .bytes = bytes, .flop = bytes, .seconds = 1e-6 + bytes / rate};
+    }
+    OpFit fit = calibrate_fit_op(s, COUNT_OF(s));
+    assert_true(fabs(fit.bias) < 1e-3);
+    assert_true(fit.error > 0.3 && fit.error < 1);
+}
+
 static void test_exchange_fit(void **state)
 {
     (void)state;
@@ -132,7 +146,8 @@ static void test_sheet_loads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fit_recovers), cmocka_unit_test(test_fit_leaves_out), cmocka_unit_test(test_exchange_fit),
+        cmocka_unit_test(test_fit_recovers), cmocka_unit_test(test_fit_leaves_out), cmocka_unit_test(test_fit_has_no_bias),
+        cmocka_unit_test(test_exchange_fit),
         cmocka_unit_test(test_job),          cmocka_unit_test(test_exchanges),      cmocka_unit_test(test_sheet_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,8 +2,9 @@
 #include "calibrate/calibrate_internal.h"
 
 #include <math.h>
+#include <stdlib.h>
 
-enum { TERMS = 3 };
+enum { TERMS = 3, REWEIGHTED = 25 };
 
 /* Solves the n equations of a symmetric positive system by elimination; false when it is singular. */
 static bool solve(double a[TERMS][TERMS], double b[TERMS], int n, double x[TERMS])
@@ -42,28 +43,49 @@ static double predict(const Terms *t, const OpSample *s, const double x[TERMS])
     return sum;
 }
 
-/* Sum of (predicted - measured)^2 / measured. */
+/* Sum of (predicted - measured)^2 / predicted. */
 static double misfit(const Terms *t, const OpSample *s, int n, const double x[TERMS])
 {
     double sum = 0;
-    for (int i = 0; i < n; i++) sum += (predict(t, &s[i], x) - s[i].seconds) * (predict(t, &s[i], x) - s[i].seconds) / s[i].seconds;
+    for (int i = 0; i < n; i++) {
+        double p = predict(t, &s[i], x);
+        sum += (p - s[i].seconds) * (p - s[i].seconds) / fmax(p, 1e-12);
+    }
     return sum;
 }
 
-/* The terms of the set `use` (bits) only; false when they cannot be told apart or one comes out negative. */
-static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, double x[TERMS])
+/* Least squares with the weights 1 / expected[i]. */
+static bool solve_weighted(const Terms *t, const OpSample *s, int n, const int *index, int m, const double *expected, double part[TERMS])
 {
-    double a[TERMS][TERMS] = {{0}}, b[TERMS] = {0}, part[TERMS] = {0};
-    int index[TERMS], m = 0;
-    for (int i = 0; i < TERMS; i++)
-        if (use >> i & 1) index[m++] = i;
+    double a[TERMS][TERMS] = {{0}}, b[TERMS] = {0};
     for (int p = 0; p < n; p++)
         for (int i = 0; i < m; i++) {
-            double u = term(t, &s[p], index[i]);
-            b[i] += u;
-            for (int j = 0; j < m; j++) a[i][j] += u * term(t, &s[p], index[j]) / s[p].seconds;
+            double u = term(t, &s[p], index[i]) / fmax(expected[p], 1e-12);
+            b[i] += u * s[p].seconds;
+            for (int j = 0; j < m; j++) a[i][j] += u * term(t, &s[p], index[j]);
         }
-    if (!solve(a, b, m, part)) return false;
+    return solve(a, b, m, part);
+}
+
+/* The terms of the set `use` (bits) only; false when they cannot be told apart or one comes out negative. Weights are
+ * those of what the fit itself expects: then predicted and measured times have the same sum (Poisson regression). */
+static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, double x[TERMS])
+{
+    double part[TERMS] = {0}, *expected = xcalloc((size_t)n, sizeof *expected);
+    int index[TERMS], m = 0;
+    bool good = true;
+    for (int i = 0; i < TERMS; i++)
+        if (use >> i & 1) index[m++] = i;
+    for (int p = 0; p < n; p++) expected[p] = s[p].seconds;
+    for (int round = 0; round < REWEIGHTED && good; round++) {
+        good = solve_weighted(t, s, n, index, m, expected, part);
+        for (int p = 0; p < n; p++) {
+            expected[p] = 0;
+            for (int i = 0; i < m; i++) expected[p] += part[i] * term(t, &s[p], index[i]);
+        }
+    }
+    free(expected);
+    if (!good) return false;
     for (int i = 0; i < TERMS; i++) x[i] = 0;
     for (int i = 0; i < m; i++) {
         if (!(part[i] >= 0)) return false;

@@ -53,7 +53,7 @@ static void check_sources(const Cluster *c)
 static void test_presets(void **state)
 {
     (void)state;
-    static const char *const wanted[] = {"a100", "h100", "h100-96", "h800", "h200", "b200", "gb200", "meta-24k",
+    static const char *const wanted[] = {"a100", "h100", "h100-96", "h800", "h200", "b200", "gb200", "cpu", "meta-24k",
                                          "meta-100k", "colossus-100k", "colossus-200k", "superpod", "deepseek-h800", "hgx"};
     int n = 0;
     bool found[COUNT_OF(wanted)] = {0};
@@ -147,7 +147,7 @@ static void test_text_loads_again(void **state)
         write_all(&c, &first);
         write_all(&again, &second);
         assert_string_equal(first.at, second.at);
-        assert_string_equal(cluster_source(&c, "node.overhead_w"), cluster_source(&again, "node.overhead_w"));
+        assert_string_equal(cluster_source(&c, "site.pue"), cluster_source(&again, "site.pue"));
         assert_string_equal(cluster_source(&c, "failures[2].per_day"), cluster_source(&again, "failures[2].per_day"));
         cluster_deinit(&again);
         cluster_deinit(&c);
