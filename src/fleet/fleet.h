@@ -2,7 +2,7 @@
  *
  * What it is.   Rates of failure by cause, checkpoint intervals, spares, goodput as a distribution over simulated
  *               months; power of a step's phases and its swings; capital, running cost, time and money for tokens.
- * Depends on.   base, cluster
+ * Depends on.   base, setting, cluster
  * Owns.         Nothing: results are values, or lists in the caller's arena.
  * Invariants.   Pure functions of their arguments (and a seed). A job is given by its figures: who runs it, and how
  *               a step is made up, is known elsewhere.
@@ -171,5 +171,46 @@ enum { FLEET_MIN_TOKENS = 1024 };
 Status fleet_token_time(const TokenBudget *budget, TokenTime *out);
 /* How many devices a batch of at most so many tokens keeps busy; more of them gain nothing. */
 int64_t fleet_useful_devices(double max_batch_tokens);
+
+/* ---- all of it for one job --------------------------------------------------------------- */
+
+/* What a plan of a step knows. */
+typedef struct FleetJob {
+    const Cluster *cluster;
+    int64_t devices;    /* that compute: whole nodes */
+    int64_t replicas;   /* data-parallel */
+    double state_bytes; /* of a checkpoint, all ranks: 12 to 14 bytes per weight */
+    double step_s, batch_tokens;
+    double max_batch_tokens; /* 0: no limit */
+    double tokens;           /* to train on; 0: nothing is said of times */
+    const PowerPhase *phase; /* of a step */
+    int n_phases;
+    int months; /* simulated; 0: 100 */
+    uint64_t seed;
+} FleetJob;
+
+typedef struct FleetReport {
+    FleetJob job;
+    int64_t nodes, spares;
+    double mtbf_s;
+    Goodput goodput[RECOVERY_SCHEMES];
+    bool possible[RECOVERY_SCHEMES]; /* copies in memory may not fit */
+    RecoveryScheme scheme; /* the better one of those that drover does today: warm spares, copies in memory */
+    Power power;
+    Capital capital;
+    RunningCost cost;
+    double useful_tokens_per_s;
+    Range usd_per_trillion_tokens;
+    bool has_time;
+    TokenTime time;
+    Range run_usd; /* of all tokens */
+    double run_kwh;
+} FleetReport;
+
+/* ERR_REFUSED as fleet_goodput and fleet_token_time do, and where devices are no whole nodes of the cluster. */
+Status fleet_report_make(const FleetJob *job, Arena *arena, FleetReport *report);
+void fleet_report_text(const FleetReport *report, Str *out); /* for people */
+/* Members of one JSON object, without its braces: goodput, power_w, capex_usd and what they are made of. */
+void fleet_report_json(const FleetReport *report, Str *out);
 
 #endif

@@ -368,6 +368,55 @@ static void test_token_time(void **state)
     assert_int_equal(fleet_useful_devices(32 << 20), 32768);
 }
 
+/* ---- all of it --------------------------------------------------------------------------- */
+
+/* Behemoth on 32,768 H100 at 225 tokens/s each: Meta's 30T tokens. Figures agree with the parts they are made of. */
+static void test_report(void **state)
+{
+    (void)state;
+    static const PowerPhase step[] = {{"products", 0.8, 1, 0.3}, {"memory", 0.1, 0, 0.9}, {"exchange", 0.1, 0, 0.3}};
+    Arena arena = {0};
+    Cluster c = load("meta-100k");
+    FleetJob job = {.cluster = &c, .devices = 32768, .replicas = 16, .state_bytes = 2e12 * 14, .batch_tokens = 67108864,
+                    .step_s = 67108864 / (225.0 * 32768), .max_batch_tokens = 1e8, .tokens = 30e12, .phase = step, .n_phases = 3, .months = 20};
+    FleetReport r;
+    assert_ok(fleet_report_make(&job, &arena, &r));
+    assert_int_equal(r.nodes, 4096);
+    double goodput = r.goodput[r.scheme].mean;
+    assert_true(goodput > 0.7 && goodput < 1 && goodput >= r.goodput[RECOVER_SPARES].mean);
+    assert_true(r.scheme == RECOVER_SPARES || r.scheme == RECOVER_MEMORY);
+    assert_near(r.time.days, 47.0 / goodput, 0.01);
+    assert_near(r.run_usd.central, r.usd_per_trillion_tokens.central * 30, 1e-9);
+    assert_near(r.run_usd.central, r.cost.total_usd_per_hour.central * r.time.days * 24, 1e-3);
+    assert_near(r.run_kwh, r.power.meter_w.central / 1e3 * 24 * r.time.days, 1e-9);
+    assert_near(r.useful_tokens_per_s, 225.0 * 32768 * goodput, 1e-9);
+    assert_near(r.capital.part_usd[CAPITAL_SERVERS].central, (4096.0 + (double)r.spares) * 250e3, 1e-9);
+    Str text = {0};
+    fleet_report_text(&r, &text);
+    static const char *const said[] = {"failures: one in", "zone", "* ", "replicas", "MW at the meter", "together", "30.0T tokens: 447035 steps", "energy"};
+    for (int i = 0; i < COUNT_OF(said); i++)
+        if (!strstr(text.at, said[i])) fail_msg("no '%s' in %s", said[i], text.at);
+    str_clear(&text);
+    fleet_report_json(&r, &text);
+    static const char *const members[] = {"\"goodput\": ", "\"power_w\": ", "\"capex_usd\": ", "\"days\": ", "\"zone\": ", "\"memory\": {\"mean\""};
+    for (int i = 0; i < COUNT_OF(members); i++)
+        if (!strstr(text.at, members[i])) fail_msg("no %s in %s", members[i], text.at);
+    assert_null(strstr(text.at, ": inf"));
+    assert_null(strstr(text.at, ": nan"));
+    assert_null(strstr(text.at, ": -nan"));
+    str_deinit(&text);
+    job.devices = 100;
+    assert_int_equal(fleet_report_make(&job, &arena, &r), ERR_REFUSED);
+    job.devices = 32768;
+    job.max_batch_tokens = 1e6;
+    assert_int_equal(fleet_report_make(&job, &arena, &r), ERR_REFUSED);
+    job.tokens = 0;
+    assert_ok(fleet_report_make(&job, &arena, &r));
+    assert_false(r.has_time);
+    cluster_deinit(&c);
+    arena_deinit(&arena);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -377,7 +426,7 @@ int main(void)
         cmocka_unit_test(test_simulation_meets_closed_form), cmocka_unit_test(test_simulated_replicas),
         cmocka_unit_test(test_schemes_at_100k), cmocka_unit_test(test_spares_run_out), cmocka_unit_test(test_goodput_refused),
         cmocka_unit_test(test_power), cmocka_unit_test(test_money), cmocka_unit_test(test_cost_of_tokens),
-        cmocka_unit_test(test_token_time),
+        cmocka_unit_test(test_token_time), cmocka_unit_test(test_report),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
