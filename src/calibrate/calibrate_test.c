@@ -66,8 +66,8 @@ static void test_exchange_fit(void **state)
     }
     double base, hop, rate;
     calibrate_fit_exchange(s, COUNT_OF(s), 4, &base, &hop, &rate);
-    assert_near(base + 6 * hop, 10e-6, 0.01);
-    assert_near(rate, 5e9, 0.1);
+    assert_near(base + 6 * hop, 10e-6, 1e-6);
+    assert_near(rate, 5e9, 1e-6);
 }
 
 static int count(const OpSamples *samples, const char *op, MathKind math)

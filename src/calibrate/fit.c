@@ -122,15 +122,16 @@ OpFit calibrate_fit_op(const OpSample *sample, int n)
 
 /* ---- exchanges --------------------------------------------------------------------------- */
 
-/* Small messages tell the latency, which is split evenly between the base and the hops of a ring; large ones the rate. */
+/* The same law as an op's. Its fixed part is split evenly between the base and the hops of a ring, which one number of ranks
+ * cannot tell apart. */
 void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s, double *hop_s, double *bytes_per_s)
 {
-    double hops = 2.0 * (ranks - 1), share = hops / ranks, latency = sample[0].seconds, rate = 0;
-    for (int i = 0; i < n; i++) {
-        latency = fmin(latency, sample[i].seconds);
-        if (i >= n / 2) rate += share * sample[i].bytes / sample[i].seconds / (n - n / 2);
-    }
-    *base_s = latency / 2;
-    *hop_s = latency / 2 / hops;
-    *bytes_per_s = rate;
+    double hops = 2.0 * (ranks - 1);
+    OpSample *s = xcalloc((size_t)n, sizeof *s);
+    for (int i = 0; i < n; i++) s[i] = (OpSample){.bytes = hops / ranks * sample[i].bytes, .seconds = sample[i].seconds};
+    OpFit fit = calibrate_fit_op(s, n);
+    free(s);
+    *base_s = fit.rate.fixed_s / 2;
+    *hop_s = fit.rate.fixed_s / 2 / hops;
+    *bytes_per_s = fit.rate.bytes_per_s;
 }
