@@ -14,14 +14,6 @@ static const Word words[] = {{"TP", AT(tp)},   {"PP", AT(pp)},    {"VP", AT(virt
                              {"CP", AT(cp)},   {"EP", AT(ep)},    {"ETP", AT(expert_tp)},     {"DP", AT(dp)},
                              {"GA", AT(accumulate)}};
 
-static bool is_known_remark(const char *word)
-{
-    static const char *const known[] = {"Megatron-LM", "(MaxText)", "MaxText", "HSDP", "FSDP"};
-    for (int i = 0; i < COUNT_OF(known); i++)
-        if (!strcmp(word, known[i])) return true;
-    return false;
-}
-
 static bool read_word(const char *word, PublishedLayout *l)
 {
     size_t letters = 0;
@@ -44,7 +36,7 @@ static bool read_word(const char *word, PublishedLayout *l)
             *(int64_t *)(void *)((char *)l + words[i].offset) = n;
             return true;
         }
-    return is_known_remark(word);
+    return !strpbrk(word, "0123456789"); /* a remark */
 }
 
 Status published_layout_parse(Arena *arena, const char *text, PublishedLayout *layout)

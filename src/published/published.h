@@ -4,7 +4,7 @@
  *               machine that a row ran on as a Cluster.
  * Depends on.   base, cluster
  * Owns.         Everything lives in the arena of the caller.
- * Invariants.   A row is either complete enough to be predicted or says in `skip` why not. What its source leaves open is
+ * Invariants.   A row is either complete enough to be predicted or says in `skip` why not; one bad row spoils no other. What its source leaves open is
  *               0 or RECOMPUTED_OPEN, never guessed here. Refusals name file and line.
  * Use:
  *     PublishedRows rows;
@@ -69,7 +69,8 @@ typedef struct PublishedLayout {
     bool no_sequence;      /* "no SP" is said */
     bool async_tp;
 } PublishedLayout;
-/* "TP8 PP8 v3 SP", "FSDP8 TP8 async-TP", "ZeRO-3", "TP8 PP8 v6 DP4; Megatron-LM". Unknown words are refused. */
+/* "TP8 PP8 v3 SP", "FSDP8 TP8 async-TP", "ZeRO-3", "TP8 PP8 v6 DP4; Megatron-LM". Words without a digit are remarks; others
+ * that are unknown are refused. */
 Status published_layout_parse(Arena *arena, const char *text, PublishedLayout *layout);
 
 typedef struct PublishedRow {
@@ -97,7 +98,8 @@ typedef struct PublishedRows {
     int n;
 } PublishedRows;
 
-/* A CSV in the columns of calibration.csv or of a grid; models.csv is read from its directory. ERR_FORMAT names the line. */
+/* A CSV in the columns of calibration.csv or of a grid; models.csv is read from its directory. ERR_FORMAT names the line of what
+ * is no such CSV; a row that cannot be read is in its place, with the sentence as its `skip` and nothing but its id. */
 Status published_load(Arena *arena, const char *path, PublishedRows *rows);
 /* The same from memory; models may have no rows. */
 Status published_parse(Arena *arena, const Csv *csv, const Csv *models, PublishedRows *rows);

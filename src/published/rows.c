@@ -29,10 +29,12 @@ static const struct {
 
 static Status read_machine(const Record *r, const char *gpu, PublishedRow *row)
 {
-    static const char *const names[][2] = {{"A100", "a100"}, {"H100", "h100"}, {"H100-96GB", "h100-96"}, {"H800", "h800"}, {"A100-80", "a100"}, {"H100-80", "h100"},
+    static const char *const names[][2] = {{"A100", "a100"}, {"H100", "h100"}, {"H100-96GB", "h100-96"}, {"H800", "h800"},
                                            {"H200", "h200"}, {"B200", "b200"}, {"GB200", "gb200"}};
+    size_t plain = strcspn(gpu, "- "); /* "A100-80", "H100 SXM" */
     for (int i = 0; i < COUNT_OF(names); i++)
-        if (!strcmp(gpu, names[i][0])) row->device = names[i][1];
+        if (!strcmp(gpu, names[i][0]) || (!row->device && strlen(names[i][0]) == plain && !strncmp(gpu, names[i][0], plain)))
+            row->device = names[i][1];
     if (!row->device) return record_fail(r, "GPU", "one of A100, H100, H100-96GB, H800, H200, B200, GB200");
     for (int i = 0; i < COUNT_OF(machines) && !row->cluster; i++)
         if (has_prefix(row->id, machines[i].prefix) && (!*machines[i].device || !strcmp(machines[i].device, row->device)))
@@ -262,7 +264,10 @@ Status published_parse(Arena *arena, const Csv *csv, const Csv *models, Publishe
     PublishedRows read = {ARENA_ARRAY(arena, PublishedRow, csv->rows + 1), csv->rows};
     for (int i = 0; i < csv->rows; i++) {
         Record r = {arena, csv, i};
-        TRY(read_row(&r, models, &read.row[i]));
+        PublishedRow *row = &read.row[i];
+        Status status = read_row(&r, models, row);
+        if (status != OK && status != ERR_FORMAT) return status;
+        if (status != OK) *row = (PublishedRow){.id = row->id, .note = row->note, .grid = "", .skip = arena_strdup(arena, status_message())};
     }
     *rows = read;
     return OK;

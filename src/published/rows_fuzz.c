@@ -20,6 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (status == OK && published_parse(&arena, &csv, &models, &rows) == OK)
         for (int i = 0; i < rows.n && i < 8; i++) {
             const PublishedRow *r = &rows.row[i];
+            CHECK(r->id && r->grid);
+            if (!r->device) continue; /* it could not be read, and says so */
             CHECK(r->seq > 0 && r->batch > 0 && r->devices > 0 && r->model.layers > 0 && r->layout.tp > 0 && r->step_s >= 0);
             Cluster c;
             if (published_cluster(r, &c) == OK) {
