@@ -5,6 +5,7 @@
 #   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
+#   make validate  published training runs against the planner
 #   make soak       ranks of a run are killed, TRIALS=200 times (make test: 8)
 #   make test-slurm a Slurm cluster on this machine; a job loses a node (as root)
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
@@ -20,7 +21,7 @@ SECONDS ?= 60
 TRIALS ?= 200
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
-.PHONY: all run test soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
+.PHONY: all run test validate soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -33,6 +34,9 @@ test: all
 	@tools/check_layers
 	@tools/check_style
 	@ctest --test-dir build --output-on-failure -j 2
+
+validate: all
+	@for f in calibration grid_3_1 grid_3_2 grid_3_3_1 grid_3_4; do echo "== $$f"; build/drover validate data/validation/$$f.csv; done
 
 soak: all
 	@tests/kill_ranks_test.sh build/drover . $(TRIALS)

@@ -91,6 +91,15 @@ printf 'base: hgx\nnode: {nics: 8, nic_bytes_per_s: 400e9}\n' >"$work/bad.yaml"
 expect 2 'bad.yaml:2: node.nic_bytes_per_s is 400e9; a value in its range is wanted \(0 to 250000000000 bytes/s\)' inspect --cluster "$work/bad.yaml"
 one_line
 
+# ---- published rows ----
+expect 0 '' validate "$source/data/validation/grid_3_3_1.csv"
+says '^INF-05 .*128 a100'
+says 'rank correlation 1.000'
+expect 0 '' validate "$source/data/validation/calibration.csv" --only DG8 --json
+says '"id": "DG8-21".*"measured_s": 12.27, "predicted_s": '
+expect 1 'the columns are neither those of calibration.csv nor of a grid' validate "$source/data/validation/clusters.csv"
+one_line
+
 mkdir "$work/broken" && cp "$golden/llama3-gqa/"* "$work/broken" && truncate -s -100 "$work/broken/model.safetensors"
 expect 1 'model.safetensors' logits "$work/broken" --ids "$golden/llama3-gqa/ids.json" --out "$work/l.safetensors"
 one_line

@@ -249,7 +249,7 @@ const Command command_convert = {
     .operands = "SRC DST",
     .min_operands = 2,
     .max_operands = 2,
-    .sentence = "any model that drover reads, as a Hugging Face directory",
+    .sentence = "any model as a Hugging Face directory",
     .details = "SRC is a model directory (Meta's layout too), a checkpoint or a run. DST must not be there yet;\n"
                "it appears when it is complete. Tensors are read and written a few MB at a time, whatever the\n"
                "size of the model.",

@@ -115,7 +115,7 @@ const Command command_eval = {
     .operands = "MODEL",
     .min_operands = 1,
     .max_operands = 1,
-    .sentence = "how good a model is: perplexity, choices, exact answers",
+    .sentence = "perplexity, choices, exact answers of a model",
     .details = "perplexity  {\"text\": ...}: loss per token, bits per byte; long texts in overlapping windows\n"
                "choice      {\"context\" or \"question\": ..., \"choices\": [...], \"answer\": index from 0}: acc by the\n"
                "            sum of log-likelihoods, acc_norm by the sum per byte of the choice\n"

@@ -147,7 +147,7 @@ const Command command_grads = {
     .operands = "MODEL",
     .min_operands = 1,
     .max_operands = 1,
-    .sentence = "loss and gradients of token ids, for comparing with other programs",
+    .sentence = "loss and gradients of token ids, to be compared",
     COMMAND_OPTIONS(GradsOptions, options),
     .run = run,
 };

@@ -183,7 +183,7 @@ const Command command_inspect = {
     .operands = "PATH",
     .min_operands = 1,
     .max_operands = 1,
-    .sentence = "a model, checkpoint, tensor file, tokenizer, run or preset as text",
+    .sentence = "a model, checkpoint, run, cluster or file as text",
     .details = "PATH is a model directory, a checkpoint, a run's directory, a .safetensors, .pth, .pipeline or run\n"
                "file, a tokenizer, or the name of a preset. --graph and --program take a model or a preset;\n"
                "step is all of a training step, the others are forward passes.",

@@ -2,6 +2,7 @@
 COMMAND(train)
 COMMAND(launch)
 COMMAND(plan)
+COMMAND(validate)
 COMMAND(generate)
 COMMAND(chat)
 COMMAND(logits)

@@ -1,0 +1,48 @@
+/* drover validate PATH: published training runs against the planner, a residual each. */
+#include "validate/validate.h"
+
+#include "cli/cli.h"
+
+typedef struct ValidateFlags {
+    bool json, raw;
+    const char *only;
+} ValidateFlags;
+
+static const Option options[] = {
+    {"json", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ValidateFlags, json), "one JSON object"},
+    {"raw", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ValidateFlags, raw), "without the one factor that is fitted for each framework"},
+    {"only", OPTION_TEXT, "ID", 0, 0, NULL, NULL, offsetof(ValidateFlags, only), "rows whose id begins so, such as DG405 or TTN-01"},
+};
+
+static void show_progress(void *context, const ValidateRow *row)
+{
+    (void)context;
+    if (!row->skip) log_debug("%s: %.3f s measured, %.3f s planned", row->row->id, row->row->step_s, row->step_s);
+}
+
+static Status run(const void *opaque, Operands operands)
+{
+    const ValidateFlags *f = opaque;
+    Arena arena = {0};
+    Str text = {0};
+    ValidateResult result;
+    Status status = validate_file(&arena, operands.at[0], &(ValidateOptions){.only = f->only, .raw = f->raw, .progress = show_progress}, &result);
+    if (status == OK) {
+        if (f->json) validate_json(&result, &text);
+        else validate_text(&result, &text);
+        fwrite(text.at, 1, text.n, stdout);
+    }
+    str_deinit(&text);
+    arena_deinit(&arena);
+    return status;
+}
+
+const Command command_validate = {
+    .name = "validate",
+    .operands = "PATH",
+    .min_operands = 1,
+    .max_operands = 1,
+    .sentence = "published training runs against the planner",
+    COMMAND_OPTIONS(ValidateFlags, options),
+    .run = run,
+};

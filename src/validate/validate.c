@@ -1,0 +1,221 @@
+/* Each row's plan, and what all of them come to. */
+#include "validate/validate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LONG_TOKENS = 16384, MAX_OPEN_MICRO = 16 };
+
+const char *validate_kind_name(RowKind kind)
+{
+    static const char *const names[] = {"dense", "experts", "long"};
+    return names[kind];
+}
+
+/* 1 / (1 + median error) of the framework's rows with --raw: Megatron, FSDP and MaxText of calibration.csv, InternEvo of
+ * grid_3_3_1.csv. DeepSpeed has no row that is planned. */
+double validate_framework_factor(Framework framework)
+{
+    static const double factors[] = {1.089, 1, 1.466, 1.355, 1.236};
+    return factors[framework];
+}
+
+/* ---- one row ----------------------------------------------------------------------------- */
+
+static RowKind kind_of(const PublishedRow *r)
+{
+    return r->seq >= LONG_TOKENS ? ROW_LONG : r->model.experts ? ROW_EXPERTS : ROW_DENSE;
+}
+
+/* Of what was tried the fastest that fits; else the smallest. */
+static void keep_better(ValidateRow *out, const Plan *plan, int64_t micro, PublishedRecompute recompute)
+{
+    double peak = (double)plan->memory[plan->largest].total;
+    bool better = plan->fits ? !out->fits || plan->time.step_s < out->step_s : !out->fits && (out->peak_bytes == 0 || peak < out->peak_bytes);
+    if (!better) return;
+    out->fits = plan->fits;
+    out->step_s = plan->time.step_s;
+    out->peak_bytes = peak;
+    out->limit_bytes = (double)plan->limit_bytes;
+    out->micro_batch = micro;
+    out->recompute = recompute;
+}
+
+/* A layout that our trainer refuses is skipped with its sentence. */
+static Status try_one(Arena *arena, const PublishedRow *r, const Cluster *cluster, int64_t micro, PublishedRecompute recompute, ValidateRow *out)
+{
+    RunConfig config;
+    Plan plan;
+    const char *skip = NULL;
+    Status status = validate_config(arena, r, micro, recompute, &skip, &config);
+    if (status == OK && skip) {
+        out->skip = skip;
+        return OK;
+    }
+    if (status == OK) {
+        status = plan_make(&config, cluster, &(PlanOptions){.jitter = -1}, &plan);
+        if (status == OK) {
+            keep_better(out, &plan, micro, recompute);
+            plan_deinit(&plan);
+        }
+        run_config_deinit(&config);
+    }
+    if (status == ERR_ARG || status == ERR_REFUSED || status == ERR_UNSUPPORTED) {
+        if (out->peak_bytes == 0) out->skip = arena_strdup(arena, status_message());
+        return OK;
+    }
+    return status;
+}
+
+static Status try_all(Arena *arena, const PublishedRow *r, const Cluster *cluster, ValidateRow *out)
+{
+    bool open_micro = r->micro_batch == 0, open_recompute = r->recompute == RECOMPUTED_OPEN;
+    int64_t data = r->devices / (r->layout.tp * r->layout.pp * r->layout.cp), most = max_i64(1, r->batch / data);
+    for (int k = open_recompute ? RECOMPUTED_NONE : (int)r->recompute; k <= (open_recompute ? RECOMPUTED_FULL : (int)r->recompute); k++) {
+        if (!open_micro) TRY(try_one(arena, r, cluster, r->micro_batch, (PublishedRecompute)k, out));
+        for (int64_t micro = 1; open_micro && micro <= min_i64(most, MAX_OPEN_MICRO); micro *= 2)
+            if (most % micro == 0) TRY(try_one(arena, r, cluster, micro, (PublishedRecompute)k, out));
+    }
+    if (out->peak_bytes > 0) out->skip = NULL;
+    out->chose_micro = open_micro;
+    out->chose_recompute = open_recompute;
+    return OK;
+}
+
+static Status validate_row(Arena *arena, const PublishedRow *r, bool raw, ValidateRow *out)
+{
+    Cluster cluster;
+    *out = (ValidateRow){.row = r, .kind = kind_of(r), .skip = r->skip};
+    if (out->skip) return OK;
+    TRY_AS(published_cluster(r, &cluster), "%s", r->id);
+    Status status = try_all(arena, r, &cluster, out);
+    cluster_deinit(&cluster);
+    TRY_AS(status, "%s", r->id);
+    if (!raw) out->step_s *= validate_framework_factor(r->framework);
+    if (!out->skip && r->step_s > 0) out->error = out->step_s / r->step_s - 1;
+    return OK;
+}
+
+/* ---- summaries --------------------------------------------------------------------------- */
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double validate_median(double *values, int n)
+{
+    if (n == 0) return 0;
+    qsort(values, (size_t)n, sizeof *values, ascending);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+/* Ranks from 1; equal values share their mean. */
+static void ranks_of(const double *values, int n, double *rank)
+{
+    for (int i = 0; i < n; i++) {
+        int below = 0, equal = 0;
+        for (int k = 0; k < n; k++) {
+            below += values[k] < values[i];
+            equal += values[k] == values[i];
+        }
+        rank[i] = below + (equal + 1) / 2.0;
+    }
+}
+
+double validate_rank_correlation(const double *a, const double *b, int n)
+{
+    double *x = xcalloc((size_t)n + 1, sizeof *x), *y = xcalloc((size_t)n + 1, sizeof *y), mean = (n + 1) / 2.0, xy = 0, xx = 0, yy = 0;
+    ranks_of(a, n, x);
+    ranks_of(b, n, y);
+    for (int i = 0; i < n; i++) {
+        xy += (x[i] - mean) * (y[i] - mean);
+        xx += (x[i] - mean) * (x[i] - mean);
+        yy += (y[i] - mean) * (y[i] - mean);
+    }
+    free(x);
+    free(y);
+    return n > 1 && xx > 0 && yy > 0 ? xy / sqrt(xx * yy) : (double)NAN;
+}
+
+/* What does not fit has a time all the same. */
+static bool has_error(const ValidateRow *r) { return !r->skip && r->row->step_s > 0; }
+
+typedef bool Belongs(const ValidateRow *row, int which);
+static bool is_kind(const ValidateRow *r, int kind) { return (int)r->kind == kind; }
+static bool is_framework(const ValidateRow *r, int framework) { return (int)r->row->framework == framework; }
+
+static ValidateGroup group_of(const ValidateResult *result, Belongs *belongs, int which)
+{
+    ValidateGroup g = {0};
+    double *size = xcalloc((size_t)result->n + 1, sizeof *size), *error = xcalloc((size_t)result->n + 1, sizeof *error);
+    for (int i = 0; i < result->n; i++) {
+        const ValidateRow *r = &result->row[i];
+        if (!has_error(r) || !belongs(r, which)) continue;
+        error[g.n] = r->error;
+        size[g.n++] = fabs(r->error);
+        g.worst = fmax(g.worst, fabs(r->error));
+    }
+    g.median = validate_median(size, g.n);
+    g.bias = validate_median(error, g.n);
+    free(size);
+    free(error);
+    return g;
+}
+
+/* The grid to which row `first` belongs. */
+static ValidateGrid grid_of(const ValidateResult *result, int first)
+{
+    ValidateGrid g = {.name = result->row[first].row->grid};
+    double *measured = xcalloc((size_t)result->n, sizeof *measured), *predicted = xcalloc((size_t)result->n, sizeof *predicted);
+    for (int i = first; i < result->n; i++) {
+        const ValidateRow *r = &result->row[i];
+        if (!has_error(r) || strcmp(r->row->grid, g.name) != 0) continue;
+        /* batches differ inside a grid: time of a sequence */
+        measured[g.n] = r->row->step_s / (double)r->row->batch;
+        predicted[g.n++] = r->step_s / (double)r->row->batch;
+    }
+    g.correlation = validate_rank_correlation(measured, predicted, g.n);
+    free(measured);
+    free(predicted);
+    return g;
+}
+
+static void summarise(Arena *arena, ValidateResult *result)
+{
+    result->grid = ARENA_ARRAY(arena, ValidateGrid, result->n + 1);
+    for (int k = 0; k < ROW_KINDS; k++) result->kind[k] = group_of(result, is_kind, k);
+    for (int k = 0; k < FRAMEWORKS; k++) result->framework[k] = group_of(result, is_framework, k);
+    for (int i = 0; i < result->n; i++) {
+        const ValidateRow *r = &result->row[i];
+        bool known = !*r->row->grid || !has_error(r);
+        result->n_skipped += r->skip != NULL;
+        result->n_predicted += has_error(r);
+        result->n_wrong_fits += !r->skip && r->fits && r->row->out_of_memory;
+        result->n_wrong_refusals += !r->skip && !r->fits && !r->row->out_of_memory;
+        for (int g = 0; g < result->n_grids && !known; g++) known = !strcmp(result->grid[g].name, r->row->grid);
+        if (known) continue;
+        ValidateGrid grid = grid_of(result, i);
+        if (grid.n >= 3) result->grid[result->n_grids++] = grid;
+    }
+}
+
+Status validate_file(Arena *arena, const char *path, const ValidateOptions *options, ValidateResult *result)
+{
+    PublishedRows rows;
+    double begin = clock_s();
+    TRY(published_load(arena, path, &rows));
+    ValidateResult r = {.row = ARENA_ARRAY(arena, ValidateRow, rows.n + 1)};
+    for (int i = 0; i < rows.n; i++) {
+        if (options->only && strncmp(rows.row[i].id, options->only, strlen(options->only)) != 0) continue;
+        TRY(validate_row(arena, &rows.row[i], options->raw, &r.row[r.n]));
+        if (options->progress) options->progress(options->context, &r.row[r.n]);
+        r.n++;
+    }
+    summarise(arena, &r);
+    r.seconds = clock_s() - begin;
+    *result = r;
+    return OK;
+}
