@@ -88,8 +88,13 @@ static Status validate_row(Arena *arena, const PublishedRow *r, bool raw, Valida
     Cluster cluster;
     *out = (ValidateRow){.row = r, .kind = kind_of(r), .skip = r->skip};
     if (out->skip) return OK;
-    TRY_AS(published_cluster(r, &cluster), "%s", r->id);
-    Status status = try_all(arena, r, &cluster, out);
+    Status status = published_cluster(r, &cluster);
+    if (status == ERR_ARG || status == ERR_REFUSED) {
+        out->skip = arena_strdup(arena, status_message());
+        return OK;
+    }
+    TRY_AS(status, "%s", r->id);
+    status = try_all(arena, r, &cluster, out);
     cluster_deinit(&cluster);
     TRY_AS(status, "%s", r->id);
     if (!raw) out->step_s *= validate_framework_factor(r->framework);
