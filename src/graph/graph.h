@@ -76,6 +76,9 @@ typedef enum PlaceKind {
     PLACE_CUT,     /* every rank holds its part of axis `dim` */
     PLACE_PARTIAL, /* every rank holds a summand */
     PLACE_OWNED,   /* rows of experts, each with the rank that owns its expert; `dim` is theirs */
+    PLACE_PASSED,  /* every rank holds (some of) the part of the rank `dim` places before it; below 0: what the rank -dim
+                      places behind it made for its own part */
+    PLACE_GROWING, /* every rank's part of a sum of which `dim` summands are there and some are not */
 } PlaceKind;
 enum { PLACE_FLAT = -1 }; /* `dim` of a state cut without regard to its axes: equal runs of its elements */
 typedef struct Place {
@@ -83,7 +86,7 @@ typedef struct Place {
 } Place;
 static inline bool place_equal(Place a, Place b) { return a.kind == b.kind && a.dim == b.dim; }
 static inline bool place_is_cut(Place a) { return a.kind == PLACE_CUT || a.kind == PLACE_OWNED; }
-/* "same", "cut 1", "cut flat", "partial" */
+/* "same", "cut 1", "cut flat", "partial", "passed 2", "growing 1" */
 const char *place_text(Place place, char text[16]);
 
 typedef enum ValueKind {

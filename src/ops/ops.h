@@ -126,6 +126,21 @@ typedef struct AttentionAttr {
  * strided by token. o [B T H d]. Also makes lse [B H T] f32 (log-sum-exp per query) for the gradient. */
 Status op_attention(Graph *g, ValueId q, ValueId k, ValueId v, ValueId pos, AttentionAttr attr,
                     ValueId *o);
+/* The same, and its gradient, with the keys in parts: what ring attention does with the block that it holds
+ * (attention_part.c; put in by pass/ring). `of.slice` says where the queries stand in the sequence, `keys` where the keys. */
+typedef struct AttentionPart {
+    AttentionAttr of;
+    AttentionSlice keys;
+    MeshAxis axis;   /* of the ring */
+    int hop;         /* the keys are of the rank so many places before this one; 0: its own */
+    int part, parts; /* this is number `part`, from 0, of `parts` that the queries see */
+    int sums;        /* gradient: summands that dk and dv will have; they stay f32 while there are more than this one */
+} AttentionPart;
+/* q [B T H d], k, v [B S K d], pos [B T], then o [B T H d] and lse [B H T] of the parts before, f32, or NO_VALUE twice. o is
+ * f32 until the last part. */
+Status op_attention_part(Graph *g, const ValueId in[6], const AttentionPart *part, ValueId out[2]);
+/* q k v pos, o lse of all parts, do, and dq of the parts before (f32) or NO_VALUE -> dq dk dv. */
+Status op_attention_grad_part(Graph *g, const ValueId in[8], const AttentionPart *part, ValueId out[3]);
 /* Writes k and v [B n K d] of the new tokens into the caches [B S K d] at rows pos[b,i] (mod S) of
  * sequence b; gives the new versions of the caches. Rows with pos < 0 are not written. */
 Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache, ValueId v_cache,
