@@ -299,6 +299,7 @@ static Job parse_job(const char *text)
             snprintf(job.schedule, sizeof job.schedule, "%s", word);
             known = true;
         }
+        if (!strcmp(word, "ring")) o.layout.ring = known = true;
         if (!strcmp(word, "bf16")) o.dtype = DTYPE_BF16, known = true;
         if (!strcmp(word, "selective")) o.recompute = RECOMPUTE_SELECTIVE, known = true;
         if (!strcmp(word, "full")) o.recompute = RECOMPUTE_FULL, known = true;

@@ -5,6 +5,7 @@ static const char *const layouts[] = {
     "dp2", "tp2 seq micro2", "cp2", "ep2", "fsdp2 micro2", "pp2 micro4",
     "dp4", "tp4 seq", "cp4", "ep4", "fsdp4", "pp4 micro4", "dp2 tp2 seq", "fsdp2 tp2", "cp2 ep2 micro2", "pp2 tp2 seq micro4", "dp2 pp2 micro4 gpipe",
     "ep2 fsdp2 full", "ep2 tp2 seq fold", "pp2 micro4 zb-v", "pp2 micro4 interleaved", "pp2 micro4 dualpipev", "pp4 micro4 zb-h1", "pp4 micro4 zb-v layers8",
+    "cp2 ring", "cp2 ring full", "cp4 ring", "cp4 ring selective", "cp2 ring tp2 seq", "cp2 ring fsdp2 micro2",
 };
 
 /* Of this process's rank; the difference is known on the first. */

@@ -54,6 +54,7 @@ typedef struct Layout {
     Mesh mesh;
     bool sequence; /* tensor parallel ranks keep norms and residuals cut along the sequence */
     bool fold_experts; /* they have whole experts, shared out, instead of parts of all */
+    bool ring;     /* context parallel ranks pass keys and values round instead of gathering them */
     int zero;      /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients too (data.c) */
     bool blocking; /* collectives are waited for where they stand */
     size_t bucket_bytes; /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */

@@ -6,6 +6,7 @@
  * Gradients that updates read are brought to lie as their weights do as soon as they are made, so that the
  * sum over ranks can start early and is made once. */
 #include "pass/pass_internal.h"
+#include "pass/ring.h"
 #include "pass/shard.h"
 
 #include <stdlib.h>
@@ -162,7 +163,7 @@ static Status cut_leaves(Sharding *s)
 
 /* ---- moving values ------------------------------------------------------------------------------- */
 
-static Status contiguous(Graph *g, ValueId x, ValueId *y)
+Status shard_contiguous(Graph *g, ValueId x, ValueId *y)
 {
     const Value *v = graph_value(g, x);
     *y = x;
@@ -174,7 +175,7 @@ static Status move_anew(Sharding *s, ValueId x, Place to, ValueId *y)
     Graph *g = s->rewrite.to;
     MeshAxis axis = s->plan->axis;
     Place from = graph_value(g, x)->place[axis];
-    if (to.kind != PLACE_PARTIAL) TRY(contiguous(g, x, &x));
+    if (to.kind != PLACE_PARTIAL) TRY(shard_contiguous(g, x, &x));
     if (from.kind == PLACE_PARTIAL && to.kind == PLACE_SAME) return op_all_reduce(g, axis, x, y);
     if (from.kind == PLACE_PARTIAL && to.kind == PLACE_CUT) return op_reduce_scatter(g, axis, x, to.dim, y);
     if (from.kind == PLACE_SAME && to.kind == PLACE_CUT) return op_cut(g, axis, x, to.dim, y);
@@ -335,6 +336,29 @@ static Status gather_updated(Sharding *s, const Node *old, const ValueId *out)
     return OK;
 }
 
+/* The old node's outputs are these from now on. */
+static void set_outputs(Sharding *s, const Node *old, const ValueId *out)
+{
+    Graph *g = s->rewrite.to;
+    for (int k = 0; k < old->n_out; k++) {
+        if (!value_ok(old->out[k])) continue;
+        rewrite_set(&s->rewrite, old->out[k], out[k]);
+        const char *name = graph_value(s->rewrite.from, old->out[k])->name;
+        if (name) graph_value(g, out[k])->name = arena_strdup(&g->arena, name);
+    }
+}
+
+static Status add_ring(Sharding *s, const Node *old, Operands *o)
+{
+    ValueId out[NODE_MAX_OUT];
+    read_places(s, o);
+    for (int i = 0; i < o->n; i++) o->want[i] = ring_operand(i);
+    TRY(move_operands(s, o));
+    TRY(ring_attention(s->rewrite.to, s->plan, old, o->in, out));
+    set_outputs(s, old, out);
+    return OK;
+}
+
 static Status add_node(Sharding *s, const Node *old, Operands *o)
 {
     Graph *g = s->rewrite.to;
@@ -354,15 +378,9 @@ static Status add_node(Sharding *s, const Node *old, Operands *o)
     if (old->op->cut_attr) TRY(old->op->cut_attr(&ctx, attr));
     TRY(graph_add(g, old->op, attr, o->in, o->n, out));
     Node *fresh = &g->node[g->n_nodes - 1];
-    for (int k = 0; k < old->n_out; k++) {
-        if (!value_ok(old->out[k])) {
-            fresh->out[k] = NO_VALUE; /* was pruned */
-            continue;
-        }
-        rewrite_set(&s->rewrite, old->out[k], out[k]);
-        const char *name = graph_value(s->rewrite.from, old->out[k])->name;
-        if (name) graph_value(g, out[k])->name = arena_strdup(&g->arena, name);
-    }
+    for (int k = 0; k < old->n_out; k++)
+        if (!value_ok(old->out[k])) fresh->out[k] = NO_VALUE; /* was pruned */
+    set_outputs(s, old, out);
     return old->op->flags & OP_EFFECT ? gather_updated(s, old, out) : OK;
 }
 
@@ -375,7 +393,7 @@ static Status shard_node(Sharding *s, int index)
     g->scope = old->name ? arena_strdup(&g->arena, old->name) : NULL;
     Operands o = operands_of(s, old);
     Status status = decide_sum(s, old, o.in);
-    if (status == OK) status = add_node(s, old, &o);
+    if (status == OK) status = ring_takes(s->plan, old) ? add_ring(s, old, &o) : add_node(s, old, &o);
     free_operands(&o);
     for (int k = 0; k < old->n_out && status == OK; k++) status = bring_wanted(s, old->out[k]);
     return status;

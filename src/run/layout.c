@@ -46,6 +46,9 @@ Status run_layout_check(const RunConfig *config, int64_t n_ranks)
         return fail(ERR_REFUSED,
                     "train.seq %lld is cut into 2 x cp = %lld blocks, which do not divide it",
                     (long long)r->seq, (long long)(2 * p->cp));
+    if (p->context == RUN_CONTEXT_RING && p->cp > RUN_RING_RANKS)
+        return fail(ERR_REFUSED, "parallel.context ring is for up to %d ranks of parallel.cp, not %lld; take parallel.context=gather", RUN_RING_RANKS,
+                    (long long)p->cp);
     if (r->batch % (micro * data))
         return fail(ERR_REFUSED,
                     "train.micro_batch %lld on dp x fsdp x ep = %lld ranks makes %lld sequences at "

@@ -107,6 +107,8 @@ static const Setting settings[] = {
     INT("parallel.virtual_stages", "", 0, 64, "0", parallel.virtual_stages,
         "stages per rank of the pipeline; 0: as many as the schedule has (interleaved: 2)"),
     INT("parallel.cp", "ranks", 1, 1048576, "1", parallel.cp, "ranks that share each sequence"),
+    CHOICE("parallel.context", "gather|ring", "gather", parallel.context,
+           "how the ranks of cp get at each other's keys and values: all gathered for each layer, or passed round while they compute"),
     INT("parallel.ep", "ranks", 1, 1048576, "1", parallel.ep, "ranks that share the experts, each with its own sequences"),
     BOOL("parallel.fold_experts", "false", parallel.fold_experts,
          "the ranks of tp share out whole experts, instead of each having a part of every one"),

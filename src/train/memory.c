@@ -81,6 +81,7 @@ static const char *find_remedy(Trainer *t, size_t limit)
     if (trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
     if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
     if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking) ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false), "parallel.overlap=false");
+    if (mesh_size(&t->layout.mesh, MESH_CP) > 1 && !t->layout.ring) ATTEMPT(r.options.layout.ring = true, "parallel.context=ring");
     if (r.options.recompute != RECOMPUTE_FULL) ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
     if (r.options.dtype != DTYPE_BF16) ATTEMPT(r.options.dtype = DTYPE_BF16, "train.precision=bf16");
     if (r.options.micro_batch > 1) {

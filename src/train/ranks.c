@@ -17,6 +17,7 @@ Status trainer_setup_ranks(Trainer *t)
     }
     t->rank = t->world ? comm_rank(t->world) : 0;
     t->layout = (Layout){.mesh = mesh_at(&mesh, t->rank), .zero = p->zero == 3 ? 0 : (int)p->zero, .blocking = !p->overlap,
+                         .ring = p->context == RUN_CONTEXT_RING,
                          .bucket_bytes = (size_t)p->bucket};
     int64_t columns = t->config->train.seq / p->cp;
     t->layout.fold_experts = p->fold_experts && p->tp > 1;
