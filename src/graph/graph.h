@@ -38,7 +38,7 @@ typedef struct NodeId {
 } NodeId;
 #define NO_VALUE ((ValueId){0})
 
-enum { NODE_MAX_OUT = 5 };
+enum { NODE_MAX_OUT = 12 };
 
 /* ---- layouts ----------------------------------------------------------------------------- */
 
@@ -101,6 +101,8 @@ typedef enum StateRole {
     STATE_PARAM,     /* a trained weight, the master copy */
     STATE_COPY,      /* a weight in the compute dtype, remade from its master */
     STATE_GRAD,      /* a gradient summed over micro-batches */
+    STATE_GRAD_PART, /* the sum of some of them, until that of as many others is there (op_accumulate_leaf); its master is the
+                        STATE_GRAD */
     STATE_ADAM_M,    /* first moment */
     STATE_ADAM_V,    /* second moment */
     STATE_BUFFER,    /* trained without a gradient, saved with the model: expert bias */
@@ -175,6 +177,9 @@ struct Graph {
     } *output; /* what the host reads after a run; kept alive to the end */
     int n_outputs, output_cap;
     Mesh mesh; /* whose rank's graph this is */
+    bool canonical; /* every sum is made in one order, however the graph is cut: partial sums along MESH_TP are made whole
+                       before anything else happens to them, along MESH_CP there are none (what would make them sees whole
+                       sequences), and each part of the batch has router losses of its own */
     /* stamped on every node that is added */
     Phase phase;
     int layer;

@@ -40,11 +40,12 @@ static Status move(CutCtx *c, Place from, Place to)
 static Place part(const CutCtx *c) { return (Place){PLACE_CUT, (int8_t)((const CollectiveAttr *)c->attr)->dim}; }
 
 /* A sum goes element by element: along another axis x may lie anyhow. Summands that are wanted in parts there are
- * scattered first, so that a part is all that is summed here. */
+ * scattered first, so that a part is all that is summed here; in a canonical graph that would be another order of sums. */
 static Status cut_all_reduce(CutCtx *c)
 {
     if (c->axis == ((const CollectiveAttr *)c->attr)->axis) return move(c, (Place){PLACE_PARTIAL, 0}, (Place){PLACE_SAME, 0});
-    if (c->place[0].kind == PLACE_PARTIAL && c->hint && place_is_cut(c->hint[0])) c->want[0] = c->hint[0];
+    bool parts = c->place[0].kind == PLACE_PARTIAL && c->hint && place_is_cut(c->hint[0]);
+    if (parts && !c->graph->canonical) c->want[0] = c->hint[0];
     c->out[0] = c->want[0];
     return OK;
 }
@@ -142,7 +143,7 @@ static Status infer_part(InferCtx *ctx)
 static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
 {
     const CollectiveAttr *attr = node->attr;
-    int64_t count = shape_count(&attr->whole), *counts = xcalloc((size_t)attr->n, sizeof *counts);
+    int64_t count = shape_count(&graph_value(g, node->in[0])->shape), *counts = xcalloc((size_t)attr->n, sizeof *counts);
     for (int r = 0; r < attr->n; r++) counts[r] = collective_part_count(attr, r);
     CommOp op = {.kind = kind, .dtype = graph_value(g, node->in[0])->dtype, .count = kind == COMM_ALL_REDUCE ? count : 0,
                  .counts = kind == COMM_ALL_REDUCE ? NULL : counts};

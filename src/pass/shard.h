@@ -16,6 +16,8 @@ typedef struct ShardPlan {
                             gradients too */
     bool sequence;       /* sums of activations are left cut along the sequence */
     bool ring;           /* attention takes keys and values as they come round, and never has all (ring.c) */
+    bool at_once;        /* gradients are summed over the axis in every micro-batch */
+    bool leaves;         /* outputs that are sums over the batch stay each rank's own summand */
     const Graph *like;   /* another graph of the same step, cut already, whose sums this one reads; or NULL */
 } ShardPlan;
 

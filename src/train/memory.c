@@ -26,7 +26,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     line(out, "weights (f32)", role(t, STATE_PARAM));
     line(out, "working weights", role(t, STATE_COPY));
     line(out, "Adam moments", role(t, STATE_ADAM_M) + role(t, STATE_ADAM_V));
-    line(out, "gradient sums", role(t, STATE_GRAD));
+    line(out, "gradient sums", role(t, STATE_GRAD) + role(t, STATE_GRAD_PART));
     line(out, "expert biases and loads", role(t, STATE_BUFFER) + role(t, STATE_LOAD));
     line(out, "step: activations, gradients", plan.step_bytes);
     line(out, "step inputs", plan.io_bytes);
@@ -38,6 +38,8 @@ void trainer_plan_text(const Trainer *t, Str *out)
     const Program *step = t->programs.at[0];
     for (int i = 0; i < step->n_top; i++) line(out, step->top[i].what, step->top[i].bytes);
     if (t->pipeline) train_pipeline_report(t->pipeline, step, PICTURE_COLUMNS, out);
+    trainer_canonical_text(t, out);
+    if (t->n_leaves) str_add(out, "\n");
 }
 
 /* ---- what would fit --------------------------------------------------------------------------------- */
@@ -123,12 +125,13 @@ Status trainer_setup_programs(Trainer *t)
     const RunTrain *r = &t->config->train;
     static const Recompute recompute[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
     static const ModelBalance balance[] = {BALANCE_BIAS, BALANCE_AUX, BALANCE_NONE};
+    double means = (double)(t->n_leaves ? t->n_leaves : t->n_micro); /* of which the step's losses are means */
     t->options = (StepOptions){.micro_batch = t->micro_batch, .n_micro = t->n_micro, .seq = r->seq, .dtype = t->dtype,
                                .eval_batch = t->val_steps > 0 ? t->micro_batch : 0,
                                .recompute = recompute[r->recompute], .balance = balance[r->balance],
                                /* each micro-batch's share of losses that are means */
-                               .aux_loss = (float)(r->balance_aux / (double)t->n_micro),
-                               .router_z_loss = (float)(r->router_z_loss / (double)t->n_micro),
+                               .aux_loss = (float)(r->balance_aux / means),
+                               .router_z_loss = (float)(r->router_z_loss / means),
                                .z_loss = (float)r->z_loss, .layout = t->layout, .update_last = t->config->parallel.overlap};
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
     TRY(trainer_check_divides(t));

@@ -21,7 +21,8 @@ Status trainer_setup_ranks(Trainer *t)
                          .bucket_bytes = (size_t)p->bucket};
     int64_t columns = t->config->train.seq / p->cp;
     t->layout.fold_experts = p->fold_experts && p->tp > 1;
-    t->layout.sequence = p->tp > 1 && columns % p->tp == 0;
+    /* canonical sums over a sequence see all of it */
+    t->layout.sequence = p->tp > 1 && columns % p->tp == 0 && !t->config->train.canonical;
     /* what a run file says is of the whole step; a rank's micro-batches are its share */
     t->micro_batch = run_micro_batch(t->config);
     t->n_micro = run_n_micro(t->config);
@@ -149,13 +150,15 @@ static void copy_columns(const Trainer *t, const void *from, void *to, int64_t r
         for (int b = 0; b < 2; b++, out += half) memcpy(out, in + r * seq + first[b], (size_t)half * sizeof *out);
 }
 
-Status trainer_feed(Trainer *t, int program, const DataBatch *b)
+Status trainer_feed(Trainer *t, int program, const DataBatch *b, int64_t micro)
 {
     const struct {
         const char *name;
         const void *data;
     } inputs[] = {{"ids", b->ids}, {"targets", b->targets}, {"pos", b->pos}, {"weights", b->weights}};
     size_t bytes = (size_t)(t->micro_batch * t->config->train.seq) * sizeof(int32_t);
+    int32_t number = (int32_t)micro;
+    if (session_input(t->session, program, MICRO_INPUT)) TRY(session_write(t->session, program, MICRO_INPUT, &number, sizeof number));
     for (int i = 0; i < COUNT_OF(inputs); i++) {
         if (mesh_size(&t->layout.mesh, MESH_CP) > 1)
             copy_columns(t, inputs[i].data, session_input(t->session, program, inputs[i].name), t->micro_batch);

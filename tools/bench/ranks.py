@@ -14,11 +14,11 @@ import argparse, json, os, shutil, statistics, subprocess, tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONFIGS = {"small": ("bench-small", 16, 256), "medium": ("bench-medium", 4, 512), "moe": ("bench-moe", 16, 256),
            "long": ("bench-small", 1, 4096)}
-WAYS = {"batch": {"one process": None, "dp 2": ["parallel.dp=2"], "dp 2, no overlap": ["parallel.dp=2", "parallel.overlap=false"],
-                  "dp 2, zero 1": ["parallel.dp=2", "parallel.zero=1"], "fsdp 2": ["parallel.fsdp=2"]},
-        "context": {"one process": None, "cp 2, gather": ["parallel.cp=2"], "cp 2, ring": ["parallel.cp=2", "parallel.context=ring"],
-                    "cp 2, gather, no overlap": ["parallel.cp=2", "parallel.overlap=false"],
-                    "cp 2, ring, no overlap": ["parallel.cp=2", "parallel.context=ring", "parallel.overlap=false"]}}
+WAYS = {"batch": {"one process": (1, []), "dp 2": (2, ["parallel.dp=2"]), "dp 2, no overlap": (2, ["parallel.dp=2", "parallel.overlap=false"]),
+                  "dp 2, zero 1": (2, ["parallel.dp=2", "parallel.zero=1"]), "fsdp 2": (2, ["parallel.fsdp=2"])},
+        "context": {"one process": (1, []), "cp 2, gather": (2, ["parallel.cp=2"]), "cp 2, ring": (2, ["parallel.cp=2", "parallel.context=ring"]),
+                    "cp 2, gather, no overlap": (2, ["parallel.cp=2", "parallel.overlap=false"]),
+                    "cp 2, ring, no overlap": (2, ["parallel.cp=2", "parallel.context=ring", "parallel.overlap=false"])}}
 
 
 def settings(name, dtype, more):
@@ -29,12 +29,12 @@ def settings(name, dtype, more):
 
 def run(name, dtype, steps, way, more):
     dir = tempfile.mkdtemp(prefix="drover-bench-")
-    ranks = 1 if way is None else 2
-    mpi = [] if way is None else ["mpirun", "-n", "2", "--bind-to", "core"]
+    ranks, own = way
+    mpi = [] if ranks == 1 else ["mpirun", "-n", str(ranks), "--bind-to", "core"]
     env = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     try:
         command = [*mpi, os.path.join(ROOT, "build/drover"), "train", "name=bench", f"dir={dir}", f"train.steps={steps + 2}",
-                   f"train.threads={2 // ranks}", *settings(name, dtype, [*(way or []), *more])]
+                   f"train.threads={2 // ranks}", *settings(name, dtype, [*own, *more])]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -94,4 +94,5 @@ def main():
                 print_memory(name, dtype, a.settings)
 
 
-main()
+if __name__ == "__main__":
+    main()
