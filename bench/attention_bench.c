@@ -192,7 +192,7 @@ static Status bench_case(const Case *c, DType dtype, const Target *target, doubl
     printf("%-9s %-16s %-4s B %2lld T %4lld H %2lld K %lld d %3lld %9.3f ms (best %9.3f)", c->name, c->op,
            dtype_name(dtype), (long long)c->batch, (long long)c->tokens, (long long)c->heads,
            (long long)c->kv_heads, (long long)c->d, took_s[1] * 1e3, took_s[0] * 1e3);
-    if (cost.matmul && c->tokens > 1)
+    if (cost.kind != COST_STREAM && c->tokens > 1)
         printf("  %6.1f GFLOP/s  %3.0f%% of peak (best %3.0f%%)", work / took_s[1], 100 * work / took_s[1] / peak,
                100 * work / took_s[0] / peak);
     else

@@ -39,6 +39,7 @@ typedef struct Job {
     const char *table;    /* as text, instead; NULL: none */
     int layers;           /* of the model; 0: as it says */
     Pipeline *pipeline;   /* made of it while the job runs */
+    StepRoles planned;    /* and what a plan says of its ranks */
     CommWorld *world;
     bool check_wire; /* what was sent must be what the nodes declare */
     Status (*at_end)(struct Job *job, const StepPrograms *p, Session *session); /* of each rank, behind its steps; or NULL */
@@ -250,6 +251,9 @@ static Status run_rank(RankJob *r)
         status = session_create(device, programs.store, programs.at, programs.n, &session);
         if (status == OK && device_allocated_bytes(device) != session_plan(programs.store, programs.at, programs.n).total_bytes)
             status = fail(ERR_MEMORY, "%zu bytes were allocated, another number than planned", device_allocated_bytes(device));
+        size_t planned = job->planned.memory[o.layout.mesh.coord[MESH_PP]].total_bytes;
+        if (status == OK && device_allocated_bytes(device) != planned)
+            status = fail(ERR_MEMORY, "%zu bytes were allocated, %zu were planned without a machine", device_allocated_bytes(device), planned);
         if (status == OK) {
             status = session_init_weights(session, 3);
             if (status == OK) status = run_steps(job, device, &o, &programs, session);
@@ -294,13 +298,18 @@ static Status make_pipeline(Job *job)
     return OK;
 }
 
-static Status run_job(Job *job, char *message)
+static inline Status run_job(Job *job, char *message)
 {
     int n = mesh_ranks(&job->options.layout.mesh);
     Status made = make_pipeline(job);
     if (made != OK) {
         snprintf(message, 600, "%s", status_message());
         return made;
+    }
+    Target target = {.isa = cpu_best_isa(), .threads = 1};
+    if (step_roles_build(job->model, &job->options, target, &job->planned) != OK) {
+        snprintf(message, 600, "plan: %s", status_message());
+        return ERR_REFUSED;
     }
     RankJob ranks[MAX_RANKS];
     pthread_t thread[MAX_RANKS];
@@ -313,6 +322,7 @@ static Status run_job(Job *job, char *message)
     for (int r = 0; r < n && status == OK; r++)
         if ((status = ranks[r].status) != OK) snprintf(message, 600, "rank %d: %s", r, ranks[r].message);
     comm_world_destroy(job->world);
+    step_roles_destroy(&job->planned);
     pipeline_destroy(job->pipeline);
     return status;
 }
@@ -372,7 +382,7 @@ static void make_model(const char *text, int layers, ModelConfig *config)
 }
 
 /* Relative difference of the worst step. In bf16 what is rounded apart drifts apart: the first two only. */
-static double compare(const Job *a, const Job *b)
+static inline double compare(const Job *a, const Job *b)
 {
     double worst = 0;
     int n = a->options.dtype == DTYPE_F32 ? STEPS : 2;

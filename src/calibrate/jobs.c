@@ -122,7 +122,7 @@ static void add_samples(RankRun *r)
             double bytes = cost.read_bytes + cost.write_bytes;
             if (cost.wire_bytes > 0 || cost.flop + bytes <= 0) continue;
             const Value *x = node->n_in && node->in[0].id ? graph_value(program->graph, node->in[0]) : NULL;
-            OpSample s = {.op = node->op->name, .math = x ? cluster_math(x->dtype) : MATH_F32, .matmul = cost.matmul,
+            OpSample s = {.op = node->op->name, .math = x ? cluster_math(x->dtype) : MATH_F32, .matmul = cost.kind >= COST_MATMUL && cost.kind <= COST_ATTENTION_GRAD,
                           .flop = cost.flop, .bytes = bytes, .seconds = calibrate_median(times->at, (int)times->n)};
             if (!strcmp(s.op, "linear") && x) {
                 const Value *y = graph_value(program->graph, node->out[0]);

@@ -49,6 +49,7 @@ Status device_group(Device *device, unsigned axes, Comm **group);
 typedef struct MemoryPlan {
     size_t state_bytes; /* the store */
     size_t step_bytes;  /* slots of all programs that have them, and the largest step region: they take turns */
+    size_t held_bytes;  /* of step_bytes: the slots */
     size_t io_bytes;    /* all inputs */
     size_t total_bytes;
 } MemoryPlan;

@@ -63,7 +63,7 @@ MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
 {
     MemoryPlan plan = {.state_bytes = store->bytes};
     SlotPlan slots = plan_slots(programs, n);
-    plan.step_bytes = slots.end;
+    plan.step_bytes = plan.held_bytes = slots.end;
     plan.io_bytes = (size_t)slots.n[PIPELINE_FW] * slots.io_bytes;
     for (int i = 0; i < n; i++) {
         const Program *p = programs[i];

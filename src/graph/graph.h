@@ -188,13 +188,28 @@ struct Graph {
 
 /* ---- what an op knows of itself --------------------------------------------------------- */
 
+/* By which rules the time of a node is told. */
+typedef enum CostKind {
+    COST_STREAM,         /* memory limits it */
+    COST_MATMUL,         /* products: `count` of [m k] times [k n] */
+    COST_ATTENTION,      /* `count` heads of m queries that see n keys each on average, head_dim k */
+    COST_ATTENTION_GRAD,
+    COST_EXCHANGE,       /* among the ranks along `axes`; a start, where the op has OP_STARTS */
+    COST_MESSAGE,        /* to one rank of another pipeline stage */
+} CostKind;
+
 /* Work of one node, counted by its op as its kernel does it. The devices turn it into time. */
 typedef struct Cost {
-    double flop;        /* multiply and add count as two; matrix units where matmul is set */
+    double flop;        /* multiply and add count as two; on matrix units by kind */
     double read_bytes;  /* from memory, each operand once */
     double write_bytes;
     double wire_bytes; /* that this rank sends to others */
-    bool matmul;
+    CostKind kind;
+    double m, n, k, count;
+    DType dtype;        /* of the operands of products and attention */
+    unsigned axes;      /* exchanges: bit a set for mesh axis a */
+    CommKind exchange;  /* COMM_SEND: of the first and the last pipeline stage with each other */
+    double whole_bytes; /* exchanges: what is reduced, scattered or gathered, in all; all_to_all: what this rank has */
 } Cost;
 
 /* Shape rule: reads c->in values and attr, sets out dtype, shape (and for views base, offset, stride).
@@ -264,7 +279,10 @@ const char *isa_name(Isa isa);
 typedef struct Target {
     Isa isa;
     int threads;
+    bool gpu; /* products pack no operands and have a library's workspace; isa is ISA_GENERIC and says nothing */
 } Target;
+/* On GPUs: what cuBLAS asks for on Hopper; tokens whose logits are there at a time. */
+enum { GPU_PRODUCT_WORKSPACE_BYTES = 32 << 20, GPU_LOGITS_ROWS = 1024 };
 
 /* The peers of this rank, as a device knows them. axes: bit a set for mesh axis a; the group holds the ranks
  * that differ from this one along these axes only, in the mesh's order. */
@@ -366,6 +384,8 @@ typedef struct Rewrite {
     ValueId *map; /* old value id -> new value */
 } Rewrite;
 void rewrite_begin(Rewrite *rewrite, const Graph *from);
+/* Without the states for which keep[] is false, of which no node that is copied may read, nor a master of one that is kept. */
+void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep);
 ValueId rewrite_get(const Rewrite *rewrite, ValueId old);
 void rewrite_set(Rewrite *rewrite, ValueId old, ValueId fresh);
 Status rewrite_copy_node(Rewrite *rewrite, NodeId node);

@@ -21,20 +21,22 @@ static ValueId copy_leaf(Rewrite *rewrite, int old)
     return id;
 }
 
-void rewrite_begin(Rewrite *rewrite, const Graph *from)
+void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep)
 {
     *rewrite = (Rewrite){.from = from, .to = graph_create(from->name)};
     rewrite->to->mesh = from->mesh;
     rewrite->to->canonical = from->canonical;
     rewrite->map = xcalloc((size_t)from->n_values, sizeof *rewrite->map);
     for (int i = 1; i < from->n_values; i++)
-        if (from->value[i].kind != VALUE_TEMP) rewrite->map[i] = copy_leaf(rewrite, i);
+        if (from->value[i].kind == VALUE_INPUT || (from->value[i].kind == VALUE_STATE && (!keep || keep[i]))) rewrite->map[i] = copy_leaf(rewrite, i);
     for (int i = 1; i < from->n_values; i++) { /* masters may stand behind their copies */
         if (!rewrite->map[i].id) continue;
         Value *v = graph_value(rewrite->to, rewrite->map[i]);
         if (value_ok(v->master)) v->master = rewrite->map[v->master.id];
     }
 }
+
+void rewrite_begin(Rewrite *rewrite, const Graph *from) { rewrite_begin_of(rewrite, from, NULL); }
 
 ValueId rewrite_get(const Rewrite *rewrite, ValueId old) { return old.id ? rewrite->map[old.id] : NO_VALUE; }
 

@@ -130,13 +130,17 @@ static Cost cost_rows(const Graph *g, const Node *node)
     const ExchangeAttr *attr = node->attr;
     ValueId few = graph_value(g, node->in[0])->shape.dim[0] < graph_value(g, node->out[0])->shape.dim[0] ? node->in[0] : node->out[0];
     double bytes = value_bytes(g, few);
-    return (Cost){.read_bytes = 2 * bytes, .write_bytes = 2 * bytes, .wire_bytes = bytes * (attr->n - 1) / attr->n};
+    Cost cost = {.read_bytes = 2 * bytes, .write_bytes = 2 * bytes, .wire_bytes = bytes * (attr->n - 1) / attr->n};
+    if (attr->n > 1) cost_exchange(&cost, COMM_ALL_TO_ALL, 1u << MESH_EP, bytes);
+    return cost;
 }
 
 static Cost cost_plan(const Graph *g, const Node *node)
 {
     Cost cost = cost_streaming(g, node, 0);
-    cost.wire_bytes = value_bytes(g, node->in[0]) * (((const ExchangeAttr *)node->attr)->n - 1);
+    int n = ((const ExchangeAttr *)node->attr)->n;
+    cost.wire_bytes = value_bytes(g, node->in[0]) * (n - 1);
+    if (n > 1) cost_exchange(&cost, COMM_ALL_GATHER, 1u << MESH_EP, value_bytes(g, node->in[0]) * n);
     return cost;
 }
 

@@ -149,6 +149,7 @@ static Cost cost_join(const Graph *g, const Node *node)
     Cost cost = cost_streaming(g, node, 2);
     size_t bytes = workspace_join(g, node, NULL);
     cost.wire_bytes = bytes ? (double)bytes - value_bytes(g, node->in[0]) : 0;
+    if (bytes) cost_exchange(&cost, COMM_ALL_GATHER, ((const GradNormAttr *)node->attr)->cut_axes, (double)bytes);
     return cost;
 }
 

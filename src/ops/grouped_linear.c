@@ -12,6 +12,7 @@
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
+#include <math.h>
 #include <string.h>
 
 Status grouped_check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis, const Value *offsets)
@@ -71,16 +72,28 @@ static Status grad(GradCtx *ctx)
 }
 
 /* Of the buffer's R rows about half an alignment for each expert is padding inside its segment, and as
- * much is past the end. */
+ * much is past the end. Where experts are owned by ranks the buffer has room for the rows of all of them, and on
+ * average as many come as one rank has; each rank's part of an expert's rows is padded. */
 Cost grouped_cost(const Graph *g, const Node *node)
 {
     const Value *rows = graph_value(g, node->in[0]), *offsets = graph_value(g, node->in[2]);
-    double used = (double)rows->shape.dim[0] - (double)(offsets->shape.dim[0] - 1) * EXPERT_ROW_ALIGN / 2;
     const Value *other = graph_value(g, node->in[1]), *out = graph_value(g, node->out[0]);
-    double wide = other->shape.rank == 3 ? (double)last_dim(out) : (double)last_dim(other);
+    bool forward = other->shape.rank == 3;
+    double owners = 1, senders = rows->place[MESH_EP].kind == PLACE_OWNED ? mesh_size(&g->mesh, MESH_EP) : 1;
+    for (int a = 0; a < MESH_AXES; a++) owners *= rows->place[a].kind == PLACE_OWNED ? mesh_size(&g->mesh, (MeshAxis)a) : 1;
+    double experts = (double)(offsets->shape.dim[0] - 1);
+    double used = fmax(0, (double)rows->shape.dim[0] / owners - experts * senders * EXPERT_ROW_ALIGN / 2);
+    double wide = forward ? (double)last_dim(out) : (double)last_dim(other), unused = 1 - 1 / owners;
     Cost cost = cost_streaming(g, node, 0);
-    cost.flop = 2 * (used > 0 ? used : 0) * (double)last_dim(rows) * wide;
-    cost.matmul = true;
+    cost.read_bytes -= unused * (value_bytes(g, node->in[0]) + (forward ? 0 : value_bytes(g, node->in[1])));
+    cost.write_bytes -= unused * (forward ? value_bytes(g, node->out[0]) : 0);
+    cost.flop = 2 * used * (double)last_dim(rows) * wide;
+    cost.kind = COST_MATMUL;
+    cost.m = forward ? used / experts : (double)last_dim(rows);
+    cost.n = wide;
+    cost.k = forward ? (double)last_dim(rows) : used / experts;
+    cost.count = experts;
+    cost.dtype = rows->dtype;
     return cost;
 }
 

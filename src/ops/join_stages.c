@@ -32,6 +32,7 @@ static Cost cost(const Graph *g, const Node *node)
 {
     Cost cost = cost_streaming(g, node, 1);
     cost.wire_bytes = value_bytes(g, node->in[0]);
+    cost_exchange(&cost, COMM_SEND, 1u << MESH_PP, cost.wire_bytes);
     return cost;
 }
 

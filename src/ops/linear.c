@@ -63,7 +63,12 @@ Cost linear_cost(const Graph *graph, ValueId rows, ValueId weight, ValueId out)
     return (Cost){.flop = 2 * n_rows * n_w,
                   .read_bytes = n_x * (double)dtype_bytes(x->dtype) + n_w * (double)dtype_bytes(w->dtype),
                   .write_bytes = n_y * (double)dtype_bytes(y->dtype),
-                  .matmul = true};
+                  .kind = COST_MATMUL,
+                  .m = n_rows,
+                  .n = n_w / (double)x->shape.dim[x->shape.rank - 1],
+                  .k = (double)x->shape.dim[x->shape.rank - 1],
+                  .count = 1,
+                  .dtype = x->dtype};
 }
 
 static Cost cost(const Graph *graph, const Node *node)

@@ -72,7 +72,7 @@ static Cost product_cost(const Graph *g, const Node *node, int products)
     Cost cost = cost_streaming(g, node, 0);
     cost.flop = 2 * products * tokens * value_count(g, node->in[1]);
     cost.read_bytes += (blocks - 1) * w_bytes;
-    cost.matmul = true;
+    cost_product(&cost, graph_value(g, node->in[1]), tokens, products);
     return cost;
 }
 

@@ -60,7 +60,12 @@ static Cost product_cost(const Graph *graph, const Node *node, bool accumulate)
                   .read_bytes = (n_dy + n_x) * (double)dtype_bytes(x->dtype) +
                                 (accumulate ? dw_bytes : 0),
                   .write_bytes = dw_bytes,
-                  .matmul = true};
+                  .kind = COST_MATMUL,
+                  .m = (double)dy->shape.dim[dy->shape.rank - 1],
+                  .n = (double)x->shape.dim[x->shape.rank - 1],
+                  .k = n_x / (double)x->shape.dim[x->shape.rank - 1],
+                  .count = 1,
+                  .dtype = x->dtype};
 }
 
 static Cost cost(const Graph *graph, const Node *node) { return product_cost(graph, node, false); }

@@ -98,10 +98,13 @@ static Status infer_recv(InferCtx *ctx)
 static Cost cost_send(const Graph *g, const Node *node)
 {
     double bytes = value_bytes(g, node->in[0]);
-    return (Cost){.read_bytes = 2 * bytes, .write_bytes = bytes, .wire_bytes = bytes};
+    return (Cost){.read_bytes = 2 * bytes, .write_bytes = bytes, .wire_bytes = bytes, .kind = COST_MESSAGE};
 }
 
-static Cost cost_recv(const Graph *g, const Node *node) { return (Cost){.write_bytes = value_bytes(g, node->out[0])}; }
+static Cost cost_recv(const Graph *g, const Node *node)
+{
+    return (Cost){.write_bytes = value_bytes(g, node->out[0]), .kind = COST_MESSAGE};
+}
 
 static Cost cost_copy(const Graph *g, const Node *node)
 {

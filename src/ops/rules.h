@@ -73,4 +73,23 @@ static inline Cost cost_streaming(const Graph *g, const Node *node, double flop_
     return cost;
 }
 
+static inline void cost_exchange(Cost *cost, CommKind kind, unsigned axes, double whole_bytes)
+{
+    cost->kind = COST_EXCHANGE;
+    cost->exchange = kind;
+    cost->axes = axes;
+    cost->whole_bytes = whole_bytes;
+}
+
+/* Of `count` products of so many rows with a weight [O I] or its transpose. */
+static inline void cost_product(Cost *cost, const Value *w, double rows, double count)
+{
+    cost->kind = COST_MATMUL;
+    cost->m = rows;
+    cost->n = (double)w->shape.dim[0];
+    cost->k = (double)w->shape.dim[1];
+    cost->count = count;
+    cost->dtype = w->dtype;
+}
+
 #endif

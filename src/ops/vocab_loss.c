@@ -101,7 +101,7 @@ static Cost products(const Graph *g, const Node *node, int n)
 {
     Cost cost = cost_streaming(g, node, 0);
     cost.flop = 2 * n * value_count(g, node->in[2]) * value_count(g, node->in[1]);
-    cost.matmul = true;
+    cost_product(&cost, graph_value(g, node->in[1]), value_count(g, node->in[2]), n);
     return cost;
 }
 

@@ -61,6 +61,9 @@ typedef struct Layout {
                       mode */
     size_t bucket_bytes; /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
     const Pipeline *pipeline; /* with several ranks along pp: which stages they have, and what they do when; borrowed */
+    const int *stage_of_layer; /* of a short model that stands for a long one: the stage of each of its layers, rising. A stage
+                                  that is left out is like one of those there, and the next one in the list stands for a
+                                  neighbour. NULL: layers are shared out evenly. Borrowed */
 } Layout;
 enum { LAYOUT_BUCKET_BYTES = 25 << 20 };
 

@@ -16,8 +16,9 @@ enum { EVERYWHERE = -1, NOWHERE = -2 };
 
 /* Of a value, to one stage that reads it. */
 typedef struct Channel {
-    int number; /* 0: none, else 1 + the channel */
+    int stage;  /* the reader */
     Phase read; /* phase of the first reader */
+    int next;   /* channel of the same value, 0: the last; channels count from 1 */
 } Channel;
 
 typedef struct Cut {
@@ -31,7 +32,9 @@ typedef struct Cut {
     int64_t n_layers;
     int *uses;         /* per value */
     int *stage_of;     /* per node. EVERYWHERE: wherever it is read; NOWHERE: a sum whose summands each stage adds itself */
-    Channel *channel;  /* [values x stages]: of a value that a stage receives */
+    VEC(Channel) channel;
+    int *first_channel; /* per value: of those that carry it; 0 none */
+    bool *there;        /* per stage: it is in the list of Layout.stage_of_layer, if there is one */
     bool *made;        /* per node that is everywhere: already made here */
     int (*holder)[2];  /* per state: 1 + the ranks that have it; 0 none */
 } Cut;
@@ -47,7 +50,11 @@ static int producer_stage(const Cut *c, ValueId v) { return c->stage_of[graph_va
 
 /* ---- whose a node is ------------------------------------------------------------------------------ */
 
-static int layer_stage(const Cut *c, int layer) { return (int)((int64_t)layer * c->n / c->n_layers); }
+static int layer_stage(const Cut *c, int layer)
+{
+    const int *table = c->layout->stage_of_layer;
+    return table ? table[layer] : (int)((int64_t)layer * c->n / c->n_layers);
+}
 
 /* Outside of layers: where its operands are made. */
 static int stage_without_layer(const Cut *c, const Node *node)
@@ -102,6 +109,7 @@ static void find_stages(Cut *c)
     for (int i = 1; i < c->from->n_nodes; i++) {
         const Node *node = &c->from->node[i];
         c->stage_of[i] = node->layer >= 0 ? layer_stage(c, node->layer) : stage_without_layer(c, node);
+        if (c->stage_of[i] >= 0) c->there[c->stage_of[i]] = true;
     }
     for (int i = 1; i < c->from->n_nodes; i++)
         if (op_adds_to_state(&c->from->node[i]) && producer_of(c, c->from->node[i].in[1])) split_sum(c, i);
@@ -148,23 +156,40 @@ static void mark_twins(Cut *c)
     for (int i = 1; i < c->from->n_values; i++) {
         const int *holder = c->holder[i];
         if (!holder[1] || (holder[0] != here && holder[1] != here)) continue;
-        Value *v = graph_value(c->rewrite.to, rewrite_get(&c->rewrite, (ValueId){i}));
+        ValueId here_too = rewrite_get(&c->rewrite, (ValueId){i});
+        if (!value_ok(here_too)) continue; /* another stage's of this rank */
+        Value *v = graph_value(c->rewrite.to, here_too);
         v->twin = holder[0] == here ? holder[1] : holder[0];
         if (v->role == STATE_GRAD) v->place[MESH_PP] = (Place){PLACE_PARTIAL, 0};
     }
 }
 
-/* States that no node here reads belong to other stages. */
-static void forget_foreign_states(Graph *g)
+/* Whether this stage adds to a sum that several have a part in. */
+static bool has_summand(const Cut *c, const Node *node)
 {
-    bool *read = xcalloc((size_t)g->n_values, sizeof *read);
-    for (int i = 1; i < g->n_nodes; i++)
-        for (int k = 0; k < g->node[i].n_in; k++) read[g->node[i].in[k].id] = true;
-    for (int i = 1; i < g->n_values; i++) /* a master is read by the update */
-        if (read[i] && g->value[i].kind == VALUE_STATE) read[g->value[i].master.id] = true;
-    for (int i = 1; i < g->n_values; i++)
-        if (g->value[i].kind == VALUE_STATE && !read[i]) g->value[i].role = STATE_NONE;
-    free(read);
+    Values summands = {0}, sums = {0};
+    bool any = false;
+    find_summands(c, node->in[1], &summands, &sums);
+    for (size_t k = 0; k < summands.n; k++) any |= producer_stage(c, summands.at[k]) == c->stage;
+    VEC_FREE(&summands);
+    VEC_FREE(&sums);
+    return any;
+}
+
+/* The states that nodes here read, and their masters, which the update reads; others belong to other stages. */
+static bool *find_own_states(const Cut *c)
+{
+    const Graph *g = c->from;
+    bool *own = xcalloc((size_t)g->n_values, sizeof *own);
+    for (int i = 1; i < g->n_nodes; i++) {
+        const Node *node = &g->node[i];
+        bool here = c->stage_of[i] == c->stage || c->stage_of[i] == EVERYWHERE;
+        if (c->stage_of[i] == NOWHERE && node_is(node, "accumulate")) here = has_summand(c, node);
+        for (int k = 0; k < node->n_in && here; k++)
+            for (ValueId v = node->in[k]; value_ok(v); v = graph_value(g, v)->kind == VALUE_STATE ? graph_value(g, v)->master : graph_value(g, v)->base)
+                own[v.id] = true;
+    }
+    return own;
 }
 
 /* ---- messages ------------------------------------------------------------------------------------- */
@@ -172,25 +197,44 @@ static void forget_foreign_states(Graph *g)
 /* The last tag is join_stages'. */
 enum { MAX_CHANNELS = COMM_TAG_LIMIT - 1 };
 
-static Channel *channel_of(const Cut *c, ValueId v, int stage) { return &c->channel[(int64_t)v.id * c->n + stage]; }
+/* 0: none */
+static int channel_of(const Cut *c, ValueId v, int stage)
+{
+    int channel = c->first_channel[v.id];
+    while (channel && c->channel.at[channel].stage != stage) channel = c->channel.at[channel].next;
+    return channel;
+}
+
+/* Where stages are left out only neighbours may speak: others could not tell how far apart they are. */
+static bool are_neighbours(const Cut *c, int a, int b)
+{
+    int low = a < b ? a : b, high = a < b ? b : a;
+    for (int s = low + 1; s < high; s++)
+        if (c->there[s]) return false;
+    return true;
+}
 
 /* Numbers every (value, reading stage) pair, the same on all stages. */
 static Status find_channels(Cut *c)
 {
-    int n = 0;
+    VEC_PUSH(&c->channel, (Channel){0});
     for (int i = 1; i < c->from->n_nodes; i++) {
         const Node *node = &c->from->node[i];
         for (int k = 0; k < node->n_in && c->stage_of[i] >= 0; k++) {
             if (!producer_of(c, node->in[k])) continue;
-            Channel *channel = channel_of(c, node->in[k], c->stage_of[i]);
             int made = producer_stage(c, node->in[k]);
-            if (made < 0 || made == c->stage_of[i] || channel->number) continue;
+            if (made < 0 || made == c->stage_of[i] || channel_of(c, node->in[k], c->stage_of[i])) continue;
             bool forward = producer_of(c, node->in[k])->phase == PHASE_FORWARD;
             if (forward != (made < c->stage_of[i])) /* its stage would wait for one that waits for it */
                 return fail(ERR_UNSUPPORTED, "%s of stage %d reads what stage %d makes in its %s phase", node->op->name, c->stage_of[i], made, phase_name(producer_of(c, node->in[k])->phase));
-            *channel = (Channel){++n, node->phase};
+            if (c->layout->stage_of_layer && !are_neighbours(c, made, c->stage_of[i]))
+                return fail(ERR_UNSUPPORTED, "%s of stage %d reads what stage %d makes, and stages are left out", node->op->name, c->stage_of[i], made);
+            Channel channel = {c->stage_of[i], node->phase, c->first_channel[node->in[k].id]};
+            c->first_channel[node->in[k].id] = (int)c->channel.n;
+            VEC_PUSH(&c->channel, channel);
         }
     }
+    int n = (int)c->channel.n - 1;
     return n < MAX_CHANNELS ? OK : fail(ERR_UNSUPPORTED, "%d values between stages, at most %d are possible", n, MAX_CHANNELS);
 }
 
@@ -207,11 +251,12 @@ static PipelineWork work_of(Phase phase) { return phase == PHASE_FORWARD ? PIPEL
 /* The end that this stage has of the channel on which `to` reads v. */
 static PipeEnd end_of(const Cut *c, ValueId v, int to, bool sends)
 {
-    const Channel *channel = channel_of(c, v, to);
-    int from = producer_stage(c, v);
+    int from = producer_stage(c, v), channel = channel_of(c, v, to);
+    if (c->layout->stage_of_layer && sends) to = to > from ? from + 1 : from - 1;
+    else if (c->layout->stage_of_layer) from = from < to ? to - 1 : to + 1;
     int peer = c->pipeline->rank_of[sends ? to : from];
-    PipelineWork made = work_of(producer_of(c, v)->phase), read = work_of(channel->read);
-    return (PipeEnd){.peer = peer, .here = peer == c->pipeline->rank_of[c->stage], .channel = channel->number - 1,
+    PipelineWork made = work_of(producer_of(c, v)->phase), read = work_of(c->channel.at[channel].read);
+    return (PipeEnd){.peer = peer, .here = peer == c->pipeline->rank_of[c->stage], .channel = channel - 1,
                      .depth = c->one_at_a_time ? 1 : pipeline_depth(c->pipeline, from, made, to, read),
                      .buffers = c->buffers, .sequence = c->layout->sequence};
 }
@@ -242,8 +287,8 @@ static Status bring_operands(Cut *c, const Node *node)
 static Status send_outputs(Cut *c, const Node *node)
 {
     for (int k = 0; k < node->n_out; k++) {
-        for (int s = 0; value_ok(node->out[k]) && s < c->n; s++) {
-            if (!channel_of(c, node->out[k], s)->number) continue;
+        for (int s = 0; value_ok(node->out[k]) && c->first_channel[node->out[k].id] && s < c->n; s++) {
+            if (!channel_of(c, node->out[k], s)) continue;
             ValueId x = rewrite_get(&c->rewrite, node->out[k]);
             const Value *v = graph_value(c->rewrite.to, x);
             stamp(c, node);
@@ -299,15 +344,18 @@ static void keep_own_outputs(Cut *c)
 static Status cut(Cut *c)
 {
     find_stages(c);
-    if (c->n > c->n_layers)
+    if (!c->layout->stage_of_layer && c->n > c->n_layers)
         return fail(ERR_REFUSED, "parallel.pp %d with %d stage%s on a rank: the model has %lld layers, which cannot be shared out over %d stages",
                     c->pipeline->n_ranks, c->n / c->pipeline->n_ranks, c->n > c->pipeline->n_ranks ? "s" : "", (long long)c->n_layers, c->n);
     TRY(find_holders(c));
     TRY(find_channels(c));
+    bool *own = find_own_states(c);
+    rewrite_begin_of(&c->rewrite, c->from, own);
+    free(own);
+    c->buffers = c->one_at_a_time ? arena_printf(&c->rewrite.to->arena, "pipe.%s", c->from->name) : "pipe";
     mark_twins(c);
     TRY(keep_own_nodes(c));
     keep_own_outputs(c);
-    forget_foreign_states(c->rewrite.to);
     return OK;
 }
 
@@ -319,15 +367,16 @@ Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool o
     c.uses = pass_count_uses(whole);
     c.stage_of = xcalloc((size_t)whole->n_nodes, sizeof *c.stage_of);
     c.made = xcalloc((size_t)whole->n_nodes, sizeof *c.made);
-    c.channel = xcalloc((size_t)whole->n_values * (size_t)c.n, sizeof *c.channel);
+    c.first_channel = xcalloc((size_t)whole->n_values, sizeof *c.first_channel);
+    c.there = xcalloc((size_t)c.n, sizeof *c.there);
     c.holder = xcalloc((size_t)whole->n_values, sizeof *c.holder);
-    rewrite_begin(&c.rewrite, whole);
-    c.buffers = one_at_a_time ? arena_printf(&c.rewrite.to->arena, "pipe.%s", whole->name) : "pipe";
     Status status = cut(&c);
     free(c.uses);
     free(c.stage_of);
     free(c.made);
-    free(c.channel);
+    free(c.first_channel);
+    free(c.there);
+    VEC_FREE(&c.channel);
     free(c.holder);
     Graph *g = c.rewrite.to;
     if (status == OK) {
@@ -336,7 +385,7 @@ Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool o
         g->scope = NULL;
         status = pass_check(g, "pipeline");
         if (status != OK) graph_destroy(g);
-    } else {
+    } else if (g) {
         rewrite_abort(&c.rewrite);
     }
     if (status == OK) *out = g;

@@ -123,18 +123,9 @@ static size_t snapshot_bytes(Trainer *t)
 Status trainer_setup_programs(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
-    static const Recompute recompute[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
-    static const ModelBalance balance[] = {BALANCE_BIAS, BALANCE_AUX, BALANCE_NONE};
-    double means = (double)(t->n_leaves ? t->n_leaves : t->n_micro); /* of which the step's losses are means */
-    t->options = (StepOptions){.micro_batch = t->micro_batch, .n_micro = t->n_micro, .seq = r->seq, .dtype = t->dtype,
-                               .eval_batch = t->val_steps > 0 ? t->micro_batch : 0,
-                               .recompute = recompute[r->recompute], .balance = balance[r->balance],
-                               /* each micro-batch's share of losses that are means */
-                               .aux_loss = (float)(r->balance_aux / means),
-                               .router_z_loss = (float)(r->router_z_loss / means),
-                               .z_loss = (float)r->z_loss, .layout = t->layout, .update_last = t->config->parallel.overlap};
+    t->options = train_step_options(t->config, &t->layout, t->dtype, t->val_steps > 0);
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
-    TRY(trainer_check_divides(t));
+    TRY(train_check_divides(t->config, &t->model));
     Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);
     if (status == ERR_ARG || status == ERR_SHAPE || status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
         return fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",

@@ -60,20 +60,20 @@ static Status check_fields(json_t *base, json_t *fields)
 }
 
 /* The directory's or the preset's config.json was read well before: what is wrong now stands in the run file. */
-static Status read_fields(Trainer *t, json_t *base, json_t *fields)
+static Status read_fields(json_t *base, json_t *fields, ModelConfig *model)
 {
     json_t *part = (json_t *)(uintptr_t)model_config_text_part(base);
     TRY(check_fields(part, fields));
     json_object_update(part, fields);
-    Status status = model_config_from_json(base, &t->model);
+    Status status = model_config_from_json(base, model);
     if (status == ERR_FORMAT) return fail(ERR_ARG, "%s", status_message());
     return status == ERR_UNSUPPORTED ? fail(ERR_REFUSED, "%s", status_message()) : status;
 }
 
 /* The preset or directory, with the run file's own fields laid over. */
-static Status read_model(Trainer *t)
+Status train_read_model(const RunConfig *config, ModelConfig *model)
 {
-    const RunModel *m = &t->config->model;
+    const RunModel *m = &config->model;
     json_error_t error;
     json_t *json, *fields = json_loads(m->fields_json, JSON_REJECT_DUPLICATES, &error);
     if (!fields) return fail(ERR_FORMAT, "model: %s", error.text);
@@ -83,14 +83,12 @@ static Status read_model(Trainer *t)
     }
     Status status = base_json(m, &json);
     if (status == OK) {
-        status = read_fields(t, json, fields);
+        status = read_fields(json, fields, model);
         json_decref(json);
     }
     json_decref(fields);
     return status;
 }
-
-/* ---- tokenizer ----------------------------------------------------------------------------------------- */
 
 static bool needs_text(const RunConfig *c)
 {
@@ -98,6 +96,24 @@ static bool needs_text(const RunConfig *c)
         if (c->sources[i].synthetic == RUN_SYNTHETIC_NONE) return true;
     return false;
 }
+
+Status train_expect_model(const RunConfig *c, ModelConfig *model)
+{
+    TRY(train_read_model(c, model));
+    if (!needs_text(c) || *c->model.from) return OK;
+    int64_t vocab = c->tokenizer.vocab_size;
+    Tokenizer *tokenizer = NULL;
+    Status status = *c->tokenizer.path ? tokenizer_load(c->tokenizer.path, &tokenizer) : OK;
+    if (tokenizer) vocab = tokenizer_vocab_size(tokenizer);
+    tokenizer_destroy(tokenizer);
+    if (status == OK) status = model_config_set_vocab(model, vocab, -1, -1, -1);
+    if (status != OK) model_config_deinit(model);
+    return status;
+}
+
+bool train_expects_validation(const RunConfig *c) { return needs_text(c) && c->dataset.holdout > 0; }
+
+/* ---- tokenizer ----------------------------------------------------------------------------------------- */
 
 static DataSource *sources(Trainer *t)
 {
@@ -195,7 +211,7 @@ static Status choose_chat_template(Trainer *t)
 
 Status trainer_setup_model(Trainer *t)
 {
-    TRY(read_model(t));
+    TRY(train_read_model(t->config, &t->model));
     if (!needs_text(t->config)) return OK;
     TRY(read_tokenizer(t));
     TRY(choose_chat_template(t));

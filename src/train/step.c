@@ -1,7 +1,7 @@
 /* From a model to the programs of its training step: the passes, in order. */
 #include <stdlib.h>
 
-#include "train/train.h"
+#include "train/step.h"
 
 /* The graph of the whole is built for the sequences of all ranks; the layout's passes cut it. */
 static ModelOptions model_options(const StepOptions *o, bool training, int64_t batch)
@@ -50,7 +50,7 @@ static void destroy_graphs(StageGraphs *graphs)
     graphs->n = 0;
 }
 
-static Status check_pipeline(const StepOptions *o)
+Status step_check_pipeline(const StepOptions *o)
 {
     const Pipeline *p = o->layout.pipeline;
     int ranks = mesh_size(&o->layout.mesh, MESH_PP);
@@ -64,22 +64,22 @@ static Status check_pipeline(const StepOptions *o)
     return OK;
 }
 
-/* Takes the graph of the whole, also on failure. */
-static Status cut_stages(Graph *whole, const StepOptions *o, bool one_at_a_time, StageGraphs *out)
+/* The graphs of this rank's stages; without a pipeline the whole itself, which is then *whole no longer. */
+static Status cut_stages(Graph **whole, const StepOptions *o, bool one_at_a_time, StageGraphs *out)
 {
     const Pipeline *p = o->layout.pipeline;
     Status status = OK;
     if (mesh_size(&o->layout.mesh, MESH_PP) < 2) {
-        *out = (StageGraphs){{whole}, 1};
+        *out = (StageGraphs){{*whole}, 1};
+        *whole = NULL;
         return OK;
     }
     int *stage = xcalloc((size_t)p->n_stages, sizeof *stage), n = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], stage);
     for (int k = 0; k < n && status == OK; k++) {
-        status = pass_pipeline(whole, &o->layout, stage[k], one_at_a_time, &out->at[k]);
+        status = pass_pipeline(*whole, &o->layout, stage[k], one_at_a_time, &out->at[k]);
         if (status == OK) out->n = k + 1;
     }
     free(stage);
-    graph_destroy(whole);
     return status;
 }
 
@@ -158,14 +158,16 @@ static Status build_last(const ModelConfig *model, const StepOptions *o, Target 
     return add_program(out, PROGRAM_UPDATE, g, target);
 }
 
-static Status build_step(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
+static bool has_pipeline(const StepOptions *o) { return mesh_size(&o->layout.mesh, MESH_PP) > 1; }
+static bool sums_gradients(const StepOptions *o) { return o->n_micro > 1 || has_pipeline(o); }
+
+static Status build_step(const ModelConfig *model, const StepOptions *o, Graph **whole, Target target, StepPrograms *out)
 {
-    bool pipeline = mesh_size(&o->layout.mesh, MESH_PP) > 1, sums = o->n_micro > 1 || pipeline;
-    bool last = o->update_last && o->n_micro > 1 && !pipeline && mesh_ranks(&o->layout.mesh) > 1;
-    Graph *whole, *update = NULL;
+    bool sums = sums_gradients(o);
+    bool last = o->update_last && o->n_micro > 1 && !has_pipeline(o) && mesh_ranks(&o->layout.mesh) > 1;
+    Graph *update = NULL;
     StageGraphs stages = {0};
-    TRY(check_pipeline(o));
-    TRY(build_whole(model, o, sums, false, &whole));
+    TRY(step_check_pipeline(o));
     Status status = cut_stages(whole, o, false, &stages);
     if (status == OK && sums && !last) status = make_update(&stages, o, &update);
     if (status == OK) status = finish_stages(&stages, o);
@@ -178,18 +180,21 @@ static Status build_step(const ModelConfig *model, const StepOptions *o, Target 
     return status;
 }
 
-static Status build_eval(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
+static Status build_whole_eval(const ModelConfig *model, const StepOptions *o, Graph **out)
 {
     Graph *g;
-    StageGraphs stages = {0};
     TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = pass_canonical(&g, &o->layout, NULL);
-    if (status != OK) {
-        graph_destroy(g);
-        return status;
-    }
-    status = cut_stages(g, o, true, &stages);
+    if (status == OK) *out = g;
+    else graph_destroy(g);
+    return status;
+}
+
+static Status build_eval(const StepOptions *o, Graph **whole, Target target, StepPrograms *out)
+{
+    StageGraphs stages = {0};
+    Status status = cut_stages(whole, o, true, &stages);
     for (int k = 0; k < stages.n && status == OK; k++) status = finish(&stages.at[k], o, false, NULL);
     int n = stages.n, first = out->n;
     for (int k = 0; k < n && status == OK; k++) {
@@ -208,12 +213,37 @@ static void start(StepPrograms *out)
     for (int i = 0; i < PROGRAM_MAX; i++) out->index[i] = -1;
 }
 
-Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out)
+Status step_whole_build(const ModelConfig *model, const StepOptions *o, StepWhole *out)
+{
+    *out = (StepWhole){0};
+    TRY(build_whole(model, o, sums_gradients(o), false, &out->step));
+    Status status = o->eval_batch > 0 ? build_whole_eval(model, o, &out->eval) : OK;
+    if (status != OK) step_whole_destroy(out);
+    return status;
+}
+
+void step_whole_destroy(StepWhole *whole)
+{
+    graph_destroy(whole->step);
+    graph_destroy(whole->eval);
+    *whole = (StepWhole){0};
+}
+
+Status step_rank_build(const ModelConfig *model, const StepOptions *options, StepWhole *whole, Target target, StepPrograms *out)
 {
     start(out);
-    Status status = build_step(model, options, target, out);
-    if (status == OK && options->eval_batch > 0) status = build_eval(model, options, target, out);
+    Status status = build_step(model, options, &whole->step, target, out);
+    if (status == OK && options->eval_batch > 0) status = build_eval(options, &whole->eval, target, out);
     if (status != OK) step_programs_destroy(out);
+    return status;
+}
+
+Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out)
+{
+    StepWhole whole;
+    TRY(step_whole_build(model, options, &whole));
+    Status status = step_rank_build(model, options, &whole, target, out);
+    step_whole_destroy(&whole);
     return status;
 }
 

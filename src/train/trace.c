@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device/trace_text.h"
 #include "train/trainer_internal.h"
 
 enum { MAX_GROUPS = 64, MAX_LANES = 64, COMPUTE_TRACK = 1 };
@@ -45,46 +46,12 @@ static void note_exchange(void *context, const Comm *group, const CommTrace *don
 
 /* ---- as text -------------------------------------------------------------------------------------------- */
 
-static void add_string(Str *out, const char *text)
-{
-    str_add(out, "\"");
-    for (const char *p = text; *p; p++) {
-        if (*p == '"' || *p == '\\') str_add(out, "\\");
-        if ((unsigned char)*p >= 0x20) str_add_n(out, p, 1);
-    }
-    str_add(out, "\"");
-}
-
-static void add_name(Str *out, int rank, int track, const char *what, const char *name)
-{
-    str_printf(out, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":", rank,
-               track, what);
-    add_string(out, name);
-    str_add(out, "}},\n");
-}
-
-static void add_interval(Str *out, const Trace *trace, int rank, int track, double begin_s,
-                         double end_s)
-{
-    str_printf(out, ",\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"args\":{", rank,
-               track, (begin_s - trace->zero_s) * 1e6, (end_s - begin_s) * 1e6);
-}
-
 static void add_instr(Str *out, const Trace *trace, int rank, const InstrTime *t)
 {
-    const Node *node = t->instr->node;
-    Str name = {0};
-    str_printf(&name, "%s%s%s", node->name ? node->name : "", node->name ? ": " : "",
-               node->op->name);
-    str_add(out, "{\"name\":");
-    add_string(out, name.at);
-    str_printf(out, ",\"cat\":\"%s\"", phase_name(node->phase));
-    add_interval(out, trace, rank, COMPUTE_TRACK, t->begin_s, t->end_s);
-    str_printf(out, "\"op\":\"%s\",\"program\":\"%s\"", node->op->name, t->program->graph->name);
-    if (node->layer >= 0) str_printf(out, ",\"layer\":%d", node->layer);
+    TraceBox box = {rank, COMPUTE_TRACK, t->begin_s - trace->zero_s, t->end_s - trace->zero_s};
+    trace_text_instr(out, &box, t->program, t->instr);
     if (t->program->slotted) str_printf(out, ",\"slot\":%d", t->slot);
-    str_add(out, "}},\n");
-    str_deinit(&name);
+    trace_text_end_box(out);
 }
 
 static void add_exchange(Str *out, const Trace *trace, int rank, int track, const Exchange *e)
@@ -92,15 +59,11 @@ static void add_exchange(Str *out, const Trace *trace, int rank, int track, cons
     const CommTrace *t = &e->trace;
     Str name = {0};
     str_printf(&name, "%s%s%s", comm_kind_name(t->kind), *t->node ? ": " : "", t->node);
-    str_add(out, "{\"name\":");
-    add_string(out, name.at);
-    str_printf(out, ",\"cat\":\"%s\"", comm_kind_name(t->kind));
-    add_interval(out, trace, rank, track, t->start_s, t->end_s);
-    str_printf(out,
-               "\"group\":\"%s\",\"number\":%lld,\"bytes\":%lld,\"all_arrived_us\":%.3f,\"exposed_"
-               "us\":%.3f}},\n",
-               trace->group[e->group], (long long)t->number, (long long)t->bytes,
-               (t->arrived_s - trace->zero_s) * 1e6, t->blocked_s * 1e6);
+    TraceBox box = {rank, track, t->start_s - trace->zero_s, t->end_s - trace->zero_s};
+    trace_text_box(out, &box, name.at, comm_kind_name(t->kind));
+    str_printf(out, "\"group\":\"%s\",\"number\":%lld,\"bytes\":%lld,\"all_arrived_us\":%.3f,\"exposed_us\":%.3f",
+               trace->group[e->group], (long long)t->number, (long long)t->bytes, (t->arrived_s - trace->zero_s) * 1e6, t->blocked_s * 1e6);
+    trace_text_end_box(out);
     str_deinit(&name);
 }
 
@@ -125,7 +88,7 @@ static void add_exchanges(Str *out, Trace *trace, int rank)
         if (until[lane] == 0) {
             char name[64];
             snprintf(name, sizeof name, lane ? "%s (%d)" : "%s", trace->group[e->group], lane + 1);
-            add_name(out, rank, track, "thread_name", name);
+            trace_text_track(out, rank, track, name);
         }
         until[lane] = e->trace.end_s;
         add_exchange(out, trace, rank, track, e);
@@ -137,8 +100,8 @@ static void add_rank(Str *out, Trace *trace, int rank)
 {
     char name[32];
     snprintf(name, sizeof name, "rank %d", rank);
-    add_name(out, rank, 0, "process_name", name);
-    add_name(out, rank, COMPUTE_TRACK, "thread_name", "instructions");
+    trace_text_process(out, rank, name);
+    trace_text_track(out, rank, COMPUTE_TRACK, "instructions");
     for (size_t i = 0; i < trace->instr.n; i++) add_instr(out, trace, rank, &trace->instr.at[i]);
     add_exchanges(out, trace, rank);
 }
@@ -180,8 +143,7 @@ static Status gather(Trainer *t, Str *text)
 static void write_file(Trainer *t, Str *text)
 {
     const char *path = t->config->log.trace;
-    if (text->n >= 2) text->n -= 2; /* the last comma */
-    str_add(text, "\n]}\n");
+    trace_text_end(text);
     if (file_write_atomic(path, text->at, text->n) == OK)
         progress_note(&t->progress, "trace of %lld steps: %s",
                       (long long)t->config->log.trace_steps, path);
@@ -194,7 +156,7 @@ static Status write_trace(Trainer *t)
     Str text = {0};
     if (t->world) comm_on_done(t->world, NULL, NULL);
     session_watch(t->session, NULL, NULL);
-    if (t->rank == 0) str_add(&text, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+    if (t->rank == 0) trace_text_begin(&text);
     add_rank(&text, t->trace, t->rank);
     Status status = gather(t, &text);
     if (status == OK && t->rank == 0) write_file(t, &text);

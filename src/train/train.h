@@ -58,6 +58,40 @@ void step_programs_destroy(StepPrograms *programs);
 /* Loss and the gradient of every weight as outputs called by their states' names: for `drover grads`. */
 Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
 
+/* From a run file: all but the pipeline's schedule, which the caller puts into the layout (train_pipeline). `rank` is one of run_ranks. */
+Layout train_layout(const RunConfig *config, int rank);
+StepOptions train_step_options(const RunConfig *config, const Layout *layout, DType dtype, bool evaluates);
+/* The model that a run file describes, with its preset's or directory's vocabulary. */
+Status train_read_model(const RunConfig *config, ModelConfig *model);
+/* The same with the vocabulary that a tokenizer on disk has, or one that is yet to be trained will have at most; and whether the run will validate. For
+ * plans: nothing is made. */
+Status train_expect_model(const RunConfig *config, ModelConfig *model);
+bool train_expects_validation(const RunConfig *config);
+/* What is cut must divide: ERR_REFUSED by the model's own words, with what would. */
+Status train_check_divides(const RunConfig *config, const ModelConfig *model);
+
+/* ---- programs without a machine ---------------------------------------------------------------------- */
+
+/* Ranks along pp whose stages have the same kinds of layers; they differ in how many micro-batches they hold, and in nothing else that takes
+ * time or memory. So do ranks that differ along other axes. */
+typedef struct StepRole {
+    StepPrograms programs; /* of one of them; in a pipeline layers are numbered as they were built, fewer than the model has */
+    int built_for;         /* that rank along pp */
+    int n_ranks;           /* along pp */
+} StepRole;
+
+/* What all ranks of a job compute and hold, each distinct program built once, for a target that need not be here. */
+typedef struct StepRoles {
+    StepRole *role; /* [n] */
+    int n, n_ranks; /* n_ranks: along pp */
+    int *role_of;       /* [n_ranks] */
+    MemoryPlan *memory; /* [n_ranks]: what a session of each holds, to the byte */
+    size_t *message_bytes; /* [n_ranks]: of memory.state_bytes, for messages to other stages */
+} StepRoles;
+/* ERR_REFUSED where layers cannot be shared out over the stages. */
+Status step_roles_build(const ModelConfig *model, const StepOptions *options, Target target, StepRoles *out);
+void step_roles_destroy(StepRoles *roles);
+
 /* ---- pipeline -------------------------------------------------------------------------------------- */
 
 /* The pipeline's schedule that a run file asks for, by name or from a file; NULL without one (parallel.pp 1). ERR_REFUSED

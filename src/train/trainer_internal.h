@@ -192,7 +192,6 @@ Status trainer_setup_ranks(Trainer *t);     /* the layout, and this rank's share
 typedef enum TrainerPhase { TRAINER_DATA, TRAINER_FORWARD, TRAINER_BACKWARD, TRAINER_UPDATE, TRAINER_VALIDATE, TRAINER_SAVE } TrainerPhase;
 /* Says what this rank does from now on, should others miss it; and passes the fault point of that phase. */
 Status trainer_enter(Trainer *t, TrainerPhase phase);
-Status trainer_check_divides(const Trainer *t);
 Status trainer_meet(Trainer *t);            /* returns when all ranks have come here */
 Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
 Status trainer_sum_stages(Trainer *t, double *value); /* over the pipeline's stages, of which one has it */

@@ -110,7 +110,12 @@ static Cost cost(const Graph *graph, const Node *node)
     return (Cost){.flop = 4 * (double)dim[3] * heads * attention_node_pairs(graph, node),
                   .read_bytes = size * (n_q + 2 * n_k),
                   .write_bytes = size * n_q + 4 * heads * (double)dim[1],
-                  .matmul = true};
+                  .kind = COST_ATTENTION,
+                  .m = (double)dim[1],
+                  .n = attention_node_pairs(graph, node) / (double)dim[1],
+                  .k = (double)dim[3],
+                  .count = heads,
+                  .dtype = q->dtype};
 }
 
 void attention_attr_text(const void *attr, Str *out)

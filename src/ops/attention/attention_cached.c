@@ -25,7 +25,12 @@ static Cost cost(const Graph *graph, const Node *node)
     return (Cost){.flop = 4 * n_q * (double)rows,
                   .read_bytes = size * n_q + 2 * (double)dtype_bytes(k->dtype) * n_k,
                   .write_bytes = size * n_q,
-                  .matmul = true};
+                  .kind = COST_ATTENTION,
+                  .m = (double)q->shape.dim[1],
+                  .n = (double)rows,
+                  .k = (double)q->shape.dim[3],
+                  .count = (double)(q->shape.dim[0] * q->shape.dim[2]),
+                  .dtype = q->dtype};
 }
 
 const OpDef op_def_attention_cached = {

@@ -41,7 +41,12 @@ static Cost cost(const Graph *graph, const Node *node)
     return (Cost){.flop = 10 * (double)dim[3] * heads * attention_node_pairs(graph, node),
                   .read_bytes = size * (3 * n_q + 2 * n_k) + 4 * heads * (double)dim[1],
                   .write_bytes = size * (n_q + 2 * n_k),
-                  .matmul = true};
+                  .kind = COST_ATTENTION_GRAD,
+                  .m = (double)dim[1],
+                  .n = attention_node_pairs(graph, node) / (double)dim[1],
+                  .k = (double)dim[3],
+                  .count = heads,
+                  .dtype = q->dtype};
 }
 
 const OpDef op_def_attention_grad = {
