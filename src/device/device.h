@@ -1,7 +1,7 @@
 /* device: where programs run.
  *
  * What it is.   Device (a processor with its memory), Session (a store and some programs, loaded).
- * Depends on.   base, tensor, pipeline, graph, ops, pass, program
+ * Depends on.   base, tensor, pipeline, cluster, graph, ops, pass, program
  * Owns.         A Device counts what it allocates; a Session owns the memory of its regions. Programs
  *               and the store are borrowed and must outlive it.
  * Invariants.   Nothing is allocated and nothing is looked up between session_create and

@@ -1,0 +1,182 @@
+/* Running a program on a clock. */
+#include "device/sim.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+Status sim_init(const Cluster *cluster, const Mesh *mesh, Sim *sim)
+{
+    int64_t ranks = mesh_ranks(mesh), devices = cluster_devices(cluster);
+    *sim = (Sim){.cluster = cluster, .device = cluster->device, .mesh = *mesh, .derating = cluster->network.derating.central};
+    if (cluster->device.cores) { /* ranks share the host's cores */
+        sim->device = cluster_share(&cluster->device, (ranks + cluster->n_nodes - 1) / cluster->n_nodes);
+        return OK;
+    }
+    if (ranks > devices)
+        return fail(ERR_REFUSED, "the layout has %lld ranks, and cluster %s has %lld devices", (long long)ranks, cluster->name, (long long)devices);
+    return OK;
+}
+
+const char *sim_work_name(SimWork work)
+{
+    static const char *const names[] = {"matrix", "attention", "memory"};
+    return names[work];
+}
+
+void sim_time_add(SimTime *sum, const SimTime *x, double times)
+{
+    sum->total_s += times * x->total_s;
+    for (int w = 0; w < SIM_WORKS; w++) sum->work_s[w] += times * x->work_s[w];
+    sum->launch_s += times * x->launch_s;
+    for (int a = 0; a < MESH_AXES; a++) {
+        sum->exposed_s[a] += times * x->exposed_s[a];
+        sum->hidden_s[a] += times * x->hidden_s[a];
+    }
+    sum->slowed_s += times * x->slowed_s;
+    sum->flop += times * x->flop;
+}
+
+/* ---- streams ---------------------------------------------------------------------------------------------- */
+
+enum { NVLINK, NETWORK, LINKS };
+
+typedef struct Flight {
+    double begin_s, end_s;
+} Flight;
+
+typedef struct Run {
+    const Sim *sim;
+    const Program *program;
+    double now, host;            /* of the kernels' stream; when the host has launched the last kernel */
+    double stream[MESH_AXES];    /* until when exchanges along an axis are on their way */
+    double link[LINKS];          /* until when it is taken */
+    Flight *flight;              /* per node that starts an exchange */
+    SimTime time;
+    SimWatch *watch;
+    void *context;
+} Run;
+
+static void tell(const Run *r, const Instr *instr, int track, double begin_s, double end_s)
+{
+    if (r->watch) r->watch(r->context, &(SimEvent){r->program, instr, track, begin_s, end_s});
+}
+
+static int axis_of(unsigned axes)
+{
+    for (int a = 0; a < MESH_AXES; a++)
+        if (axes >> a & 1) return a;
+    return MESH_PP;
+}
+
+/* ---- exchanges -------------------------------------------------------------------------------------------- */
+
+/* It takes its turn on the links that it goes over. */
+static Flight take_off(Run *r, const Cost *c)
+{
+    const Cluster *cluster = r->sim->cluster;
+    int axis = axis_of(c->axes);
+    int64_t reach = 1;
+    for (int a = axis; a < MESH_AXES; a++) reach *= mesh_size(&r->sim->mesh, (MeshAxis)a);
+    int link = reach > cluster->node.link_domain && cluster->node.link_domain > 0 ? NETWORK : NVLINK;
+    double begin = fmax(r->now, fmax(r->stream[axis], r->link[link]));
+    double end = begin + sim_exchange_s(r->sim, c->exchange, c->axes, c->whole_bytes);
+    r->stream[axis] = r->link[link] = end;
+    return (Flight){begin, end};
+}
+
+static void land(Run *r, const Flight *f, int axis)
+{
+    double exposed = fmax(0, f->end_s - r->now);
+    r->time.exposed_s[axis] += exposed;
+    r->time.hidden_s[axis] += fmax(0, f->end_s - f->begin_s - exposed);
+    r->now += exposed;
+}
+
+/* On a processor whose ranks are threads nobody works for a flight but the one who waits for it. */
+static bool nobody_flies(const Run *r) { return r->sim->device.cores > 0; }
+
+static void exchange(Run *r, const Instr *instr, const Cost *c)
+{
+    const Node *node = instr->node;
+    bool starts = node->op->flags & OP_STARTS;
+    int axis = axis_of(c->axes);
+    long at = node - r->program->graph->node;
+    if (starts && nobody_flies(r)) {
+        r->flight[at].end_s = sim_exchange_s(r->sim, c->exchange, c->axes, c->whole_bytes); /* how long, when it is waited for */
+        return;
+    }
+    Flight f = take_off(r, c);
+    tell(r, instr, 1 + axis, f.begin_s, f.end_s);
+    if (starts) r->flight[at] = f;
+    else land(r, &f, axis);
+}
+
+/* ---- kernels ---------------------------------------------------------------------------------------------- */
+
+static SimWork work_of(const Cost *c)
+{
+    if (c->kind == COST_MATMUL) return SIM_MATRIX;
+    return c->kind == COST_ATTENTION || c->kind == COST_ATTENTION_GRAD ? SIM_ATTENTION : SIM_MEMORY;
+}
+
+/* When work of so many seconds ends that begins now, slowed while exchanges run. */
+static double slowed_end(const Run *r, SimWork work, double seconds)
+{
+    const Network *net = &r->sim->cluster->network;
+    double taken = work == SIM_MEMORY ? net->memory_taken : net->compute_taken, busy = fmax(r->link[NVLINK], r->link[NETWORK]);
+    if (taken <= 0 || busy <= r->now) return r->now + seconds;
+    double done = (busy - r->now) * (1 - taken);
+    return done >= seconds ? r->now + seconds / (1 - taken) : busy + seconds - done;
+}
+
+static void kernel(Run *r, const Instr *instr, const Cost *c)
+{
+    SimWork work = work_of(c);
+    double seconds = sim_kernel_s(r->sim, instr->op->name, c);
+    r->host += r->sim->device.host_launch_s;
+    if (r->host > r->now) {
+        r->time.launch_s += r->host - r->now;
+        r->now = r->host;
+    }
+    double end = slowed_end(r, work, seconds);
+    tell(r, instr, SIM_TRACK_KERNELS, r->now, end);
+    r->time.work_s[work] += end - r->now;
+    r->time.slowed_s += end - r->now - seconds;
+    if (work != SIM_MEMORY) r->time.flop += c->flop;
+    r->now = end;
+}
+
+/* ---- instructions ------------------------------------------------------------------------------------------- */
+
+static void wait(Run *r, const Instr *instr)
+{
+    const Graph *g = r->program->graph;
+    int start = graph_value(g, instr->node->in[0])->producer.id;
+    Cost c = g->node[start].op->cost(g, &g->node[start]);
+    Flight f = r->flight[start];
+    double from = r->now;
+    if (nobody_flies(r)) f = (Flight){r->now, r->now + f.end_s};
+    land(r, &f, axis_of(c.axes));
+    tell(r, instr, SIM_TRACK_KERNELS, from, r->now);
+}
+
+static void instruction(Run *r, const Instr *instr)
+{
+    const OpDef *op = instr->op;
+    if (op->flags & OP_WAITS) wait(r, instr); /* and unpacks, below */
+    if (!op->cost) return;
+    Cost c = op->cost(r->program->graph, instr->node);
+    if (c.kind == COST_EXCHANGE) exchange(r, instr, &c);
+    else if (c.kind == COST_MESSAGE && c.wire_bytes <= 0) return; /* it was received while others ran */
+    else if (c.flop > 0 || c.read_bytes + c.write_bytes > 0) kernel(r, instr, &c);
+}
+
+SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch, void *context)
+{
+    Run r = {.sim = sim, .program = program, .watch = watch, .context = context};
+    r.flight = xcalloc((size_t)program->graph->n_nodes, sizeof *r.flight);
+    for (int i = program->phase_begin[first]; i < program->phase_begin[last + 1]; i++) instruction(&r, &program->instr[i]);
+    free(r.flight);
+    r.time.total_s = r.now;
+    return r.time;
+}
