@@ -431,6 +431,29 @@ expect 2 'say which' inspect llama4-nano --dot
 expect 0 '' inspect "$work/tokenizer"
 says '320 ids'
 
+# ---- plans ----
+node="64 h100, 8 per node, 400G"
+big=(--model llama3.1-8b --cluster "$node" train.batch=64 train.micro_batch=1)
+expect 0 '' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --tokens 1T
+says '^memory .* of '
+says '^budget   1.00T tokens: '
+expect 0 '' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --json
+says '"fits": true, "peak_bytes": [0-9]+'
+expect 3 'the layout does not fit: a rank needs [0-9.]+ GB, a h100 has' plan "${big[@]}" parallel.dp=64
+one_line
+expect 3 'tp 2 would' plan "${big[@]}" parallel.tp=3
+expect 3 '64 devices' plan "${big[@]}" parallel.dp=128 train.batch=128
+expect 2 'did you mean llama3.1-70b' plan --model llama3.1-70c --cluster "$node"
+expect 2 'cluster is missing' plan --model llama3.1-8b
+expect 2 'neither a run file nor --model' plan --cluster "$node"
+expect 2 'a number of tokens is wanted' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --tokens lots
+expect 0 '' plan --model llama3-nano --cluster "8 h100, 8 per node" --search --max-batch 4k --simulate 4 train.seq=64 train.steps=2 --out "$work/found.yaml"
+says '^search   [0-9]+ layouts divide'
+expect 0 '' plan "$work/found.yaml" --cluster "8 h100, 8 per node" # what is written is what was planned
+grep -E 'pp|tp|dp' "$work/found.yaml" >/dev/null || { echo "the run file of a plan has no layout"; failed=1; }
+(cd "$work" && "$drover" train found.yaml train.batch=64 train.threads=1 >"$work/out" 2>"$work/err") || { echo "a plan's run file does not train: $(cat "$work/err")"; failed=1; }
+says '2 steps'
+
 # ---- a full disk on standard output ----
 if [ -e /dev/full ]; then
   "$drover" inspect llama4-nano >/dev/full 2>"$work/err" && { echo "a full disk on stdout went unnoticed"; failed=1; }

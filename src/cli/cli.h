@@ -2,7 +2,7 @@
  *
  * What it is.   Command (name, operands, a table of options, what it does), the list of all commands,
  *               parsing, help, exit codes.
- * Depends on.   base, run, data, text, chat, ckpt, model, device, infer, eval, train, launch
+ * Depends on.   base, run, data, text, chat, ckpt, model, cluster, fleet, device, infer, eval, train, planner, launch
  * Owns.         Nothing beyond the life of the process; the only mutable thing is the flag that an
  *               interrupt sets (cli_interrupted).
  * Invariants.   Results go to stdout, messages to stderr. An error is one line, "drover: WHAT", written

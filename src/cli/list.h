@@ -1,6 +1,7 @@
 /* Every command, in the order of the help. A line names the constant command_NAME of a file. */
 COMMAND(train)
 COMMAND(launch)
+COMMAND(plan)
 COMMAND(generate)
 COMMAND(chat)
 COMMAND(logits)

@@ -124,7 +124,7 @@ const Command command_logits = {
     .operands = "MODEL",
     .min_operands = 1,
     .max_operands = 1,
-    .sentence = "logits after each of given token ids, as a safetensors file",
+    .sentence = "logits after each given token id, as safetensors",
     .details = "The file holds one f32 tensor, logits: [n, vocab] for one row of ids, [rows, n, vocab] for\n"
                "rows of equal length; for others logits.0, logits.1 and so on.",
     COMMAND_OPTIONS(LogitsOptions, options),
