@@ -170,7 +170,7 @@ static Status run_steps(Job *job, Device *device, const StepOptions *o, StepProg
     int step = p->index[PROGRAM_STEP], update = p->index[PROGRAM_UPDATE] >= 0 ? p->index[PROGRAM_UPDATE] : step;
     for (int s = 0; s < STEPS; s++) {
         float loss[BATCH] = {0}, value, hyper[HYPER_COUNT];
-        double sum;
+        double sum = 0;
         TRY(run_micro_batches(o, p, session, s, loss));
         TRY(o->layout.chunks ? sum_leaves(device, o, loss, &sum) : sum_stages(device, o, loss));
         if (!o->layout.chunks) sum = (double)*loss;

@@ -208,7 +208,7 @@ typedef struct Cost {
     double m, n, k, count;
     DType dtype;        /* of the operands of products and attention */
     unsigned axes;      /* exchanges: bit a set for mesh axis a */
-    CommKind exchange;  /* COMM_SEND: of the first and the last pipeline stage with each other */
+    CommKind exchange;  /* COMM_SEND: along pp of the first and the last stage with each other, else to the next rank of a ring */
     double whole_bytes; /* exchanges: what is reduced, scattered or gathered, in all; all_to_all: what this rank has */
 } Cost;
 

@@ -22,7 +22,7 @@ static void check_tree(const OpTest *t, ValueId y, const ValueId *part, int n, i
         OpRun run;
         float *at[CHUNKS];
         if (!optest_isa_available((Isa)isa)) continue;
-        if (!optest_run(&run, t, (Target){(Isa)isa, 2}, 0)) fail_msg("%s", run.fault);
+        if (!optest_run(&run, t, (Target){.isa = (Isa)isa, .threads = 2}, 0)) fail_msg("%s", run.fault);
         const float *whole = optest_run_tensor(&run, y).data;
         for (int r = 0; r < n; r++) at[r] = optest_run_tensor(&run, part[r]).data;
         for (int64_t i = 0; i < count; i++) {

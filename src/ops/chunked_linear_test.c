@@ -91,7 +91,7 @@ static void compare(const OpTest *t, ValueId y, const ValueId *part, int n, Targ
 static void each_target(const OpTest *t, ValueId y, const ValueId *part, int n)
 {
     for (int isa = 0; isa < ISA_COUNT; isa++)
-        for (int threads = 1; threads < 4 && optest_isa_available((Isa)isa); threads += 2) compare(t, y, part, n, (Target){(Isa)isa, threads});
+        for (int threads = 1; threads < 4 && optest_isa_available((Isa)isa); threads += 2) compare(t, y, part, n, (Target){.isa = (Isa)isa, .threads = threads});
 }
 
 static void check(const Case *c)
@@ -167,7 +167,7 @@ static void check_slices(Product product_of, const ValueId in[2], OpTest *t, int
     for (int isa = 0; isa < ISA_COUNT; isa++) {
         OpRun run;
         if (!optest_isa_available((Isa)isa)) continue;
-        if (!optest_run(&run, t, (Target){(Isa)isa, 2}, 0)) fail_msg("%s", run.fault);
+        if (!optest_run(&run, t, (Target){.isa = (Isa)isa, .threads = 2}, 0)) fail_msg("%s", run.fault);
         double *whole = optest_run_values(&run, y);
         const Shape *s = &graph_value(t->graph, y)->shape;
         for (int r = 0; r < RANKS; r++) {

@@ -51,8 +51,9 @@ static Cost cost(const Graph *g, const Node *node)
                  .dtype = graph_value(g, node->in[0])->dtype,
                  .count = shape_count(&give)};
     double sent = attr->ring.give ? (double)comm_sent_bytes(&op, attr->n, attr->rank) : 0;
-    return (Cost){
-        .read_bytes = sent, .write_bytes = value_bytes(g, node->out[0]), .wire_bytes = sent};
+    Cost cost = {.read_bytes = sent, .write_bytes = value_bytes(g, node->out[0]), .wire_bytes = sent};
+    if (sent > 0) cost_exchange(&cost, COMM_SEND, 1u << attr->axis, sent);
+    return cost;
 }
 
 static void attr_text(const void *attribute, Str *out)

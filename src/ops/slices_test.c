@@ -37,7 +37,7 @@ static ValueId columns(OpTest *t, ValueId x, int64_t first, int64_t width, int64
 static void compare(const OpTest *t, const Case *c, const ValueId *whole, const ValueId *part, int64_t width, Isa isa)
 {
     OpRun run;
-    if (!optest_run(&run, t, (Target){isa, 1}, 0)) fail_msg("%s", run.fault);
+    if (!optest_run(&run, t, (Target){.isa = isa, .threads = 1}, 0)) fail_msg("%s", run.fault);
     for (int k = 0; k < c->n_out; k++) {
         double *all = optest_run_values(&run, whole[k]);
         for (int64_t p = 0; p < WIDTH / width; p++) {

@@ -199,9 +199,14 @@ static Cost cost_of(const Graph *g, const Node *node, double products)
     const Value *q = graph_value(g, node->in[ATTENTION_Q]),
                 *k = graph_value(g, node->in[ATTENTION_K]);
     const int64_t *dim = q->shape.dim;
-    Cost cost = {.matmul = true};
-    cost.flop = 2 * products * (double)dim[3] * (double)(dim[0] * dim[2]) *
-                attention_part_pairs(node->attr, dim[1], k->shape.dim[1]);
+    double pairs = attention_part_pairs(node->attr, dim[1], k->shape.dim[1]);
+    Cost cost = {.kind = products > 2 ? COST_ATTENTION_GRAD : COST_ATTENTION,
+                 .m = (double)dim[1],
+                 .n = pairs / (double)dim[1],
+                 .k = (double)dim[3],
+                 .count = (double)(dim[0] * dim[2]),
+                 .dtype = q->dtype};
+    cost.flop = 2 * products * cost.k * cost.count * pairs;
     for (int i = 0; i < node->n_in; i++) cost.read_bytes += value_bytes(g, node->in[i]);
     for (int i = 0; i < node->n_out; i++) cost.write_bytes += value_bytes(g, node->out[i]);
     return cost;
