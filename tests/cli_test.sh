@@ -280,7 +280,9 @@ refused 2 '1 to 16777216 tokens' train.seq=0
 refused 3 'does not divide train.batch' train.batch=10 train.micro_batch=4
 refused 3 'more tokens at once' train.batch=1000000 train.seq=65536
 refused 3 'train.warmup 30 is more than train.steps' train.warmup=30
-refused 3 'canonical' train.canonical=true
+refused 3 'train.canonical_chunks 3 is no power of two' train.canonical=true train.canonical_chunks=3 train.batch=4 train.micro_batch=1
+refused 3 'canonical: parallel.context ring .*parallel.context=gather' train.canonical=true parallel.context=ring parallel.cp=2 train.batch=4 train.micro_batch=1
+refused 3 'ring is for up to 127 ranks.*parallel.context=gather' parallel.cp=128 parallel.context=ring train.seq=256
 refused 2 'no schedule and no file .*did you mean 1f1b' parallel.pp=2 parallel.schedule=1f1d
 refused 3 'needs 4 micro-batches.*zb-v takes any' parallel.pp=2 parallel.schedule=dualpipev model.num_hidden_layers=4
 refused 3 'cannot be shared out over 4 stages' parallel.pp=2 parallel.schedule=zb-v

@@ -42,6 +42,9 @@ static const char *const layouts[] = {
     "cp2 tp2 seq fold", "pp2 tp2 seq fold micro4", "dp2 fsdp2 tp2 seq fold", "tp2 seq fold bf16",
     "fsdp2", "fsdp4", "fsdp2 micro2", "dp2 fsdp2", "dp2 tp2", "dp2 tp2 seq", "fsdp2 tp2", "fsdp2 tp2 seq micro2",
     "dp2 fsdp2 tp2 seq", "tp2 seq selective", "tp2 seq full", "fsdp2 selective", "fsdp2 full", "tp2 aux", "dp2 aux",
+    "cp2 ring", "cp4 ring", "cp8 ring", "cp2 ring micro2", "cp4 ring tp2", "cp2 ring tp2 seq", "cp4 ring dp2", "cp2 ring fsdp2", "cp4 ring ep2",
+    "cp2 ring pp2 micro4", "cp4 ring pp2 micro4 full", "cp4 ring selective", "cp4 ring full", "cp2 ring aux", "cp4 ring plain", "cp4 ring bf16",
+    "cp2 ring tp2 seq bf16", "dp2 fsdp2 ep2 cp2 ring tp2", "pp2 cp4 ring tp2 seq micro4",
     "dp2 cp2 tp2", "fsdp2 cp2 tp2 seq", "dp2 ep2 cp2", "pp2 dp2 tp2", "pp2 fsdp4 tp4 seq", "dp2 fsdp2 ep2 cp2 tp2", "dp2 plain", "tp2 bf16", "fsdp2 tp2 seq bf16",
 };
 
@@ -59,6 +62,7 @@ static const char *const mixed_schedules[] = {
     "pp2 dp2 micro4 zb-v", "pp2 fsdp2 micro4 zb-v", "pp2 tp2 seq micro4 zb-v", "pp2 cp2 micro4 zb-v", "pp2 ep2 micro4 zb-v",
     "pp2 dp2 micro4 zb-h1", "pp2 fsdp2 tp2 micro4 zb-h1", "pp2 ep2 tp2 seq micro2 zb-h1", "pp2 cp2 micro4 zb-h1 selective", "pp2 fsdp2 micro4 zb-h1 full",
     "pp2 dp2 fsdp2 micro2 interleaved", "pp2 tp2 micro4 interleaved", "pp2 ep2 micro4 interleaved full", "pp2 cp2 tp2 seq micro4 dualpipev",
+    "pp2 cp2 ring micro4 zb-v", "pp2 cp4 ring micro4 zb-h1", "pp2 cp4 ring micro4 zb-v full", "pp2 cp2 ring tp2 micro4 dualpipev",
     "pp2 fsdp2 micro4 dualpipev selective", "pp2 micro4 zb-v bf16", "pp2 micro4 zb-v full", "pp2 micro4 aux zb-v",
 };
 
@@ -182,8 +186,10 @@ static void test_same_bits(void **state)
 static void test_wire(void **state)
 {
     (void)state;
-    static const char *const counted[] = {"dp2", "dp4", "tp2", "tp4 seq", "tp2 seq fold", "cp2", "fsdp2", "fsdp4 micro2", "dp2 fsdp2 tp2 seq micro2", "cp2 tp2 seq"};
-    static const char *const pipelines[] = {"pp2 micro4", "pp2 micro4 zb-v", "pp2 dp2 micro4 zb-h1", "pp2 fsdp2 tp2 seq micro4 interleaved", "pp2 micro4 dualpipev"};
+    static const char *const counted[] = {"dp2", "dp4", "tp2", "tp4 seq", "tp2 seq fold", "cp2", "fsdp2", "fsdp4 micro2", "dp2 fsdp2 tp2 seq micro2", "cp2 tp2 seq",
+                                          "cp2 ring", "cp4 ring micro2", "cp8 ring", "cp4 ring tp2", "cp2 ring tp2 seq dp2", "cp4 ring full", "cp4 ring bf16", "cp2 ring fsdp2"};
+    static const char *const pipelines[] = {"pp2 micro4", "pp2 micro4 zb-v", "pp2 dp2 micro4 zb-h1", "pp2 fsdp2 tp2 seq micro4 interleaved", "pp2 micro4 dualpipev",
+                                            "pp2 cp4 ring micro4 zb-v"};
     for (int i = 0; i < COUNT_OF(counted) + 2 * COUNT_OF(pipelines); i++) {
         ModelConfig model;
         char message[600] = "";

@@ -42,6 +42,8 @@ typedef struct Job {
     StepRoles planned;    /* and what a plan says of its ranks */
     CommWorld *world;
     bool check_wire; /* what was sent must be what the nodes declare */
+    Status (*at_end)(struct Job *job, const StepPrograms *p, Session *session); /* of each rank, behind its steps; or NULL */
+    void *context;
     double loss[STEPS], norm[STEPS]; /* as rank 0 sees them */
 } Job;
 
@@ -52,11 +54,18 @@ typedef struct RankJob {
     char message[600];
 } RankJob;
 
+/* The first row of the step that this rank sees in a micro-batch: in canonical mode its leaf's. */
+static int64_t first_row(const StepOptions *o, int64_t micro)
+{
+    int64_t part = micro * mesh_data_ranks(&o->layout.mesh) + mesh_data_rank(&o->layout.mesh);
+    return (o->layout.chunks ? layout_leaf(&o->layout, o->n_micro, micro) : part) * o->micro_batch;
+}
+
 /* The rows of the step that this rank sees in one micro-batch, documents of 20 tokens. */
 static Status feed(Session *session, int program, const StepOptions *o, int step, int64_t micro)
 {
     int64_t cp = mesh_size(&o->layout.mesh, MESH_CP), columns = SEQ / cp, at_rank = o->layout.mesh.coord[MESH_CP];
-    int64_t rows = o->micro_batch, first = (micro * mesh_data_ranks(&o->layout.mesh) + mesh_data_rank(&o->layout.mesh)) * rows;
+    int64_t rows = o->micro_batch, first = first_row(o, micro);
     int32_t ids[BATCH * SEQ], targets[BATCH * SEQ], pos[BATCH * SEQ];
     float weights[BATCH * SEQ];
     for (int64_t r = 0; r < rows; r++) {
@@ -71,18 +80,22 @@ static Status feed(Session *session, int program, const StepOptions *o, int step
         }
     }
     size_t n = (size_t)(rows * columns) * 4;
+    int32_t number = (int32_t)micro;
+    if (session_input(session, program, MICRO_INPUT)) TRY(session_write(session, program, MICRO_INPUT, &number, sizeof number));
     TRY(session_write(session, program, "ids", ids, n));
     TRY(session_write(session, program, "targets", targets, n));
     TRY(session_write(session, program, "pos", pos, n));
     return session_write(session, program, "weights", weights, n);
 }
 
-static Status add_loss(Session *session, int program, float *loss)
+/* loss: one sum, or in canonical mode one of each leaf. */
+static Status add_loss(const StepOptions *o, Session *session, int program, int64_t micro, float *loss)
 {
     float value;
     if (!session_output(session, program, "loss")) return OK;
     TRY(session_read(session, program, "loss", &value, sizeof value));
-    *loss += value;
+    if (o->layout.chunks) loss[layout_leaf(&o->layout, o->n_micro, micro)] = value;
+    else *loss += value;
     return OK;
 }
 
@@ -104,19 +117,43 @@ static Status run_pipeline(const StepOptions *o, Session *session, int first, in
         session_use_slots(session, program, a->slot);
         if (a->work == PIPELINE_FORWARD) TRY(feed(session, program, o, step, a->micro));
         TRY(session_run(session, program, begin[a->work], end[a->work]));
-        if (a->work == PIPELINE_BACKWARD || a->work == PIPELINE_BOTH) TRY(add_loss(session, program, loss));
+        if (a->work == PIPELINE_BACKWARD || a->work == PIPELINE_BOTH) TRY(add_loss(o, session, program, a->micro, loss));
     }
     return OK;
 }
 
-static Status run_micro_batches(const StepOptions *o, Session *session, int program, int step, float *loss)
+static Status run_micro_batches(const StepOptions *o, const StepPrograms *p, Session *session, int step, float *loss)
 {
-    if (o->layout.pipeline) return run_pipeline(o, session, program, step, loss);
+    if (o->layout.pipeline) return run_pipeline(o, session, p->index[PROGRAM_STEP], step, loss);
     for (int64_t micro = 0; micro < o->n_micro; micro++) {
+        int program = p->index[micro + 1 < o->n_micro ? PROGRAM_STEP : p->last];
         TRY(feed(session, program, o, step, micro));
         TRY(session_run(session, program, PHASE_FORWARD, PHASE_BACKWARD));
-        TRY(add_loss(session, program, loss));
+        TRY(add_loss(o, session, program, micro, loss));
     }
+    return OK;
+}
+
+/* The axes along which ranks have other leaves, or none. */
+static unsigned leaf_axes(const StepOptions *o)
+{
+    static const MeshAxis shares[] = {MESH_PP, MESH_DP, MESH_FSDP, MESH_EP};
+    unsigned axes = 0;
+    for (int i = 0; i < COUNT_OF(shares); i++)
+        if (mesh_size(&o->layout.mesh, shares[i]) > 1) axes |= 1u << shares[i];
+    return axes;
+}
+
+/* Of all leaves, in their order. */
+static Status sum_leaves(Device *device, const StepOptions *o, float *leaf, double *sum)
+{
+    Comm *group;
+    if (leaf_axes(o)) {
+        TRY(device_group(device, leaf_axes(o), &group));
+        TRY(comm_run(group, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .send = leaf, .recv = leaf, .count = BATCH}));
+    }
+    *sum = 0;
+    for (int i = 0; i < BATCH; i++) *sum += (double)leaf[i];
     return OK;
 }
 
@@ -132,13 +169,15 @@ static Status run_steps(Job *job, Device *device, const StepOptions *o, StepProg
 {
     int step = p->index[PROGRAM_STEP], update = p->index[PROGRAM_UPDATE] >= 0 ? p->index[PROGRAM_UPDATE] : step;
     for (int s = 0; s < STEPS; s++) {
-        float sum = 0, value, hyper[HYPER_COUNT];
-        TRY(run_micro_batches(o, session, step, s, &sum));
-        TRY(sum_stages(device, o, &sum));
-        if (update != step) TRY(session_run(session, update, PHASE_FORWARD, PHASE_BACKWARD));
+        float loss[BATCH] = {0}, value, hyper[HYPER_COUNT];
+        double sum = 0;
+        TRY(run_micro_batches(o, p, session, s, loss));
+        TRY(o->layout.chunks ? sum_leaves(device, o, loss, &sum) : sum_stages(device, o, loss));
+        if (!o->layout.chunks) sum = (double)*loss;
+        if (update != step && p->last != PROGRAM_UPDATE) TRY(session_run(session, update, PHASE_FORWARD, PHASE_BACKWARD));
         TRY(session_read(session, update, "grad_norm", &value, sizeof value));
         if (mesh_rank(&o->layout.mesh) == 0) {
-            job->loss[s] = (double)sum;
+            job->loss[s] = sum;
             job->norm[s] = (double)value;
         }
         hyper[HYPER_LR] = 0.003f, hyper[HYPER_BETA1] = 0.9f, hyper[HYPER_BETA2] = 0.95f, hyper[HYPER_EPS] = 1e-4f;
@@ -157,7 +196,12 @@ static inline Status check_wire(Device *device, const StepOptions *o, const Step
     double declared = 0, sent = 0;
     for (int i = 0; i < p->n; i++)
         declared += STEPS * (i == p->index[PROGRAM_UPDATE] ? 1 : (double)o->n_micro) * graph_cost(p->at[i]->graph).wire_bytes;
-    if (o->layout.pipeline) {
+    if (o->layout.chunks && leaf_axes(o)) { /* the host's too */
+        Comm *group;
+        CommOp loss = {.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .count = BATCH};
+        TRY(device_group(device, leaf_axes(o), &group));
+        declared += STEPS * (double)comm_sent_bytes(&loss, comm_size(group), comm_rank(group));
+    } else if (o->layout.pipeline) {
         CommOp loss = {.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .count = 1};
         declared += STEPS * (double)comm_sent_bytes(&loss, o->layout.pipeline->n_ranks, o->layout.mesh.coord[MESH_PP]);
     }
@@ -208,12 +252,14 @@ static Status run_rank(RankJob *r)
         if (status == OK && device_allocated_bytes(device) != session_plan(programs.store, programs.at, programs.n).total_bytes)
             status = fail(ERR_MEMORY, "%zu bytes were allocated, another number than planned", device_allocated_bytes(device));
         size_t planned = job->planned.memory[o.layout.mesh.coord[MESH_PP]].total_bytes;
-        if (status == OK && device_allocated_bytes(device) != planned)
+        size_t held = device_allocated_bytes(device); /* in a ring the first rank stands for all, and holds most */
+        if (status == OK && (o.layout.ring ? held > planned : held != planned))
             status = fail(ERR_MEMORY, "%zu bytes were allocated, %zu were planned without a machine", device_allocated_bytes(device), planned);
         if (status == OK) {
             status = session_init_weights(session, 3);
             if (status == OK) status = run_steps(job, device, &o, &programs, session);
             if (status == OK && !job->check_wire) status = check_twins(device, &o, &programs, session);
+            if (status == OK && job->at_end) status = job->at_end(job, &programs, session);
             session_destroy(session); /* waits for what is still on its way */
             if (status == OK && job->check_wire) status = check_wire(device, &o, &programs);
         }
@@ -282,7 +328,7 @@ static inline Status run_job(Job *job, char *message)
     return status;
 }
 
-/* ---- layouts as text: "tp2 dp2 seq micro2", "pp2 micro4 interleaved@2" ---------------------------------------------------------------- */
+/* ---- layouts as text: "tp2 dp2 seq micro2", "pp2 micro4 interleaved@2", "chunks4 dp2" ---------------------------------------------------------------- */
 
 static Job parse_job(const char *text)
 {
@@ -309,15 +355,18 @@ static Job parse_job(const char *text)
             snprintf(job.schedule, sizeof job.schedule, "%s", word);
             known = true;
         }
+        if (!strcmp(word, "ring")) o.layout.ring = known = true;
         if (!strcmp(word, "bf16")) o.dtype = DTYPE_BF16, known = true;
         if (!strcmp(word, "selective")) o.recompute = RECOMPUTE_SELECTIVE, known = true;
         if (!strcmp(word, "full")) o.recompute = RECOMPUTE_FULL, known = true;
         if (!strcmp(word, "plain")) o.balance = BALANCE_NONE, o.router_z_loss = 0, known = true;
         if (!strcmp(word, "aux")) o.balance = BALANCE_AUX, o.aux_loss = 0.01f, known = true;
         if (!strncmp(word, "micro", 5)) o.n_micro = n, known = true;
+        if (!strncmp(word, "chunks", 6)) o.layout.chunks = n, known = true; /* canonical mode; a leaf is one sequence */
         if (!strncmp(word, "layers", 6)) job.layers = n, known = true;
         assert_true(known);
     }
+    if (o.layout.chunks) o.n_micro = BATCH / mesh_data_ranks(&o.layout.mesh);
     o.micro_batch = BATCH / o.n_micro / mesh_data_ranks(&o.layout.mesh);
     job.options = o;
     return job;

@@ -1,10 +1,14 @@
 /* The same layouts as processes: every process is a rank; the first compares with one rank. */
 #include "layouts.h"
 
+#include <float.h>
+
 static const char *const layouts[] = {
     "dp2", "tp2 seq micro2", "cp2", "ep2", "fsdp2 micro2", "pp2 micro4",
     "dp4", "tp4 seq", "cp4", "ep4", "fsdp4", "pp4 micro4", "dp2 tp2 seq", "fsdp2 tp2", "cp2 ep2 micro2", "pp2 tp2 seq micro4", "dp2 pp2 micro4 gpipe",
+    "chunks4 dp2", "chunks4 tp2", "chunks4 fsdp2 tp2", "chunks4 ep2 dp2", "chunks4 pp2 ep2 zb-v", /* the same bits */
     "ep2 fsdp2 full", "ep2 tp2 seq fold", "pp2 micro4 zb-v", "pp2 micro4 interleaved", "pp2 micro4 dualpipev", "pp4 micro4 zb-h1", "pp4 micro4 zb-v layers8",
+    "cp2 ring", "cp2 ring full", "cp4 ring", "cp4 ring selective", "cp2 ring tp2 seq", "cp2 ring fsdp2 micro2",
 };
 
 /* Of this process's rank; the difference is known on the first. */
@@ -22,13 +26,14 @@ static void check(CommWorld *world, const char *model_text, const char *text)
     RankJob mine = {.job = &many, .rank = rank};
     if (run_rank(&mine) != OK) fail_msg("%s: %s", text, status_message());
     if (rank == 0) {
-        Job one = parse_job(text);
+        int chunks = many.options.layout.chunks;
+        Job one = parse_job(chunks ? "chunks4" : text);
         one.model = &model;
         one.options.micro_batch *= mesh_data_ranks(&one.options.layout.mesh);
-        one.options.layout = (Layout){0};
+        one.options.layout = (Layout){.chunks = chunks};
         assert_int_equal(run_job(&one, message), OK);
         double difference = compare(&many, &one);
-        if (!(difference < 1e-5)) fail_msg("%s: difference %.2e", text, difference);
+        if (!(difference < (chunks ? DBL_TRUE_MIN : 1e-5))) fail_msg("%s: difference %.2e", text, difference);
     }
     pipeline_destroy(many.pipeline);
     model_config_deinit(&model);

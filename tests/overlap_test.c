@@ -53,8 +53,10 @@ static void test_bits(void **state)
 {
     (void)state;
     static const char *const layouts[] = {"dp2", "dp4 micro2", "fsdp2 selective", "fsdp4 micro2", "tp2 seq", "ep2", "cp2 tp2", "dp2 cp2 ep2",
-                                          "dp2 fsdp2 tp2 seq", "pp2 dp2 micro4", "pp2 fsdp2 micro4 full", "dp2 zero1", "dp2 zero2 micro2", "dp2 ep2 zero1 aux"};
+                                          "dp2 fsdp2 tp2 seq", "pp2 dp2 micro4", "pp2 fsdp2 micro4 full", "dp2 zero1", "dp2 zero2 micro2", "dp2 ep2 zero1 aux",
+                                          "cp2 ring", "cp4 ring full", "cp4 ring dp2", "cp2 ring tp2 seq", "pp2 cp4 ring micro4"};
     for (int i = 0; i < COUNT_OF(layouts); i++) check_bits(llama4, layouts[i]);
+    check_bits(llama3, "cp4 ring bf16");
     check_bits(llama3, "dp2 tp2 seq");
     check_bits(llama3, "dp2 bf16 zero1");
     check_bits(grok1, "fsdp2 ep2");
@@ -241,6 +243,82 @@ static void test_buckets_cost_no_memory(void **state)
     step_programs_destroy(&p[1]);
 }
 
+/* ---- rings ---------------------------------------------------------------------------------------------------- */
+
+static bool is_part(const Node *node) { return is_op(node, "attention_part") || is_op(node, "attention_grad_part"); }
+
+static int wait_of(const Graph *g, int start)
+{
+    for (int i = start + 1; i < g->n_nodes; i++)
+        if (is_op(&g->node[i], "wait") && graph_value(g, g->node[i].in[1])->producer.id == start) return i;
+    fail_msg("a start without a wait");
+    return 0;
+}
+
+/* Every hop has a part of attention to hide under; only the last gradients that go home in a layer find nothing but the rest
+ * of it. One block is on its way and one is computed with, never more: keys and values that go forward, gradients that come
+ * home. */
+static void test_rings_hide(void **state)
+{
+    (void)state;
+    static const char *const text[] = {"cp2 ring", "cp4 ring", "cp8 ring full", "cp4 ring dp2 bf16"};
+    for (int k = 0; k < COUNT_OF(text); k++) {
+        StepPrograms p;
+        const Graph *g = step_graph(text[k], llama3, &p);
+        assert_int_equal(graph_verify(g, "overlap"), OK);
+        int n = count_op(g, "ring_pass"), bare = n; /* what is not started early hides under nothing */
+        for (int i = 1; i < g->n_nodes; i++) {
+            if (!is_op(&g->node[i], "ring_pass_start")) continue;
+            int wait = wait_of(g, i), parts = 0, beside = 0;
+            bool home = graph_value(g, g->node[i].out[0])->place[MESH_CP].dim < 0;
+            for (int j = i + 1; j < wait; j++) {
+                parts += is_part(&g->node[j]);
+                bool other = is_op(&g->node[j], "ring_pass_start");
+                beside += other && (graph_value(g, g->node[j].out[0])->place[MESH_CP].dim < 0) == home;
+            }
+            n++;
+            bare += home && parts == 0;
+            if (!home) assert_true(parts == 1);
+            assert_true(beside <= (home ? 3 : 1)); /* the values beside the keys; at home the hop before too */
+        }
+        int hops = mesh_size(&g->mesh, MESH_CP) - 1, layers = 4;
+        assert_true(bare <= 2 * layers);
+        assert_int_equal(n, layers * hops * (strstr(text[k], "full") ? 8 : 6));
+        step_programs_destroy(&p);
+    }
+}
+
+/* No rank ever has the keys of a sequence together, nor anything else of all its tokens, and so it takes less memory
+ * the more ranks there are; gathered keys and values stay from forward to backward in every layer. */
+static void test_rings_share_memory(void **state)
+{
+    (void)state;
+    size_t bytes[2][2];
+    for (int k = 0; k < 4; k++) {
+        static const char *const text[] = {"cp2", "cp8", "cp2 ring", "cp8 ring"};
+        ModelConfig model;
+        StepPrograms p;
+        StepOptions o = parse_more(text[k]);
+        o.seq = 1024;
+        make_model(llama3, 0, &model); /* a router's logits are gathered, whatever attention does */
+        assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
+        const Program *step = p.at[p.index[PROGRAM_STEP]];
+        int64_t longest = 0;
+        for (int i = 1; i < step->graph->n_values; i++) {
+            const Shape *shape = &step->graph->value[i].shape;
+            for (int d = 0; d < shape->rank; d++)
+                if (shape->axis[d] == AXIS_SEQ) longest = max_i64(longest, shape->dim[d]);
+        }
+        assert_int_equal(longest, k < 2 ? o.seq : o.seq / mesh_size(&step->graph->mesh, MESH_CP));
+        bytes[k / 2][k % 2] = step->step_bytes;
+        step_programs_destroy(&p);
+        model_config_deinit(&model);
+    }
+    if (getenv("LAYOUT_VERBOSE")) print_message("gather %zu %zu, ring %zu %zu\n", bytes[0][0], bytes[0][1], bytes[1][0], bytes[1][1]);
+    assert_true(bytes[1][0] < bytes[0][0] && bytes[1][1] < bytes[0][1]);
+    assert_true((double)bytes[1][1] < 0.3 * (double)bytes[1][0]);
+}
+
 /* Whatever the layout: nothing is read before it is there, nothing is overwritten while it is on its way. */
 static void test_every_order_is_legal(void **state)
 {
@@ -248,7 +326,8 @@ static void test_every_order_is_legal(void **state)
     static const char *const layouts[] = {
         "dp2", "dp2 micro2", "tp2", "tp2 seq", "tp2 seq full", "cp2 aux", "ep2", "ep2 tp2 seq micro2", "fsdp2", "fsdp2 micro2", "fsdp2 selective", "fsdp2 full",
         "pp2 micro4", "pp2 dp2 micro2", "pp2 fsdp2 tp2 seq micro4 full", "dp2 fsdp2", "dp2 fsdp2 micro2", "dp2 cp2 ep2", "dp2 fsdp2 ep2 cp2 tp2 seq", "dp2 zero1",
-        "dp2 zero2 micro2", "dp2 cp2 ep2 tp2 seq zero1", "pp2 dp2 ep2 micro2 zero2", "dp2 zero1 bf16", "fsdp2 tp2 seq bf16 selective", "dp2 cp2 micro2 bf16"};
+        "dp2 zero2 micro2", "dp2 cp2 ep2 tp2 seq zero1", "pp2 dp2 ep2 micro2 zero2", "dp2 zero1 bf16", "fsdp2 tp2 seq bf16 selective", "dp2 cp2 micro2 bf16",
+        "cp4 ring", "cp8 ring full", "cp4 ring dp2 micro2 bf16", "cp2 ring tp2 seq ep2 fsdp2", "pp2 cp4 ring micro4", "pp2 cp2 ring fsdp2 micro4 selective"};
     static const char *const schedules[6] = {"1f1b", "zb-h1", "zb-v", "gpipe", "interleaved", "zb-v"};
     for (int i = 0; i < COUNT_OF(layouts); i++)
         for (int k = 0; k < 6; k++) {
@@ -407,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_prefetch), cmocka_unit_test(test_buckets), cmocka_unit_test(test_buckets_cost_no_memory),
         cmocka_unit_test(test_verifier), cmocka_unit_test(test_shares_of_memory), cmocka_unit_test(test_zero), cmocka_unit_test(test_bits),
         cmocka_unit_test(test_last),     cmocka_unit_test(test_every_order_is_legal), cmocka_unit_test(test_replicas_sum_parts),
+        cmocka_unit_test(test_rings_hide), cmocka_unit_test(test_rings_share_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

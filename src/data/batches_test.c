@@ -245,6 +245,33 @@ static void test_prefetch(void **state)
     data_close(data);
 }
 
+/* A rank's share: every parts-th micro-batch, or those that a stride says. */
+static void test_prefetch_of_a_part(void **state)
+{
+    Data *data = open_path(*state, "texts");
+    static const int64_t stride[] = {0, 1};
+    for (int i = 0; i < COUNT_OF(stride); i++) {
+        DataPlan plan = {.seed = 2, .batch = 8, .micro_batch = 1, .seq = 20, .part = stride[i] ? 4 : 1, .parts = 4, .stride = stride[i]};
+        DataLoader *ahead = loader_for(data, plan), *direct = loader_for(data, plan);
+        DataPrefetch *prefetch;
+        Rows r = rows_create(1, 20);
+        assert_int_equal(data_prefetch_create(ahead, 0, 2, &prefetch), OK);
+        for (int64_t step = 0; step < 3; step++)
+            for (int64_t m = 0; m < 2; m++) { /* of 8, shared by 4 */
+                const DataBatch *batch;
+                assert_int_equal(data_prefetch_next(prefetch, step, m, &batch), OK);
+                assert_int_equal(data_fill(direct, step, stride[i] ? 4 + m : 1 + 4 * m, &r.batch), OK);
+                Rows got = {*batch, 1, 20};
+                assert_same_rows(&r, &got);
+            }
+        data_prefetch_destroy(prefetch);
+        rows_destroy(&r);
+        data_loader_destroy(ahead);
+        data_loader_destroy(direct);
+    }
+    data_close(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -255,6 +282,7 @@ int main(void)
         cmocka_unit_test(test_mixing),
         cmocka_unit_test(test_random_ids),
         cmocka_unit_test(test_prefetch),
+        cmocka_unit_test(test_prefetch_of_a_part),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

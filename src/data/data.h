@@ -109,7 +109,8 @@ typedef struct DataPlan {
     uint64_t seed;              /* of the order; the held-out order does not depend on it */
     int64_t batch, micro_batch; /* sequences per step over all ranks, and per call; one divides the other */
     int64_t seq;
-    int64_t part, parts; /* prefetching every parts-th micro-batch from `part` on: a rank's share; 0 parts: all */
+    int64_t part, parts; /* prefetching a rank's share, a parts-th of the micro-batches, from number `part` on; 0 parts: all */
+    int64_t stride;      /* and every stride-th from there; 0: every parts-th */
 } DataPlan;
 
 /* All [micro_batch seq]. A position restarts at 0 with each document and at the start of a row; a target

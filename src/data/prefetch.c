@@ -24,7 +24,7 @@ typedef struct Slot {
 
 struct DataPrefetch {
     DataLoader *loader;
-    int64_t n_micro, part, parts;
+    int64_t n_micro, part, stride;
     int depth;
     void *block; /* of all batches */
     Slot *slot;
@@ -81,7 +81,7 @@ static void *run(void *context)
         uint64_t generation = p->generation;
         slot->place = p->next;
         pthread_mutex_unlock(&p->lock);
-        slot->status = data_fill(p->loader, slot->place.step, slot->place.micro_index * p->parts + p->part, &slot->batch);
+        slot->status = data_fill(p->loader, slot->place.step, slot->place.micro_index * p->stride + p->part, &slot->batch);
         if (slot->status != OK) snprintf(slot->sentence, sizeof slot->sentence, "%s", status_message());
         pthread_mutex_lock(&p->lock);
         if (generation != p->generation) continue; /* the consumer jumped meanwhile */
@@ -115,9 +115,10 @@ Status data_prefetch_create(DataLoader *loader, int64_t first_step, int depth, D
     TRY(data_prefetch_bytes(plan, depth, &bytes));
     DataPrefetch *p = xcalloc(1, sizeof *p);
     p->loader = loader;
-    p->parts = plan->parts > 0 ? plan->parts : 1;
+    int64_t parts = plan->parts > 0 ? plan->parts : 1;
     p->part = plan->part;
-    p->n_micro = plan->batch / plan->micro_batch / p->parts;
+    p->stride = plan->stride > 0 ? plan->stride : parts;
+    p->n_micro = plan->batch / plan->micro_batch / parts;
     p->depth = depth;
     p->next = (Place){first_step, 0};
     Status status = allocate(p, plan);

@@ -160,7 +160,10 @@ double sim_exchange_s(const Sim *sim, CommKind kind, unsigned axes, double whole
     switch (kind) {
     case COMM_ALL_REDUCE: return best_algorithm_s(sim, &s, 2, whole_bytes);
     case COMM_ALL_TO_ALL: return all_to_all_s(sim, &s, whole_bytes);
-    case COMM_SEND: return sim_message_s(sim, 0, mesh_size(&sim->mesh, MESH_PP) - 1, whole_bytes); /* the ends of a pipeline */
+    case COMM_SEND:
+        if (axes == 1u << MESH_PP) return sim_message_s(sim, 0, mesh_size(&sim->mesh, MESH_PP) - 1, whole_bytes); /* its ends */
+        /* each to its neighbour: one of the hops of a gathering */
+        return best_algorithm_s(sim, &s, 1, whole_bytes * (double)s.n) / (double)(s.n - 1);
     default: return best_algorithm_s(sim, &s, 1, whole_bytes);
     }
 }

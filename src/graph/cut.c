@@ -125,10 +125,12 @@ static int choose_letter(const Solver *s, bool *waits)
     return best;
 }
 
-/* All operands in which the op is linear, and there is one, are partial sums. */
+/* All operands in which the op is linear, and there is one, are partial sums. Of a canonical graph such sums do not wait:
+ * (a + b) + (c + d) is another number than (a + c) + (b + d). */
 static bool passes_partial(const Solver *s)
 {
     bool any = false;
+    if (s->ctx->graph->canonical && s->ctx->axis == MESH_TP) return false;
     for (int i = 0; i < s->ctx->n_in; i++) {
         if (!s->ctx->in[i] || !s->term[i].linear) continue;
         if (s->ctx->place[i].kind != PLACE_PARTIAL) return false;
@@ -176,6 +178,7 @@ static void solve(Solver *s)
     read_rule(s);
     int letter = choose_letter(s, &waits);
     bool partial = passes_partial(s);
+    waits |= c->graph->canonical; /* sums of summands are summed, not the summands each by itself */
     if (letter == LETTER_NONE || (partial && waits)) {
         solve_uncut(s, partial);
         return;
@@ -193,16 +196,39 @@ void graph_cut_text(CutCtx *ctx, const char *text)
     free(s.term);
 }
 
-Status graph_cut(CutCtx *ctx)
+/* Nothing is cut: every rank does all of it. */
+static void take_whole(CutCtx *ctx)
+{
+    for (int i = 0; i < ctx->n_in; i++) ctx->want[i] = (Place){PLACE_SAME, 0};
+    for (int k = 0; k < ctx->op->n_out; k++) ctx->out[k] = (Place){PLACE_SAME, 0};
+}
+
+static Status run_rule(CutCtx *ctx)
 {
     for (int i = 0; i < ctx->n_in; i++) ctx->want[i] = ctx->place[i];
     memset(ctx->out, 0, sizeof ctx->out);
     if (ctx->op->cut_rule) return ctx->op->cut_rule(ctx);
-    if (!ctx->op->cut) { /* no rule: nothing may be cut */
-        for (int i = 0; i < ctx->n_in; i++) ctx->want[i] = (Place){PLACE_SAME, 0};
-        return OK;
+    if (ctx->op->cut) graph_cut_text(ctx, ctx->op->cut);
+    else take_whole(ctx);
+    return OK;
+}
+
+/* A sum over parts of a sequence, or rows of experts, whose order depends on the tokens that are there. */
+static bool mixes_tokens(const CutCtx *ctx)
+{
+    for (int k = 0; k < ctx->op->n_out; k++)
+        if (ctx->out[k].kind == PLACE_PARTIAL) return true;
+    for (int i = 0; i < ctx->n_in; i++) {
+        const Place *want = &ctx->want[i];
+        if (ctx->in[i] && place_is_cut(*want) && want->dim >= 0 && ctx->in[i]->shape.axis[want->dim] == AXIS_ROWS) return true;
     }
-    graph_cut_text(ctx, ctx->op->cut);
+    return false;
+}
+
+Status graph_cut(CutCtx *ctx)
+{
+    TRY(run_rule(ctx));
+    if (ctx->graph->canonical && ctx->axis == MESH_CP && mixes_tokens(ctx)) take_whole(ctx);
     return OK;
 }
 

@@ -38,7 +38,7 @@ typedef struct NodeId {
 } NodeId;
 #define NO_VALUE ((ValueId){0})
 
-enum { NODE_MAX_OUT = 5 };
+enum { NODE_MAX_OUT = 12 };
 
 /* ---- layouts ----------------------------------------------------------------------------- */
 
@@ -76,6 +76,9 @@ typedef enum PlaceKind {
     PLACE_CUT,     /* every rank holds its part of axis `dim` */
     PLACE_PARTIAL, /* every rank holds a summand */
     PLACE_OWNED,   /* rows of experts, each with the rank that owns its expert; `dim` is theirs */
+    PLACE_PASSED,  /* every rank holds (some of) the part of the rank `dim` places before it; below 0: what the rank -dim
+                      places behind it made for its own part */
+    PLACE_GROWING, /* every rank's part of a sum of which `dim` summands are there and some are not */
 } PlaceKind;
 enum { PLACE_FLAT = -1 }; /* `dim` of a state cut without regard to its axes: equal runs of its elements */
 typedef struct Place {
@@ -83,7 +86,7 @@ typedef struct Place {
 } Place;
 static inline bool place_equal(Place a, Place b) { return a.kind == b.kind && a.dim == b.dim; }
 static inline bool place_is_cut(Place a) { return a.kind == PLACE_CUT || a.kind == PLACE_OWNED; }
-/* "same", "cut 1", "cut flat", "partial" */
+/* "same", "cut 1", "cut flat", "partial", "passed 2", "growing 1" */
 const char *place_text(Place place, char text[16]);
 
 typedef enum ValueKind {
@@ -98,6 +101,8 @@ typedef enum StateRole {
     STATE_PARAM,     /* a trained weight, the master copy */
     STATE_COPY,      /* a weight in the compute dtype, remade from its master */
     STATE_GRAD,      /* a gradient summed over micro-batches */
+    STATE_GRAD_PART, /* the sum of some of them, until that of as many others is there (op_accumulate_leaf); its master is the
+                        STATE_GRAD */
     STATE_ADAM_M,    /* first moment */
     STATE_ADAM_V,    /* second moment */
     STATE_BUFFER,    /* trained without a gradient, saved with the model: expert bias */
@@ -172,6 +177,9 @@ struct Graph {
     } *output; /* what the host reads after a run; kept alive to the end */
     int n_outputs, output_cap;
     Mesh mesh; /* whose rank's graph this is */
+    bool canonical; /* every sum is made in one order, however the graph is cut: partial sums along MESH_TP are made whole
+                       before anything else happens to them, along MESH_CP there are none (what would make them sees whole
+                       sequences), and each part of the batch has router losses of its own */
     /* stamped on every node that is added */
     Phase phase;
     int layer;
@@ -200,7 +208,7 @@ typedef struct Cost {
     double m, n, k, count;
     DType dtype;        /* of the operands of products and attention */
     unsigned axes;      /* exchanges: bit a set for mesh axis a */
-    CommKind exchange;  /* COMM_SEND: of the first and the last pipeline stage with each other */
+    CommKind exchange;  /* COMM_SEND: along pp of the first and the last stage with each other, else to the next rank of a ring */
     double whole_bytes; /* exchanges: what is reduced, scattered or gathered, in all; all_to_all: what this rank has */
 } Cost;
 

@@ -53,7 +53,8 @@ const char *place_text(Place place, char text[16])
 {
     if (place.kind == PLACE_SAME) return "same";
     if (place.kind == PLACE_PARTIAL) return "partial";
-    if (place.dim == PLACE_FLAT) return "cut flat";
-    snprintf(text, 16, "%s %d", place.kind == PLACE_OWNED ? "owned" : "cut", place.dim);
+    if (place.kind == PLACE_CUT && place.dim == PLACE_FLAT) return "cut flat";
+    static const char *const names[] = {[PLACE_CUT] = "cut", [PLACE_OWNED] = "owned", [PLACE_PASSED] = "passed", [PLACE_GROWING] = "growing"};
+    snprintf(text, 16, "%s %d", names[place.kind], place.dim);
     return text;
 }

@@ -25,6 +25,7 @@ void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep)
 {
     *rewrite = (Rewrite){.from = from, .to = graph_create(from->name)};
     rewrite->to->mesh = from->mesh;
+    rewrite->to->canonical = from->canonical;
     rewrite->map = xcalloc((size_t)from->n_values, sizeof *rewrite->map);
     for (int i = 1; i < from->n_values; i++)
         if (from->value[i].kind == VALUE_INPUT || (from->value[i].kind == VALUE_STATE && (!keep || keep[i]))) rewrite->map[i] = copy_leaf(rewrite, i);

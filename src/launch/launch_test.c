@@ -100,6 +100,18 @@ static const LayoutCase layouts[] = {
      {{1, 2, 2, 2, 2}, {2, 1, 2, 2, 2}},
      2},
     {{"train.batch=8", "parallel.fsdp=2", "parallel.ep=2"}, 3, 3, 1, {{1, 1, 2, 2, 2}}, 1},
+    {{"train.batch=16", "train.canonical=true", "train.micro_batch=2", "parallel.dp=8"},
+     4,
+     7,
+     1,
+     {{4, 1, 4, 2, 2}},
+     1}, /* 8 leaves, which stay what they are */
+    {{"train.batch=12", "train.canonical=true", "train.micro_batch=3", "parallel.dp=4"},
+     4,
+     3,
+     1,
+     {{2, 1, 2, 3, 2}},
+     1}, /* a batch of 12 sequences could be shared by 3 ranks, 4 leaves of them cannot */
     {{"train.batch=8", "parallel.dp=4"}, 2, 3, 3, {{0}}, 0},
     {{"train.batch=8", "parallel.dp=2", "parallel.pp=2"}, 3, 1, 1, {{0}}, 0},
 };

@@ -21,15 +21,17 @@ static int64_t largest_divisor(int64_t n, int64_t most)
     return d;
 }
 
-/* The largest dp that divides the batch with this fsdp and has room; false when none does. */
+/* The largest dp that divides the batch (canonical mode: its leaves, which stay what they are) with this fsdp and has room;
+ * false when none does. */
 static bool best_with(const RunConfig *c, const LaunchLayout *full, int64_t fsdp, int64_t slots,
                       LaunchLayout *out)
 {
     int64_t fixed = full->ranks / (full->dp * full->fsdp), ep = c->parallel.ep;
     for (int64_t dp = min_i64(full->dp, slots / (fixed * fsdp)); dp > 0; dp--) {
-        if (c->train.batch % (dp * fsdp * ep)) continue;
+        int64_t leaf = c->train.canonical ? full->micro_batch : 1;
+        if (c->train.batch / leaf % (dp * fsdp * ep)) continue;
         int64_t share = c->train.batch / (dp * fsdp * ep),
-                micro = largest_divisor(share, full->micro_batch);
+                micro = c->train.canonical ? leaf : largest_divisor(share, full->micro_batch);
         *out = (LaunchLayout){dp, fsdp, fixed * dp * fsdp, micro, share / micro};
         return true;
     }

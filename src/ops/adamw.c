@@ -10,13 +10,13 @@
 
 CPU_DECLARE(adamw);
 
-enum { IN_W, IN_M, IN_V, IN_GRAD, IN_COPY, IN_FACTOR, IN_HYPER, N_IN };
+enum { IN_W, IN_M, IN_V, IN_GRAD, IN_COPY, IN_FACTOR, IN_HYPER, N_IN, N_OUT = IN_COPY + 1 };
 
 static Status infer(InferCtx *ctx)
 {
     const AdamWAttr *attr = ctx->attr;
     const Value *w = ctx->in[IN_W];
-    static const int alias[NODE_MAX_OUT] = {IN_W, IN_M, IN_V, IN_GRAD, IN_COPY};
+    static const int alias[N_OUT] = {IN_W, IN_M, IN_V, IN_GRAD, IN_COPY};
     TRY(need_dtype(w, DTYPE_F32, "w"));
     TRY(need_like(ctx->in[IN_M], w, "m"));
     TRY(need_like(ctx->in[IN_V], w, "v"));
@@ -28,7 +28,7 @@ static Status infer(InferCtx *ctx)
     }
     TRY(need_scalar(ctx->in[IN_FACTOR], "factor"));
     TRY(need_vector(ctx->in[IN_HYPER], HYPER_COUNT, DTYPE_F32, "hyper"));
-    for (int i = 0; i < NODE_MAX_OUT; i++) {
+    for (int i = 0; i < N_OUT; i++) {
         const Value *in = ctx->in[alias[i]];
         if (in) ctx->out[i] = infer_like(in);
         ctx->out[i].alias = alias[i];
@@ -41,7 +41,7 @@ static Status infer(InferCtx *ctx)
 static Status cut_like_moments(CutCtx *ctx)
 {
     for (int i = IN_W; i <= IN_COPY; i++) ctx->want[i] = ctx->place[IN_M];
-    for (int i = 0; i < NODE_MAX_OUT; i++) ctx->out[i] = ctx->place[IN_M];
+    for (int i = 0; i < N_OUT; i++) ctx->out[i] = ctx->place[IN_M];
     ctx->want[IN_FACTOR] = ctx->want[IN_HYPER] = (Place){PLACE_SAME, 0};
     return OK;
 }
@@ -67,7 +67,7 @@ const OpDef op_def_adamw = {
     .name = "adamw",
     .min_in = N_IN,
     .max_in = N_IN,
-    .n_out = NODE_MAX_OUT,
+    .n_out = N_OUT,
     .attr_bytes = sizeof(AdamWAttr),
     .flags = OP_SOURCE | OP_EFFECT | OP_PARTS,
     .optional_in = 1 << IN_COPY,

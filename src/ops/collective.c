@@ -19,7 +19,7 @@
 
 /* Along another axis a value keeps its place; but of two axes that cut the same dimension the inner one must be
  * gathered first, or the parts would come in another order. */
-static Status cut_other_axis(CutCtx *c)
+Status collective_cut_other_axis(CutCtx *c)
 {
     const CollectiveAttr *attr = c->attr;
     bool inner = mesh_axis_nesting(c->axis) > mesh_axis_nesting(attr->axis);
@@ -31,7 +31,7 @@ static Status cut_other_axis(CutCtx *c)
 
 static Status move(CutCtx *c, Place from, Place to)
 {
-    if (c->axis != ((const CollectiveAttr *)c->attr)->axis) return cut_other_axis(c);
+    if (c->axis != ((const CollectiveAttr *)c->attr)->axis) return collective_cut_other_axis(c);
     c->want[0] = from;
     c->out[0] = to;
     return OK;
@@ -40,11 +40,12 @@ static Status move(CutCtx *c, Place from, Place to)
 static Place part(const CutCtx *c) { return (Place){PLACE_CUT, (int8_t)((const CollectiveAttr *)c->attr)->dim}; }
 
 /* A sum goes element by element: along another axis x may lie anyhow. Summands that are wanted in parts there are
- * scattered first, so that a part is all that is summed here. */
+ * scattered first, so that a part is all that is summed here; in a canonical graph that would be another order of sums. */
 static Status cut_all_reduce(CutCtx *c)
 {
     if (c->axis == ((const CollectiveAttr *)c->attr)->axis) return move(c, (Place){PLACE_PARTIAL, 0}, (Place){PLACE_SAME, 0});
-    if (c->place[0].kind == PLACE_PARTIAL && c->hint && place_is_cut(c->hint[0])) c->want[0] = c->hint[0];
+    bool parts = c->place[0].kind == PLACE_PARTIAL && c->hint && place_is_cut(c->hint[0]);
+    if (parts && !c->graph->canonical) c->want[0] = c->hint[0];
     c->out[0] = c->want[0];
     return OK;
 }
@@ -63,7 +64,7 @@ static Status cut_all_gather_into(CutCtx *c)
 }
 
 /* What is whole for one axis is a part for another that comes after it. */
-static Status cut_attr(const CutCtx *c, void *attribute)
+Status collective_cut_attr(const CutCtx *c, void *attribute)
 {
     CollectiveAttr *attr = attribute;
     Place p = c->want[0];
@@ -142,7 +143,7 @@ static Status infer_part(InferCtx *ctx)
 static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
 {
     const CollectiveAttr *attr = node->attr;
-    int64_t count = shape_count(&attr->whole), *counts = xcalloc((size_t)attr->n, sizeof *counts);
+    int64_t count = shape_count(&graph_value(g, node->in[0])->shape), *counts = xcalloc((size_t)attr->n, sizeof *counts);
     for (int r = 0; r < attr->n; r++) counts[r] = collective_part_count(attr, r);
     CommOp op = {.kind = kind, .dtype = graph_value(g, node->in[0])->dtype, .count = kind == COMM_ALL_REDUCE ? count : 0,
                  .counts = kind == COMM_ALL_REDUCE ? NULL : counts};
@@ -168,7 +169,7 @@ static Cost cost_cut(const Graph *g, const Node *node)
     return (Cost){.read_bytes = value_bytes(g, node->out[0]), .write_bytes = value_bytes(g, node->out[0])};
 }
 
-static void attr_text(const void *attribute, Str *out)
+void collective_attr_text(const void *attribute, Str *out)
 {
     const CollectiveAttr *attr = attribute;
     str_printf(out, "%s %d of %d", mesh_axis_name(attr->axis), attr->rank, attr->n);
@@ -191,8 +192,8 @@ static void attr_text(const void *attribute, Str *out)
                                .infer = how,                                                       \
                                .cost = cost_##op,                                                  \
                                .cut_rule = cut_##op,                                               \
-                               .cut_attr = cut_attr,                                               \
-                               .attr_text = attr_text,                                             \
+                               .cut_attr = collective_cut_attr,                                    \
+                               .attr_text = collective_attr_text,                                  \
                                .cpu = CPU_KERNEL_ANY(&collective_##op##_kernel)}
 
 COLLECTIVE(all_reduce, 1, infer_all_reduce, 1, OP_COLLECTIVE);
@@ -205,7 +206,7 @@ enum { NO_DIM = -2 }; /* a sum has nothing cut */
 
 /* ---- builders ---------------------------------------------------------------------------------------- */
 
-static CollectiveAttr make_attr(const Graph *g, MeshAxis axis, int dim, const Shape *whole)
+CollectiveAttr collective_attr(const Graph *g, MeshAxis axis, int dim, const Shape *whole)
 {
     CollectiveAttr attr;
     memset(&attr, 0, sizeof attr); /* padding too: attributes are compared by their bytes */
@@ -221,7 +222,7 @@ static CollectiveAttr make_attr(const Graph *g, MeshAxis axis, int dim, const Sh
 Status op_all_reduce(Graph *g, MeshAxis axis, ValueId x, ValueId *y)
 {
     Shape shape = graph_value(g, x)->shape;
-    CollectiveAttr attr = make_attr(g, axis, NO_DIM, &shape);
+    CollectiveAttr attr = collective_attr(g, axis, NO_DIM, &shape);
     return graph_add(g, &op_def_all_reduce, &attr, &x, 1, y);
 }
 
@@ -231,14 +232,14 @@ Status op_all_gather(Graph *g, MeshAxis axis, ValueId x, ValueId *y)
     Place p = v->place[axis];
     Shape whole = p.dim == PLACE_FLAT ? v->whole : v->shape;
     if (p.dim != PLACE_FLAT) whole.dim[p.dim] *= mesh_size(&g->mesh, axis);
-    CollectiveAttr attr = make_attr(g, axis, p.dim, &whole);
+    CollectiveAttr attr = collective_attr(g, axis, p.dim, &whole);
     return graph_add(g, &op_def_all_gather, &attr, &x, 1, y);
 }
 
 static Status add_part(Graph *g, const OpDef *op, MeshAxis axis, ValueId x, int dim, ValueId *y)
 {
     Shape whole = graph_value(g, x)->shape;
-    CollectiveAttr attr = make_attr(g, axis, dim, &whole);
+    CollectiveAttr attr = collective_attr(g, axis, dim, &whole);
     TRY(graph_add(g, op, &attr, &x, 1, y));
     if (dim == PLACE_FLAT) graph_value(g, *y)->whole = whole;
     return OK;
@@ -257,6 +258,6 @@ Status op_cut(Graph *g, MeshAxis axis, ValueId x, int dim, ValueId *y)
 Status op_all_gather_into(Graph *g, MeshAxis axis, ValueId state, ValueId x, ValueId *fresh)
 {
     Shape whole = graph_value(g, state)->shape;
-    CollectiveAttr attr = make_attr(g, axis, PLACE_FLAT, &whole);
+    CollectiveAttr attr = collective_attr(g, axis, PLACE_FLAT, &whole);
     return graph_add(g, &op_def_all_gather_into, &attr, (ValueId[]){state, x}, 2, fresh);
 }

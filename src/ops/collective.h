@@ -4,6 +4,16 @@
 
 #include "ops/ops.h"
 
+/* One hop of a block round the ring of a mesh axis (ring_pass.c). A rank's part lies zigzag in two halves. */
+enum { HALF_FIRST = 1, HALF_SECOND = 2, HALF_BOTH = HALF_FIRST | HALF_SECOND };
+static inline int halves_count(int halves) { return (halves & 1) + (halves >> 1); }
+typedef struct RingHop {
+    int hop;        /* given to the rank so many places behind this one, taken from the one so many before; < 0: the other way */
+    int give, take; /* which halves of a part, bits HALF_*; 0: nothing */
+    bool home;      /* x is what this rank made for those halves of the rank that gets them; else this rank's part */
+    int tag;        /* tells apart what goes between the same ranks at the same time */
+} RingHop;
+
 typedef struct CollectiveAttr {
     MeshAxis axis;
     int n, rank; /* of the mesh axis */
@@ -11,6 +21,7 @@ typedef struct CollectiveAttr {
     bool zigzag; /* dim is cut into 2n blocks; rank r holds blocks r and 2n - 1 - r (balanced causal attention) */
     bool in_place; /* all_reduce_start: the sum takes the place of x */
     Shape whole; /* of the gathered value */
+    RingHop ring; /* ring_pass only */
 } CollectiveAttr;
 
 /* Elements of a flat part: equal for all ranks, the last ones padded. */
@@ -38,6 +49,24 @@ static inline bool collective_parts_lie_apart(const CollectiveAttr *attr)
     return outer == 1 && !attr->zigzag;
 }
 
+/* Shape of these halves of a rank's part. */
+static inline Shape ring_shape(const CollectiveAttr *attr, int halves)
+{
+    Shape shape = attr->whole;
+    shape.dim[attr->dim] = shape.dim[attr->dim] / attr->n / 2 * halves_count(halves);
+    return shape;
+}
+/* Half a part of several sequences has to be packed before it is sent. */
+static inline bool ring_packs(const CollectiveAttr *attr)
+{
+    int64_t outer = 1;
+    for (int i = 0; i < attr->dim; i++) outer *= attr->whole.dim[i];
+    return outer > 1 && !attr->ring.home && attr->ring.give && attr->ring.give != HALF_BOTH;
+}
+/* x [.. part ..], or the halves that go home; of this rank's part where nothing is given. y: the halves that are taken,
+ * NO_VALUE without any. after: what has to be there before the hop begins, or NO_VALUE. */
+Status op_ring_pass(Graph *g, MeshAxis axis, ValueId x, ValueId after, const RingHop *hop, ValueId *y);
+
 /* A started collective (collective_start.c): its outputs, and the first operands of wait. */
 enum { START_Y, START_TOKEN, START_SCRATCH, N_START_OUT };
 typedef struct WaitAttr {
@@ -55,6 +84,12 @@ typedef struct OnItsWay {
 Status op_start(Graph *g, const OpDef *op, const void *attr, const ValueId *in, OnItsWay *way);
 Status op_wait(Graph *g, const OnItsWay *way, ValueId *y);
 
-extern const OpDef op_def_all_reduce, op_def_all_gather, op_def_reduce_scatter, op_def_all_gather_into;
+/* For ops that are collectives in a file of their own. */
+CollectiveAttr collective_attr(const Graph *g, MeshAxis axis, int dim, const Shape *whole);
+Status collective_cut_other_axis(CutCtx *ctx);
+Status collective_cut_attr(const CutCtx *ctx, void *attr);
+void collective_attr_text(const void *attr, Str *out);
+
+extern const OpDef op_def_all_reduce, op_def_all_gather, op_def_reduce_scatter, op_def_all_gather_into, op_def_ring_pass;
 
 #endif

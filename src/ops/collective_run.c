@@ -10,7 +10,7 @@
 typedef struct Prepared {
     Comm *comm;
     int64_t *counts;
-    CommRequest *pending; /* started and not yet waited for */
+    CommRequest *pending[2]; /* started and not yet waited for; a hop of a ring gives and takes */
 } Prepared;
 
 static Status prepare(KernelArgs *args)
@@ -28,8 +28,8 @@ static Status prepare(KernelArgs *args)
 static void release(KernelArgs *args)
 {
     Prepared *p = args->state;
-    if (p && p->pending) { /* a run ended early: others may still be at our buffers */
-        Status ignored = comm_wait(p->pending);
+    for (int k = 0; p && k < COUNT_OF(p->pending); k++) { /* a run ended early: others may still be at our buffers */
+        Status ignored = p->pending[k] ? comm_wait(p->pending[k]) : OK;
         (void)ignored;
     }
     if (p) free(p->counts);
@@ -158,9 +158,9 @@ static Status run_cut(KernelArgs *args)
 static Status start(KernelArgs *args, CommOp op)
 {
     Prepared *p = args->state;
-    CHECK(!p->pending);
+    CHECK(!p->pending[0]);
     memcpy(args->out[START_TOKEN].data, &p, sizeof p);
-    return comm_start(p->comm, &op, &p->pending);
+    return comm_start(p->comm, &op, &p->pending[0]);
 }
 
 static Status start_all_reduce(KernelArgs *args) { return start(args, reduce_op(args)); }
@@ -175,17 +175,77 @@ static Status start_reduce_scatter(KernelArgs *args) { return start(args, scatte
 
 static Status start_all_gather_into(KernelArgs *args) { return start(args, gather_op(args, &args->in[1], args->in[0].data)); }
 
+static Status wait_all(Prepared *p)
+{
+    for (int k = 0; k < COUNT_OF(p->pending); k++) {
+        CommRequest *request = p->pending[k];
+        p->pending[k] = NULL;
+        if (request) TRY(comm_wait(request));
+    }
+    return OK;
+}
+
 static Status run_wait(KernelArgs *args)
 {
     const WaitAttr *attr = args->attr;
     Prepared *p;
     memcpy(&p, args->in[START_TOKEN].data, sizeof p);
-    CommRequest *request = p->pending;
-    CHECK(request);
-    p->pending = NULL;
-    TRY(comm_wait(request));
+    TRY(wait_all(p));
     if (attr->unpack) copy_all_parts(&attr->of, args->out[0].dtype, args->out[0].data, args->in[START_SCRATCH].data, true);
     return OK;
+}
+
+/* ---- a hop of a ring ------------------------------------------------------------------------------------- */
+
+/* The halves of x that are given: where they lie, or packed into scratch. */
+static const void *given(const KernelArgs *args, char *scratch)
+{
+    const CollectiveAttr *attr = args->attr;
+    char *x = args->in[0].data;
+    if (attr->ring.home || attr->ring.give == HALF_BOTH) return x;
+    Strips s = strips_of(attr, args->in[0].dtype);
+    size_t half = (size_t)(s.dim / attr->n / 2) * s.inner_bytes, from = attr->ring.give == HALF_SECOND ? half : 0;
+    if (s.outer == 1) return x + from;
+    for (int64_t o = 0; o < s.outer; o++) memcpy(scratch + (size_t)o * half, x + (size_t)o * 2 * half + from, half);
+    return scratch;
+}
+
+static Status start_hop(const KernelArgs *args, Prepared *p, char *scratch)
+{
+    const CollectiveAttr *attr = args->attr;
+    const RingHop *h = &attr->ring;
+    Shape give = ring_shape(attr, h->give);
+    int to = (attr->rank + h->hop + attr->n) % attr->n, from = (attr->rank - h->hop + attr->n) % attr->n;
+    CommOp send = {.kind = COMM_SEND, .dtype = args->in[0].dtype, .count = shape_count(&give), .peer = to, .tag = h->tag, .node = args->node};
+    CommOp recv = {.kind = COMM_RECV, .dtype = args->in[0].dtype, .recv = args->out[0].data, .count = tensor_count(&args->out[0]), .peer = from,
+                   .tag = h->tag, .node = args->node};
+    CHECK(!p->pending[0] && !p->pending[1]);
+    if (h->give) {
+        send.send = given(args, scratch);
+        TRY(comm_start(p->comm, &send, &p->pending[0]));
+    }
+    return h->take ? comm_start(p->comm, &recv, &p->pending[1]) : OK;
+}
+
+static Status run_ring_pass(KernelArgs *args)
+{
+    TRY(start_hop(args, args->state, args->workspace));
+    return wait_all(args->state);
+}
+
+static Status start_ring_pass(KernelArgs *args)
+{
+    Prepared *p = args->state;
+    memcpy(args->out[START_TOKEN].data, &p, sizeof p);
+    return start_hop(args, p, args->out[START_SCRATCH].data);
+}
+
+static size_t ring_workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    (void)target;
+    const CollectiveAttr *attr = node->attr;
+    Shape give = ring_shape(attr, attr->ring.give);
+    return ring_packs(attr) ? (size_t)shape_count(&give) * dtype_bytes(graph_value(graph, node->in[0])->dtype) : 0;
 }
 
 const CpuKernel collective_all_reduce_kernel = {.run = run_all_reduce, .prepare = prepare, .release = release};
@@ -200,3 +260,6 @@ const CpuKernel collective_all_gather_start_kernel = {.run = start_all_gather, .
 const CpuKernel collective_reduce_scatter_start_kernel = {.run = start_reduce_scatter, .prepare = prepare, .release = release};
 const CpuKernel collective_all_gather_into_start_kernel = {.run = start_all_gather_into, .prepare = prepare, .release = release};
 const CpuKernel collective_wait_kernel = {.run = run_wait};
+const CpuKernel collective_ring_pass_kernel = {
+    .run = run_ring_pass, .prepare = prepare, .release = release, .workspace = ring_workspace};
+const CpuKernel collective_ring_pass_start_kernel = {.run = start_ring_pass, .prepare = prepare, .release = release};

@@ -25,12 +25,17 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
     TRY(of->infer(ctx));
     if (attr->in_place) ctx->out[START_Y].alias = 0;
     ctx->out[START_TOKEN] = infer_token();
+    if (of == &op_def_ring_pass) {
+        ctx->out[START_SCRATCH] = infer_out(ctx->in[0]->dtype, ring_shape(attr, attr->ring.give));
+        ctx->out[START_SCRATCH].wanted = ring_packs(attr);
+        return OK;
+    }
     ctx->out[START_SCRATCH] = infer_out(ctx->in[0]->dtype, attr->whole);
     ctx->out[START_SCRATCH].wanted = of != &op_def_all_reduce && !collective_parts_lie_apart(attr);
     return OK;
 }
 
-#define STARTED(op, operands)                                                                      \
+#define STARTED(op, operands, optional)                                                                      \
     static Status infer_##op(InferCtx *ctx) { return infer_start(ctx, &op_def_##op); }             \
     static Status cut_##op(CutCtx *ctx) { return op_def_##op.cut_rule(ctx); }                      \
     static Cost cost_##op(const Graph *g, const Node *node) { return op_def_##op.cost(g, node); }  \
@@ -39,6 +44,7 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
     const OpDef op_def_##op##_start = {.name = #op "_start",                                       \
                                        .min_in = (operands),                                       \
                                        .max_in = (operands),                                       \
+                                       .optional_in = (optional),                                  \
                                        .n_out = N_START_OUT,                                       \
                                        .attr_bytes = sizeof(CollectiveAttr),                       \
                                        .flags = OP_SOURCE | OP_COLLECTIVE | OP_STARTS,             \
@@ -48,10 +54,11 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
                                        .attr_text = text_##op,                                     \
                                        .cpu = CPU_KERNEL_ANY(&collective_##op##_start_kernel)}
 
-STARTED(all_reduce, 1);
-STARTED(all_gather, 1);
-STARTED(reduce_scatter, 1);
-STARTED(all_gather_into, 2);
+STARTED(all_reduce, 1, 0);
+STARTED(all_gather, 1, 0);
+STARTED(reduce_scatter, 1, 0);
+STARTED(all_gather_into, 2, 0);
+STARTED(ring_pass, 2, 2);
 
 /* ---- wait --------------------------------------------------------------------------------------------- */
 
@@ -60,6 +67,8 @@ static Status infer_wait(InferCtx *ctx)
     TRY(need_dtype(ctx->in[START_TOKEN], DTYPE_I64, "the token"));
     if (((const WaitAttr *)ctx->attr)->unpack && !ctx->in[START_SCRATCH])
         return fail(ERR_ARG, "the scratch is missing");
+    ctx->out[0].wanted = ctx->in[START_Y] != NULL; /* a hop of a ring may only give */
+    if (!ctx->in[START_Y]) return OK;
     ctx->out[0] = infer_like(ctx->in[START_Y]);
     ctx->out[0].alias = START_Y;
     return OK;
@@ -91,7 +100,7 @@ const OpDef op_def_wait = {
     .n_out = 1,
     .attr_bytes = sizeof(WaitAttr),
     .flags = OP_SOURCE | OP_COLLECTIVE | OP_WAITS,
-    .optional_in = 1 << START_SCRATCH | 1 << N_START_OUT,
+    .optional_in = 1 << START_Y | 1 << START_SCRATCH | 1 << N_START_OUT,
     .infer = infer_wait,
     .cut_rule = cut_wait,
     .cost = cost_wait,
@@ -104,12 +113,13 @@ const OpDef op_def_wait = {
 const OpDef *op_start_form(const OpDef *op)
 {
     extern const OpDef op_def_all_reduce_start, op_def_all_gather_start,
-        op_def_reduce_scatter_start, op_def_all_gather_into_start;
+        op_def_reduce_scatter_start, op_def_all_gather_into_start, op_def_ring_pass_start;
     static const OpDef *const form[][2] = {
         {&op_def_all_reduce, &op_def_all_reduce_start},
         {&op_def_all_gather, &op_def_all_gather_start},
         {&op_def_reduce_scatter, &op_def_reduce_scatter_start},
-        {&op_def_all_gather_into, &op_def_all_gather_into_start}};
+        {&op_def_all_gather_into, &op_def_all_gather_into_start},
+        {&op_def_ring_pass, &op_def_ring_pass_start}};
     for (int i = 0; i < COUNT_OF(form); i++)
         if (form[i][0] == op) return form[i][1];
     return NULL;

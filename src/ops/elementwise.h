@@ -11,7 +11,7 @@
 #include "ops/simd.h"
 
 enum {
-    WALK_MAX = 6,
+    WALK_MAX = 16,
     WALK_PIECE = 4096,     /* elements */
     WALK_PARALLEL = 32768, /* elements below which one thread is faster than waking others */
 };

@@ -1,7 +1,8 @@
 /* Rows of experts to the ranks that own the experts, and back (expert parallelism).
  *
  *   expert_plan(offsets [E+1])      -> table [n (E+1)], owned [E/n + 1]   everybody's offsets; where the rows of this
- *                                                                         rank's experts will lie
+ *                                                                         rank's experts will lie; in a canonical graph
+ *                                                                         owned [E+1]: where each rank's rows of each do
  *   expert_dispatch(rows, table)    -> rows of this rank's experts, of all ranks: for each expert the ranks' rows in
  *                                      the order of ranks
  *   expert_collect(rows, table)     -> back to where they came from
@@ -17,6 +18,7 @@
 
 typedef struct ExchangeAttr {
     int n, rank; /* along MESH_EP */
+    int apart;   /* not 0: rows of an expert that came from several ranks are told apart, for sums in canonical order */
 } ExchangeAttr;
 
 /* ---- placements -------------------------------------------------------------------------------------- */
@@ -80,7 +82,8 @@ static Status infer_plan(InferCtx *ctx)
     if (experts < 1 || experts % attr->n)
         return fail(ERR_REFUSED, "%lld experts cannot be shared evenly by %d ranks for parallel.ep", (long long)experts, attr->n);
     ctx->out[0] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){attr->n * (experts + 1)}, (Axis[]){AXIS_ANY}));
-    ctx->out[1] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){experts / attr->n + 1}, (Axis[]){AXIS_ANY}));
+    int64_t owned = attr->apart ? experts : experts / attr->n;
+    ctx->out[1] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){owned + 1}, (Axis[]){AXIS_ANY}));
     return OK;
 }
 
@@ -206,10 +209,12 @@ static Status run_plan(KernelArgs *args)
     Table t = table_of(&args->out[0], attr);
     int32_t *owned = args->out[1].data, sum = 0;
     for (int64_t e = 0; e < t.each; e++) {
-        owned[e] = sum;
-        for (int r = 0; r < t.n; r++) sum += (int32_t)rows_of(&t, r, t.rank * t.each + e);
+        for (int r = 0; r < t.n; r++) {
+            if (r == 0 || attr->apart) *owned++ = sum;
+            sum += (int32_t)rows_of(&t, r, t.rank * t.each + e);
+        }
     }
-    owned[t.each] = sum;
+    *owned = sum;
     return OK;
 }
 
@@ -343,7 +348,7 @@ const OpDef op_def_expert_collect = {
 Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned)
 {
     ValueId out[2];
-    ExchangeAttr attr = {.n = 1};
+    ExchangeAttr attr = {.n = 1, .apart = g->canonical};
     TRY(graph_add(g, &op_def_expert_plan, &attr, &offsets, 1, out));
     *table = out[0];
     *owned = out[1];

@@ -24,9 +24,10 @@ SIMD void step_grad(int64_t i, int64_t m, const Piece *p, int kind, int bf16)
 {
     Vf gate = load_part(p->at[0], i, m, bf16), up = load_part(p->at[1], i, m, bf16);
     Vf dy = load_part(p->at[2], i, m, bf16), slope = vf_set(1.0f);
-    Vf s = logistic(gate, kind, &slope), f = gate * s, bend = f * (vf_set(1.0f) - s);
+    Vf s = logistic(gate, kind, &slope), f = gate * s, rest = vf_set(1.0f) - s;
     if (p->at[4]) store_part(p->at[4], i, m, dy * f, bf16);
-    if (p->at[3]) store_part(p->at[3], i, m, dy * up * (kind == SILU ? s + bend : vf_fma(bend, slope, s)), bf16);
+    /* each sum is said to be one multiply-add: whole vectors and the rest of a row must not be compiled differently */
+    if (p->at[3]) store_part(p->at[3], i, m, dy * up * (kind == SILU ? vf_fma(f, rest, s) : vf_fma(f * rest, slope, s)), bf16);
 }
 
 /* by kind and type, so that loops hold no choice */

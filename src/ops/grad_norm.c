@@ -1,19 +1,24 @@
 /* The length of all gradients as one vector: grad_norm of those here, then join_norms, before which the norms of
  * ranks that hold other parts are gathered; clip_factor: what brings it down to the limit. */
+#include "ops/exact_sum.h"
 #include "ops/grad_norm.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <math.h>
+#include <string.h>
 
 CPU_DECLARE(grad_norm);
 
-/* ---- grad_norm(gradients...) -> [1] ------------------------------------------------------------- */
+/* ---- grad_norm(gradients...) -> [1], or the digits of an exact sum of squares ---------------------------- */
+
+static int64_t words_of(const GradNormAttr *attr) { return attr->exact ? EXACT_WORDS : 1; }
+static DType dtype_of(const GradNormAttr *attr) { return attr->exact ? DTYPE_I32 : DTYPE_F32; }
 
 static Status infer(InferCtx *ctx)
 {
     for (int i = 0; i < ctx->n_in; i++) TRY(need_activation(ctx->in[i], "a gradient"));
-    ctx->out[0] = infer_out(DTYPE_F32, shape_make(1, (int64_t[]){1}, (Axis[]){AXIS_ANY}));
+    ctx->out[0] = infer_out(dtype_of(ctx->attr), shape_make(1, (int64_t[]){words_of(ctx->attr)}, (Axis[]){AXIS_ANY}));
     return OK;
 }
 
@@ -59,11 +64,11 @@ const OpDef op_def_grad_norm = {
     .cpu = CPU_KERNELS(grad_norm),
 };
 
-/* ---- join_norms(x [1]): of all ranks that hold other parts of the gradients ------------------------------- */
+/* ---- join_norms(x): of all ranks that hold other parts of the gradients ------------------------------- */
 
 static Status infer_join(InferCtx *ctx)
 {
-    TRY(need_vector(ctx->in[0], 1, DTYPE_F32, "x"));
+    TRY(need_vector(ctx->in[0], words_of(ctx->attr), dtype_of(ctx->attr), "x"));
     ctx->out[0] = infer_out(DTYPE_F32, shape_make(0, NULL, NULL));
     return OK;
 }
@@ -89,26 +94,42 @@ static Status prepare_join(KernelArgs *args)
     if (!attr->cut_axes) return OK;
     TRY(args->ranks->group(args->ranks, attr->cut_axes, &comm));
     args->state = comm;
-    CHECK((size_t)comm_size(comm) * sizeof(float) <= args->workspace_bytes);
+    CHECK((size_t)(comm_size(comm) * words_of(attr)) * sizeof(float) <= args->workspace_bytes);
     return OK;
 }
 
 static void release_join(KernelArgs *args) { args->state = NULL; /* the group is the device's */ }
 
 /* Squares of norms can be beyond f32: they are double. */
+static double join_rounded(const float *x, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+static double join_exact(const int32_t *words, int n)
+{
+    ExactSum sum = {0};
+    for (int i = 0; i < n; i++) {
+        ExactSum one = exact_read(words + i * EXACT_WORDS);
+        exact_add(&sum, &one);
+    }
+    return sqrt(exact_value(&sum));
+}
+
 static Status run_join(KernelArgs *args)
 {
-    const float *x = args->in[0].data;
+    const GradNormAttr *attr = args->attr;
+    const void *x = args->in[0].data;
     int n = 1;
     if (args->state) {
         n = comm_size(args->state);
-        TRY(comm_run(args->state, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_F32, .send = x, .recv = args->workspace,
-                                            .count = 1, .node = args->node}));
+        TRY(comm_run(args->state, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = dtype_of(attr), .send = x, .recv = args->workspace,
+                                            .count = words_of(attr), .node = args->node}));
         x = args->workspace;
     }
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
-    *(float *)args->out[0].data = (float)sqrt(sum);
+    *(float *)args->out[0].data = (float)(attr->exact ? join_exact(x, n) : join_rounded(x, n));
     return OK;
 }
 
@@ -118,7 +139,7 @@ static size_t workspace_join(const Graph *graph, const Node *node, const Target 
     size_t n = 1;
     for (int a = 0; a < MESH_AXES; a++)
         if (((const GradNormAttr *)node->attr)->cut_axes >> a & 1) n *= (size_t)mesh_size(&graph->mesh, (MeshAxis)a);
-    return n > 1 ? n * sizeof(float) : 0;
+    return n > 1 ? n * (size_t)words_of(node->attr) * sizeof(float) : 0;
 }
 
 static const CpuKernel join_kernel = {.run = run_join, .prepare = prepare_join, .release = release_join, .workspace = workspace_join};
@@ -127,7 +148,7 @@ static Cost cost_join(const Graph *g, const Node *node)
 {
     Cost cost = cost_streaming(g, node, 2);
     size_t bytes = workspace_join(g, node, NULL);
-    cost.wire_bytes = bytes ? (double)(bytes - sizeof(float)) : 0;
+    cost.wire_bytes = bytes ? (double)bytes - value_bytes(g, node->in[0]) : 0;
     if (bytes) cost_exchange(&cost, COMM_ALL_GATHER, ((const GradNormAttr *)node->attr)->cut_axes, (double)bytes);
     return cost;
 }
@@ -149,7 +170,9 @@ const OpDef op_def_join_norms = {
 Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm)
 {
     ValueId here;
-    GradNormAttr attr = {0};
+    GradNormAttr attr;
+    memset(&attr, 0, sizeof attr); /* padding too: attributes are compared by their bytes */
+    attr.exact = g->canonical;
     TRY(graph_add(g, &op_def_grad_norm, &attr, grads, n, &here));
     return graph_add(g, &op_def_join_norms, &attr, &here, 1, norm);
 }

@@ -1,5 +1,6 @@
 #include "ops/grad_norm.h"
 #include "ops/elementwise.h"
+#include "ops/exact_sum.h"
 
 /* Squares are summed in double; eight sums hide the latency. */
 typedef double Vd __attribute__((vector_size(VL * 4)));
@@ -42,7 +43,30 @@ SIMD double block_squares(const void *x, int64_t first, int64_t n, int bf16)
     return total;
 }
 
-static Status run(KernelArgs *args)
+/* Integers: it does not matter which thread adds what, and when. */
+static void run_exact(KernelArgs *args)
+{
+    ExactSum total = {0};
+#pragma omp parallel num_threads(args->threads)
+    {
+        ExactSum mine = {0};
+        for (int k = 0; k < args->n_in; k++) {
+            const Tensor *x = &args->in[k];
+            int64_t n = tensor_count(x);
+#pragma omp for schedule(static) nowait
+            for (int64_t b = 0; b < norm_blocks(n); b++) {
+                int64_t first = b * NORM_BLOCK, count = min_i64(NORM_BLOCK, n - first);
+                if (x->dtype == DTYPE_BF16) exact_add_squares_bf16(&mine, (const uint16_t *)x->data + first, count);
+                else exact_add_squares(&mine, (const float *)x->data + first, count);
+            }
+        }
+#pragma omp critical(exact_norm)
+        exact_add(&total, &mine);
+    }
+    exact_write(&total, args->out[0].data);
+}
+
+static Status run_rounded(KernelArgs *args)
 {
     double *partial = args->workspace, total = 0;
 #pragma omp parallel num_threads(args->threads)
@@ -64,6 +88,13 @@ static Status run(KernelArgs *args)
     for (int k = 0; k < args->n_in; k++) blocks += norm_blocks(tensor_count(&args->in[k]));
     for (int64_t b = 0; b < blocks; b++) total += partial[b];
     *(float *)args->out[0].data = (float)sqrt(total);
+    return OK;
+}
+
+static Status run(KernelArgs *args)
+{
+    if (!((const GradNormAttr *)args->attr)->exact) return run_rounded(args);
+    run_exact(args);
     return OK;
 }
 

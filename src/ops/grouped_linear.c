@@ -4,7 +4,9 @@
  *   grouped_linear_dx   dx[r, i] = sum_o dy[r, o] W_e[i, o]; rows past offsets[E] left as they are
  *   grouped_linear_dw   dW_e[i, o] = sum over r of x[r, i] dy[r, o], f32, laid out as w is; zero for an
  *                       expert without rows
- * dw sums over the padding rows inside a segment too: x is zero there and dy must be finite.
+ * dw sums over the padding rows inside a segment too: x is zero there and dy must be finite. With expert parallelism in
+ * canonical mode an expert's rows are one segment for each rank that sent some, offsets [E n + 1], and dw is the sum over
+ * them as a balanced binary tree.
  */
 #include "ops/grouped_linear.h"
 #include "ops/kernel.h"
@@ -13,22 +15,24 @@
 #include <math.h>
 #include <string.h>
 
-/* rows [R n] against axis `axis` of the weight, and offsets [E+1] */
-static Status check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis, const Value *offsets)
+Status grouped_check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis, const Value *offsets)
 {
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     TRY(need_activation(rows, "rows"));
     if (rows->shape.rank != 2 || w->rank != 3 || rows->shape.dim[1] != w->dim[axis])
         return fail(ERR_SHAPE, "%s: rows [%s] do not fit the experts' weight [%s], whose axis %d they meet", ctx->op->name,
                     shape_text(&rows->shape, a), shape_text(w, b), axis);
-    return need_vector(offsets, w->dim[0] + 1, DTYPE_I32, "offsets");
+    TRY(need_dtype(offsets, DTYPE_I32, "offsets"));
+    if (offsets->shape.rank == 1 && offsets->shape.dim[0] > 1 && (offsets->shape.dim[0] - 1) % w->dim[0] == 0) return OK;
+    return fail(ERR_SHAPE, "offsets are [%s] and must have one element more than %lld experts have segments",
+                shape_text(&offsets->shape, a), (long long)w->dim[0]);
 }
 
 static Status infer_rows(InferCtx *ctx, int from)
 {
     const Value *x = ctx->in[0], *w = ctx->in[1];
     int to = 3 - from;
-    TRY(check(ctx, x, &w->shape, from, ctx->in[2]));
+    TRY(grouped_check(ctx, x, &w->shape, from, ctx->in[2]));
     TRY(need_dtype(w, x->dtype, "w"));
     ctx->out[0] = infer_like(x);
     ctx->out[0].shape.dim[1] = w->shape.dim[to];
@@ -45,8 +49,8 @@ static Status infer_dw(InferCtx *ctx)
     const GroupedAttr *attr = ctx->attr;
     const Shape *w = &attr->weight;
     int in = grouped_in_axis(attr);
-    TRY(check(ctx, dy, w, 3 - in, ctx->in[2]));
-    TRY(check(ctx, x, w, in, ctx->in[2]));
+    TRY(grouped_check(ctx, dy, w, 3 - in, ctx->in[2]));
+    TRY(grouped_check(ctx, x, w, in, ctx->in[2]));
     TRY(need_dtype(dy, x->dtype, "dy"));
     if (dy->shape.dim[0] != x->shape.dim[0])
         return fail(ERR_SHAPE, "grouped_linear_dw: %lld rows of dy and %lld of x",
@@ -70,7 +74,7 @@ static Status grad(GradCtx *ctx)
 /* Of the buffer's R rows about half an alignment for each expert is padding inside its segment, and as
  * much is past the end. Where experts are owned by ranks the buffer has room for the rows of all of them, and on
  * average as many come as one rank has; each rank's part of an expert's rows is padded. */
-static Cost cost(const Graph *g, const Node *node)
+Cost grouped_cost(const Graph *g, const Node *node)
 {
     const Value *rows = graph_value(g, node->in[0]), *offsets = graph_value(g, node->in[2]);
     const Value *other = graph_value(g, node->in[1]), *out = graph_value(g, node->out[0]);
@@ -128,7 +132,7 @@ const OpDef op_def_grouped_linear = {.name = "grouped_linear",
                                      .infer = infer,
                                      .cut_rule = cut,
                                      .grad = grad,
-                                     .cost = cost,
+                                     .cost = grouped_cost,
                                      .attr_text = attr_text,
                                      .cpu = CPU_KERNELS(grouped_linear)};
 
@@ -142,7 +146,7 @@ const OpDef op_def_grouped_linear_dx = {.name = "grouped_linear_dx",
                                         .strided_out = 1,
                                         .infer = infer_dx,
                                         .cut_rule = cut_dx,
-                                        .cost = cost,
+                                        .cost = grouped_cost,
                                         .attr_text = attr_text,
                                         .cpu = CPU_KERNELS(grouped_linear_dx)};
 
@@ -156,7 +160,7 @@ const OpDef op_def_grouped_linear_dw = {.name = "grouped_linear_dw",
                                         .infer = infer_dw,
                                         .cut_rule = cut_dw,
                                         .cut_attr = cut_shape,
-                                        .cost = cost,
+                                        .cost = grouped_cost,
                                         .attr_text = attr_text,
                                         .cpu = CPU_KERNELS(grouped_linear_dw)};
 
@@ -174,6 +178,12 @@ Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, Expert
 {
     GroupedAttr attr = make_attr(layout, NULL);
     return graph_add(g, &op_def_grouped_linear, &attr, (ValueId[]){x, w, offsets}, 3, y);
+}
+
+int op_grouped_contraction(const Node *node)
+{
+    if (node->op == &op_def_grouped_linear) return grouped_in_axis(node->attr);
+    return node->op == &op_def_grouped_linear_dx ? 3 - grouped_in_axis(node->attr) : 0;
 }
 
 Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *dx)

@@ -4,7 +4,11 @@
  * expert's product for one thread, taken in turn so that uneven experts leave nobody idle. An item packs
  * its part of the weight once for up to ITEM_ROWS rows. An element of the result is summed the same way
  * whatever the item it falls into.
+ *
+ * An expert's rows may come in several segments, of the ranks that sent them (expert_exchange.c): then dw is the sum of
+ * theirs as a tree. chunked_grouped_linear sums over the contraction as a tree (chunks.h). Both are made item by item.
  */
+#include "ops/chunks.h"
 #include "ops/gemm.h"
 #include "ops/grouped_linear.h"
 #include "ops/simd.h"
@@ -26,11 +30,14 @@ typedef struct Job {
     Rows first, second, out; /* x or dy; in dw what gives w's axis 1, then what gives axis 2; y or dx */
     const int32_t *offsets;
     int64_t n_experts, rows;
+    int sources;         /* segments of an expert's rows */
+    const Chunks *chunks; /* NULL: the contraction is one sum */
     int64_t w_1, w_2; /* axes 1 and 2 of w: I and O, or O and I */
     int64_t m, n;        /* of an expert's product; m is 0 where it is the expert's number of rows */
     int64_t cut_m, cut_n;
     GemmBlock block; /* what all items share */
     size_t scratch_bytes;
+    size_t gemm_bytes; /* of them; behind those lie the sums of a tree */
 } Job;
 
 static int thread_index(void)
@@ -49,11 +56,21 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
     return ceil_div(ceil_div(length, parts), unit) * unit;
 }
 
-static int64_t expert_start(const Job *job, int64_t e) { return max_i64(0, min_i64(job->offsets[e], job->rows)); }
+/* of segment s, which is of expert s / sources */
+static int64_t segment_start(const Job *job, int64_t s) { return max_i64(0, min_i64(job->offsets[s], job->rows)); }
 
-static int64_t expert_rows(const Job *job, int64_t e)
+static int64_t segment_rows(const Job *job, int64_t s)
 {
-    return max_i64(0, expert_start(job, e + 1) - expert_start(job, e));
+    return max_i64(0, segment_start(job, s + 1) - segment_start(job, s));
+}
+
+static int sources_of(const Shape *offsets, const Shape *w) { return (int)((offsets->dim[0] - 1) / w->dim[0]); }
+
+/* A tree of n leaves: its result and its levels, each a whole item. */
+static void add_tree_scratch(Job *job, int n)
+{
+    size_t sums = (size_t)((1 + tree_levels(n)) * job->cut_m * job->cut_n) * sizeof(float);
+    job->scratch_bytes = job->gemm_bytes + (sums + 63) / 64 * 64;
 }
 
 /* Columns of an item: packed weight fits L2, and there are items enough for the team. */
@@ -82,14 +99,14 @@ static Job job_rows(Rows first, Rows out, const Shape *w, DType w_dtype, int axi
                             .c_pitch = out.pitch};
     cut_rows(&job, threads);
     job.block.n = job.cut_n;
-    job.scratch_bytes = CPU(gemm).block_scratch(&job.block);
+    job.scratch_bytes = job.gemm_bytes = CPU(gemm).block_scratch(&job.block);
     return job;
 }
 
 /* dw[e] [w_1 w_2] from first [R w_1] and second [R w_2] */
-static Job job_dw(Rows first, Rows second, const Shape *w, int threads)
+static Job job_dw(Rows first, Rows second, const Shape *w, int sources, int threads)
 {
-    Job job = {.first = first, .second = second, .rows = first.n};
+    Job job = {.first = first, .second = second, .rows = first.n, .sources = sources};
     job.n_experts = w->dim[0], job.m = job.w_1 = w->dim[1], job.n = job.w_2 = w->dim[2];
     job.block = (GemmBlock){.k = first.n,
                             .a = {NULL, first.dtype, 1, first.pitch},
@@ -101,34 +118,36 @@ static Job job_dw(Rows first, Rows second, const Shape *w, int threads)
     job.cut_m = part(job.m, m_parts, CPU(gemm).rows);
     job.cut_n = part(job.n, n_parts, CPU(gemm).columns);
     job.block.n = job.cut_n;
-    job.scratch_bytes = CPU(gemm).block_scratch(&job.block);
+    job.scratch_bytes = job.gemm_bytes = CPU(gemm).block_scratch(&job.block);
+    if (sources > 1) add_tree_scratch(&job, sources);
     return job;
 }
 
 /* ---- items --------------------------------------------------------------------------------- */
 
 typedef struct Item {
-    int64_t expert, i, j; /* where in the expert's product it begins */
+    int64_t of, i, j; /* the expert of dw, else the segment of rows; where in its product it begins */
 } Item;
 
-static int64_t expert_m(const Job *job, int64_t e) { return job->m ? job->m : expert_rows(job, e); }
+static int64_t n_products(const Job *job) { return job->m ? job->n_experts : job->n_experts * job->sources; }
+static int64_t product_m(const Job *job, int64_t of) { return job->m ? job->m : segment_rows(job, of); }
 
-static int64_t expert_items(const Job *job, int64_t e)
+static int64_t product_items(const Job *job, int64_t of)
 {
-    return ceil_div(expert_m(job, e), job->cut_m) * ceil_div(job->n, job->cut_n);
+    return ceil_div(product_m(job, of), job->cut_m) * ceil_div(job->n, job->cut_n);
 }
 
 static int64_t count_items(const Job *job)
 {
     int64_t items = 0;
-    for (int64_t e = 0; e < job->n_experts; e++) items += expert_items(job, e);
+    for (int64_t p = 0; p < n_products(job); p++) items += product_items(job, p);
     return items;
 }
 
 static Item item_at(const Job *job, int64_t index)
 {
     Item item = {0};
-    while (index >= expert_items(job, item.expert)) index -= expert_items(job, item.expert++);
+    while (index >= product_items(job, item.of)) index -= product_items(job, item.of++);
     int64_t parts = ceil_div(job->n, job->cut_n);
     item.i = index / parts * job->cut_m;
     item.j = index % parts * job->cut_n;
@@ -138,7 +157,7 @@ static Item item_at(const Job *job, int64_t index)
 static GemmBlock block_of(const Job *job, Item item, char *scratch)
 {
     GemmBlock block = job->block;
-    block.m = min_i64(job->cut_m, expert_m(job, item.expert) - item.i);
+    block.m = min_i64(job->cut_m, product_m(job, item.of) - item.i);
     block.n = min_i64(job->cut_n, job->n - item.j);
     block.scratch = scratch + (size_t)thread_index() * job->scratch_bytes;
     return block;
@@ -149,80 +168,149 @@ static const char *at(const void *data, int64_t elements, DType dtype)
     return (const char *)data + elements * (int64_t)dtype_bytes(dtype);
 }
 
+/* What a tree over an item's product sums. */
+typedef struct Leaves {
+    const Job *job;
+    const Item *item;
+    GemmBlock block;
+    int64_t place; /* in the weight, of the item's lines */
+    const void *w;
+} Leaves;
+
+/* The rows of one source. */
+static void make_source(void *context, int source, float *out)
+{
+    const Leaves *l = context;
+    const Job *job = l->job;
+    GemmBlock block = l->block;
+    int64_t segment = l->item->of * job->sources + source, row = segment_start(job, segment);
+    block.k = segment_rows(job, segment);
+    if (block.k == 0) {
+        for (int64_t i = 0; i < block.m; i++) memset(out + i * block.c_pitch, 0, (size_t)block.n * sizeof *out);
+        return;
+    }
+    block.a.data = at(job->first.data, row * job->first.pitch + l->item->i, job->first.dtype);
+    block.b.data = at(job->second.data, row * job->second.pitch + l->item->j, job->second.dtype);
+    block.c = out;
+    CPU(gemm).run(&block);
+}
+
+/* One chunk of the contraction. */
+static void make_chunk(void *context, int chunk, float *out)
+{
+    const Leaves *l = context;
+    const Job *job = l->job;
+    int64_t row = segment_start(job, l->item->of) + l->item->i;
+    for (int s = 0; s < job->chunks->n_segments; s++) {
+        ChunkPart part = chunk_part(job->chunks, chunk, s);
+        GemmBlock block = l->block;
+        block.k = part.n;
+        block.add = s > 0;
+        block.a.data = at(job->first.data, row * job->first.pitch + part.first, job->first.dtype);
+        block.b.data = at(l->w, l->place + part.first * block.b.k_stride, block.b.dtype);
+        block.c = out;
+        CPU(gemm).run(&block);
+    }
+}
+
+/* The item's sum over n leaves, made aside and then put at `to`. */
+static void run_tree(Leaves *l, LeafFn *leaf, int n, float *to, int64_t pitch)
+{
+    const Job *job = l->job;
+    int64_t width = l->block.n, count = l->block.m * width;
+    float *sum = (float *)(void *)((char *)l->block.scratch + job->gemm_bytes);
+    l->block.c_pitch = width;
+    tree_of_leaves(leaf, l, 0, n, sum, sum + count, count);
+    for (int64_t i = 0; i < l->block.m; i++) memcpy(to + i * pitch, sum + i * width, (size_t)width * sizeof *to);
+}
+
 static void run_rows_item(const Job *job, const void *w, Item item, char *scratch)
 {
     GemmBlock block = block_of(job, item, scratch);
-    int64_t row = expert_start(job, item.expert) + item.i;
-    int64_t weight = item.expert * job->w_1 * job->w_2 + item.j * block.b.line_stride;
+    int64_t row = segment_start(job, item.of) + item.i;
+    int64_t weight = item.of / job->sources * job->w_1 * job->w_2 + item.j * block.b.line_stride;
+    char *y = job->out.data + (row * job->out.pitch + item.j) * (int64_t)dtype_bytes(job->out.dtype);
+    if (job->chunks) {
+        Leaves leaves = {job, &item, block, weight, w};
+        run_tree(&leaves, make_chunk, job->chunks->n, (float *)(void *)y, job->out.pitch);
+        return;
+    }
     block.a.data = at(job->first.data, row * job->first.pitch, job->first.dtype);
     block.b.data = at(w, weight, block.b.dtype);
-    block.c = job->out.data + (row * job->out.pitch + item.j) * (int64_t)dtype_bytes(job->out.dtype);
+    block.c = y;
     CPU(gemm).run(&block);
 }
 
 static void run_dw_item(const Job *job, float *dw, Item item, char *scratch)
 {
-    GemmBlock block = block_of(job, item, scratch);
-    int64_t row = expert_start(job, item.expert);
-    float *to = dw + (item.expert * job->w_1 + item.i) * job->w_2 + item.j;
-    block.k = expert_rows(job, item.expert);
-    if (block.k == 0) {
-        for (int64_t i = 0; i < block.m; i++) memset(to + i * job->w_2, 0, (size_t)block.n * sizeof *to);
-        return;
-    }
-    block.a.data = at(job->first.data, row * job->first.pitch + item.i, job->first.dtype);
-    block.b.data = at(job->second.data, row * job->second.pitch + item.j, job->second.dtype);
-    block.c = to;
-    CPU(gemm).run(&block);
+    Leaves leaves = {job, &item, block_of(job, item, scratch), 0, NULL};
+    float *to = dw + (item.of * job->w_1 + item.i) * job->w_2 + item.j;
+    if (job->sources > 1) run_tree(&leaves, make_source, job->sources, to, job->w_2);
+    else make_source(&leaves, 0, to);
 }
 
 /* ---- kernels -------------------------------------------------------------------------------- */
 
-static Status run_rows(KernelArgs *args, int axis)
+static Status run_rows(KernelArgs *args, int axis, const Chunks *chunks)
 {
     const Tensor *w = &args->in[1];
     Job job = job_rows(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->out[0], 1), &w->shape, w->dtype, axis,
                        args->threads);
     job.offsets = args->in[2].data;
+    job.sources = sources_of(&args->in[2].shape, &w->shape);
+    job.chunks = chunks;
+    if (chunks) add_tree_scratch(&job, chunks->n);
     int64_t items = count_items(&job);
 #pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
     for (int64_t i = 0; i < items; i++) run_rows_item(&job, w->data, item_at(&job, i), args->workspace);
     return OK;
 }
 
-static size_t workspace_rows(const Graph *graph, const Node *node, const Target *target, int axis)
+static size_t workspace_rows(const Graph *graph, const Node *node, const Target *target, int axis, const Chunks *chunks)
 {
     if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     const Value *w = graph_value(graph, node->in[1]);
     Job job = job_rows(value_as_rows(graph_value(graph, node->in[0]), 1),
                        value_as_rows(graph_value(graph, node->out[0]), 1), &w->shape, w->dtype, axis, target->threads);
+    if (chunks) add_tree_scratch(&job, chunks->n);
     return job.scratch_bytes * (size_t)target->threads;
 }
 
-static Status run(KernelArgs *args) { return run_rows(args, grouped_in_axis(args->attr)); }
-static Status run_dx(KernelArgs *args) { return run_rows(args, 3 - grouped_in_axis(args->attr)); }
+static Status run(KernelArgs *args) { return run_rows(args, grouped_in_axis(args->attr), NULL); }
+static Status run_dx(KernelArgs *args) { return run_rows(args, 3 - grouped_in_axis(args->attr), NULL); }
+static Status run_chunked(KernelArgs *args)
+{
+    const ChunkedGroupedAttr *attr = args->attr;
+    return run_rows(args, (int)attr->axis, &attr->chunks);
+}
 
 static size_t workspace(const Graph *graph, const Node *node, const Target *target)
 {
-    return workspace_rows(graph, node, target, grouped_in_axis(node->attr));
+    return workspace_rows(graph, node, target, grouped_in_axis(node->attr), NULL);
 }
 
 static size_t workspace_dx(const Graph *graph, const Node *node, const Target *target)
 {
-    return workspace_rows(graph, node, target, 3 - grouped_in_axis(node->attr));
+    return workspace_rows(graph, node, target, 3 - grouped_in_axis(node->attr), NULL);
+}
+
+static size_t workspace_chunked(const Graph *graph, const Node *node, const Target *target)
+{
+    const ChunkedGroupedAttr *attr = node->attr;
+    return workspace_rows(graph, node, target, (int)attr->axis, &attr->chunks);
 }
 
 /* Operands are dy and x; which of them gives axis 1 of dw is the layout's. */
-static Job job_dw_of(Rows dy, Rows x, const Shape *w, const GroupedAttr *attr, int threads)
+static Job job_dw_of(Rows dy, Rows x, const Shape *w, const Shape *offsets, const GroupedAttr *attr, int threads)
 {
     bool out_first = attr->layout == EXPERTS_OUT_IN;
-    return job_dw(out_first ? dy : x, out_first ? x : dy, w, threads);
+    return job_dw(out_first ? dy : x, out_first ? x : dy, w, sources_of(offsets, w), threads);
 }
 
 static Status run_dw(KernelArgs *args)
 {
-    Job job = job_dw_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), &args->out[0].shape, args->attr,
-                        args->threads);
+    Job job = job_dw_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), &args->out[0].shape, &args->in[2].shape,
+                        args->attr, args->threads);
     job.offsets = args->in[2].data;
     int64_t items = count_items(&job);
 #pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
@@ -234,10 +322,12 @@ static size_t workspace_dw(const Graph *graph, const Node *node, const Target *t
 {
     if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     Job job = job_dw_of(value_as_rows(graph_value(graph, node->in[0]), 1), value_as_rows(graph_value(graph, node->in[1]), 1),
-                        &graph_value(graph, node->out[0])->shape, node->attr, target->threads);
+                        &graph_value(graph, node->out[0])->shape, &graph_value(graph, node->in[2])->shape, node->attr,
+                        target->threads);
     return job.scratch_bytes * (size_t)target->threads;
 }
 
 const CpuKernel CPU(grouped_linear) = {.run = run, .workspace = workspace};
 const CpuKernel CPU(grouped_linear_dx) = {.run = run_dx, .workspace = workspace_dx};
 const CpuKernel CPU(grouped_linear_dw) = {.run = run_dw, .workspace = workspace_dw};
+const CpuKernel CPU(chunked_grouped_linear) = {.run = run_chunked, .workspace = workspace_chunked};

@@ -11,6 +11,7 @@
  *   4. dx = dlogits^T w, summed in f32 over all words.
  * One exponential a logit. Chunks depend on shapes only, so results do not depend on the threads.
  */
+#include "ops/chunks.h"
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/simd.h"
@@ -355,12 +356,23 @@ static size_t workspace_grad(const Graph *graph, const Node *node, const Target 
 
 /* ---- a part of the vocabulary (vocab_loss.h) ------------------------------------------------------ */
 
-static Job job_of_part(KernelArgs *args, bool grad)
+static int parts_of(const void *attr) { return (int)max_i64(1, ((const VocabAttr *)attr)->parts); }
+
+/* The words of part `part`, of those that are here. */
+static Rows words_of(Rows w, const void *attr, int part)
 {
-    Job job = job_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), grad, args->threads);
+    w.n /= parts_of(attr);
+    if (w.data) w.data += part * w.n * w.pitch * (int64_t)dtype_bytes(w.dtype);
+    return w;
+}
+
+static Job job_of_part(KernelArgs *args, int part, bool grad)
+{
+    Rows w = words_of(tensor_as_rows(&args->in[1], 1), args->attr, part);
+    Job job = job_of(tensor_as_rows(&args->in[0], 1), w, grad, args->threads);
     lay_out(&job, args->workspace);
     job.targets = args->in[2].data;
-    job.first_word = ((const VocabAttr *)args->attr)->first;
+    job.first_word = ((const VocabAttr *)args->attr)->first + part * w.n;
     return job;
 }
 
@@ -379,42 +391,92 @@ static void token_statistics(const Job *job, int64_t r, float *stats)
     stats[VOCAB_TARGET] = job->target_logit[r];
 }
 
+static void part_statistics(Job *job, float *stats)
+{
+    for (job->first = 0; job->first < job->x.n; job->first += job->rows) {
+        job->n = min_i64(job->rows, job->x.n - job->first);
+        memset(job->target_logit, 0, (size_t)job->rows * sizeof *job->target_logit);
+        block_forward(job);
+        for (int64_t r = 0; r < job->n; r++) token_statistics(job, r, stats + (job->first + r) * VOCAB_STATS);
+    }
+}
+
 static Status run_stats(KernelArgs *args)
 {
-    Job job = job_of_part(args, false);
     float *stats = args->out[0].data;
-    for (job.first = 0; job.first < job.x.n; job.first += job.rows) {
-        job.n = min_i64(job.rows, job.x.n - job.first);
-        memset(job.target_logit, 0, (size_t)job.rows * sizeof *job.target_logit);
-        block_forward(&job);
-        for (int64_t r = 0; r < job.n; r++) token_statistics(&job, r, stats + (job.first + r) * VOCAB_STATS);
+    for (int part = 0; part < parts_of(args->attr); part++) {
+        Job job = job_of_part(args, part, false);
+        part_statistics(&job, stats + part * job.x.n * VOCAB_STATS);
     }
     return OK;
+}
+
+static void part_gradient(Job *job, const float *factors)
+{
+    for (job->first = 0; job->first < job->x.n; job->first += job->rows) {
+        job->n = min_i64(job->rows, job->x.n - job->first);
+        block_forward(job);
+        memset(job->scale, 0, (size_t)job->rows * sizeof *job->scale);
+        memset(job->lse, 0, (size_t)job->rows * sizeof *job->lse);
+        for (int64_t r = 0; r < job->n; r++) {
+            const float *f = factors + (job->first + r) * VOCAB_STATS;
+            job->lse[r] = f[VOCAB_LSE];
+            job->scale[r] = f[VOCAB_SCALE];
+            job->hit[r] = f[VOCAB_HIT];
+        }
+        block_backward(job);
+    }
+}
+
+/* dw of a part, and its summand of dx. */
+static void make_part(void *context, int part, float *dx)
+{
+    KernelArgs *args = context;
+    Job job = job_of_part(args, part, true);
+    float *dw = args->out[1].data;
+    job.dx = (Rows){.data = (char *)dx, .dtype = DTYPE_F32, .n = job.x.n, .width = job.dim, .pitch = job.dim};
+    job.dw = dw ? dw + part * job.vocab * job.dim : NULL;
+    part_gradient(&job, args->in[3].data);
 }
 
 static Status run_stats_grad(KernelArgs *args)
 {
-    Job job = job_of_part(args, true);
-    const float *factors = args->in[3].data;
+    int parts = parts_of(args->attr);
+    Job job = job_of_part(args, 0, true);
     if (args->out[0].data) job.dx = tensor_as_rows(&args->out[0], 1);
-    job.dw = args->out[1].data;
-    for (job.first = 0; job.first < job.x.n; job.first += job.rows) {
-        job.n = min_i64(job.rows, job.x.n - job.first);
-        block_forward(&job);
-        memset(job.scale, 0, (size_t)job.rows * sizeof *job.scale);
-        memset(job.lse, 0, (size_t)job.rows * sizeof *job.lse);
-        for (int64_t r = 0; r < job.n; r++) {
-            const float *f = factors + (job.first + r) * VOCAB_STATS;
-            job.lse[r] = f[VOCAB_LSE];
-            job.scale[r] = f[VOCAB_SCALE];
-            job.hit[r] = f[VOCAB_HIT];
-        }
-        block_backward(&job);
+    if (!((const VocabAttr *)args->attr)->parts) {
+        job.dw = args->out[1].data;
+        part_gradient(&job, args->in[3].data);
+        return OK;
     }
+    int64_t count = job.x.n * job.dim;
+    float *sum = (float *)(void *)((char *)args->workspace + lay_out(&job, NULL));
+    tree_of_leaves(make_part, args, 0, parts, sum, sum + count, count);
+    for (int64_t r = 0; r < job.x.n && job.dx.data; r++)
+        memcpy(row_f32(&job.dx, r), sum + r * job.dim, (size_t)job.dim * sizeof *sum);
     return OK;
 }
 
-const CpuKernel CPU(vocab_stats) = {.run = run_stats, .workspace = workspace};
-const CpuKernel CPU(vocab_stats_grad) = {.run = run_stats_grad, .workspace = workspace_grad};
+static size_t workspace_of_part(const Graph *graph, const Node *node, const Target *target, bool grad)
+{
+    Rows x = value_as_rows(graph_value(graph, node->in[0]), 1);
+    Job job = job_of(x, words_of(value_as_rows(graph_value(graph, node->in[1]), 1), node->attr, 0), grad, target->threads);
+    size_t bytes = lay_out(&job, NULL);
+    if (!grad || !((const VocabAttr *)node->attr)->parts) return bytes;
+    return bytes + (size_t)((1 + tree_levels(parts_of(node->attr))) * x.n * x.width) * sizeof(float);
+}
+
+static size_t workspace_stats(const Graph *graph, const Node *node, const Target *target)
+{
+    return workspace_of_part(graph, node, target, false);
+}
+
+static size_t workspace_stats_grad(const Graph *graph, const Node *node, const Target *target)
+{
+    return workspace_of_part(graph, node, target, true);
+}
+
+const CpuKernel CPU(vocab_stats) = {.run = run_stats, .workspace = workspace_stats};
+const CpuKernel CPU(vocab_stats_grad) = {.run = run_stats_grad, .workspace = workspace_stats_grad};
 const CpuKernel CPU(linear_cross_entropy) = {.run = run, .workspace = workspace};
 const CpuKernel CPU(linear_cross_entropy_grad) = {.run = run_grad, .workspace = workspace_grad};

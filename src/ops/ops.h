@@ -101,8 +101,8 @@ Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, 
 
 float op_cross_entropy_z_loss(const Node *node); /* of op_linear_cross_entropy's node */
 /* The same in two steps, for a vocabulary that is cut (vocab_loss.c): stats [1 B T 3] of the words of w here,
- * gathered to [parts B T 3], then the loss. */
-Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId *stats);
+ * gathered to [parts B T 3], then the loss. parts: into as many parts as canonical mode says; 0: as many as there are ranks. */
+Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, int parts, ValueId *stats);
 Status op_vocab_loss(Graph *g, ValueId stats, ValueId targets, ValueId weights, float z_loss, ValueId *loss,
                      ValueId *nll);
 
@@ -126,6 +126,21 @@ typedef struct AttentionAttr {
  * strided by token. o [B T H d]. Also makes lse [B H T] f32 (log-sum-exp per query) for the gradient. */
 Status op_attention(Graph *g, ValueId q, ValueId k, ValueId v, ValueId pos, AttentionAttr attr,
                     ValueId *o);
+/* The same, and its gradient, with the keys in parts: what ring attention does with the block that it holds
+ * (attention_part.c; put in by pass/ring). `of.slice` says where the queries stand in the sequence, `keys` where the keys. */
+typedef struct AttentionPart {
+    AttentionAttr of;
+    AttentionSlice keys;
+    MeshAxis axis;   /* of the ring */
+    int hop;         /* the keys are of the rank so many places before this one; 0: its own */
+    int part, parts; /* this is number `part`, from 0, of `parts` that the queries see */
+    int sums;        /* gradient: summands that dk and dv will have; they stay f32 while there are more than this one */
+} AttentionPart;
+/* q [B T H d], k, v [B S K d], pos [B T], then o [B T H d] and lse [B H T] of the parts before, f32, or NO_VALUE twice. o is
+ * f32 until the last part. */
+Status op_attention_part(Graph *g, const ValueId in[6], const AttentionPart *part, ValueId out[2]);
+/* q k v pos, o lse of all parts, do, and dq of the parts before (f32) or NO_VALUE -> dq dk dv. */
+Status op_attention_grad_part(Graph *g, const ValueId in[8], const AttentionPart *part, ValueId out[3]);
 /* Writes k and v [B n K d] of the new tokens into the caches [B S K d] at rows pos[b,i] (mod S) of
  * sequence b; gives the new versions of the caches. Rows with pos < 0 are not written. */
 Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache, ValueId v_cache,
@@ -212,10 +227,35 @@ Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId
 Status op_expert_bias_update(Graph *g, ValueId bias, ValueId load, ValueId hyper);
 /* state += x, in place; f32. Sums gradients over micro-batches; fused into the product that makes x. */
 Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum);
+/* The same as one balanced binary tree over 2^k micro-batches, whatever k: that of number `micro` ([1] i32, 0 first) adds x.
+ * state holds the sum behind the last of them; part holds, from level 0 up, the sums of 1, 2, 4, ... micro-batches that
+ * still wait for as many more. op_accumulate_leaf_parts says how many are needed. What they held before does not matter. */
+int op_accumulate_leaf_parts(int64_t n_micro);
+Status op_accumulate_leaf(Graph *g, ValueId state, ValueId x, ValueId micro, int n_parts, const ValueId *part, ValueId *sum);
+/* Is it a node that adds operand 1 to the state that is operand 0, or (leaf) to one of those from operand 3 on? */
+bool op_adds_to_state(const Node *node);
+enum { ACCUMULATE_FIRST_PART = 3 };
 /* state = 0, in place. */
 Status op_clear(Graph *g, ValueId state);
 /* state = x, in place. */
 Status op_assign(Graph *g, ValueId state, ValueId x);
+
+/* ---- in an order that no layout changes: put in by pass/canonical ---------------------------------- */
+
+/* A contraction that tensor parallelism may cut, in chunks that are summed as a balanced binary tree (chunks.h). */
+enum { CHUNK_SEGMENTS = 5 };
+typedef struct Chunks {
+    int n;          /* a power of two */
+    int n_segments; /* weights behind one another along the contraction; each chunk has its part of every one */
+    int64_t width[CHUNK_SEGMENTS];
+} Chunks;
+/* As op_linear and op_linear_dx, but f32. */
+Status op_chunked_linear(Graph *g, ValueId x, ValueId w, const Chunks *chunks, ValueId *y);
+Status op_chunked_linear_dx(Graph *g, ValueId dy, ValueId w, const Chunks *chunks, ValueId *dx);
+/* rows against axis `axis` (1 or 2) of the experts' weight, as op_grouped_linear and its dx, but f32. */
+Status op_chunked_grouped_linear(Graph *g, ValueId rows, ValueId w, ValueId offsets, int axis, const Chunks *chunks, ValueId *y);
+/* The axis of the weight that a grouped_linear or grouped_linear_dx contracts; 0: the node is neither. */
+int op_grouped_contraction(const Node *node);
 
 /* ---- collectives: put in by pass/shard ---------------------------------------------------------- */
 
@@ -238,6 +278,8 @@ typedef struct PipeEnd {
     const char *buffers; /* how their states' names begin */
     bool sequence;       /* tensor parallel ranks have parts of the sequence */
 } PipeEnd;
+/* Of a canonical graph a scalar (router losses) is each rank's own summand along the axes that cut the batch. */
+bool op_pipe_carries_summand(const Graph *g, const Shape *shape, MeshAxis axis);
 Status op_send(Graph *g, ValueId x, PipeEnd end);
 Status op_recv(Graph *g, DType dtype, Shape shape, PipeEnd end, ValueId *x);
 /* y = x here + x of the pipeline rank `peer`, which does the same: the gradient of a weight that both hold. f32. */

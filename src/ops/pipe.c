@@ -25,9 +25,15 @@ typedef struct PipeAttr {
 
 /* ---- placements -------------------------------------------------------------------------------------- */
 
+bool op_pipe_carries_summand(const Graph *g, const Shape *shape, MeshAxis axis)
+{
+    return g->canonical && shape->rank == 0 && (axis == MESH_DP || axis == MESH_EP || axis == MESH_FSDP);
+}
+
 static Place agreed(const CutCtx *ctx)
 {
     const PipeAttr *attr = ctx->attr;
+    if (op_pipe_carries_summand(ctx->graph, &attr->shape, ctx->axis)) return (Place){PLACE_PARTIAL, 0};
     bool batch = ctx->axis == MESH_DP || ctx->axis == MESH_EP || ctx->axis == MESH_FSDP;
     bool seq = ctx->axis == MESH_CP || (ctx->axis == MESH_TP && attr->sequence);
     for (int i = 0; i < attr->shape.rank; i++)

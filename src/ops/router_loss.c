@@ -47,6 +47,17 @@ static Status grad(GradCtx *ctx)
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 32); }
 
+/* A mean over all tokens needs them all, unless each part of the batch has a loss of its own, whose sum is meant. */
+static Status cut_by(CutCtx *ctx, const char *text)
+{
+    if (ctx->graph->canonical && mesh_axis_is_data(ctx->axis) && ctx->axis != MESH_CP) graph_cut_text(ctx, text);
+    else
+        for (int i = 0; i < ctx->n_in; i++) ctx->want[i] = (Place){PLACE_SAME, 0};
+    return OK;
+}
+static Status cut_loss(CutCtx *ctx) { return cut_by(ctx, "*e! *k! * -> -"); }
+static Status cut_grad(CutCtx *ctx) { return cut_by(ctx, "*e! *k! * - -> *e!"); }
+
 static void attr_text(const void *attribute, Str *out)
 {
     const RouterLossAttr *attr = attribute;
@@ -61,6 +72,7 @@ const OpDef op_def_router_loss = {
     .n_out = 1,
     .attr_bytes = sizeof(RouterLossAttr),
     .infer = infer,
+    .cut_rule = cut_loss,
     .grad = grad,
     .cost = cost,
     .attr_text = attr_text,
@@ -95,6 +107,7 @@ const OpDef op_def_router_loss_grad = {
     .flags = OP_SOURCE,
     .inplace = 1,
     .infer = infer_grad,
+    .cut_rule = cut_grad,
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(router_loss_grad),

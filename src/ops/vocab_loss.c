@@ -9,7 +9,10 @@
  * target's; vocab_stats_grad makes the logits of its part again and from them dx, a partial sum, and dw:
  *   dlogits = scale softmax - hit one_hot(target),  scale = hit (1 + 2 z_loss lse),  hit = weights dloss
  *
- * With one part it computes what linear_cross_entropy does, which makes the logits only once. */
+ * With one part it computes what linear_cross_entropy does, which makes the logits only once.
+ *
+ * In a canonical graph the vocabulary has a fixed number of parts, of which a rank has several: their stats stand behind
+ * one another, and dx is the sum of what each gives, as a balanced binary tree in f32. */
 #include "ops/vocab_loss.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -41,7 +44,8 @@ static Status infer_stats(InferCtx *ctx)
     TRY(check(ctx));
     const Shape *x = &ctx->in[0]->shape;
     Shape shape = {.rank = x->rank + 1};
-    shape.dim[0] = 1;
+    const VocabAttr *attr = ctx->attr;
+    shape.dim[0] = max_i64(1, attr->parts);
     for (int i = 0; i + 1 < x->rank; i++) {
         shape.dim[i + 1] = x->dim[i];
         shape.axis[i + 1] = x->axis[i];
@@ -51,11 +55,18 @@ static Status infer_stats(InferCtx *ctx)
     return OK;
 }
 
-/* The number of parts is in the gathered shape; a rank's is 1 also in the uncut graph. */
+static bool words_are_cut(const CutCtx *ctx) { return place_is_cut(ctx->want[1]) && ctx->want[1].dim == 0; }
+
+/* The number of parts is in the gathered shape; unless it is fixed, a rank's is 1 also in the uncut graph. */
 static Status cut_words(const CutCtx *ctx, void *attribute)
 {
     VocabAttr *attr = attribute;
-    if (place_is_cut(ctx->want[1]) && ctx->want[1].dim == 0) attr->first += ctx->rank * ctx->in[1]->shape.dim[0];
+    if (!words_are_cut(ctx)) return OK;
+    attr->first += ctx->rank * ctx->in[1]->shape.dim[0];
+    if (attr->parts % ctx->n)
+        return fail(ERR_REFUSED, "%lld parts of the vocabulary cannot be shared out over parallel.%s %d", (long long)attr->parts,
+                    mesh_axis_name(ctx->axis), ctx->n);
+    attr->parts /= ctx->n;
     return OK;
 }
 
@@ -68,6 +79,7 @@ static Status infer_stats_grad(InferCtx *ctx)
     TRY(need_dtype(ctx->in[3], DTYPE_F32, "factors"));
     TRY(need_shape(ctx->in[3], &factors, "factors"));
     ctx->out[0] = infer_like(ctx->in[0]);
+    if (((const VocabAttr *)ctx->attr)->parts) ctx->out[0].dtype = DTYPE_F32;
     ctx->out[1] = infer_out(DTYPE_F32, ctx->in[1]->shape);
     return OK;
 }
@@ -77,7 +89,9 @@ static Status grad_stats(GradCtx *ctx)
     const Node *node = graph_node(ctx->graph, ctx->node);
     ValueId in[4] = {node->in[0], node->in[1], node->in[2], ctx->dout[0]}, out[2];
     if (!ctx->need[0] && !ctx->need[1]) return OK;
+    DType dtype = graph_value(ctx->graph, in[0])->dtype;
     TRY(graph_add(ctx->graph, op_find("vocab_stats_grad"), node->attr, in, 4, out));
+    if (graph_value(ctx->graph, out[0])->dtype != dtype) TRY(op_cast(ctx->graph, out[0], dtype, &out[0]));
     if (ctx->need[0]) ctx->din[0] = out[0];
     if (ctx->need[1]) ctx->din[1] = out[1];
     return OK;
@@ -263,9 +277,11 @@ const OpDef op_def_vocab_loss_grad = {
 
 /* ---- builders --------------------------------------------------------------------------------------- */
 
-Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId *stats)
+Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, int parts, ValueId *stats)
 {
-    VocabAttr attr = {0};
+    VocabAttr attr = {.parts = parts};
+    if (parts && graph_value(g, w)->shape.dim[0] % parts)
+        return fail(ERR_REFUSED, "a vocabulary of %lld words cannot be cut into %d equal parts", (long long)graph_value(g, w)->shape.dim[0], parts);
     return graph_add(g, &op_def_vocab_stats, &attr, (ValueId[]){x, w, targets}, 3, stats);
 }
 

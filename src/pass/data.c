@@ -9,7 +9,7 @@
 static ShardPlan cut_batch(const Layout *layout, MeshAxis axis, const Graph *like)
 {
     return (ShardPlan){.axis = axis, .n = mesh_size(&layout->mesh, axis), .rank = layout->mesh.coord[axis],
-                       .input_axes = 1u << AXIS_BATCH, .like = like};
+                       .input_axes = 1u << AXIS_BATCH, .like = like, .leaves = layout->chunks > 0};
 }
 
 Status pass_data(Graph **graph, const Layout *layout, const Graph *like)

@@ -91,6 +91,7 @@ Status pass_expert_prepare(Graph **graph, const Layout *layout)
 Status pass_expert(Graph **graph, const Layout *layout, const Graph *like)
 {
     ShardPlan plan = {.axis = MESH_EP, .n = mesh_size(&layout->mesh, MESH_EP), .rank = layout->mesh.coord[MESH_EP],
-                      .input_axes = 1u << AXIS_BATCH, .experts = true, .like = like};
+                      .input_axes = 1u << AXIS_BATCH, .experts = true, .like = like,
+                      .at_once = layout->chunks > 0, .leaves = layout->chunks > 0};
     return pass_shard(graph, &plan);
 }

@@ -90,6 +90,7 @@ static Status move_accumulates(Fusing *f, int i)
     const Node *node = &f->graph->node[i];
     for (int k = 0; k < node->n_out; k++) {
         int j = find_reader(f, i, node->out[k], "accumulate", 1);
+        if (!j) j = find_reader(f, i, node->out[k], "accumulate_leaf", 1);
         if (!j || f->done[j]) continue;
         TRY(rewrite_copy_node(&f->rewrite, (NodeId){j}));
         f->done[j] = true;

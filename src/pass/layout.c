@@ -7,6 +7,7 @@ int64_t shard_flat_part(int64_t count, int n) { return collective_flat_part(coun
 
 Status pass_layout_prepare(Graph **graph, const Layout *layout)
 {
+    (*graph)->canonical = layout->chunks > 0;
     TRY(pass_expert_prepare(graph, layout));
     return pass_tensor_prepare(graph, layout);
 }
@@ -17,6 +18,7 @@ Status pass_layout(Graph **graph, const Layout *layout, const Graph *like)
     TRY(pass_context(graph, layout, like));
     TRY(pass_tensor(graph, layout, like));
     TRY(pass_expert(graph, layout, like));
+    if (layout->chunks) TRY(pass_fsdp(graph, layout, like)); /* what is summed first is cut first: see canonical.c */
     TRY(pass_data(graph, layout, like));
-    return pass_fsdp(graph, layout, like);
+    return layout->chunks ? OK : pass_fsdp(graph, layout, like);
 }

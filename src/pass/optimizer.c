@@ -44,6 +44,36 @@ Status pass_accumulate(Graph *graph, ParamGrads *grads)
     return pass_check(graph, "accumulate");
 }
 
+/* The sums that wait, beside the sum of all. */
+static int parts_beside(Graph *g, ValueId sum, int64_t n_micro, ValueId part[NODE_MAX_OUT])
+{
+    int n = op_accumulate_leaf_parts(n_micro);
+    for (int k = 0; k < n && k < NODE_MAX_OUT; k++) {
+        ValueId master = graph_value(g, sum)->master;
+        const char *suffix = arena_printf(&g->arena, ".grad.%d", k);
+        part[k] = state_beside(g, master, suffix, STATE_GRAD_PART);
+        graph_value(g, part[k])->master = sum;
+    }
+    return n;
+}
+
+Status pass_accumulate_leaves(Graph *graph, int64_t n_micro, ParamGrads *grads)
+{
+    if (n_micro < 1 || n_micro & (n_micro - 1) || n_micro > 1 << NODE_MAX_OUT)
+        return fail(ERR_REFUSED, "%lld micro-batches of a rank cannot be summed as a balanced tree: a power of two up to %d can", (long long)n_micro,
+                    1 << NODE_MAX_OUT);
+    ValueId micro = graph_input(graph, MICRO_INPUT, DTYPE_I32, shape_make(1, (int64_t[]){1}, (Axis[]){AXIS_ANY}));
+    graph->phase = PHASE_BACKWARD;
+    for (int i = 0; i < grads->n; i++) {
+        ValueId state = state_beside(graph, master_of(graph, grads->at[i].leaf), ".grad", STATE_GRAD), part[NODE_MAX_OUT];
+        int n = parts_beside(graph, state, n_micro, part);
+        graph_set_scope(graph, "accumulate");
+        TRY(op_accumulate_leaf(graph, state, grads->at[i].grad, micro, n, part, &grads->at[i].grad));
+    }
+    graph_set_scope(graph, NULL);
+    return pass_check(graph, "accumulate");
+}
+
 static ValueId hyper_input(Graph *g)
 {
     ValueId hyper = graph_find_input(g, "hyper");
@@ -163,6 +193,7 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
     Graph *g = graph_create("update");
     g->mesh.size[MESH_PP] = mesh_size(&layout->mesh, MESH_PP);
     g->mesh.coord[MESH_PP] = layout->mesh.coord[MESH_PP];
+    g->canonical = like->canonical;
     ParamGrads grads = {.at = xcalloc((size_t)like->n_values, sizeof *grads.at)};
     for (int i = 1; i < like->n_values; i++) {
         const Value *v = &like->value[i];

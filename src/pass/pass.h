@@ -54,8 +54,11 @@ typedef struct Layout {
     Mesh mesh;
     bool sequence; /* tensor parallel ranks keep norms and residuals cut along the sequence */
     bool fold_experts; /* they have whole experts, shared out, instead of parts of all */
+    bool ring;     /* context parallel ranks pass keys and values round instead of gathering them */
     int zero;      /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients too (data.c) */
     bool blocking; /* collectives are waited for where they stand */
+    int chunks;    /* canonical mode: into how many pieces contractions are cut that tp may cut, a power of two; 0: no such
+                      mode */
     size_t bucket_bytes; /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
     const Pipeline *pipeline; /* with several ranks along pp: which stages they have, and what they do when; borrowed */
     const int *stage_of_layer; /* of a short model that stands for a long one: the stage of each of its layers, rising. A stage
@@ -64,9 +67,16 @@ typedef struct Layout {
 } Layout;
 enum { LAYOUT_BUCKET_BYTES = 25 << 20 };
 
+/* Canonical mode: which leaf of the batch this rank's micro-batch `micro` of n_micro is (canonical.c). They are a run with
+ * a fixed distance. */
+int64_t layout_leaf(const Layout *layout, int64_t n_micro, int64_t micro);
+
 /* Sums every gradient into a STATE_GRAD over several runs (micro-batches): the gradients become the
  * states' new versions. */
 Status pass_accumulate(Graph *graph, ParamGrads *grads);
+/* The same as a balanced binary tree over n_micro micro-batches, a power of two, whose number is an input of the graph. */
+#define MICRO_INPUT "micro"
+Status pass_accumulate_leaves(Graph *graph, int64_t n_micro, ParamGrads *grads);
 /* The update: norm, clipping, AdamW for every parameter, expert bias. In the graph that made the
  * gradients or, behind pass_accumulate, the last summands of them; or in a graph of its own that reads the STATE_GRAD of
  * every parameter of `like`. Outputs grad_norm. */
@@ -78,6 +88,9 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
 /* Before autodiff: what a layout computes in another way. */
 Status pass_tensor_prepare(Graph **graph, const Layout *layout);
 Status pass_expert_prepare(Graph **graph, const Layout *layout);
+/* Behind autodiff, in canonical mode: contractions that tensor parallelism may cut, in chunks. grads (NULL: none) are
+ * mapped to the new graph. */
+Status pass_canonical(Graph **graph, const Layout *layout, ParamGrads *grads);
 /* After autodiff with summed gradients, before the update is made: the nodes of one stage, as a graph of its own.
  * one_at_a_time: no micro-batch starts before the one before has left the pipeline (evaluation). */
 Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time, Graph **out);

@@ -112,7 +112,7 @@ static void find_stages(Cut *c)
         if (c->stage_of[i] >= 0) c->there[c->stage_of[i]] = true;
     }
     for (int i = 1; i < c->from->n_nodes; i++)
-        if (node_is(&c->from->node[i], "accumulate") && producer_of(c, c->from->node[i].in[1])) split_sum(c, i);
+        if (op_adds_to_state(&c->from->node[i]) && producer_of(c, c->from->node[i].in[1])) split_sum(c, i);
 }
 
 /* ---- whose a state is ------------------------------------------------------------------------------ */
@@ -134,7 +134,10 @@ static Status find_holders(Cut *c)
     for (int i = 1; i < c->from->n_nodes; i++) {
         const Node *node = &c->from->node[i];
         for (int k = 0; k < node->n_in; k++) TRY(add_holder(c, node->in[k], c->stage_of[i]));
-        if (c->stage_of[i] != NOWHERE || !node_is(node, "accumulate")) continue;
+        if (c->stage_of[i] != NOWHERE || !op_adds_to_state(node)) continue;
+        if (c->from->canonical)
+            return fail(ERR_REFUSED, "parallel.pp %d: the gradient of %s is summed on two stages, in another order than on one rank; with train.canonical take pp 1, or a model whose head is not tied to its embedding",
+                        c->pipeline->n_ranks, graph_value(c->from, graph_root(c->from, node->in[0]))->name);
         Values summands = {0}, sums = {0};
         find_summands(c, node->in[1], &summands, &sums);
         Status status = OK;

@@ -33,6 +33,7 @@ Graph *pass_pipeline_states(Graph *const *stage, int n)
 {
     Graph *all = graph_create("states");
     all->mesh = stage[0]->mesh;
+    all->canonical = stage[0]->canonical;
     for (int s = 0; s < n; s++)
         for (int i = 1; i < stage[s]->n_values; i++) add_state(all, stage[s], &stage[s]->value[i]);
     return all;

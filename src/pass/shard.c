@@ -6,6 +6,7 @@
  * Gradients that updates read are brought to lie as their weights do as soon as they are made, so that the
  * sum over ranks can start early and is made once. */
 #include "pass/pass_internal.h"
+#include "pass/ring.h"
 #include "pass/shard.h"
 
 #include <stdlib.h>
@@ -109,7 +110,10 @@ static bool follows_weight(const Value *v)
 
 /* Sums over micro-batches lie as what is added to them, known when that is made; or as another graph of the
  * step has decided. */
-static bool decided_later(const Value *v) { return v->role == STATE_GRAD || v->role == STATE_LOAD; }
+static bool decided_later(const Value *v)
+{
+    return v->role == STATE_GRAD || v->role == STATE_GRAD_PART || v->role == STATE_LOAD;
+}
 
 static bool has_copy(const Graph *g, const Value *param)
 {
@@ -132,6 +136,7 @@ static Status cut_state(const ShardPlan *plan, const Graph *g, Value *v)
         return value_ok(twin) ? cut_leaf(plan, v, graph_value(plan->like, twin)->place[plan->axis]) : OK;
     }
     if (v->role == STATE_PIPE) { /* as the value that is sent through it */
+        if (op_pipe_carries_summand(g, &v->shape, plan->axis)) return cut_leaf(plan, v, (Place){PLACE_PARTIAL, 0});
         int cut = axis_in(&v->shape, plan->input_axes | (plan->sequence ? 1u << AXIS_SEQ : 0));
         return cut >= 0 ? cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)cut}) : OK;
     }
@@ -162,7 +167,7 @@ static Status cut_leaves(Sharding *s)
 
 /* ---- moving values ------------------------------------------------------------------------------- */
 
-static Status contiguous(Graph *g, ValueId x, ValueId *y)
+Status shard_contiguous(Graph *g, ValueId x, ValueId *y)
 {
     const Value *v = graph_value(g, x);
     *y = x;
@@ -174,7 +179,7 @@ static Status move_anew(Sharding *s, ValueId x, Place to, ValueId *y)
     Graph *g = s->rewrite.to;
     MeshAxis axis = s->plan->axis;
     Place from = graph_value(g, x)->place[axis];
-    if (to.kind != PLACE_PARTIAL) TRY(contiguous(g, x, &x));
+    if (to.kind != PLACE_PARTIAL) TRY(shard_contiguous(g, x, &x));
     if (from.kind == PLACE_PARTIAL && to.kind == PLACE_SAME) return op_all_reduce(g, axis, x, y);
     if (from.kind == PLACE_PARTIAL && to.kind == PLACE_CUT) return op_reduce_scatter(g, axis, x, to.dim, y);
     if (from.kind == PLACE_SAME && to.kind == PLACE_CUT) return op_cut(g, axis, x, to.dim, y);
@@ -232,22 +237,30 @@ static void find_wanted(Sharding *s)
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
         if (node_is(node, "adamw")) want(s, node->in[ADAMW_GRAD], place_of(s, node->in[ADAMW_M]));
-        if (!node_is(node, "accumulate")) continue;
+        if (!op_adds_to_state(node)) continue;
         ValueId master = graph_value(g, graph_root(g, node->in[0]))->master;
         if (!value_ok(master) || graph_value(g, graph_root(g, node->in[0]))->role != STATE_GRAD) continue;
         Place place = place_of_sum(s, place_of(s, master));
-        if (place_is_cut(place)) want(s, node->in[1], place);
+        if (place_is_cut(place) || s->plan->at_once) want(s, node->in[1], place);
     }
     for (int i = 0; i < g->n_outputs; i++) want(s, g->output[i].value, (Place){PLACE_SAME, 0});
 }
 
-/* An output of the graph may stay cut along the batch: each rank reads its own. */
+static bool is_output(const Graph *g, ValueId v)
+{
+    for (int i = 0; i < g->n_outputs; i++)
+        if (g->output[i].value.id == v.id) return true;
+    return false;
+}
+
+/* An output of the graph may stay cut along the batch: each rank reads its own; or, when the plan says so, a summand. */
 static Status bring_wanted(Sharding *s, ValueId old)
 {
     if (!value_ok(old) || !s->is_wanted[old.id]) return OK;
     ValueId at = rewrite_get(&s->rewrite, old);
     Place is = graph_value(s->rewrite.to, at)->place[s->plan->axis], to = s->wanted[old.id];
     if (place_equal(is, to) || (is.kind == PLACE_CUT && mesh_axis_is_data(s->plan->axis))) return OK;
+    if (is.kind == PLACE_PARTIAL && s->plan->leaves && is_output(s->rewrite.from, old)) return OK;
     if (graph_value(s->rewrite.to, graph_root(s->rewrite.to, at))->kind == VALUE_STATE) s->sum[old.id] = at;
     TRY(move(s, at, to, &at));
     rewrite_set(&s->rewrite, old, at);
@@ -262,10 +275,11 @@ static Status decide_sum(Sharding *s, const Node *node, const ValueId *in)
     Graph *g = s->rewrite.to;
     MeshAxis axis = s->plan->axis;
     Value *sum = graph_value(g, in[0]);
-    if (!node_is(node, "accumulate") || sum->kind != VALUE_STATE || !decided_later(sum) || s->plan->like) return OK;
+    if (!op_adds_to_state(node) || sum->kind != VALUE_STATE || !decided_later(sum) || s->plan->like) return OK;
     Place x = graph_value(g, in[1])->place[axis], place = {PLACE_SAME, 0};
     if (sum->role == STATE_GRAD && value_ok(sum->master)) place = place_of_sum(s, graph_value(g, sum->master)->place[axis]);
     if (!place_is_cut(place) && x.kind == PLACE_PARTIAL) place = x;
+    for (int k = ACCUMULATE_FIRST_PART; k < node->n_in; k++) TRY(cut_leaf(s->plan, graph_value(g, in[k]), place));
     return cut_leaf(s->plan, sum, place);
 }
 
@@ -335,6 +349,29 @@ static Status gather_updated(Sharding *s, const Node *old, const ValueId *out)
     return OK;
 }
 
+/* The old node's outputs are these from now on. */
+static void set_outputs(Sharding *s, const Node *old, const ValueId *out)
+{
+    Graph *g = s->rewrite.to;
+    for (int k = 0; k < old->n_out; k++) {
+        if (!value_ok(old->out[k])) continue;
+        rewrite_set(&s->rewrite, old->out[k], out[k]);
+        const char *name = graph_value(s->rewrite.from, old->out[k])->name;
+        if (name) graph_value(g, out[k])->name = arena_strdup(&g->arena, name);
+    }
+}
+
+static Status add_ring(Sharding *s, const Node *old, Operands *o)
+{
+    ValueId out[NODE_MAX_OUT];
+    read_places(s, o);
+    for (int i = 0; i < o->n; i++) o->want[i] = ring_operand(i);
+    TRY(move_operands(s, o));
+    TRY(ring_attention(s->rewrite.to, s->plan, old, o->in, out));
+    set_outputs(s, old, out);
+    return OK;
+}
+
 static Status add_node(Sharding *s, const Node *old, Operands *o)
 {
     Graph *g = s->rewrite.to;
@@ -354,15 +391,9 @@ static Status add_node(Sharding *s, const Node *old, Operands *o)
     if (old->op->cut_attr) TRY(old->op->cut_attr(&ctx, attr));
     TRY(graph_add(g, old->op, attr, o->in, o->n, out));
     Node *fresh = &g->node[g->n_nodes - 1];
-    for (int k = 0; k < old->n_out; k++) {
-        if (!value_ok(old->out[k])) {
-            fresh->out[k] = NO_VALUE; /* was pruned */
-            continue;
-        }
-        rewrite_set(&s->rewrite, old->out[k], out[k]);
-        const char *name = graph_value(s->rewrite.from, old->out[k])->name;
-        if (name) graph_value(g, out[k])->name = arena_strdup(&g->arena, name);
-    }
+    for (int k = 0; k < old->n_out; k++)
+        if (!value_ok(old->out[k])) fresh->out[k] = NO_VALUE; /* was pruned */
+    set_outputs(s, old, out);
     return old->op->flags & OP_EFFECT ? gather_updated(s, old, out) : OK;
 }
 
@@ -375,7 +406,7 @@ static Status shard_node(Sharding *s, int index)
     g->scope = old->name ? arena_strdup(&g->arena, old->name) : NULL;
     Operands o = operands_of(s, old);
     Status status = decide_sum(s, old, o.in);
-    if (status == OK) status = add_node(s, old, &o);
+    if (status == OK) status = ring_takes(s->plan, old) ? add_ring(s, old, &o) : add_node(s, old, &o);
     free_operands(&o);
     for (int k = 0; k < old->n_out && status == OK; k++) status = bring_wanted(s, old->out[k]);
     return status;

@@ -20,11 +20,11 @@ typedef struct Splitting {
 /* Does the node add to a sum of gradients, and nothing else? */
 static bool is_sum(const Graph *g, const Node *node)
 {
-    if (!(node->op->flags & OP_EFFECT)) return false;
-    for (int k = 0; k < node->n_out; k++)
-        if (value_ok(node->out[k]) &&
-            graph_value(g, graph_root(g, node->out[k]))->role != STATE_GRAD)
-            return false;
+    if (!(node->op->flags & OP_EFFECT) || node->op->flags & OP_COLLECTIVE) return false;
+    for (int k = 0; k < node->n_out; k++) {
+        StateRole role = value_ok(node->out[k]) ? graph_value(g, graph_root(g, node->out[k]))->role : STATE_GRAD;
+        if (role != STATE_GRAD && role != STATE_GRAD_PART) return false;
+    }
     return true;
 }
 

@@ -4,7 +4,7 @@
 #include "pass/shard.h"
 
 /* Over a cut vocabulary the cross entropy is made in two steps, with a gathering in between. */
-static Status split_loss(Rewrite *rewrite, const Node *node)
+static Status split_loss(Rewrite *rewrite, const Node *node, int parts)
 {
     ValueId in[4], stats, loss, nll;
     for (int k = 0; k < 4; k++) in[k] = rewrite_get(rewrite, node->in[k]);
@@ -12,7 +12,7 @@ static Status split_loss(Rewrite *rewrite, const Node *node)
     g->phase = node->phase;
     g->layer = node->layer;
     graph_set_scope(g, node->name);
-    TRY(op_vocab_stats(g, in[0], in[1], in[2], &stats));
+    TRY(op_vocab_stats(g, in[0], in[1], in[2], parts, &stats));
     TRY(op_vocab_loss(g, stats, in[2], in[3], op_cross_entropy_z_loss(node), &loss, &nll));
     if (value_ok(node->out[0])) rewrite_set(rewrite, node->out[0], loss);
     if (value_ok(node->out[1])) rewrite_set(rewrite, node->out[1], nll);
@@ -21,13 +21,13 @@ static Status split_loss(Rewrite *rewrite, const Node *node)
 
 Status pass_tensor_prepare(Graph **graph, const Layout *layout)
 {
-    if (mesh_size(&layout->mesh, MESH_TP) < 2) return OK;
+    if (mesh_size(&layout->mesh, MESH_TP) < 2 && !layout->chunks) return OK;
     Rewrite rewrite;
     rewrite_begin(&rewrite, *graph);
     Status status = OK;
     for (int i = 1; i < (*graph)->n_nodes && status == OK; i++) {
         const Node *node = &(*graph)->node[i];
-        status = node_is(node, "linear_cross_entropy") ? split_loss(&rewrite, node)
+        status = node_is(node, "linear_cross_entropy") ? split_loss(&rewrite, node, layout->chunks)
                                                        : rewrite_copy_node(&rewrite, (NodeId){i});
     }
     if (status != OK) {

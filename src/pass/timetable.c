@@ -46,6 +46,12 @@ static bool gathers_state(const Graph *g, const Node *node)
     return node_is(node, "all_gather") && graph_value(g, node->in[0])->kind == VALUE_STATE;
 }
 
+/* The next rank waits for a hop; and what came home is added before the one after next comes. */
+static bool is_of_ring(const Node *node)
+{
+    return node_is(node, "ring_pass") || node_is(node, "ring_sum");
+}
+
 static void find_late(Planner *p)
 {
     const Graph *g = p->graph;
@@ -53,7 +59,7 @@ static void find_late(Planner *p)
     for (int i = 0; i < g->n_outputs; i++) needed[g->output[i].value.id] = true;
     for (int i = g->n_nodes - 1; i > 0; i--) {
         const Node *node = &g->node[i];
-        bool late = node->phase != PHASE_FORWARD &&
+        bool late = node->phase != PHASE_FORWARD && !is_of_ring(node) &&
                     !(node->op->flags & OP_COLLECTIVE && !is_startable(node));
         for (int k = 0; k < node->n_out && late; k++) late = !needed[node->out[k].id];
         p->late[i] = late && !node_is(node, "grad_norm");
@@ -141,7 +147,7 @@ static void join(Planner *p, int f, int i)
     VEC_PUSH(&flight_at(p, f)->member, i);
     flight_at(p, f)->bytes += sent_bytes(p->graph, node);
     if (flight_at(p, f)->handed_by != p->landing) flight_at(p, f)->handed_by = 0;
-    p->pending[node->out[0].id] = f;
+    if (value_ok(node->out[0])) p->pending[node->out[0].id] = f;
     p->gone[i] = true;
 }
 

@@ -18,6 +18,7 @@ void store_destroy(Store *store)
 const char *state_role_name(StateRole role)
 {
     static const char *const names[] = {"none",   "weights",         "working weights", "gradients",
+                                        "sums of gradients under way",
                                         "adam m", "adam v",          "buffers",         "expert loads",
                                         "pipeline buffers", "kv cache"};
     return names[role];

@@ -165,7 +165,7 @@ static void resolve(Loader *l, const char *place)
         c->name = n ? arena_strndup(l->arena, base, n) : "run";
     }
     if (!*c->dir) c->dir = arena_printf(l->arena, "runs/%s", c->name);
-    if (c->train.micro_batch == 0) c->train.micro_batch = c->train.batch;
+    if (c->train.micro_batch == 0) c->train.micro_batch = c->train.canonical ? 1 : c->train.batch;
     if (c->train.warmup < 0 && c->train.minutes == 0) c->train.warmup = min_i64(2000, c->train.steps / 20);
 }
 

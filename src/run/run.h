@@ -74,6 +74,7 @@ typedef struct RunTrain {
     RunRecompute recompute;
     int64_t seed;
     bool canonical;
+    int64_t canonical_chunks; /* 0: as many as the model allows, at most 8 */
     int64_t val_every, val_batches;
     double z_loss;
     RunBalance balance;
@@ -86,12 +87,16 @@ typedef struct RunTrain {
     int64_t memory_limit; /* bytes; 0: what is available */
 } RunTrain;
 
+enum { RUN_RING_RANKS = 127 }; /* most of a ring */
+typedef enum RunContext { RUN_CONTEXT_GATHER, RUN_CONTEXT_RING } RunContext;
+
 typedef struct RunParallel {
     int64_t dp, fsdp, tp, pp;
     const char *schedule;   /* of the pipeline: a name, or a file */
     int64_t virtual_stages; /* 0: as many as the schedule has */
     int64_t cp, ep;
     bool fold_experts;
+    RunContext context;
     int64_t zero;   /* 0 to 3 */
     bool overlap;
     int64_t bucket; /* bytes */

@@ -26,7 +26,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     line(out, "weights (f32)", role(t, STATE_PARAM));
     line(out, "working weights", role(t, STATE_COPY));
     line(out, "Adam moments", role(t, STATE_ADAM_M) + role(t, STATE_ADAM_V));
-    line(out, "gradient sums", role(t, STATE_GRAD));
+    line(out, "gradient sums", role(t, STATE_GRAD) + role(t, STATE_GRAD_PART));
     line(out, "expert biases and loads", role(t, STATE_BUFFER) + role(t, STATE_LOAD));
     line(out, "step: activations, gradients", plan.step_bytes);
     line(out, "step inputs", plan.io_bytes);
@@ -38,6 +38,8 @@ void trainer_plan_text(const Trainer *t, Str *out)
     const Program *step = t->programs.at[0];
     for (int i = 0; i < step->n_top; i++) line(out, step->top[i].what, step->top[i].bytes);
     if (t->pipeline) train_pipeline_report(t->pipeline, step, PICTURE_COLUMNS, out);
+    trainer_canonical_text(t, out);
+    if (t->n_leaves) str_add(out, "\n");
 }
 
 /* ---- what would fit --------------------------------------------------------------------------------- */
@@ -81,6 +83,7 @@ static const char *find_remedy(Trainer *t, size_t limit)
     if (trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
     if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
     if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking) ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false), "parallel.overlap=false");
+    if (mesh_size(&t->layout.mesh, MESH_CP) > 1 && !t->layout.ring) ATTEMPT(r.options.layout.ring = true, "parallel.context=ring");
     if (r.options.recompute != RECOMPUTE_FULL) ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
     if (r.options.dtype != DTYPE_BF16) ATTEMPT(r.options.dtype = DTYPE_BF16, "train.precision=bf16");
     if (r.options.micro_batch > 1) {

@@ -12,7 +12,9 @@ Layout train_layout(const RunConfig *config, int rank)
     }
     int64_t columns = config->train.seq / p->cp;
     return (Layout){.mesh = mesh_at(&mesh, rank), .zero = p->zero == 3 ? 0 : (int)p->zero, .blocking = !p->overlap,
-                    .bucket_bytes = (size_t)p->bucket, .sequence = p->tp > 1 && columns % p->tp == 0,
+                    .bucket_bytes = (size_t)p->bucket, .ring = p->context == RUN_CONTEXT_RING,
+                    /* canonical sums over a sequence see all of it */
+                    .sequence = p->tp > 1 && columns % p->tp == 0 && !config->train.canonical,
                     .fold_experts = p->fold_experts && p->tp > 1};
 }
 
@@ -23,10 +25,11 @@ StepOptions train_step_options(const RunConfig *config, const Layout *layout, DT
     const RunTrain *r = &config->train;
     /* what a run file says is of the whole step; a rank's micro-batches are its share */
     int64_t n_micro = run_n_micro(config), micro_batch = run_micro_batch(config);
+    double means = (double)(r->canonical ? r->batch / micro_batch : n_micro); /* of which the step's losses are means */
     return (StepOptions){.micro_batch = micro_batch, .n_micro = n_micro, .seq = r->seq, .dtype = dtype, .eval_batch = evaluates ? micro_batch : 0,
                          .recompute = recompute[r->recompute], .balance = balance[r->balance],
                          /* each micro-batch's share of losses that are means */
-                         .aux_loss = (float)(r->balance_aux / (double)n_micro), .router_z_loss = (float)(r->router_z_loss / (double)n_micro),
+                         .aux_loss = (float)(r->balance_aux / means), .router_z_loss = (float)(r->router_z_loss / means),
                          .z_loss = (float)r->z_loss, .layout = *layout, .update_last = config->parallel.overlap};
 }
 

@@ -173,18 +173,18 @@ static Status run_action(Trainer *t, const PipelineAction *a, const StepFaults *
         const DataBatch *batch;
         TRY(trainer_enter(t, TRAINER_DATA));
         TRY(find_batch(t, a->micro, &batch));
-        TRY(trainer_feed(t, program, batch));
+        TRY(trainer_feed(t, program, batch, a->micro));
         faults_in_batch(faults, t, program);
     }
     TRY(trainer_enter(t, a->work == PIPELINE_FORWARD ? TRAINER_FORWARD : TRAINER_BACKWARD));
     TRY(session_run(t->session, program, first[a->work], last[a->work]));
     bool backward = a->work == PIPELINE_BACKWARD || a->work == PIPELINE_BOTH;
-    return backward ? trainer_add_loss(t, program, loss) : OK;
+    return backward ? trainer_add_loss(t, program, a->micro, loss) : OK;
 }
 
 Status trainer_run_pipeline(Trainer *t, const StepFaults *faults, double *loss)
 {
     const PipelineRank *own = &t->pipeline->rank[t->layout.mesh.coord[MESH_PP]];
     for (int i = 0; i < own->n; i++) TRY(run_action(t, &own->at[i], faults, loss));
-    return trainer_sum_stages(t, loss);
+    return t->n_leaves ? OK : trainer_sum_stages(t, loss);
 }

@@ -92,13 +92,15 @@ static void copy_columns(const Trainer *t, const void *from, void *to, int64_t r
         for (int b = 0; b < 2; b++, out += half) memcpy(out, in + r * seq + first[b], (size_t)half * sizeof *out);
 }
 
-Status trainer_feed(Trainer *t, int program, const DataBatch *b)
+Status trainer_feed(Trainer *t, int program, const DataBatch *b, int64_t micro)
 {
     const struct {
         const char *name;
         const void *data;
     } inputs[] = {{"ids", b->ids}, {"targets", b->targets}, {"pos", b->pos}, {"weights", b->weights}};
     size_t bytes = (size_t)(t->micro_batch * t->config->train.seq) * sizeof(int32_t);
+    int32_t number = (int32_t)micro;
+    if (session_input(t->session, program, MICRO_INPUT)) TRY(session_write(t->session, program, MICRO_INPUT, &number, sizeof number));
     for (int i = 0; i < COUNT_OF(inputs); i++) {
         if (mesh_size(&t->layout.mesh, MESH_CP) > 1)
             copy_columns(t, inputs[i].data, session_input(t->session, program, inputs[i].name), t->micro_batch);

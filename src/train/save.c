@@ -177,6 +177,7 @@ char *trainer_run_json(const Trainer *t)
                              (json_int_t)t->bad_steps.n_skipped, "skipped_in_a_row", (json_int_t)t->bad_steps.n_in_a_row,
                              "precision", dtype_name(t->dtype));
     json_object_set_new(json, "sequences_together", json_integer(trainer_sequences_together(t)));
+    json_object_set_new(json, "canonical_chunks", json_integer(t->layout.chunks));
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
     json_decref(json);
     return text;

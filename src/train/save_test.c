@@ -56,7 +56,7 @@ static void test_llama4(void **state)
 {
     (void)state;
     static const char *const layouts[] = {"dp=2", "tp=2", "fsdp=4", "pp=2", "tp=4", "ep=2", "fsdp=2 tp=2", "cp=2", "ep=4", "pp=4",
-                                          "dp=2 ep=2 tp=2", "pp=2 fsdp=2", "ep=2 fsdp=2", "pp=2 ep=2 tp=2", "dp=4", "", "dp=2 fsdp=2 cp=2 tp=2",
+                                          "dp=2 ep=2 tp=2", "pp=2 fsdp=2", "ep=2 fsdp=2", "pp=2 ep=2 tp=2", "dp=4", "", "dp=2 fsdp=2 cp=2 tp=2", "cp=4 context=ring",
                                           "dp=2 zero=1", "dp=2 zero=2 tp=2", "dp=4 zero=3", "dp=2 zero=1 ep=2", "pp=2 dp=2 zero=2",
                                           "pp=2 schedule=zb-v", "pp=2 tp=2 schedule=interleaved"};
     every_layout_writes_the_same_bytes("llama4", llama4, "train.precision=f32", layouts, COUNT_OF(layouts));

@@ -239,9 +239,13 @@ Status trainer_setup_data(Trainer *t)
     TRY(status);
     DataPlan plan = {.split = DATA_TRAIN, .seed = (uint64_t)r->seed, .batch = r->batch, .micro_batch = t->micro_batch,
                      .seq = r->seq, .part = mesh_data_rank(&t->layout.mesh), .parts = mesh_data_ranks(&t->layout.mesh)};
+    if (t->n_leaves) {
+        plan.part = layout_leaf(&t->layout, t->n_micro, 0);
+        plan.stride = layout_leaf(&t->layout, t->n_micro, 1) - plan.part;
+    }
     TRY(data_loader_create(t->data, &plan, &t->loader));
     TRY(data_prefetch_bytes(&plan, PREFETCH_DEPTH, &t->prefetch_bytes));
-    DataPlan held = {.split = DATA_HOLDOUT, .batch = t->micro_batch * plan.parts, .micro_batch = t->micro_batch, .seq = r->seq};
+    DataPlan held = {.split = DATA_HOLDOUT, .batch = t->micro_batch * (t->n_leaves ? 1 : plan.parts), .micro_batch = t->micro_batch, .seq = r->seq};
     if (t->tokenizer) {
         TRY(data_loader_create(t->data, &held, &t->val_loader));
         t->val_steps = data_loader_steps(t->val_loader);

@@ -38,8 +38,8 @@ static double number(const json_t *json, const char *key, double otherwise)
     return fabs(x) < 0x1p62 ? x : otherwise; /* also for what is no number */
 }
 
-/* That all ranks compute at once: the router's losses are means over them. */
-int64_t trainer_sequences_together(const Trainer *t) { return t->micro_batch * mesh_data_ranks(&t->layout.mesh); }
+/* That all ranks compute at once, or in canonical mode a leaf's: the router's losses are means over them. */
+int64_t trainer_sequences_together(const Trainer *t) { return t->micro_batch * (t->n_leaves ? 1 : mesh_data_ranks(&t->layout.mesh)); }
 
 /* What must be the same for the same bits to follow; a difference is said, not refused. */
 static void compare_settings(const Trainer *t, const json_t *run)
@@ -55,6 +55,10 @@ static void compare_settings(const Trainer *t, const json_t *run)
             log_warn("train.%s was %.0f when the checkpoint was written and is %.0f now; the data order changes", list[i].key,
                      was, list[i].now);
     }
+    double chunks = number(run, "canonical_chunks", t->layout.chunks);
+    if (chunks != (double)t->layout.chunks)
+        log_warn("train.canonical_chunks was %.0f when the checkpoint was written and is %d now (0: not canonical): sums are made in another order",
+                 chunks, t->layout.chunks);
     double together = (double)trainer_sequences_together(t), was = number(run, "sequences_together", together);
     if (was != together && t->model.n_experts > 0 && t->config->train.balance == RUN_BALANCE_AUX)
         log_warn("the router's balancing loss was a mean over %.0f sequences when the checkpoint was written and is over %.0f now; "

@@ -23,7 +23,7 @@ static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
 {
     TRY(pass_autodiff(*g, "loss", grads));
     TRY(pass_recompute(g, o->recompute, mesh_size(&o->layout.mesh, MESH_PP) > 1, grads));
-    return OK;
+    return pass_canonical(g, &o->layout, grads);
 }
 
 /* Fusion and pruning come late, when every reader of a value is known; the order of all nodes last. */
@@ -136,7 +136,7 @@ static Status build_whole(const ModelConfig *model, const StepOptions *o, bool s
     TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = differentiate(&g, o, &grads);
-    if (status == OK && sums) status = pass_accumulate(g, &grads);
+    if (status == OK && sums) status = o->layout.chunks ? pass_accumulate_leaves(g, o->n_micro, &grads) : pass_accumulate(g, &grads);
     if (status == OK && (!sums || last)) status = pass_optimizer(g, &grads);
     param_grads_deinit(&grads);
     if (status == OK) *out = g;
@@ -185,6 +185,7 @@ static Status build_whole_eval(const ModelConfig *model, const StepOptions *o, G
     Graph *g;
     TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
+    if (status == OK) status = pass_canonical(&g, &o->layout, NULL);
     if (status == OK) *out = g;
     else graph_destroy(g);
     return status;

@@ -30,33 +30,31 @@ static Status forward(Trainer *t, const StepFaults *faults, int program, int64_t
     const DataBatch *batch;
     TRY(trainer_enter(t, TRAINER_DATA));
     TRY(data_prefetch_next(t->prefetch, t->step, micro, &batch));
-    TRY(trainer_feed(t, program, batch));
+    TRY(trainer_feed(t, program, batch, micro));
     faults_in_batch(faults, t, program);
     return trainer_enter(t, TRAINER_FORWARD);
 }
 
 /* Weights count the targets of the whole step: losses add up to the mean. */
-Status trainer_add_loss(Trainer *t, int program, double *loss)
+Status trainer_add_loss(Trainer *t, int program, int64_t micro, double *loss)
 {
     float value;
     if (!session_output(t->session, program, "loss")) return OK; /* another stage's */
     TRY(session_read(t->session, program, "loss", &value, sizeof value));
-    *loss += (double)value;
+    if (t->n_leaves) t->leaf_loss[layout_leaf(&t->layout, t->n_micro, micro)] = value;
+    else *loss += (double)value;
     return OK;
 }
 
-static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetrics *m, int64_t *tokens)
+static Status run_micro_batches(Trainer *t, const StepFaults *faults, StepMetrics *m)
 {
-    m->loss = 0;
-    *tokens += t->n_micro * t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
-    if (t->pipeline) return trainer_run_pipeline(t, faults, &m->loss);
     for (int64_t micro = 0; micro < t->n_micro; micro++) {
         int program = t->programs.index[micro + 1 < t->n_micro ? PROGRAM_STEP : t->programs.last];
         TRY(forward(t, faults, program, micro));
         TRY(session_run(t->session, program, PHASE_FORWARD, PHASE_FORWARD));
         TRY(trainer_enter(t, TRAINER_BACKWARD));
         TRY(session_run(t->session, program, PHASE_BACKWARD, PHASE_BACKWARD));
-        TRY(trainer_add_loss(t, program, &m->loss));
+        TRY(trainer_add_loss(t, program, micro, &m->loss));
     }
     return OK;
 }
@@ -65,7 +63,11 @@ static Status gradients(Trainer *t, const StepFaults *faults, StepMetrics *m, in
 {
     int step = t->programs.index[PROGRAM_STEP], update = t->programs.index[PROGRAM_UPDATE];
     float norm;
-    TRY(run_micro_batches(t, faults, m, tokens));
+    m->loss = 0;
+    *tokens += t->n_micro * t->micro_batch * t->options.seq * mesh_data_ranks(&t->layout.mesh);
+    if (t->n_leaves) memset(t->leaf_loss, 0, (size_t)t->n_leaves * sizeof *t->leaf_loss);
+    TRY(t->pipeline ? trainer_run_pipeline(t, faults, &m->loss) : run_micro_batches(t, faults, m));
+    if (t->n_leaves) TRY(trainer_sum_leaves(t, &m->loss));
     faults_in_sums(faults, t);
     if (update >= 0 && t->programs.last != PROGRAM_UPDATE) TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
     TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &norm, sizeof norm));

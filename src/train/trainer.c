@@ -16,10 +16,7 @@ bool trainer_stop_requested(void) { return stop_requested != 0; }
 
 static Status check_combinations(Trainer *t)
 {
-    const RunTrain *r = &t->config->train;
-    t->steps = r->steps;
-    if (r->canonical)
-        return fail(ERR_REFUSED, "train.canonical: the canonical order of sums is for runs of several ranks, which this build does not have; leave it false");
+    t->steps = t->config->train.steps;
     return trainer_setup_ranks(t);
 }
 
@@ -80,6 +77,7 @@ static Status write_resolved(Trainer *t)
     RunConfig resolved = *t->config;
     resolved.train.steps = t->steps;
     if (!t->world) resolved.train.micro_batch = t->micro_batch;
+    if (t->n_leaves) resolved.train.canonical_chunks = t->layout.chunks;
     resolved.train.warmup = t->warmup;
     resolved.train.precision = t->dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
     return run_config_write(&resolved, path_join(&t->arena, t->dir, "run.yaml"));
@@ -108,6 +106,7 @@ static Status setup_text(Trainer *t)
     if (t->world) comm_set_deadline(t->world, deadline_s > longest_s ? deadline_s : longest_s);
     if (t->rank > 0) TRY(trainer_meet(t));
     TRY(trainer_setup_model(t));
+    TRY(trainer_setup_leaves(t));
     TRY(trainer_setup_data(t));
     if (t->rank == 0) TRY(trainer_meet(t));
     if (t->world) comm_set_deadline(t->world, deadline_s);
@@ -149,6 +148,15 @@ static void log_pipeline(const Trainer *t)
     str_deinit(&text);
 }
 
+static void log_canonical(const Trainer *t)
+{
+    Str text = {0};
+    if (t->rank > 0) return;
+    trainer_canonical_text(t, &text);
+    if (text.n) log_info("%s", text.at);
+    str_deinit(&text);
+}
+
 Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here, Trainer **trainer)
 {
     Trainer *t = xcalloc(1, sizeof *t);
@@ -171,6 +179,7 @@ Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here,
     if (t->model.expert_bias && !t->progress.silent)
         log_warn("experts are chosen with a bias that only drover reads (train.balance=bias): "
                  "in transformers this model's logits will be others");
+    log_canonical(t);
     *trainer = t;
     return OK;
 }
@@ -194,6 +203,7 @@ void trainer_destroy(Trainer *t)
     arena_deinit(&t->arena);
     trainer_pipeline_free(t);
     pipeline_destroy(t->pipeline);
+    free(t->leaf_loss);
     free(t);
 }
 

@@ -79,6 +79,8 @@ struct Trainer {
     int64_t steps;  /* of the whole run; chosen by measuring when train.minutes is set */
     int64_t warmup; /* resolved */
     int64_t micro_batch, n_micro;
+    float *leaf_loss; /* [n_leaves] of the step, in canonical mode; zero where another rank's */
+    int64_t n_leaves; /* 0: there is no such mode */
     DType dtype;
 
     Tokenizer *tokenizer; /* NULL with random ids only */
@@ -164,7 +166,13 @@ Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n); /
 /* steps.c */
 Status trainer_run_step(Trainer *t, StepMetrics *m); /* one optimizer step, or a skipped one */
 /* The loss of the micro-batch that the program has just seen, should it be this program that makes it. */
-Status trainer_add_loss(Trainer *t, int program, double *loss);
+Status trainer_add_loss(Trainer *t, int program, int64_t micro, double *loss);
+/* leaves.c: canonical mode */
+Status trainer_setup_leaves(Trainer *t);    /* what divides and what does not; the model is known */
+/* of n leaves, of which each rank has its own and zeros: what all ranks together have */
+Status trainer_gather_leaves(Trainer *t, float *leaf, int64_t n);
+Status trainer_sum_leaves(Trainer *t, double *loss); /* of the step, in the order of leaves */
+void trainer_canonical_text(const Trainer *t, Str *out); /* what the mode costs here; nothing without it */
 /* inject.c: what FAULT breaks in a step, put back when the step has been judged */
 typedef struct StepFaults {
     bool loss, gradient;
@@ -188,7 +196,7 @@ Status trainer_meet(Trainer *t);            /* returns when all ranks have come 
 Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
 Status trainer_sum_stages(Trainer *t, double *value); /* over the pipeline's stages, of which one has it */
 Status trainer_any(Trainer *t, bool *flag); /* true when it is on any rank */
-Status trainer_feed(Trainer *t, int program, const DataBatch *batch);
+Status trainer_feed(Trainer *t, int program, const DataBatch *batch, int64_t micro);
 /* The same on all ranks: OK, or the status and sentence of the first rank that has another one. */
 Status trainer_accord(Trainer *t, Status mine);
 /* replicas.c */

@@ -1,17 +1,20 @@
-/* attention forward, over the sequence itself or over caches: o = softmax(scale q k^T + mask) v.
+/* attention forward, over the sequence itself, a part of its keys or caches: o = softmax(scale q k^T + mask) v.
  *
  * The rows of a piece of work are all query heads of one kv head for a range of tokens: row r is head
  * r % group of token r / group, so that the heads share the packed keys and values. Keys go by in blocks;
  * each row keeps its maximum, sum and output so far (online softmax, Milakov and Gimelshein 2018). Scores
- * of one tile of rows against one block of keys is all that ever exists of the score matrix.
+ * of one tile of rows against one block of keys is all that ever exists of the score matrix. With the keys in
+ * parts a row begins where the part before left it: output o and log-sum-exp l are the state of maximum l and sum 1.
  */
 #include "ops/attention/attention_internal.h"
 #include "ops/attention/tile.h"
 
 typedef struct Job {
     Rows q, k, v, o; /* tokens */
+    Rows before;     /* o after the parts of the keys before this one, f32; data NULL: this is the first */
     Mask mask;
-    float *lse; /* [B H T] or NULL */
+    float *lse;              /* [B H T] or NULL */
+    const float *lse_before; /* with before */
     int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
     int64_t piece, n_pieces; /* tokens in one piece of work, pieces in a sequence */
     int64_t block; /* keys in a block */
@@ -172,12 +175,26 @@ SIMD void tile_forward(const Job *job, const Piece *piece, const Space *w, const
     keys_times_values(tile, &out, job->pairs);
 }
 
-static void state_clear(const Space *w, int64_t rows)
+SIMD int64_t row_token(const Job *job, const Piece *piece, int64_t row) { return piece->first + row / job->group; }
+SIMD int64_t row_head(const Job *job, const Piece *piece, int64_t row) { return piece->h * job->group + row % job->group; }
+SIMD int64_t row_lse(const Job *job, const Piece *piece, int64_t row)
 {
-    memset(w->o, 0, (size_t)((rows + 1) * w->lanes) * sizeof(float));
-    for (int64_t r = 0; r < rows; r++) {
-        w->max[r] = -INFINITY;
-        w->sum[r] = 0;
+    return (piece->b * job->heads + row_head(job, piece, row)) * job->tokens + row_token(job, piece, row);
+}
+
+/* The states 0..n-1 of rows row..row+n-1: nothing is seen yet, or what the parts before have come to. */
+static void state_begin(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
+{
+    float unit = job->softcap > 0 ? 1 : job->scale;
+    memset(w->o, 0, (size_t)((n + 1) * w->lanes) * sizeof(float));
+    for (int64_t r = 0; r < n; r++) {
+        float lse = job->before.data ? job->lse_before[row_lse(job, piece, row + r)] : -INFINITY;
+        w->max[r] = lse / unit;
+        w->sum[r] = lse == -INFINITY ? 0.0f : 1.0f;
+        if (lse == -INFINITY) continue;
+        const char *o = (const char *)(row_f32(&job->before, piece->b * job->tokens + row_token(job, piece, row + r)) +
+                                       row_head(job, piece, row + r) * job->d);
+        for (int64_t j = 0; j < job->d; j += VL) vf_store(w->o + r * w->lanes + j, load_words(o, j, job->d, 0, 0));
     }
 }
 
@@ -187,48 +204,58 @@ static void state_store(const Job *job, const Piece *piece, const Space *w, int6
     int bf16 = job->o.dtype == DTYPE_BF16;
     float unit = job->softcap > 0 ? 1 : job->scale;
     for (int64_t r = 0; r < n; r++) {
-        int64_t t = piece->first + (row + r) / job->group, head = piece->h * job->group + (row + r) % job->group;
-        char *o = job->o.data +
-                  ((piece->b * job->tokens + t) * job->o.pitch + head * job->d) * (bf16 ? 2 : 4);
+        int64_t t = row_token(job, piece, row + r), head = row_head(job, piece, row + r);
+        char *o = job->o.data + ((piece->b * job->tokens + t) * job->o.pitch + head * job->d) * (bf16 ? 2 : 4);
         float share = w->sum[r] > 0 ? 1 / w->sum[r] : 0;
         store_row(w->o + r * w->lanes, o, job->d, share, bf16);
-        if (job->lse)
-            job->lse[(piece->b * job->heads + head) * job->tokens + t] =
-                w->sum[r] > 0 ? w->max[r] * unit + logf(w->sum[r]) : -INFINITY;
+        if (job->lse) job->lse[row_lse(job, piece, row + r)] = w->sum[r] > 0 ? w->max[r] * unit + logf(w->sum[r]) : -INFINITY;
+    }
+}
+
+/* Keys and values first..first+n-1, for all tiles. */
+static void pack_block(const Job *job, const Piece *piece, const Space *w, int64_t first, int64_t n)
+{
+    Source keys = source_make(&job->k, piece->b * job->keys, piece->h, 1, job->d);
+    Source values = source_make(&job->v, piece->b * job->keys, piece->h, 1, job->d);
+    keys.wrap = values.wrap = job->mask.cache_rows;
+    pack_panels(&keys, first, n, w->keys, job->pairs);
+    pack_stacked(&values, first, n, w->values, w->lanes, job->pairs);
+}
+
+/* One block of keys at most: no state outlives its tile. */
+static void piece_of_one_block(const Job *job, const Piece *piece, const Space *w, KeyRange all)
+{
+    int64_t rows = piece->n * job->group;
+    if (all.first < all.end) pack_block(job, piece, w, all.first, all.end - all.first);
+    for (int64_t row = 0; row < rows; row += TILE_ROWS) {
+        Tile tile;
+        int64_t n = min_i64(TILE_ROWS, rows - row);
+        state_begin(job, piece, w, row, n);
+        if (all.first < all.end && tile_make(&job->mask, piece, job->group, row, all, &tile))
+            tile_forward(job, piece, w, &tile, row, all.end - all.first);
+        state_store(job, piece, w, row, n);
     }
 }
 
 static void piece_forward(const Job *job, const Piece *piece, const Space *w)
 {
     int64_t rows = piece->n * job->group;
-    int64_t sequence = piece->b * job->keys;
-    bool at_once = job->state_rows <= TILE_ROWS; /* one block or one tile: no state outlives its tile */
     KeyRange all = piece_range(&job->mask, piece);
     all.first = all.first / job->block * job->block;
-    state_clear(w, job->state_rows < rows ? job->state_rows : rows);
-    if (all.first >= all.end) {
-        for (int64_t row = 0; row < rows; row += job->state_rows)
-            state_store(job, piece, w, row, min_i64(job->state_rows, rows - row));
+    if (job->state_rows < rows) {
+        piece_of_one_block(job, piece, w, all);
         return;
     }
-    Tile tile;
+    state_begin(job, piece, w, 0, rows);
     for (int64_t k = all.first; k < all.end; k += job->block) {
         KeyRange block = {k, min_i64(k + job->block, all.end)};
-        int64_t n = block.end - block.first;
-        Source keys = source_make(&job->k, sequence, piece->h, 1, job->d);
-        Source values = source_make(&job->v, sequence, piece->h, 1, job->d);
-        keys.wrap = values.wrap = job->mask.cache_rows;
-        pack_panels(&keys, k, n, w->keys, job->pairs);
-        pack_stacked(&values, k, n, w->values, w->lanes, job->pairs);
-        for (int64_t row = 0; row < rows; row += TILE_ROWS) {
-            bool seen = tile_make(&job->mask, piece, job->group, row, block, &tile);
-            if (seen) tile_forward(job, piece, w, &tile, row, n);
-            if (!at_once || rows <= TILE_ROWS) continue;
-            state_store(job, piece, w, row, tile.rows);
-            state_clear(w, tile.rows);
-        }
+        Tile tile;
+        pack_block(job, piece, w, k, block.end - k);
+        for (int64_t row = 0; row < rows; row += TILE_ROWS)
+            if (tile_make(&job->mask, piece, job->group, row, block, &tile))
+                tile_forward(job, piece, w, &tile, row, block.end - k);
     }
-    if (!at_once || rows <= TILE_ROWS) state_store(job, piece, w, 0, rows);
+    state_store(job, piece, w, 0, rows);
 }
 
 /* ---- the kernels ----------------------------------------------------------------------------- */
@@ -262,7 +289,8 @@ static Job job_make(const Shape *q, const Shape *k, bool cached, const Attention
 {
     Job job = {.batch = q->dim[0], .tokens = q->dim[1], .keys = k->dim[1], .heads = q->dim[2], .d = q->dim[3],
                .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
-    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0, .slice = attr->slice};
+    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0, .slice = attr->slice,
+                      .n_keys = k->dim[1]};
     job_cut(&job, k->dim[1], threads);
     return job;
 }
@@ -276,7 +304,7 @@ static size_t job_workspace(const Graph *graph, const Node *node, const Target *
     return space_layout(&job, NULL, &space) * (size_t)target->threads;
 }
 
-static Status run_any(KernelArgs *args, bool cached)
+static Job job_of(const KernelArgs *args, bool cached)
 {
     const Tensor *in = args->in;
     Job job = job_make(&in[0].shape, &in[1].shape, cached, args->attr,
@@ -287,6 +315,22 @@ static Status run_any(KernelArgs *args, bool cached)
     job.mask.pos = in[3].data;
     job.o = tensor_as_rows(&args->out[0], 2);
     job.lse = cached ? NULL : args->out[1].data;
+    return job;
+}
+
+static Status run_any(KernelArgs *args, bool cached)
+{
+    Job job = job_of(args, cached);
+    job_run(&job, args);
+    return OK;
+}
+
+static Status run_part(KernelArgs *args)
+{
+    Job job = job_of(args, false);
+    job.mask.keys = ((const AttentionPart *)args->attr)->keys;
+    if (args->in[ATTENTION_O].data) job.before = tensor_as_rows(&args->in[ATTENTION_O], 2);
+    job.lse_before = args->in[ATTENTION_LSE].data;
     job_run(&job, args);
     return OK;
 }
@@ -303,4 +347,5 @@ static size_t workspace_cached(const Graph *graph, const Node *node, const Targe
 }
 
 const CpuKernel CPU(attention) = {.run = run, .workspace = workspace};
+const CpuKernel CPU(attention_part) = {.run = run_part, .workspace = workspace};
 const CpuKernel CPU(attention_cached) = {.run = run_cached, .workspace = workspace_cached};

@@ -3,7 +3,8 @@
  * One piece of work is a kv head of a sequence: keys block by block, for each block all tiles of rows that
  * see it; dk and dv of the block and dq of all rows are summed in f32. With too few such pieces for the
  * threads there are two passes of smaller pieces: dq by ranges of tokens, dk and dv by blocks of keys.
- * Every sum is the same chain of additions in both cases, so the bits do not depend on the choice.
+ * Every sum is the same chain of additions in both cases, so the bits do not depend on the choice. With the keys in
+ * parts dq goes on from the parts before this one.
  */
 #include "ops/attention/attention_internal.h"
 #include "ops/attention/tile.h"
@@ -11,6 +12,7 @@
 typedef struct Job {
     Rows q, k, v, o, dout;
     Rows dq, dk, dv; /* data NULL: nobody wants it */
+    Rows dq_before;  /* f32, of the parts of the keys before this one; data NULL: there are none */
     Mask mask;
     const float *lse; /* [B H T] */
     int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
@@ -18,6 +20,7 @@ typedef struct Job {
     int64_t piece;   /* tokens in a piece of the dq pass */
     int64_t dq_rows; /* rows of dq that are summed at a time */
     bool two_passes;
+    bool in_parts; /* the keys are some of the sequence's */
     float scale, softcap;
     int pairs;
 } Job;
@@ -76,7 +79,8 @@ static void job_cut(Job *job, int threads)
     job->block = min_i64(job->two_passes ? 128 : 256, (int64_t)round_up((size_t)job->keys, 16));
     job->piece = job->two_passes ? min_i64(128, job->tokens) : job->tokens;
     int64_t rows = job->piece * job->group;
-    job->dq_rows = job->keys <= job->block ? min_i64(rows, TILE_ROWS) : rows;
+    /* a tile that is seen by no key of a part has its dq all the same */
+    job->dq_rows = job->keys <= job->block && !job->in_parts ? min_i64(rows, TILE_ROWS) : rows;
 }
 
 /* ---- one tile against one block --------------------------------------------------------------- */
@@ -270,6 +274,11 @@ static void pack_block(const Job *job, const Piece *piece, const Space *w, KeyRa
     pack_stacked(&k, block.first, n, w->k_stacked, w->lanes, job->pairs);
 }
 
+SIMD void add_row(float *to, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL) vf_store(to + i, vf_load(to + i) + load_words((const char *)(x), i, n, 0, 0));
+}
+
 /* dq of rows row..row+n-1 of the piece from the sums 0..n-1, which become zero */
 static void store_dq(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
 {
@@ -277,7 +286,8 @@ static void store_dq(const Job *job, const Piece *piece, const Space *w, int64_t
     if (job->dq.data) {
         for (int64_t r = 0; r < n; r++) {
             int64_t t = piece->b * job->tokens + piece->first + (row + r) / job->group;
-            int64_t at = t * job->dq.pitch + (piece->h * job->group + (row + r) % job->group) * job->d;
+            int64_t head = (piece->h * job->group + (row + r) % job->group) * job->d, at = t * job->dq.pitch + head;
+            if (job->dq_before.data) add_row(w->dq + r * w->lanes, row_f32(&job->dq_before, t) + head, job->d);
             store_row(w->dq + r * w->lanes, job->dq.data + at * (bf16 ? 2 : 4), job->d, 1, bf16);
         }
     }
@@ -310,7 +320,8 @@ static void block_backward(const Job *job, const Piece *piece, const Space *w, K
     bool packed = false, dq_at_once = job->dq_rows <= TILE_ROWS && piece->n * job->group > TILE_ROWS;
     int64_t rows = piece->n * job->group;
     /* rows before the block see none of it; tiles always start at multiples of TILE_ROWS */
-    int64_t before = max_i64(0, token_before(&job->mask.slice, block.first) - piece->first);
+    int64_t key_row = attention_row(&job->mask.keys, block.first);
+    int64_t before = max_i64(0, token_before(&job->mask.slice, key_row) - piece->first);
     int64_t row = before * job->group / TILE_ROWS * TILE_ROWS;
     for (; row < rows; row += TILE_ROWS) {
         if (!tile_make(&job->mask, piece, job->group, row, block, &tile)) continue;
@@ -365,31 +376,43 @@ static void run_piece(const Job *job, const Space *w, int64_t i, int64_t parts, 
     piece_backward(job, &piece, w, keys, want);
 }
 
-static Job job_make(const Shape *q, const Shape *k, const AttentionAttr *attr, int pairs, int threads)
+/* part: NULL, all keys are there. */
+static Job job_make(const Shape *q, const Shape *k, const AttentionAttr *attr, const AttentionPart *part, int pairs, int threads)
 {
     Job job = {.batch = q->dim[0], .tokens = q->dim[1], .keys = k->dim[1], .heads = q->dim[2], .d = q->dim[3],
                .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
-    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .slice = attr->slice};
+    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .slice = attr->slice, .n_keys = k->dim[1]};
+    if (part) job.mask.keys = part->keys;
+    job.in_parts = part != NULL;
     job_cut(&job, threads);
     return job;
 }
 
-static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+static size_t job_workspace(const Graph *graph, const Node *node, const AttentionPart *part, const Target *target)
 {
     const Value *q = graph_value(graph, node->in[ATTENTION_Q]), *k = graph_value(graph, node->in[ATTENTION_K]);
-    Job job = job_make(&q->shape, &k->shape, node->attr, pairs_of(q->dtype, k->dtype, k->dtype),
-                       target->threads);
+    Job job = job_make(&q->shape, &k->shape, node->attr, part, pairs_of(q->dtype, k->dtype, k->dtype), target->threads);
     Space space;
     return space_layout(&job, NULL, &space) * (size_t)target->threads;
 }
 
+static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    return job_workspace(graph, node, NULL, target);
+}
+
+static size_t workspace_part(const Graph *graph, const Node *node, const Target *target)
+{
+    return job_workspace(graph, node, node->attr, target);
+}
+
 static Rows rows_or_none(const Tensor *t) { return t->data ? tensor_as_rows(t, 2) : (Rows){0}; }
 
-static Status run(KernelArgs *args)
+static Job job_of(const KernelArgs *args, const AttentionPart *part)
 {
     const Tensor *in = args->in;
     DType dtype = in[ATTENTION_Q].dtype;
-    Job job = job_make(&in[ATTENTION_Q].shape, &in[ATTENTION_K].shape, args->attr,
+    Job job = job_make(&in[ATTENTION_Q].shape, &in[ATTENTION_K].shape, args->attr, part,
                        pairs_of(dtype, dtype, dtype), args->threads);
     job.q = tensor_as_rows(&in[ATTENTION_Q], 2);
     job.k = tensor_as_rows(&in[ATTENTION_K], 2);
@@ -401,27 +424,47 @@ static Status run(KernelArgs *args)
     job.dv = rows_or_none(&args->out[2]);
     job.mask.pos = in[ATTENTION_POS].data;
     job.lse = in[ATTENTION_LSE].data;
+    return job;
+}
+
+static void job_run(const Job *job, KernelArgs *args)
+{
     Space measure;
-    size_t bytes = space_layout(&job, NULL, &measure);
+    size_t bytes = space_layout(job, NULL, &measure);
     CHECK(bytes * (size_t)args->threads <= args->workspace_bytes);
-    int64_t heads = job.batch * job.kv_heads;
-    int64_t pieces = job.two_passes ? (job.tokens + job.piece - 1) / job.piece : 1;
-    int64_t blocks = job.two_passes ? (job.keys + job.block - 1) / job.block : 1;
+    int64_t heads = job->batch * job->kv_heads;
+    int64_t pieces = job->two_passes ? (job->tokens + job->piece - 1) / job->piece : 1;
+    int64_t blocks = job->two_passes ? (job->keys + job->block - 1) / job->block : 1;
 #pragma omp parallel num_threads(args->threads)
     {
         Space space;
-        space_layout(&job, (char *)args->workspace + bytes * (size_t)my_thread(), &space);
-        if (!job.two_passes) {
+        space_layout(job, (char *)args->workspace + bytes * (size_t)my_thread(), &space);
+        if (!job->two_passes) {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < heads; i++) run_piece(&job, &space, i, 1, WANT_DQ | WANT_DKV);
+            for (int64_t i = 0; i < heads; i++) run_piece(job, &space, i, 1, WANT_DQ | WANT_DKV);
         } else {
 #pragma omp for schedule(dynamic, 1) nowait
-            for (int64_t i = 0; i < heads * pieces; i++) run_piece(&job, &space, i, pieces, WANT_DQ);
+            for (int64_t i = 0; i < heads * pieces; i++) run_piece(job, &space, i, pieces, WANT_DQ);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < heads * blocks; i++) run_piece(&job, &space, i, blocks, WANT_DKV);
+            for (int64_t i = 0; i < heads * blocks; i++) run_piece(job, &space, i, blocks, WANT_DKV);
         }
     }
+}
+
+static Status run(KernelArgs *args)
+{
+    Job job = job_of(args, NULL);
+    job_run(&job, args);
+    return OK;
+}
+
+static Status run_part(KernelArgs *args)
+{
+    Job job = job_of(args, args->attr);
+    if (args->in[ATTENTION_DQ].data) job.dq_before = tensor_as_rows(&args->in[ATTENTION_DQ], 2);
+    job_run(&job, args);
     return OK;
 }
 
 const CpuKernel CPU(attention_grad) = {.run = run, .workspace = workspace};
+const CpuKernel CPU(attention_grad_part) = {.run = run_part, .workspace = workspace_part};

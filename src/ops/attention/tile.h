@@ -442,14 +442,18 @@ typedef struct Mask {
     int64_t tokens;      /* of a sequence */
     int64_t chunk;
     int64_t cache_rows;  /* 0: keys are the tokens themselves */
-    AttentionSlice slice; /* where the tokens stand among the keys */
+    AttentionSlice slice; /* where the tokens stand in the sequence */
+    AttentionSlice keys;  /* where the keys do; zeroed: they are the sequence */
+    int64_t n_keys;       /* of a sequence */
 } Mask;
 
 static inline KeyRange mask_range(const Mask *mask, int64_t b, int64_t t)
 {
     int64_t pos = mask->pos[b * mask->tokens + t];
-    return mask->cache_rows ? attention_cached_range(pos, mask->chunk, mask->cache_rows)
-                            : attention_range(attention_row(&mask->slice, t), pos, mask->chunk);
+    if (mask->cache_rows) return attention_cached_range(pos, mask->chunk, mask->cache_rows);
+    KeyRange rows = attention_range(attention_row(&mask->slice, t), pos, mask->chunk);
+    return (KeyRange){attention_keys_before(&mask->keys, mask->n_keys, rows.first),
+                      attention_keys_before(&mask->keys, mask->n_keys, rows.end)};
 }
 
 /* tokens first..first+n-1 of sequence b, with all query heads of kv head h: its row r is head
