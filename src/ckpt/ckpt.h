@@ -333,9 +333,9 @@ bool ckpt_go_on(CkptStore *store, Status status, const char *sentence);
 
 /* ---- copies in memory ------------------------------------------------------------------------
  *
- * A rank's share as it was after some step, in a file of a memory file system (/dev/shm): it outlives the process, not
- * the machine. A file has two slots that take turns, so that one is whole at any moment; it is one rank's own, or what
- * a rank of another host keeps for it. It holds the runs of elements beside them, so that any layout can use it. */
+ * A rank's share as it was after some step, in a file of a memory file system (/dev/shm): it outlives the process, not the machine. A file has
+ * two slots that take turns, so that one is whole at any moment; it is one rank's own, or what a rank of another host keeps for it. It holds
+ * the runs of elements beside them, so that any layout can use it, and a hash of every part, so that no bit that has turned over is used. */
 
 typedef struct CkptCopy CkptCopy;
 
@@ -386,7 +386,7 @@ typedef struct CkptCopyView {
     void *map; /* the view's */
     size_t map_bytes;
 } CkptCopyView;
-/* The copy is of these tensors, and every run inside the data and its tensor. */
+/* The copy is of these tensors, every run inside the data and its tensor, every byte what was copied; ERR_FORMAT names copy and tensor. */
 Status ckpt_copy_open(const CkptCopyFound *found, const CkptShare *share, CkptCopyView *view);
 void ckpt_copy_view_close(CkptCopyView *view);
 

@@ -1,5 +1,8 @@
 /* Copies in memory: files of a memory file system, mapped. Nothing here needs to reach a disk, and a process that dies
- * tears nothing that it had written before: a slot is whole when its step stands in the head of the file. */
+ * tears nothing that it had written before: a slot is whole when its step stands in the head of the file.
+ *
+ * What can go wrong in memory and on the way to a keeper are bits. Every part of a slot has a hash, taken when the slot is
+ * filled and travelling with it, and nothing of a slot is given out before all of them were found right. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -11,8 +14,8 @@
 
 #include "ckpt/ckpt_internal.h"
 
-enum { PAGE = 4096, ALIGN = 64, SLOTS = 2, JSON_BYTES = PAGE - 64 };
-static const char magic[8] = "drvcopy1";
+enum { PAGE = 4096, ALIGN = 64, SLOTS = 2, JSON_BYTES = PAGE - 128 };
+static const char magic[8] = "drvcopy2";
 
 /* The first page of a file. */
 typedef struct CopyHead {
@@ -25,10 +28,22 @@ typedef struct CopyHead {
 
 /* The first page of a slot. */
 typedef struct SlotHead {
-    int64_t n_runs;
-    uint64_t index_bytes, data_bytes, tensors; /* the last: a hash of what the runs are runs of */
+    int64_t step, n_parts, n_runs;
+    uint64_t start, index_bytes, data_bytes;
+    uint64_t tensors; /* a hash of what the runs are runs of */
+    int32_t rank, ranks;
+    Hash128 index; /* of the parts and runs */
+    Hash128 head;  /* of this page, with zeros in this place */
+    char unused[PAGE - JSON_BYTES - 96];
     char run_json[JSON_BYTES];
 } SlotHead;
+_Static_assert(sizeof(SlotHead) == PAGE, "the head of a slot is a page");
+
+/* Behind it the index: the parts, then the runs. */
+typedef struct CopyPart {
+    uint64_t at, bytes; /* of the data */
+    Hash128 hash;
+} CopyPart;
 
 struct CkptCopy {
     char *path;
@@ -39,14 +54,15 @@ struct CkptCopy {
     int last; /* slot taken last */
 };
 
-static size_t slot_bytes(size_t data_bytes, int64_t n_runs)
+static size_t index_bytes(int64_t n_parts, int64_t n_runs)
 {
-    return PAGE + round_up((size_t)n_runs * sizeof(CkptCopyRun), PAGE) + round_up(data_bytes, PAGE);
+    return (size_t)n_parts * sizeof(CopyPart) + (size_t)n_runs * sizeof(CkptCopyRun);
 }
 
 size_t ckpt_copy_bytes(const Tensor *parts, int n_parts, int64_t n_runs)
 {
-    return PAGE + SLOTS * slot_bytes(ckpt_snapshot_bytes(parts, n_parts), n_runs);
+    size_t index = round_up(index_bytes(n_parts, n_runs), PAGE);
+    return PAGE + SLOTS * (PAGE + index + ckpt_snapshot_bytes(parts, n_parts));
 }
 
 static Status fail_copy(const char *verb, const char *path)
@@ -189,7 +205,7 @@ static char *begin_slot(CkptCopy *copy)
 
 typedef struct Indexing {
     const CkptShare *share;
-    const uint64_t *part_at; /* where each part begins in the data */
+    const CopyPart *part;
     CkptCopyRun *run;
     int64_t n, cap;
     int tensor;
@@ -203,7 +219,7 @@ static Status index_run(void *to, const CkptRun *run)
         return fail(ERR_ARG, "a copy in memory has room for %lld runs only", (long long)x->cap);
     x->run[x->n++] = (CkptCopyRun){.first = run->first,
                                    .n = run->n,
-                                   .at = x->part_at[run->part] + (uint64_t)run->at * size,
+                                   .at = x->part[run->part].at + (uint64_t)run->at * size,
                                    .tensor = x->tensor,
                                    .element_bytes = (int32_t)size};
     return OK;
@@ -211,15 +227,17 @@ static Status index_run(void *to, const CkptRun *run)
 
 typedef struct Copying {
     const CkptShare *share;
-    const uint64_t *part_at;
+    CopyPart *part;
     char *data;
 } Copying;
 
 static Status copy_part(void *context, int i)
 {
     const Copying *c = context;
-    const Tensor *part = &c->share->parts[i];
-    tensor_gather(part, 0, tensor_count(part), c->data + c->part_at[i]);
+    const Tensor *tensor = &c->share->parts[i];
+    CopyPart *part = &c->part[i];
+    tensor_gather(tensor, 0, tensor_count(tensor), c->data + part->at);
+    part->hash = hash128_bytes(c->data + part->at, part->bytes);
     return OK;
 }
 
@@ -234,40 +252,63 @@ static uint64_t hash_tensors(const CkptShare *share)
     return hash;
 }
 
-static Status fill_slot(const CkptCopy *copy, const CkptShare *share, char *slot, uint64_t *part_at,
+static Hash128 hash_head(const SlotHead *head)
+{
+    SlotHead without = *head;
+    without.head = (Hash128){0};
+    return hash128_bytes(&without, sizeof without);
+}
+
+/* Where the parts lie: each begins at a multiple of ALIGN. Returns the bytes of all. */
+static uint64_t place_parts(const CkptShare *share, CopyPart *part)
+{
+    uint64_t at = 0;
+    for (int i = 0; i < share->n_parts; i++) {
+        part[i] = (CopyPart){.at = at, .bytes = tensor_bytes(&share->parts[i])};
+        at += round_up(part[i].bytes, ALIGN);
+    }
+    return at;
+}
+
+/* The head says which step of which rank; the rest of it and the slot are filled here. */
+static Status fill_slot(const CkptCopy *copy, const CkptShare *share, char *slot,
                         const char *run_json)
 {
     SlotHead *head = (SlotHead *)(void *)slot;
-    uint64_t data_bytes = 0;
-    for (int i = 0; i < share->n_parts; i++) {
-        part_at[i] = data_bytes;
-        data_bytes += round_up(tensor_bytes(&share->parts[i]), ALIGN);
-    }
-    size_t data_room = round_up(data_bytes, PAGE);
-    if (PAGE + data_room > copy->head->slot_bytes)
-        return fail(ERR_ARG, "a copy in memory has no room for %zu bytes", data_room);
-    size_t index_bytes = copy->head->slot_bytes - PAGE - data_room;
-    Indexing x = {.share = share, .part_at = part_at, .run = (CkptCopyRun *)(void *)(slot + PAGE)};
-    x.cap = (int64_t)(index_bytes / sizeof *x.run);
+    CopyPart *part = (CopyPart *)(void *)(slot + PAGE);
+    size_t data_room = ckpt_snapshot_bytes(share->parts, share->n_parts);
+    size_t needed = PAGE + data_room + index_bytes(share->n_parts, 0);
+    if (needed > copy->head->slot_bytes)
+        return fail(ERR_ARG, "a copy in memory has no room for %zu bytes", needed);
+    head->n_parts = share->n_parts;
+    head->data_bytes = place_parts(share, part);
+    head->index_bytes = copy->head->slot_bytes - PAGE - data_room;
+    Indexing x = {.share = share, .part = part};
+    x.run = (CkptCopyRun *)(void *)(part + share->n_parts);
+    x.cap = (int64_t)((head->index_bytes - index_bytes(share->n_parts, 0)) / sizeof *x.run);
     for (x.tensor = 0; x.tensor < share->n_tensors; x.tensor++)
         TRY(share->each_run(share->context, x.tensor, index_run, &x));
     head->n_runs = x.n;
-    head->index_bytes = index_bytes;
-    head->data_bytes = data_bytes;
     head->tensors = hash_tensors(share);
     if (snprintf(head->run_json, JSON_BYTES, "%s", run_json) >= JSON_BYTES)
         return fail(ERR_ARG, "the run's state is too long for a copy in memory");
-    Copying copying = {share, part_at, slot + PAGE + index_bytes};
-    return parallel_each(share->n_parts, parallel_threads(data_bytes), copy_part, &copying);
+    Copying copying = {share, part, slot + PAGE + head->index_bytes};
+    TRY(parallel_each(share->n_parts, parallel_threads(head->data_bytes), copy_part, &copying));
+    head->index = hash128_bytes(part, index_bytes(head->n_parts, head->n_runs));
+    head->head = hash_head(head);
+    return OK;
 }
 
 Status ckpt_copy_take(CkptCopy *copy, const CkptShare *share, int64_t step, const char *run_json)
 {
-    uint64_t *part_at = xmalloc(((size_t)share->n_parts + 1) * sizeof *part_at);
-    Status status = fill_slot(copy, share, begin_slot(copy), part_at, run_json);
-    free(part_at);
-    if (status == OK) atomic_store(&copy->head->step[copy->last], step);
-    return status;
+    char *slot = begin_slot(copy);
+    *(SlotHead *)(void *)slot = (SlotHead){.step = step,
+                                           .start = copy->start,
+                                           .rank = copy->head->rank,
+                                           .ranks = copy->head->ranks};
+    TRY(fill_slot(copy, share, slot, run_json));
+    atomic_store(&copy->head->step[copy->last], step);
+    return OK;
 }
 
 const void *ckpt_copy_slot(const CkptCopy *copy, size_t *bytes)
@@ -339,28 +380,89 @@ static bool runs_inside(const CkptCopyView *v, const CkptShare *share, uint64_t 
     return true;
 }
 
+/* ---- checked ---------------------------------------------------------------------------------- */
+
+/* That the head is of this step, and that all it speaks of lies inside the slot; then sets the view. */
+static bool read_head(const CkptCopyFound *f, const CkptShare *share, const CopyHead *file,
+                      CkptCopyView *view)
+{
+    const char *slot = (const char *)file + PAGE + (size_t)f->slot * file->slot_bytes;
+    const SlotHead *s = (const SlotHead *)(const void *)slot;
+    const CopyPart *part = (const CopyPart *)(const void *)(slot + PAGE);
+    size_t room = file->slot_bytes - PAGE;
+    Hash128 head = hash_head(s);
+    bool good = !memcmp(&head, &s->head, sizeof head) && s->step == f->step &&
+                s->start == f->start && s->rank == f->rank && s->ranks == f->ranks &&
+                atomic_load(&file->step[f->slot]) == f->step &&
+                s->tensors == hash_tensors(share) && s->index_bytes <= room &&
+                s->data_bytes <= room - s->index_bytes && memchr(s->run_json, 0, JSON_BYTES);
+    int64_t most = (int64_t)(room / sizeof *part);
+    good = good && s->n_parts >= 0 && s->n_runs >= 0 && s->n_parts <= most && s->n_runs <= most &&
+           index_bytes(s->n_parts, s->n_runs) <= s->index_bytes;
+    if (!good) return false;
+    view->run_json = s->run_json;
+    view->run = (const CkptCopyRun *)(const void *)(part + s->n_parts);
+    view->n_runs = s->n_runs;
+    view->data = slot + PAGE + s->index_bytes;
+    Hash128 index = hash128_bytes(part, index_bytes(s->n_parts, s->n_runs));
+    return !memcmp(&index, &s->index, sizeof index) && runs_inside(view, share, s->data_bytes);
+}
+
+typedef struct Checking {
+    const CkptCopyFound *found;
+    const CkptShare *share;
+    const CkptCopyView *view;
+    const CopyPart *part;
+    uint64_t data_bytes;
+} Checking;
+
+static const char *tensor_at(const Checking *c, const CopyPart *part)
+{
+    for (int64_t i = 0; i < c->view->n_runs; i++) {
+        const CkptCopyRun *run = &c->view->run[i];
+        if (run->at - part->at < part->bytes) return c->share->tensors[run->tensor].name;
+    }
+    return "no tensor";
+}
+
+static Status fail_damaged(const CkptCopyFound *f, const char *what)
+{
+    return fail(ERR_FORMAT, "the copy in memory of rank %d of %d after step %lld, %s, is %s",
+                f->rank, f->ranks, (long long)f->step, f->path, what);
+}
+
+static Status check_part(void *context, int i)
+{
+    const Checking *c = context;
+    const CopyPart *part = &c->part[i];
+    char what[256];
+    bool inside = part->at <= c->data_bytes && part->bytes <= c->data_bytes - part->at;
+    Hash128 hash = inside ? hash128_bytes(c->view->data + part->at, part->bytes) : (Hash128){0};
+    if (inside && !memcmp(&hash, &part->hash, sizeof hash)) return OK;
+    snprintf(what, sizeof what, "damaged: bits of %.160s have changed since it was taken",
+             tensor_at(c, part));
+    return fail_damaged(c->found, what);
+}
+
+static Status check_copy(const CkptCopyFound *found, const CkptShare *share, CkptCopyView *view)
+{
+    const CopyHead *file = view->map;
+    if (!read_head(found, share, file, view))
+        return fail_damaged(found, "damaged in its head or index, or a copy of another model");
+    const char *slot = (const char *)view->map + PAGE + (size_t)found->slot * file->slot_bytes;
+    const SlotHead *s = (const SlotHead *)(const void *)slot;
+    Checking checking = {found, share, view, (const CopyPart *)(const void *)(slot + PAGE),
+                         s->data_bytes};
+    return parallel_each((int)s->n_parts, parallel_threads(s->data_bytes), check_part, &checking);
+}
+
 Status ckpt_copy_open(const CkptCopyFound *found, const CkptShare *share, CkptCopyView *view)
 {
     size_t map_bytes = 0;
     *view = (CkptCopyView){.map = map_file(found->path, O_RDONLY, &map_bytes)};
     view->map_bytes = map_bytes;
-    if (!view->map) return fail(ERR_FORMAT, "%s is no copy in memory of this user's", found->path);
-    CopyHead *head = view->map;
-    const char *slot = (const char *)view->map + PAGE + (size_t)found->slot * head->slot_bytes;
-    const SlotHead *s = (const SlotHead *)(const void *)slot;
-    size_t room = head->slot_bytes - PAGE, runs;
-    bool good = atomic_load(&head->step[found->slot]) == found->step && s->index_bytes <= room &&
-                s->data_bytes <= room - s->index_bytes && s->tensors == hash_tensors(share) &&
-                s->n_runs >= 0 && size_mul((size_t)s->n_runs, sizeof *view->run, &runs) &&
-                runs <= s->index_bytes && memchr(s->run_json, 0, JSON_BYTES);
-    if (good) {
-        view->run_json = s->run_json;
-        view->run = (const CkptCopyRun *)(const void *)(slot + PAGE);
-        view->n_runs = s->n_runs;
-        view->data = slot + PAGE + s->index_bytes;
-        good = runs_inside(view, share, s->data_bytes);
-    }
-    if (good) return OK;
-    ckpt_copy_view_close(view);
-    return fail(ERR_FORMAT, "%s is damaged, or a copy of another model", found->path);
+    if (!view->map) return fail_damaged(found, "no copy of this user's");
+    Status status = check_copy(found, share, view);
+    if (status != OK) ckpt_copy_view_close(view);
+    return status;
 }

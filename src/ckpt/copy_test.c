@@ -1,5 +1,5 @@
-/* Copies in memory: one slot is whole at any moment, a file is used again by the next start, and what is damaged or of
- * another model is refused. */
+/* Copies in memory: one slot is whole at any moment, a file is used again by the next start, and what is damaged, were it by
+ * a single bit, or of another model is refused. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <fcntl.h>
@@ -139,6 +139,16 @@ static void test_used_again(void **state)
     }
 }
 
+static void flip(const char *path, off_t at, int bits)
+{
+    uint8_t byte;
+    int fd = open(path, O_RDWR);
+    assert_int_equal(pread(fd, &byte, 1, at), 1);
+    byte = (uint8_t)(byte ^ bits);
+    assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+    close(fd);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -162,27 +172,68 @@ static void test_refused(void **state)
     wider.tensors = tensors;
     assert_int_equal(ckpt_copy_open(&list[0], &wider, &view), ERR_FORMAT);
     ckpt_copy_close(copy, false);
-    /* any byte of the heads and of the index may be anything: no crash, and nothing outside is read */
+    /* any byte of the file's head may be anything: no crash, and nothing outside is read */
     const char *path = list[0].path;
-    int fd = open(path, O_RDWR), opened = 0;
-    for (off_t at = 0; at < 3 * 4096; at += at < 128 || at % 4096 < 64 ? 1 : 509) {
-        uint8_t good, bad;
-        assert_int_equal(pread(fd, &good, 1, at), 1);
-        bad = (uint8_t)(good ^ 0x90);
-        assert_int_equal(pwrite(fd, &bad, 1, at), 1);
+    for (off_t at = 0; at < 4096; at += at < 128 ? 1 : 509) {
+        flip(path, at, 0x90);
         assert_ok(ckpt_copies_find(&b->arena, b->dir, RUN, &list, &n));
-        for (int i = 0; i < n; i++) {
-            if (ckpt_copy_open(&list[i], &b->share, &view) != OK) continue;
-            opened++;
-            ckpt_copy_view_close(&view);
-        }
-        assert_int_equal(pwrite(fd, &good, 1, at), 1);
+        for (int i = 0; i < n; i++)
+            if (ckpt_copy_open(&list[i], &b->share, &view) == OK) ckpt_copy_view_close(&view);
+        flip(path, at, 0x90);
     }
-    assert_true(opened > 0);
-    close(fd);
     assert_int_equal(found(b), 1u << 1);
     assert_int_equal(truncate(path, 5000), 0);
     assert_int_equal(found(b), 0);
+    bench_destroy(b);
+}
+
+/* The tensor of which this byte of the file is a part, "" in head and index, NULL where nothing is that is used. */
+static const char *what_is_at(const Bench *b, const CkptCopyView *view, off_t at)
+{
+    const char *byte = (const char *)view->map + at;
+    if (byte >= (const char *)view->map + 4096 && byte < (const char *)(view->run + view->n_runs))
+        return "";
+    for (int64_t k = 0; k < view->n_runs; k++) {
+        const CkptCopyRun *run = &view->run[k];
+        const char *first = view->data + run->at;
+        if (byte >= first && byte < first + run->n * run->element_bytes)
+            return b->share.tensors[run->tensor].name;
+    }
+    return NULL;
+}
+
+/* A bit that turned over is found, wherever it is; the sentence names copy and tensor. */
+static void test_flipped_bits(void **state)
+{
+    (void)state;
+    Bench *b = bench_create();
+    CkptCopy *copy;
+    CkptCopyFound *list;
+    CkptCopyView view, damaged;
+    int n, in_tensors = 0;
+    assert_ok(ckpt_copy_create(&b->name, b->bytes, -1, &copy));
+    take(b, copy, 1);
+    ckpt_copy_close(copy, false);
+    assert_ok(ckpt_copies_find(&b->arena, b->dir, RUN, &list, &n));
+    assert_ok(ckpt_copy_open(&list[0], &b->share, &view));
+    off_t slot = (off_t)(b->bytes - 4096) / 2;
+    for (uint64_t trial = 0; trial < 10000; trial++) {
+        off_t at = 4096 + (off_t)rng_below(1, trial, (uint64_t)slot);
+        const char *tensor = what_is_at(b, &view, at);
+        flip(list[0].path, at, 1 << trial % 8);
+        Status status = ckpt_copy_open(&list[0], &b->share, &damaged);
+        if (status == OK) ckpt_copy_view_close(&damaged);
+        if ((status == OK) != (tensor == NULL)) fail_msg("byte %lld: status %d", (long long)at, (int)status);
+        flip(list[0].path, at, 1 << trial % 8);
+        if (!tensor) continue;
+        in_tensors += *tensor != 0;
+        assert_non_null(strstr(status_message(), "the copy in memory of rank 0 of 1 after step 1, "));
+        assert_non_null(strstr(status_message(), list[0].path));
+        assert_non_null(strstr(status_message(), *tensor ? tensor : "head or index"));
+    }
+    assert_true(in_tensors > 1000);
+    ckpt_copy_view_close(&view);
+    assert_int_equal(found(b), 1u << 1);
     bench_destroy(b);
 }
 
@@ -193,6 +244,7 @@ int main(void)
         cmocka_unit_test(test_a_keeper),
         cmocka_unit_test(test_used_again),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_flipped_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,25 +31,47 @@ static size_t own_bytes(const Trainer *t)
     return ckpt_copy_bytes(t->saved.part, t->saved.n, n_runs);
 }
 
-/* Ranks next to each other share a host; where they do not, their names tell. */
-static uint64_t host_of(const Trainer *t)
+/* A rank and the first rank of its host. */
+typedef struct RankPlace {
+    int rank, host;
+} RankPlace;
+
+static int by_host(const void *a, const void *b)
 {
-    char name[HOST_NAME_MAX + 1] = "";
-    gethostname(name, sizeof name - 1);
-    return hash_bytes(name, strlen(name)) + (uint64_t)(t->rank / (t->ranks_here > 0 ? t->ranks_here : 1));
+    const RankPlace *x = a, *y = b;
+    return x->host != y->host ? x->host - y->host : x->rank - y->rank;
 }
 
-/* How far on the keeper of every rank is: the nearest distance that leads to another host most often; 0 when there is
- * one host only. */
-static int keeper_distance(const int64_t *host, int n)
+/* All ranks in the order of their hosts, the longest stretch of one host counted. */
+static int sort_by_host(const Comm *world, RankPlace *place)
 {
-    int best = 0, most = 0;
-    for (int d = 1; d < n && most < n; d++) {
-        int others = 0;
-        for (int r = 0; r < n; r++) others += host[r] != host[(r + d) % n];
-        if (others > most) most = others, best = d;
+    int n = comm_size(world), longest = 0;
+    NameIndex hosts = {0};
+    for (int r = 0; r < n; r++) {
+        if (name_index_find(&hosts, comm_host(world, r)) < 0) name_index_put(&hosts, comm_host(world, r), r);
+        place[r] = (RankPlace){r, name_index_find(&hosts, comm_host(world, r))};
     }
-    return best;
+    name_index_deinit(&hosts);
+    qsort(place, (size_t)n, sizeof *place, by_host);
+    for (int i = 0, first = 0; i < n; i++) {
+        if (place[i].host != place[first].host) first = i;
+        longest = i + 1 - first > longest ? i + 1 - first : longest;
+    }
+    return longest;
+}
+
+/* In that order each rank's keeper is as many places further on as the largest host has ranks: on another host, wherever no
+ * host has more than half of them. Who would get a keeper on its own host has none. */
+static void choose_keepers(Copies *c, const Comm *world)
+{
+    int n = comm_size(world), at = 0;
+    RankPlace *place = xcalloc((size_t)n, sizeof *place);
+    int step = sort_by_host(world, place);
+    while (place[at].rank != comm_rank(world)) at++;
+    const RankPlace *to = &place[(at + step) % n], *from = &place[(at + n - step) % n];
+    c->to = to->host != place[at].host ? to->rank : -1;
+    c->from = from->host != place[at].host ? from->rank : -1;
+    free(place);
 }
 
 Status trainer_plan_copies(Trainer *t)
@@ -59,19 +81,11 @@ Status trainer_plan_copies(Trainer *t)
     if (t->config->checkpoint.memory_every == 0) return OK;
     c->own_bytes = own_bytes(t);
     if (!t->world) return OK;
-    int n = comm_size(t->world);
-    int64_t mine[2] = {(int64_t)host_of(t), (int64_t)c->own_bytes}, *all = xcalloc(2 * (size_t)n, sizeof *all);
-    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I64, .send = mine, .recv = all, .count = 2, .node = "copies"});
-    int64_t *host = xcalloc((size_t)n, sizeof *host);
-    for (int r = 0; r < n; r++) host[r] = all[2 * r];
-    int distance = keeper_distance(host, n);
-    if (status == OK && distance > 0) {
-        c->to = (t->rank + distance) % n;
-        c->from = (t->rank + n - distance) % n;
-        c->kept_bytes = (size_t)all[2 * c->from + 1];
-    }
-    free(host);
-    free(all);
+    choose_keepers(c, t->world);
+    int64_t mine = (int64_t)c->own_bytes, *bytes = xcalloc((size_t)comm_size(t->world), sizeof *bytes);
+    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I64, .send = &mine, .recv = bytes, .count = 1, .node = "copies"});
+    if (status == OK && c->from >= 0) c->kept_bytes = (size_t)bytes[c->from];
+    free(bytes);
     return status;
 }
 
@@ -110,9 +124,9 @@ Status trainer_open_copies(Trainer *t, int64_t from)
     CkptCopyName name = {.dir = dir, .run = trainer_copies_key(t), .start = ckpt_store_key(t->store), .rank = t->rank, .ranks = t->saved.share.ranks, .keeper = t->rank};
     remove_stale(t, from);
     TRY(ckpt_copy_create(&name, c->own_bytes, from, &c->own));
-    if (c->to < 0) return OK;
+    if (c->to < 0 && c->from < 0) return OK;
     name.rank = c->from;
-    TRY(ckpt_copy_create(&name, c->kept_bytes, from, &c->kept));
+    if (c->from >= 0) TRY(ckpt_copy_create(&name, c->kept_bytes, from, &c->kept));
     int n = comm_size(t->world), *ranks = xcalloc((size_t)n, sizeof *ranks);
     for (int r = 0; r < n; r++) ranks[r] = r;
     Status status = comm_group(t->world, "copies", ranks, n, &c->group);
@@ -123,20 +137,22 @@ Status trainer_open_copies(Trainer *t, int64_t from)
 /* What was on its way in a world that is lost may still arrive: then the memory stays as it is. */
 void trainer_close_copies(Trainer *t)
 {
-    if (t->copies.sending) return;
+    if (t->copies.sending || t->copies.receiving) return;
     ckpt_copy_close(t->copies.own, t->copies.done);
     ckpt_copy_close(t->copies.kept, t->copies.done);
 }
 
 /* ---- taken ------------------------------------------------------------------------------------------------------------ */
 
-static Status send_copy(Trainer *t)
+static Status send_copy(Copies *c)
 {
-    Copies *c = &t->copies;
     size_t own, kept;
+    if (c->kept) {
+        void *room = ckpt_copy_receive(c->kept, &kept);
+        TRY(comm_start(c->group, &(CommOp){.kind = COMM_RECV, .dtype = DTYPE_U8, .recv = room, .count = (int64_t)kept, .peer = c->from, .node = "copies"}, &c->receiving));
+    }
+    if (c->to < 0) return OK;
     const void *slot = ckpt_copy_slot(c->own, &own);
-    void *room = ckpt_copy_receive(c->kept, &kept);
-    TRY(comm_start(c->group, &(CommOp){.kind = COMM_RECV, .dtype = DTYPE_U8, .recv = room, .count = (int64_t)kept, .peer = c->from, .node = "copies"}, &c->receiving));
     return comm_start(c->group, &(CommOp){.kind = COMM_SEND, .dtype = DTYPE_U8, .send = slot, .count = (int64_t)own, .peer = c->to, .node = "copies"}, &c->sending);
 }
 
@@ -150,23 +166,28 @@ Status trainer_take_copy(Trainer *t)
     char *json = trainer_run_json(t);
     Status status = ckpt_copy_take(c->own, &t->saved.share, t->step, json);
     free(json);
-    if (status == OK && c->kept) status = send_copy(t);
+    if (status == OK) status = send_copy(c);
     c->step = t->step;
     c->n++;
     c->held_s += clock_s() - start;
     return status;
 }
 
+static Status await(CommRequest **request)
+{
+    CommRequest *r = *request;
+    *request = NULL;
+    return r ? comm_wait(r) : OK;
+}
+
 Status trainer_await_copy(Trainer *t)
 {
     Copies *c = &t->copies;
-    if (!c->sending) return OK;
-    CommRequest *receiving = c->receiving, *sending = c->sending;
+    bool receiving = c->receiving != NULL;
     double start = clock_s();
-    c->receiving = c->sending = NULL;
-    Status status = comm_wait(receiving), sent = comm_wait(sending);
+    Status status = await(&c->receiving), sent = await(&c->sending);
     c->held_s += clock_s() - start;
     if (status == OK) status = sent;
-    if (status == OK) ckpt_copy_received(c->kept, c->step);
+    if (status == OK && receiving) ckpt_copy_received(c->kept, c->step);
     return status;
 }

@@ -1,7 +1,8 @@
 /* Going on from copies in memory (copies.c), under any layout.
  *
- * Ranks tell each other which copies lie on their hosts, and all find the newest step of which every share is there. The
- * elements of each tensor have homes: equal ranges, one a rank. Who has found a copy sends its runs to their homes; then
+ * Ranks tell each other which copies lie on their hosts, and all find the newest step of which every share is there; whoever
+ * is to give out a copy looks first whether all its bits are those that were copied, and if not, another copy of the same
+ * share or an older step takes its place. The elements of each tensor have homes: equal ranges, one a rank. Who has found a copy sends its runs to their homes; then
  * every rank asks the homes for the runs that it holds. A batch of tensors at a time, so that little memory is needed
  * beside the states. */
 #include <stdlib.h>
@@ -29,7 +30,8 @@ static void add_bytes(Text *text, const void *data, size_t n)
 typedef struct Offer {
     int64_t step;
     uint64_t start;
-    int32_t rank, ranks, finder, unused;
+    int32_t rank, ranks, keeper, finder;
+    int32_t bad, unused; /* found damaged */
 } Offer;
 
 typedef struct Restore {
@@ -51,7 +53,8 @@ static Status gather_offers(Restore *r)
     int64_t mine = r->n_found, total = 0, *counts = xcalloc((size_t)r->n, sizeof *counts);
     Offer *own = ARENA_ARRAY(&r->arena, Offer, r->n_found + 1);
     for (int i = 0; i < r->n_found; i++)
-        own[i] = (Offer){.step = r->found[i].step, .start = r->found[i].start, .rank = r->found[i].rank, .ranks = r->found[i].ranks, .finder = t->rank};
+        own[i] = (Offer){.step = r->found[i].step, .start = r->found[i].start, .rank = r->found[i].rank, .ranks = r->found[i].ranks,
+                         .keeper = r->found[i].keeper, .finder = t->rank};
     counts[0] = mine;
     Status status = !t->world ? OK : comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I64, .send = &mine, .recv = counts, .count = 1, .node = "copies"});
     for (int i = 0; i < r->n; i++) {
@@ -74,49 +77,23 @@ static int by_newest(const void *a, const void *b)
     if (x->step != y->step) return x->step > y->step ? -1 : 1;
     if (x->start != y->start) return x->start > y->start ? -1 : 1;
     if (x->ranks != y->ranks) return x->ranks - y->ranks;
-    return x->rank != y->rank ? x->rank - y->rank : x->finder - y->finder;
+    if (x->rank != y->rank) return x->rank - y->rank;
+    return x->keeper != y->keeper ? x->keeper - y->keeper : x->finder - y->finder;
 }
 
 static bool same_set(const Offer *a, const Offer *b) { return a->step == b->step && a->start == b->start && a->ranks == b->ranks; }
 
-/* The first set of offers in which every rank has one. */
-static void choose_step(Restore *r)
+/* The first set of offers, of a step after `than`, in which every rank has a good one. */
+static void choose_step(Restore *r, int64_t than)
 {
     r->chosen = -1;
-    if (r->n_offers) qsort(r->offer, (size_t)r->n_offers, sizeof *r->offer, by_newest);
-    for (int64_t i = 0, end; i < r->n_offers && r->chosen < 0; i = end) {
+    for (int64_t i = 0, end; i < r->n_offers && r->chosen < 0 && r->offer[i].step > than; i = end) {
         int next = 0;
-        for (end = i; end < r->n_offers && same_set(&r->offer[i], &r->offer[end]); end++) next += r->offer[end].rank == next;
+        for (end = i; end < r->n_offers && same_set(&r->offer[i], &r->offer[end]); end++) next += !r->offer[end].bad && r->offer[end].rank == next;
         if (next != r->offer[i].ranks) continue;
         r->chosen = i;
         r->end = end;
     }
-}
-
-Status trainer_find_copies(Trainer *t, int64_t *step)
-{
-    Restore *r = xcalloc(1, sizeof *r);
-    *r = (Restore){.t = t, .chosen = -1, .n = t->saved.share.ranks};
-    *step = -1;
-    Status status = OK;
-    if (t->config->checkpoint.memory_every > 0) {
-        if (ckpt_copies_find(&r->arena, t->config->checkpoint.memory_dir, trainer_copies_key(t), &r->found, &r->n_found) != OK) r->n_found = 0;
-        status = gather_offers(r);
-        if (status == OK) choose_step(r);
-        if (status == OK && r->chosen >= 0) *step = r->offer[r->chosen].step;
-    }
-    t->copies.restore = r;
-    return status;
-}
-
-void trainer_forget_copies(Trainer *t)
-{
-    Restore *r = t->copies.restore;
-    if (!r) return;
-    for (int i = 0; i < r->n_views; i++) ckpt_copy_view_close(&r->view[i]);
-    arena_deinit(&r->arena);
-    free(r);
-    t->copies.restore = NULL;
 }
 
 /* ---- opened -------------------------------------------------------------------------------------------------------------- */
@@ -125,7 +102,7 @@ static Status open_view(Restore *r, const Offer *o)
 {
     for (int k = 0; k < r->n_found; k++) {
         const CkptCopyFound *f = &r->found[k];
-        if (f->step != o->step || f->start != o->start || f->rank != o->rank || f->ranks != o->ranks) continue;
+        if (f->step != o->step || f->start != o->start || f->rank != o->rank || f->ranks != o->ranks || f->keeper != o->keeper) continue;
         TRY(ckpt_copy_open(f, &r->t->saved.share, &r->view[r->n_views]));
         r->n_views++;
         return OK;
@@ -133,18 +110,88 @@ static Status open_view(Restore *r, const Offer *o)
     return OK;
 }
 
-/* Those that this rank is the first to offer. */
-static Status open_views(Restore *r)
+static void close_views(Restore *r)
 {
+    while (r->n_views > 0) ckpt_copy_view_close(&r->view[--r->n_views]);
+}
+
+/* Those that this rank is the first to offer; bad[i] for the i-th of the chosen that cannot be used. */
+static Status open_views(Restore *r, int32_t *bad)
+{
+    Status status = OK;
     r->view = ARENA_ARRAY(&r->arena, CkptCopyView, r->offer[r->chosen].ranks);
     int last = -1;
     for (int64_t i = r->chosen; i < r->end; i++) {
         const Offer *o = &r->offer[i];
-        bool first = o->rank != last;
+        if (o->bad || o->rank == last) continue;
         last = o->rank;
-        if (first && o->finder == r->t->rank) TRY(open_view(r, o));
+        if (o->finder != r->t->rank) continue;
+        Status opened = open_view(r, o);
+        bad[i - r->chosen] = opened != OK;
+        if (opened != OK) status = opened;
+    }
+    return status;
+}
+
+/* What one finder sees damaged is so for all that find this copy on the same host. */
+static void drop(Restore *r, const int32_t *bad)
+{
+    for (int64_t i = r->chosen; i < r->end; i++)
+        for (int64_t k = r->chosen; bad[i - r->chosen] && k < r->end; k++)
+            r->offer[k].bad |= r->offer[k].rank == r->offer[i].rank && r->offer[k].keeper == r->offer[i].keeper;
+}
+
+/* Opens the chosen copies, the same ones on all ranks; *good: none of them was damaged. */
+static Status open_chosen(Restore *r, bool *good)
+{
+    Trainer *t = r->t;
+    int64_t n = r->end - r->chosen;
+    int32_t *bad = ARENA_ARRAY(&r->arena, int32_t, n);
+    Status mine = open_views(r, bad), said = trainer_accord(t, mine);
+    *good = said == OK;
+    if (*good || said == ERR_COMM) return said;
+    log_warn("%s; it is not used", status_message());
+    if (t->world)
+        TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .reduce = COMM_MAX, .send = bad, .recv = bad, .count = n, .node = "copies"}));
+    drop(r, bad);
+    close_views(r);
+    return OK;
+}
+
+static Status find(Restore *r, int64_t than)
+{
+    const RunCheckpoint *c = &r->t->config->checkpoint;
+    if (ckpt_copies_find(&r->arena, c->memory_dir, trainer_copies_key(r->t), &r->found, &r->n_found) != OK) r->n_found = 0;
+    TRY(gather_offers(r));
+    if (r->n_offers) qsort(r->offer, (size_t)r->n_offers, sizeof *r->offer, by_newest);
+    for (bool good = false; !good;) {
+        choose_step(r, than);
+        if (r->chosen < 0) break;
+        TRY(open_chosen(r, &good));
     }
     return OK;
+}
+
+Status trainer_find_copies(Trainer *t, int64_t than, int64_t *step)
+{
+    Restore *r = xcalloc(1, sizeof *r);
+    *r = (Restore){.t = t, .chosen = -1, .n = t->saved.share.ranks};
+    t->copies.restore = r;
+    *step = -1;
+    if (t->config->checkpoint.memory_every == 0) return OK;
+    TRY(find(r, than));
+    if (r->chosen >= 0) *step = r->offer[r->chosen].step;
+    return OK;
+}
+
+void trainer_forget_copies(Trainer *t)
+{
+    Restore *r = t->copies.restore;
+    if (!r) return;
+    close_views(r);
+    arena_deinit(&r->arena);
+    free(r);
+    t->copies.restore = NULL;
 }
 
 /* ---- homes ------------------------------------------------------------------------------------------------------------------ */
@@ -385,7 +432,6 @@ static Status share_json(Restore *r, char **json)
 Status trainer_restore_copies(Trainer *t, char **run_json)
 {
     Restore *r = t->copies.restore;
-    TRY(trainer_accord(t, open_views(r)));
     TRY(share_json(r, run_json));
     return trainer_accord(t, restore_all(r));
 }

@@ -265,9 +265,9 @@ static Status resume(Trainer *t, bool *found)
     int64_t *steps = NULL, in_memory = -1;
     int n = 0;
     *found = false;
-    Status status = trainer_find_copies(t, &in_memory);
-    if (status == OK) status = list_candidates(t, &arena, &steps, &n);
-    if (status == OK && in_memory > (steps && n > 0 ? steps[0] : -1)) {
+    Status status = list_candidates(t, &arena, &steps, &n);
+    if (status == OK) status = trainer_find_copies(t, steps && n > 0 ? steps[0] : -1, &in_memory);
+    if (status == OK && in_memory >= 0) {
         Status tried = resume_from_memory(t, in_memory);
         *found = tried == OK;
         if (tried == ERR_COMM) status = tried;

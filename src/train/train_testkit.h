@@ -33,7 +33,7 @@ typedef struct Job {
     const char *more[4];
     int64_t steps;
     bool again; /* no step: what was loaded is saved once more */
-    int ranks_here; /* of each host; 0: all */
+    const char *hosts; /* DROVER_TEST_HOSTS; NULL: one */
     double alarm_s; /* 0: as ever */
     const char *fault; /* set once all ranks have been made */
     int crippled;      /* 1 + the rank whose snapshots do not fit; 0: none */
@@ -92,7 +92,7 @@ static inline void *run_rank(void *context)
     RankJob *r = context;
     Trainer *t;
     Comm *world = r->world ? comm_of_rank(r->world, r->rank) : NULL;
-    r->status = trainer_create_rank(r->config, world, r->job->ranks_here ? r->job->ranks_here : r->job->n, &t);
+    r->status = trainer_create_rank(r->config, world, r->job->n, &t);
     if (r->status == OK) {
         r->status = work(r, t);
         if (r->status != OK) snprintf(r->message, sizeof r->message, "%s", status_message());
@@ -118,7 +118,9 @@ static inline Status run(Job *job)
     int n = job->n = (int)run_ranks(&config);
     assert_true(n <= MAX_TEST_RANKS);
     memset(job->share_bytes, 0, sizeof job->share_bytes);
+    if (job->hosts) setenv("DROVER_TEST_HOSTS", job->hosts, 1);
     if (n > 1) assert_ok(comm_world_create_local(n, &(CommOptions){.deadline_s = 60}, &world));
+    unsetenv("DROVER_TEST_HOSTS");
     pthread_barrier_init(&made, NULL, (unsigned)n);
     for (int r = 0; r < n; r++) {
         ranks[r] = (RankJob){.job = job, .config = &config, .world = world, .made = n > 1 ? &made : NULL, .rank = r};

@@ -157,7 +157,8 @@ void trainer_close_copies(Trainer *t);
 Status trainer_take_copy(Trainer *t);       /* after a step, if it is time */
 Status trainer_await_copy(Trainer *t);      /* before ranks meet again */
 /* restore.c */
-Status trainer_find_copies(Trainer *t, int64_t *step); /* the newest step that is whole in memory; -1: none */
+/* The newest step after `than` that is whole in memory, with no bit changed; -1: none. Damaged copies are named. */
+Status trainer_find_copies(Trainer *t, int64_t than, int64_t *step);
 Status trainer_restore_copies(Trainer *t, char **run_json); /* that step; the text lives until they are forgotten */
 void trainer_forget_copies(Trainer *t);
 /* files.c */
