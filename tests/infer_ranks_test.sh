@@ -61,7 +61,7 @@ refused() { # refused PATTERN ARGS...
   "$drover" generate "$work/tiny" --max-tokens 1 "$@" >/dev/null 2>"$work/err"
   [ $? = 3 ] && grep -q "$pattern" "$work/err" || { echo "generate $*: no refusal with '$pattern': $(cat "$work/err")"; failed=1; }
 }
-refused 'cannot be cut into 4' --tp 4
+refused 'tp 4 does not divide the model.s 2 key heads; --tp 2 would' --tp 4
 refused 'can run 1024 as threads' --tp 64 --dp 64
 refused 'layers' --pp 8
 echo "$checks checks, failed: $failed"

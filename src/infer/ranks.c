@@ -26,6 +26,8 @@ static Status find_place(Infer *infer)
     if (mesh_size(&o->layout.mesh, MESH_CP) > 1)
         return fail(ERR_REFUSED, "context parallelism cuts the sequences of training only; tensor parallelism (tp) cuts caches too");
     if (wanted != n) return fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", wanted, n);
+    TRY(model_check_divides(&infer->model->config,
+                            &(ModelCut){mesh_size(&o->layout.mesh, MESH_TP), mesh_size(&o->layout.mesh, MESH_EP), o->layout.fold_experts, "--"}));
     o->layout.mesh = mesh_at(&o->layout.mesh, comm_rank(o->world));
     o->layout.sequence = false; /* a single token cannot be cut */
     return OK;

@@ -116,6 +116,15 @@ typedef struct ModelOptions {
     float aux_loss, router_z_loss, z_loss; /* coefficients */
 } ModelOptions;
 
+/* How ranks share a model. */
+typedef struct ModelCut {
+    int64_t tp, ep;
+    bool fold_experts;  /* whole ones over both */
+    const char *before; /* how these settings are written: "parallel." or "--" */
+} ModelCut;
+/* That tp ranks can share its heads, feed-forward columns and vocabulary, and ep ranks its experts; refused with what would do. */
+Status model_check_divides(const ModelConfig *config, const ModelCut *cut);
+
 /* The forward graph, siblings fused. Every weight is a state by its published name. */
 Status model_build(const ModelConfig *config, ModelOptions options, Graph **graph);
 
