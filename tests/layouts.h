@@ -12,7 +12,7 @@
 #include <math.h>
 #include <pthread.h>
 
-enum { STEPS = 20, SEQ = 32, BATCH = 8, VOCAB = 128, MAX_RANKS = 256 };
+enum { STEPS = 20, SEQ = 32, BATCH = 8, VOCAB = 128, MAX_RANKS = 256, MAX_CP = 8 };
 
 static const char *const llama4 =
     "{\"model_type\": \"llama4_text\", \"vocab_size\": 128, \"hidden_size\": 32, \"num_hidden_layers\": 4, "
@@ -39,7 +39,7 @@ typedef struct Job {
     const char *table;    /* as text, instead; NULL: none */
     int layers;           /* of the model; 0: as it says */
     Pipeline *pipeline;   /* made of it while the job runs */
-    StepRoles planned;    /* and what a plan says of its ranks */
+    StepRoles planned[MAX_CP]; /* and what a plan says of its ranks; in a ring those of each coordinate along cp */
     CommWorld *world;
     bool check_wire; /* what was sent must be what the nodes declare */
     Status (*at_end)(struct Job *job, const StepPrograms *p, Session *session); /* of each rank, behind its steps; or NULL */
@@ -251,9 +251,9 @@ static Status run_rank(RankJob *r)
         status = session_create(device, programs.store, programs.at, programs.n, &session);
         if (status == OK && device_allocated_bytes(device) != session_plan(programs.store, programs.at, programs.n).total_bytes)
             status = fail(ERR_MEMORY, "%zu bytes were allocated, another number than planned", device_allocated_bytes(device));
-        size_t planned = job->planned.memory[o.layout.mesh.coord[MESH_PP]].total_bytes;
-        size_t held = device_allocated_bytes(device); /* in a ring the first rank stands for all, and holds most */
-        if (status == OK && (o.layout.ring ? held > planned : held != planned))
+        const StepRoles *roles = &job->planned[o.layout.ring ? o.layout.mesh.coord[MESH_CP] : 0];
+        size_t planned = roles->memory[o.layout.mesh.coord[MESH_PP]].total_bytes;
+        if (status == OK && device_allocated_bytes(device) != planned)
             status = fail(ERR_MEMORY, "%zu bytes were allocated, %zu were planned without a machine", device_allocated_bytes(device), planned);
         if (status == OK) {
             status = session_init_weights(session, 3);
@@ -299,6 +299,25 @@ static Status make_pipeline(Job *job)
     return OK;
 }
 
+/* Without a machine. */
+static inline Status plan_job(Job *job)
+{
+    int cp = job->options.layout.ring ? mesh_size(&job->options.layout.mesh, MESH_CP) : 1;
+    CHECK(cp <= MAX_CP);
+    for (int c = 0; c < cp; c++) {
+        StepOptions o = job->options;
+        o.layout.mesh.coord[MESH_CP] = c;
+        TRY(step_roles_build(job->model, &o, (Target){.isa = cpu_best_isa(), .threads = 1}, &job->planned[c]));
+    }
+    return OK;
+}
+
+static inline void forget_plans(Job *job)
+{
+    for (int c = 0; c < MAX_CP; c++)
+        if (job->planned[c].role) step_roles_destroy(&job->planned[c]);
+}
+
 static inline Status run_job(Job *job, char *message)
 {
     int n = mesh_ranks(&job->options.layout.mesh);
@@ -307,8 +326,7 @@ static inline Status run_job(Job *job, char *message)
         snprintf(message, 600, "%s", status_message());
         return made;
     }
-    Target target = {.isa = cpu_best_isa(), .threads = 1};
-    if (step_roles_build(job->model, &job->options, target, &job->planned) != OK) {
+    if (plan_job(job) != OK) {
         snprintf(message, 600, "plan: %s", status_message());
         return ERR_REFUSED;
     }
@@ -323,7 +341,7 @@ static inline Status run_job(Job *job, char *message)
     for (int r = 0; r < n && status == OK; r++)
         if ((status = ranks[r].status) != OK) snprintf(message, 600, "rank %d: %s", r, ranks[r].message);
     comm_world_destroy(job->world);
-    step_roles_destroy(&job->planned);
+    forget_plans(job);
     pipeline_destroy(job->pipeline);
     return status;
 }

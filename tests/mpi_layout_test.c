@@ -22,6 +22,7 @@ static void check(CommWorld *world, const char *model_text, const char *text)
     many.model = &model;
     many.world = world;
     assert_int_equal(make_pipeline(&many), OK);
+    assert_int_equal(plan_job(&many), OK);
     comm_world_here(world, &rank);
     RankJob mine = {.job = &many, .rank = rank};
     if (run_rank(&mine) != OK) fail_msg("%s: %s", text, status_message());
@@ -35,6 +36,7 @@ static void check(CommWorld *world, const char *model_text, const char *text)
         double difference = compare(&many, &one);
         if (!(difference < (chunks ? DBL_TRUE_MIN : 1e-5))) fail_msg("%s: difference %.2e", text, difference);
     }
+    forget_plans(&many);
     pipeline_destroy(many.pipeline);
     model_config_deinit(&model);
 }

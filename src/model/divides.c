@@ -1,11 +1,11 @@
 /* What ranks share must divide: refused by the model's own words, before a graph finds it out by the name of a weight or a cache. */
 #include "model/model.h"
 
-/* The largest divisor of `most` that divides all of n counts, for a remedy. */
+/* The largest number up to `most` that divides all of n counts, for a remedy. */
 static int64_t works(int64_t most, const int64_t *count, int n)
 {
     for (int64_t d = most; d > 1; d--) {
-        bool all = most % d == 0;
+        bool all = true;
         for (int i = 0; i < n; i++) all &= count[i] % d == 0;
         if (all) return d;
     }

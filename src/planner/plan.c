@@ -31,6 +31,30 @@ Status plan_read_model(const RunConfig *config, ModelConfig *model)
     return OK;
 }
 
+static size_t most_bytes(const StepRoles *roles)
+{
+    size_t most = 0;
+    for (int r = 0; r < roles->n_ranks; r++) most = roles->memory[r].total_bytes > most ? roles->memory[r].total_bytes : most;
+    return most;
+}
+
+/* Ranks of a ring along cp hold a little more or less than one another: the plan is that of those that hold most. */
+static Status build_roles(PlanJob *job)
+{
+    int n = job->options.layout.ring ? mesh_size(&job->options.layout.mesh, MESH_CP) : 1;
+    for (int c = 0; c < n; c++) {
+        StepOptions o = job->options;
+        StepRoles roles;
+        o.layout.mesh.coord[MESH_CP] = c;
+        TRY(step_roles_build(job->model, &o, job->target, &roles));
+        bool better = c == 0 || most_bytes(&roles) > most_bytes(&job->roles);
+        StepRoles drop = better ? job->roles : roles;
+        if (better) job->roles = roles;
+        if (drop.role) step_roles_destroy(&drop);
+    }
+    return OK;
+}
+
 Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, PlanJob *job)
 {
     *job = (PlanJob){.model = model};
@@ -44,7 +68,7 @@ Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cl
     layout.pipeline = job->pipeline;
     if (status == OK) {
         job->options = train_step_options(config, &layout, dtype_of(config, &job->target), train_expects_validation(config));
-        status = step_roles_build(model, &job->options, job->target, &job->roles);
+        status = build_roles(job);
         if (status == ERR_ARG || status == ERR_SHAPE || status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
             status = fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
                           (long long)job->options.micro_batch, (long long)job->options.seq, status_message());

@@ -3,8 +3,7 @@
  * Ranks along pp have the same role when their stages have the same kinds of layers. Only a rank of each role is built, on a
  * short model that has the layers of these ranks alone (Layout.stage_of_layer). What still differs between ranks of a role
  * are two numbers that the schedule tells: how many micro-batches a rank holds, and how many messages are on their way.
- * Where keys and values go round a ring the first rank of cp stands for all: the others hold a little less
- * (tests/layouts.h holds every rank of every layout against this). */
+ * Where keys and values go round a ring ranks along cp differ too: roles are then those of one coordinate of options' mesh. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -88,7 +88,8 @@ typedef struct StepRoles {
     MemoryPlan *memory; /* [n_ranks]: what a session of each holds, to the byte */
     size_t *message_bytes; /* [n_ranks]: of memory.state_bytes, for messages to other stages */
 } StepRoles;
-/* ERR_REFUSED where layers cannot be shared out over the stages. */
+/* ERR_REFUSED where layers cannot be shared out over the stages. Of options' mesh only the coordinate along cp matters,
+ * and only where keys and values go round a ring. */
 Status step_roles_build(const ModelConfig *model, const StepOptions *options, Target target, StepRoles *out);
 void step_roles_destroy(StepRoles *roles);
 
