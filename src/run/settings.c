@@ -138,7 +138,7 @@ static const Setting settings[] = {
          "a file for a trace of some steps, for chrome://tracing or Perfetto: what every rank computed and exchanged when; empty: none"),
     INT("log.trace_after", "steps", 0, 1e12, "2", log.trace_after, "steps of this run before those that are traced"),
     INT("log.trace_steps", "steps", 1, 1e6, "2", log.trace_steps, "how many are traced"),
-    FLOAT("log.slow_rank", "times the median", 0, 1000, "1.25", log.slow_rank,
+    FLOAT("log.slow_rank", "times the median", 0, 1000, "1.2", log.slow_rank,
           "a rank whose computing takes this much longer than that of its peers, two windows of six steps in a row, is named; 0: never"),
 };
 

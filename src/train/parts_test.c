@@ -121,31 +121,6 @@ static void metrics_survive_a_lost_directory(void **state)
     assert_int_equal(dir_remove_tree(dir), OK);
 }
 
-/* The one that computes 1.3 times as long as its peers is named, not the ranks of a stage with more to do, and nobody when all
- * are about equal or the difference is a moment of the system's. */
-static void slow_ranks(void **state)
-{
-    (void)state;
-    static const struct {
-        float compute_s[6];
-        int stage[6], n;
-        unsigned slow; /* bit r: rank r */
-    } cases[] = {
-        {{1.0f, 1.02f, 1.3f, 0.99f}, {0}, 4, 1u << 2},
-        {{1.0f, 1.3f}, {0}, 2, 1u << 1},
-        {{1.0f, 1.2f, 0.9f, 1.1f}, {0}, 4, 0},
-        {{1.0f, 1.05f, 2.0f, 2.1f, 2.0f, 3.0f}, {0, 0, 1, 1, 1, 1}, 6, 1u << 5},
-        {{1.0f, 9.0f}, {0, 1}, 2, 0},
-        {{0.001f, 0.002f, 0.001f}, {0}, 3, 0},
-    };
-    for (int i = 0; i < COUNT_OF(cases); i++) {
-        float median[6];
-        bool slow[6];
-        slow_ranks_find(cases[i].compute_s, cases[i].stage, cases[i].n, 1.25, median, slow);
-        for (int r = 0; r < cases[i].n; r++) assert_int_equal(slow[r], cases[i].slow >> r & 1);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -154,7 +129,6 @@ int main(void)
         cmocka_unit_test(crc_of_known_bytes),
         cmocka_unit_test(event_file_reads_back),
         cmocka_unit_test(metrics_survive_a_lost_directory),
-        cmocka_unit_test(slow_ranks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,13 +1,20 @@
 /* Ranks that compute more slowly than their peers. A step is as fast as its slowest rank, and all ranks have the same step
  * times; what differs is how long a rank computes and how long it waits for others. Over a window of steps each rank takes the
- * second smallest time of computing, which a disturbance of single steps leaves alone; the first rank compares. */
+ * second smallest time of computing, which a disturbance of single steps leaves alone; the first rank compares.
+ *
+ * A rank that waits for a processor does not compute, though its clock runs: on a host with more to do than processors
+ * that hits now one rank and now another, for many short steps in a row. So against a rank counts only the time in which it
+ * had a processor or slept; and what it waited for one counts when it has been so for a minute. */
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "train/trainer_internal.h"
 
 static const double least_excess_s = 0.002; /* below it, it is the scheduler of the system */
+static const double queued_long_s = 60;
 
 static int compare_floats(const void *a, const void *b)
 {
@@ -15,30 +22,69 @@ static int compare_floats(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* ---- the judgement ---------------------------------------------------------------------------------------- */
+
+SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n)
+{
+    float all[SLOW_WINDOW], own[SLOW_WINDOW];
+    CHECK(n == SLOW_WINDOW);
+    for (int i = 0; i < n; i++) {
+        all[i] = compute_s[i];
+        own[i] = fmaxf(0, compute_s[i] - queued_s[i]); /* some of it may have been while it waited for others */
+    }
+    qsort(all, (size_t)n, sizeof *all, compare_floats);
+    qsort(own, (size_t)n, sizeof *own, compare_floats);
+    return (SlowSpeed){all[1], own[1]};
+}
+
 /* The lower one of an even number, so that of two ranks the slow one is not half of the measure. */
-static float median_of_stage(const float *compute_s, const int *stage, int n, int which,
-                             float *scratch)
+static float median_of_stage(const SlowSpeed *speed, const int *stage, int n, int which, float *scratch)
 {
     int m = 0;
     for (int r = 0; r < n; r++)
-        if (stage[r] == which) scratch[m++] = compute_s[r];
+        if (stage[r] == which) scratch[m++] = speed[r].compute_s;
     qsort(scratch, (size_t)m, sizeof *scratch, compare_floats);
     return m ? scratch[(m - 1) / 2] : 0;
 }
 
-void slow_ranks_find(const float *compute_s, const int *stage, int n, double factor, float *median,
-                     bool *slow)
+static bool exceeds(float compute_s, float median, double factor)
 {
-    float *scratch = xmalloc((size_t)n * sizeof *scratch);
+    return (double)compute_s > factor * (double)median && (double)(compute_s - median) > least_excess_s;
+}
+
+/* Slow in two windows one after the other. One that was named and is no longer slow is watched for a while before it can be
+ * named again. */
+static bool next(SlowRank *rank, bool slow)
+{
+    enum { WATCHED = 5 };
+    bool name = slow && rank->state == SLOW_SUSPECTED;
+    if (slow)
+        rank->state = rank->state == SLOW_GOOD ? SLOW_SUSPECTED : SLOW_NAMED;
+    else
+        rank->state = rank->state < SLOW_NAMED || rank->state == SLOW_NAMED + WATCHED ? SLOW_GOOD : rank->state + 1;
+    return name;
+}
+
+/* With what it waits for a processor: slow for a minute without a break. */
+static bool queues_long(SlowRank *rank, bool slow, double now_s)
+{
+    if (!slow) rank->queued_since_s = 0;
+    else if (rank->queued_since_s == 0) rank->queued_since_s = now_s;
+    return slow && now_s - rank->queued_since_s > queued_long_s;
+}
+
+void slow_judge(const SlowWindow *w, SlowRank *rank, float *median, bool *name)
+{
+    float *scratch = xmalloc((size_t)w->n * sizeof *scratch);
     int last = 0;
-    for (int r = 0; r < n; r++) last = stage[r] > last ? stage[r] : last;
+    for (int r = 0; r < w->n; r++) last = w->stage[r] > last ? w->stage[r] : last;
     for (int s = 0; s <= last; s++) {
-        float m = median_of_stage(compute_s, stage, n, s, scratch);
-        for (int r = 0; r < n; r++) {
-            if (stage[r] != s) continue;
+        float m = median_of_stage(w->speed, w->stage, w->n, s, scratch);
+        for (int r = 0; r < w->n; r++) {
+            if (w->stage[r] != s) continue;
+            bool queues = queues_long(&rank[r], exceeds(w->speed[r].compute_s, m, w->factor), w->now_s);
             median[r] = m;
-            slow[r] = (double)compute_s[r] > factor * (double)m &&
-                      (double)(compute_s[r] - m) > least_excess_s;
+            name[r] = next(&rank[r], queues || exceeds(w->speed[r].own_s, m, w->factor));
         }
     }
     free(scratch);
@@ -46,43 +92,32 @@ void slow_ranks_find(const float *compute_s, const int *stage, int n, double fac
 
 /* ---- on the first rank ---------------------------------------------------------------------------------- */
 
-static void name_slow(Trainer *t, int rank, float compute_s, float median)
+static void name_slow(Trainer *t, int rank, SlowSpeed speed, float median)
 {
-    char text[256];
-    snprintf(text, sizeof text,
-             "rank %d on %s is slow: it computes %.4g s a step, its peers %.4g s (%.2f times), in "
-             "steps %lld to %lld",
-             rank, comm_host(t->world, rank), (double)compute_s, (double)median,
-             (double)(compute_s / median), (long long)t->step - 2 * SLOW_WINDOW + 1,
-             (long long)t->step);
+    char text[320], queued[80] = "";
+    if (speed.compute_s - speed.own_s > 0.1f * speed.compute_s)
+        snprintf(queued, sizeof queued, ", %.4g s of it waiting for a processor", (double)(speed.compute_s - speed.own_s));
+    snprintf(text, sizeof text, "rank %d on %s is slow: it computes %.4g s a step%s, its peers %.4g s (%.2f times), in steps %lld to %lld", rank,
+             comm_host(t->world, rank), (double)speed.compute_s, queued, (double)median, (double)(speed.compute_s / median),
+             (long long)t->step - 2 * SLOW_WINDOW + 1, (long long)t->step);
     progress_note(&t->progress, "drover: %s", text);
     metrics_event(t->metrics, "slow_rank", t->step, text);
 }
 
-/* Of a rank after a window. One that was named and is no longer slow is watched for a while before it can be named again. */
-static uint8_t next(uint8_t rank, bool slow)
-{
-    enum { WATCHED = 5 };
-    if (slow) return rank == RANK_GOOD ? RANK_SUSPECTED : RANK_NAMED;
-    return rank < RANK_NAMED || rank == RANK_NAMED + WATCHED ? RANK_GOOD : (uint8_t)(rank + 1);
-}
-
-static void judge(Trainer *t, const float *compute_s)
+static void judge(Trainer *t, const SlowSpeed *speed)
 {
     SlowWatch *w = &t->slow;
     int n = comm_size(t->world), *stage = xmalloc((size_t)n * sizeof *stage);
     float *median = xmalloc((size_t)n * sizeof *median);
-    bool *slow = xcalloc((size_t)n, sizeof *slow);
-    if (!w->rank) w->rank = ARENA_ARRAY(&t->arena, uint8_t, n);
+    bool *name = xcalloc((size_t)n, sizeof *name);
+    if (!w->rank) w->rank = ARENA_ARRAY(&t->arena, SlowRank, n);
     for (int r = 0; r < n; r++) stage[r] = mesh_at(&t->layout.mesh, r).coord[MESH_PP];
-    slow_ranks_find(compute_s, stage, n, t->config->log.slow_rank, median, slow);
-    for (int r = 0; r < n; r++) {
-        if (w->rank[r] == RANK_SUSPECTED && slow[r]) name_slow(t, r, compute_s[r], median[r]);
-        w->rank[r] = next(w->rank[r], slow[r]);
-    }
+    slow_judge(&(SlowWindow){speed, stage, n, t->config->log.slow_rank, clock_s()}, w->rank, median, name);
+    for (int r = 0; r < n; r++)
+        if (name[r]) name_slow(t, r, speed[r], median[r]);
     free(stage);
     free(median);
-    free(slow);
+    free(name);
 }
 
 /* ---- on every rank -------------------------------------------------------------------------------------- */
@@ -95,38 +130,54 @@ static double blocked_s(const Trainer *t)
     return sum;
 }
 
-void trainer_begin_timing(Trainer *t)
+/* Seconds that this thread has waited for a processor since it began; 0 where the system does not say. */
+static double queued_s(SlowWatch *w)
 {
-    if (t->world) t->slow.blocked_s = blocked_s(t);
+    char text[80];
+    long long ran, queued;
+    if (w->schedstat == 0) w->schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC); /* of a rank's own thread */
+    ssize_t n = w->schedstat > 0 ? pread(w->schedstat, text, sizeof text - 1, 0) : -1;
+    if (n <= 0) return 0;
+    text[n] = 0;
+    return sscanf(text, "%lld %lld", &ran, &queued) == 2 ? 1e-9 * (double)queued : 0;
 }
 
-/* Fault train.slow: as long again. */
+static bool is_watched(const Trainer *t) { return t->world && t->config->log.slow_rank > 0; }
+
+void trainer_begin_timing(Trainer *t)
+{
+    if (!is_watched(t)) return;
+    t->slow.blocked_s = blocked_s(t);
+    t->slow.queued_s = queued_s(&t->slow);
+}
+
+void trainer_end_watch(Trainer *t)
+{
+    if (t->slow.schedstat > 0) close(t->slow.schedstat);
+    t->slow.schedstat = 0;
+}
+
+/* Fault train.slow: 1.3 times as long. */
 static double slow_down(double compute_s)
 {
+    const double more_s = 0.3 * compute_s;
     if (!fault_hit("train.slow")) return 0;
-    struct timespec more = {.tv_sec = (time_t)compute_s, .tv_nsec = (long)(fmod(compute_s, 1) * 1e9)};
+    struct timespec more = {.tv_sec = (time_t)more_s, .tv_nsec = (long)(fmod(more_s, 1) * 1e9)};
     nanosleep(&more, NULL);
-    return compute_s;
+    return more_s;
 }
 
 Status trainer_end_timing(Trainer *t, double step_s)
 {
     SlowWatch *w = &t->slow;
-    float window[SLOW_WINDOW];
-    if (!t->world || t->config->log.slow_rank == 0) return OK;
+    if (!is_watched(t)) return OK;
     double compute_s = step_s - (blocked_s(t) - w->blocked_s);
+    w->queued[w->n] = (float)(queued_s(w) - w->queued_s);
     w->window[w->n++] = (float)(compute_s + slow_down(compute_s));
     if (w->n < SLOW_WINDOW) return OK;
     w->n = 0;
-    for (int i = 0; i < SLOW_WINDOW; i++) window[i] = w->window[i];
-    qsort(window, SLOW_WINDOW, sizeof *window, compare_floats);
-    float *all = xmalloc((size_t)comm_size(t->world) * sizeof *all);
-    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER,
-                                                 .dtype = DTYPE_F32,
-                                                 .send = &window[1],
-                                                 .recv = all,
-                                                 .count = 1,
-                                                 .node = "speed"});
+    SlowSpeed mine = slow_speed(w->window, w->queued, SLOW_WINDOW), *all = xmalloc((size_t)comm_size(t->world) * sizeof *all);
+    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_F32, .send = &mine, .recv = all, .count = 2, .node = "speed"});
     if (status == OK && t->rank == 0) judge(t, all);
     free(all);
     return status;

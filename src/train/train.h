@@ -131,9 +131,30 @@ StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, con
 
 /* ---- slow ranks ------------------------------------------------------------------------------------ */
 
-/* slow[r]: rank r computes more than `factor` times as long as the median of the ranks of its pipeline stage, which goes to
- * median[r]. All arrays are [n]. */
-void slow_ranks_find(const float *compute_s, const int *stage, int n, double factor, float *median, bool *slow);
+enum { SLOW_WINDOW = 6 }; /* steps */
+
+/* Of a rank in a window: how long it computes a step, the second smallest of its steps; and without what it waited for a processor. */
+typedef struct SlowSpeed {
+    float compute_s, own_s;
+} SlowSpeed;
+SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n); /* n: SLOW_WINDOW */
+
+/* What is thought of a rank; begins with zeros. */
+enum { SLOW_GOOD, SLOW_SUSPECTED, SLOW_NAMED }; /* SLOW_NAMED + k: named, and no longer slow for k windows */
+typedef struct SlowRank {
+    int state;
+    double queued_since_s; /* slow without a break, what it waits for a processor counted; 0: not */
+} SlowRank;
+
+typedef struct SlowWindow {
+    const SlowSpeed *speed; /* [n] ranks */
+    const int *stage;       /* [n] of the pipeline */
+    int n;
+    double factor, now_s;
+} SlowWindow;
+/* After a window. name[r]: rank r computes more than `factor` times as long as the median of the ranks of its stage, which goes to
+ * median[r], in this window and the one before, and has not been named for it yet. All arrays are [n]. */
+void slow_judge(const SlowWindow *window, SlowRank *rank, float *median, bool *name);
 
 /* ---- trainer --------------------------------------------------------------------------------------- */
 

@@ -194,6 +194,7 @@ void trainer_destroy(Trainer *t)
     data_close(t->data);
     ckpt_store_close(t->store);
     trainer_close_copies(t);
+    trainer_end_watch(t);
     metrics_close(t->metrics);
     session_destroy(t->session);
     step_programs_destroy(&t->programs);

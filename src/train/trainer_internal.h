@@ -8,15 +8,15 @@
 #include "train/train.h"
 #include "weights/weights.h"
 
-enum { PREFETCH_DEPTH = 2, SLOW_WINDOW = 6 };
+enum { PREFETCH_DEPTH = 2 };
 
 /* How long this rank computes in the steps of a window, and on the first rank what it thinks of the others. */
-enum { RANK_GOOD, RANK_SUSPECTED, RANK_NAMED }; /* RANK_NAMED + n: no longer slow for n windows */
 typedef struct SlowWatch {
-    double blocked_s; /* when the step began */
-    float window[SLOW_WINDOW];
+    double blocked_s, queued_s; /* when the step began */
+    float window[SLOW_WINDOW], queued[SLOW_WINDOW];
     int n;
-    uint8_t *rank; /* [ranks], in the trainer's arena */
+    int schedstat;  /* file of the rank's thread; 0: not opened yet, -1: there is none */
+    SlowRank *rank; /* [ranks], in the trainer's arena */
 } SlowWatch;
 
 typedef struct Trace Trace;
@@ -206,6 +206,7 @@ Status trainer_check_replicas(Trainer *t); /* ERR_DEVICE when a bit differs */
 /* slow.c */
 void trainer_begin_timing(Trainer *t); /* of a step */
 Status trainer_end_timing(Trainer *t, double step_s);
+void trainer_end_watch(Trainer *t);
 /* exchange.c */
 void trainer_list_parts(Trainer *t);              /* t->saved: entries and parts */
 Status trainer_share_checkpoint(Trainer *t);      /* all of it; all ranks call it */
