@@ -213,11 +213,11 @@ size_t memory_peak_rss_bytes(void);  /* of this process so far */
 
 /* ---- faults ---------------------------------------------------------------------------- */
 
-/* FAULT=point:n[+][:kill|:stop][@rank],... in the environment (or fault_set) makes the n-th call of fault_hit for
- * that point return true (n+: that one and all later ones), kills the process there, or stops it as SIGSTOP does; with
- * @rank, calls of that rank only are counted. Points are named where they stand: open, read, write, reserve, fsync, rename,
- * close, unlink, mkdir, map, tensor_alloc, comm (a collective fails), comm_stall (a rank does not take part in it),
- * write_hang (a write of a range takes a second), train.*: what goes wrong in a step (train/inject.c). */
+/* FAULT=point:n[+][:kill|:stop][@rank],... in the environment (or fault_set) makes the n-th call of fault_hit for that point return true
+ * (n+: that one and all later ones), kills the process there, or stops it as SIGSTOP does; with @rank, calls of that rank only are
+ * counted. `drover launch` takes several of these, parted by ;, one a start. Points: open, read, write, reserve, fsync, rename, close, unlink, mkdir,
+ * map, tensor_alloc, comm (a collective fails), comm_stall (a rank does not take part in it), comm_skip (it goes on without it), comm_differ (it says
+ * another size), write_hang (a write of a range takes a second), train.*: what goes wrong in a step (train/inject.c). */
 bool fault_hit(const char *point);
 /* This thread is a rank's, or with `process` all threads are that have not said which. */
 void fault_set_rank(int rank, bool process);

@@ -13,7 +13,7 @@
 
 static const char *const points[] = {"open",      "read",       "write",     "fsync",     "rename",
                                      "close",     "unlink",     "mkdir",     "map",       "tensor_alloc",
-                                     "comm",      "comm_stall", "train.nan", "train.inf", "train.activation",
+                                     "comm",      "comm_stall", "comm_skip", "comm_differ", "train.nan", "train.inf", "train.activation",
                                      "reserve",   "write_hang", "train.data", "train.forward", "train.backward", "train.update", "train.validation",
                                      "train.save", "train.flip", "train.slow"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16, EVERY_RANK = -1 };
@@ -79,8 +79,8 @@ static Status parse_switch(char *text, Switch *out)
 static Status parse_spec(const char *spec, Switch parsed[MAX_SWITCHES], int *n)
 {
     *n = 0;
-    while (spec && *spec) {
-        size_t length = strcspn(spec, ",");
+    while (spec && *spec && *spec != ';') { /* what follows is for later starts (launch/supervise.c) */
+        size_t length = strcspn(spec, ",;");
         char text[96];
         if (length >= sizeof text || *n == MAX_SWITCHES)
             return fail(ERR_ARG, "FAULT: more than %d switches, or one too long", MAX_SWITCHES);
@@ -128,6 +128,18 @@ static bool is_hit(int i)
     return s->onwards ? call >= s->n : call == s->n;
 }
 
+/* Of a rank it is said when, whatever the level of the log: how long others take to notice is counted from here. */
+static void send_signal(const Switch *s)
+{
+    char line[160];
+    int rank = thread_rank != EVERY_RANK ? thread_rank : process_rank;
+    int n = snprintf(line, sizeof line, "drover: warning: FAULT: %s:%lld of rank %d: signal %d at %.3f\n", points[s->point],
+                     (long long)s->n, rank, s->signal, clock_wall_s());
+    ssize_t ignored = rank != EVERY_RANK ? write(STDERR_FILENO, line, (size_t)n) : 0;
+    (void)ignored;
+    kill(getpid(), s->signal);
+}
+
 bool fault_hit(const char *point)
 {
     pthread_once(&environment_read, read_environment);
@@ -137,7 +149,7 @@ bool fault_hit(const char *point)
     bool hit = false;
     for (int i = 0; i < n_switches; i++) {
         if (switches[i].point != index || !is_hit(i)) continue;
-        if (switches[i].signal) kill(getpid(), switches[i].signal);
+        if (switches[i].signal) send_signal(&switches[i]);
         hit |= switches[i].signal != SIGSTOP; /* a process that goes on again goes on as if nothing had been */
     }
     return hit;

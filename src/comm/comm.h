@@ -10,8 +10,8 @@
  *               sum(mid, hi), mid = lo + the largest power of two below hi - lo. So a group of 2^k ranks is a
  *               balanced tree, each aligned half of it a subtree, and the bits depend neither on transport nor
  *               on timing nor on size. Sums of bf16 are formed in f32 and rounded once. Collectives of a
- *               group run in the order in which they were started, which must be the same on all its ranks;
- *               groups do not wait for each other, nor do messages (send, recv) for collectives. After the
+ *               group run in the order in which they were started, which must be the same on all its ranks, nodes
+ *               included; groups do not wait for each other, nor do messages (send, recv) for collectives. After the
  *               first failure (time-out, mismatch, abort) the world is lost: every call returns ERR_COMM
  *               with the same sentence, and what remains is to destroy it.
  * Use:

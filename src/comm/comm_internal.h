@@ -14,9 +14,11 @@ enum { COMM_DOING_BYTES = 16 };
 
 /* The last thing a rank did. Times are of the host's monotonic clock, which its processes share. */
 typedef struct CommRow {
-    int32_t pid, phase, kind, unused;
+    int32_t pid, phase, kind;
+    int32_t late; /* 1 + the rank of the world for which it has waited too long; 0: none */
     int64_t number, step; /* of the operation; of the note */
     double time_s;        /* of the operation */
+    double deadline_s;    /* for which the rank waits in it at most */
     double note_s;
     char group[COMM_NAME_BYTES], node[COMM_NODE_BYTES], doing[COMM_DOING_BYTES];
 } CommRow;
@@ -41,7 +43,7 @@ typedef struct CommSlot {
 /* One for a local world; one file in the host's shared memory under MPI, which a supervisor may map too: it is
  * COMM_BOARD_MAGIC, four numbers, the failure, then a slot for each rank of the world, of which the ranks of
  * this host write theirs. */
-#define COMM_BOARD_MAGIC "drvcomm2"
+#define COMM_BOARD_MAGIC "drvcomm3"
 typedef struct CommBoard {
     char magic[8];
     uint32_t n, slot_bytes, header_bytes;
@@ -119,6 +121,9 @@ struct CommRequest {
     int64_t number;
     int64_t sent_bytes, check_bytes;
     double start_s, arrived_s, end_s;
+    double until_s;    /* waited for at most */
+    uint64_t late_key; /* failure.c: what the late ones waited in when they were last looked at; 0: not yet */
+    bool skipped;      /* by a fault: nothing was started */
     char node[COMM_NODE_BYTES];
     CommRequest *prev, *next; /* in comm->open */
     void *state;              /* the transport's */
@@ -130,8 +135,8 @@ struct CommTransport {
     void (*open)(Comm *group);  /* a new group of one of this process's ranks; waits for nobody */
     void (*close)(Comm *group); /* at the end of the world */
     Status (*start)(CommRequest *request);
-    /* Until done, failed, or the group's deadline has passed: then the transport calls comm_fail_late. After it
-     * the buffers are the caller's again. */
+    /* Until done, failed, or until_s has passed: then the transport calls comm_fail_late. After it the buffers are the
+     * caller's again. */
     Status (*wait)(CommRequest *request);
     /* What is known of these ranks of the world, within a fraction of a second. */
     void (*look)(CommWorld *world, const int *ranks, int n, CommSeen *seen);
@@ -156,8 +161,9 @@ size_t comm_text_op(char *buf, size_t n, const CommHead *head); /* "all_reduce o
 /* Failures of the world (failure.c): each puts its sentence on the board, if it is the first, and spreads it. */
 Status comm_failure(const CommWorld *world); /* the status and sentence of what is on the board */
 Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs);
-/* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. */
-Status comm_fail_late(const CommRequest *request, const bool *missing, bool arrived, double waited_s);
+/* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. OK: not yet, others are to say more;
+ * the request's until_s is a later one, and its rank goes on waiting. */
+Status comm_fail_late(CommRequest *request, const bool *missing, bool arrived, double waited_s);
 Status comm_fail_world(Comm *comm, const char *sentence);
 
 /* in[n][count], reduced by the tree of comm.h into each of out[n_out][count]; out may be one of in. dtype is
@@ -182,5 +188,6 @@ bool comm_test_host(int rank, char host[64]);
 CommSeen comm_board_look(const CommBoard *board, int rank, bool own_processes); /* own_processes: that are seen in /proc */
 void comm_world_add_ranks(CommWorld *world, int first, int here); /* opens the groups of all */
 void comm_board_say(const CommRequest *request, CommPhase phase);
+void comm_board_say_late(const Comm *comm, int world_rank); /* for whom this rank waits too long */
 
 #endif

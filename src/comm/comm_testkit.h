@@ -9,8 +9,12 @@
 #include "comm/comm_internal.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define EXPECT(condition, ...)                                                                     \
     do {                                                                                           \
@@ -20,6 +24,51 @@
 /* What a body allocates in the arena lives until all ranks have ended: when one fails, others may still read
  * its buffers. */
 typedef Status CommBody(Comm *world, int64_t argument, Arena *arena);
+
+/* ---- what a busy machine takes ---------------------------------------------------------------- */
+
+/* How long threads of this process that wanted to run were not let: by so much any deadline may be missed. */
+typedef struct StallMeter {
+    pthread_t thread;
+    atomic_bool stop;
+    _Atomic double stalled_s;
+} StallMeter;
+
+static inline void *stall_measure(void *context)
+{
+    StallMeter *m = context;
+    const double sleep_s = 0.002, usual_s = 0.01;
+    while (!atomic_load(&m->stop)) {
+        double start_s = clock_s();
+        nanosleep(&(struct timespec){.tv_nsec = (long)(sleep_s * 1e9)}, NULL);
+        sched_yield(); /* as ranks do that wait */
+        double late_s = clock_s() - start_s - sleep_s;
+        if (late_s > usual_s) atomic_store(&m->stalled_s, atomic_load(&m->stalled_s) + late_s);
+    }
+    return NULL;
+}
+
+static inline void stall_begin(StallMeter *m)
+{
+    atomic_init(&m->stop, false);
+    atomic_init(&m->stalled_s, 0);
+    if (pthread_create(&m->thread, NULL, stall_measure, m)) abort();
+}
+
+static inline double stall_end(StallMeter *m)
+{
+    atomic_store(&m->stop, true);
+    pthread_join(m->thread, NULL);
+    return atomic_load(&m->stalled_s);
+}
+
+/* Until a rank of this host waits in an operation of that group. */
+static inline void await_waiting(const Comm *comm, int world_rank, const char *group)
+{
+    CommRow row;
+    while (!comm_board_read(comm->world->board, world_rank, &row) || row.phase != COMM_PHASE_WAITING || strcmp(row.group, group))
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
 
 /* ---- inputs and the tree ---------------------------------------------------------------------- */
 

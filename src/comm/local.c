@@ -204,7 +204,7 @@ static bool wait_change(LocalWorld *w, LocalGroup *g, double until_s)
 }
 
 /* Releases the lock. */
-static Status report_late(LocalWorld *w, const CommRequest *r, double waited_s)
+static Status report_late(LocalWorld *w, CommRequest *r, double waited_s)
 {
     const LocalOp *op = r->state;
     bool *missing = xcalloc((size_t)r->comm->n, sizeof *missing);
@@ -245,10 +245,10 @@ static Status wait(CommRequest *r)
         bool complete = op->arrived == op->need && !op->bad;
         if (complete && op->taken < op->pieces)
             take_piece(w, g, op);
-        else if (!wait_change(w, g, complete ? -1 : start_s + r->comm->deadline_s) && op->arrived < op->need &&
+        else if (!wait_change(w, g, complete ? -1 : r->until_s) && op->arrived < op->need &&
                  !comm_board_failed(r->comm->world->board)) {
             (void)report_late(w, r, clock_s() - start_s);
-            pthread_mutex_lock(&w->lock); /* the board has failed: once more around to leave in order */
+            pthread_mutex_lock(&w->lock); /* once more around: to leave a lost world in order, or to wait on */
         }
     }
     r->arrived_s = op->arrived_s;

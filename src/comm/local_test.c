@@ -208,16 +208,19 @@ static Status body_late(Comm *world, int64_t late, Arena *arena)
 static void test_late(void **state)
 {
     (void)state;
+    StallMeter meter;
+    stall_begin(&meter);
     double start_s = clock_s();
     RankRun *run = run_ranks(5, 0.2, body_late, 3);
-    double took_s = clock_s() - start_s;
+    double took_s = clock_s() - start_s - stall_end(&meter);
     expect_lost(run, 5, 3, (const char *[]){"tp: #2, all_reduce of 4 f32 (sum) in 'sum'", "not arrived: rank 3 on ", "left barrier #1 of tp in 'start'", NULL});
     assert_null(strstr(run[0].sentence, ", rank ")); /* only who is missing */
     assert_true(took_s < 1.2);                      /* one second after the deadline at most */
     free(run);
 }
 
-/* Ranks 0 and 1 wait for 1 and 2, rank 2 for nobody: it is the one that is named, whoever's deadline passes first. */
+/* Rank 0 waits for 1, which waits for 2, and that for nobody. Rank 1 has more patience, and is in its operation before rank 0
+ * begins: so rank 0's deadline passes first. */
 static Status body_chain(Comm *world, int64_t argument, Arena *arena)
 {
     Comm *pair;
@@ -226,19 +229,108 @@ static Status body_chain(Comm *world, int64_t argument, Arena *arena)
     (void)argument;
     comm_note(world, "backward", 17);
     if (me == 2) return OK;
-    if (me == 1) nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL); /* rank 0's deadline passes first */
     TRY(comm_group(world, me == 0 ? "low" : "high", (int[]){me, me + 1}, 2, &pair));
+    comm_set_deadline(pair, me == 0 ? 0.1 : 0.9);
+    if (me == 0) await_waiting(world, 1, "high");
     return run_sum(pair, x, x, 4);
 }
 
+/* The rank that hangs is named, not the one that waits for it. A thread that is kept from running for half a second cannot speak
+ * in time, whatever the rules: only then it is tried again. */
 static void test_chain(void **state)
 {
     (void)state;
+    for (int try = 0; try < 10; try++) {
+        StallMeter meter;
+        stall_begin(&meter);
+        double start_s = clock_s();
+        RankRun *run = run_ranks(3, 20, body_chain, 0);
+        double took_s = clock_s() - start_s, stalled_s = stall_end(&meter);
+        bool right = strstr(run[0].sentence, "high: #1") != NULL;
+        if (right) expect_lost(run, 3, 2, (const char *[]){"high: #1", "not arrived: rank 2 on ", "in backward of step 17", NULL});
+        if (right) assert_true(took_s - stalled_s < 1.9);
+        if (!right && stalled_s < 0.3) fail_msg("%s", run[0].sentence);
+        free(run);
+        if (right) return;
+    }
+    print_message("no try was let run\n");
+    skip();
+}
+
+/* Rank 0 waits for 1, which has left it behind and is in ever new operations with 2: it need not wait for their deadline. */
+static Status body_left_behind(Comm *world, int64_t argument, Arena *arena)
+{
+    Comm *pair;
+    float *x = ARENA_ARRAY(arena, float, 4);
+    int me = comm_rank(world);
+    (void)argument;
+    if (me == 0) {
+        TRY(comm_group(world, "low", (int[]){0, 1}, 2, &pair));
+        comm_set_deadline(pair, 0.1);
+        return run_sum(pair, x, x, 4);
+    }
+    TRY(comm_group(world, "high", (int[]){1, 2}, 2, &pair));
+    for (;;) TRY(run_sum(pair, x, x, 4));
+}
+
+static void test_left_behind(void **state)
+{
+    (void)state;
+    StallMeter meter;
+    stall_begin(&meter);
     double start_s = clock_s();
-    RankRun *run = run_ranks(3, 0.3, body_chain, 0);
-    assert_true(clock_s() - start_s < 1.3);
-    expect_lost(run, 3, 2, (const char *[]){"high: #1", "not arrived: rank 2 on ", "in backward of step 17", NULL});
+    RankRun *run = run_ranks(3, 20, body_left_behind, 0);
+    assert_true(clock_s() - start_s - stall_end(&meter) < 1.1);
+    expect_lost(run, 3, -1, (const char *[]){"low: #1", "not arrived: rank 1 on ", NULL});
     free(run);
+}
+
+/* Two wait for each other: each is named with what it waits in, and for whom. */
+static Status body_cross(Comm *world, int64_t argument, Arena *arena)
+{
+    Comm *pair;
+    float *x = ARENA_ARRAY(arena, float, 4);
+    int me = comm_rank(world);
+    (void)argument;
+    TRY(comm_group(world, me == 0 ? "low" : "high", (int[]){0, 1}, 2, &pair));
+    return run_sum(pair, x, x, 4);
+}
+
+static void test_cross(void **state)
+{
+    (void)state;
+    StallMeter meter;
+    stall_begin(&meter);
+    double start_s = clock_s();
+    RankRun *run = run_ranks(2, 0.2, body_cross, 0);
+    assert_true(clock_s() - start_s - stall_end(&meter) < 1.2);
+    expect_lost(run, 2, -1, (const char *[]){"not arrived: rank ", "last: waits in all_reduce #1 of ", " in 'sum' for rank ", NULL});
+    free(run);
+}
+
+/* A rank leaves one of several equal collectives out, or says another size: it is found at the next one. */
+static Status body_layers(Comm *world, int64_t argument, Arena *arena)
+{
+    static const char *const nodes[] = {"layer0", "layer1", "layer2"};
+    float *x = ARENA_ARRAY(arena, float, 4);
+    (void)argument;
+    for (int i = 0; i < COUNT_OF(nodes); i++)
+        TRY(comm_run(world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .send = x, .recv = x, .count = 4, .node = nodes[i]}));
+    return OK;
+}
+
+static void test_left_out(void **state)
+{
+    (void)state;
+    assert_ok(fault_set("comm_skip:4"));
+    RankRun *run = run_ranks(3, 20, body_layers, 0);
+    expect_lost(run, 3, -1, (const char *[]){"world: collective #2 differs: rank ", "all_reduce of 4 f32 (sum) in 'layer1'", "in 'layer2'", NULL});
+    free(run);
+    assert_ok(fault_set("comm_differ:4"));
+    run = run_ranks(3, 20, body_layers, 0);
+    expect_lost(run, 3, -1, (const char *[]){"world: collective #2 differs: rank ", "all_reduce of 4 f32 (sum) in 'layer1'", "all_reduce of 5 f32 (sum) in 'layer1'", NULL});
+    free(run);
+    assert_ok(fault_set(NULL));
 }
 
 static Status body_no_message(Comm *world, int64_t argument, Arena *arena)
@@ -296,7 +388,7 @@ static void test_mismatch(void **state)
     (void)state;
     for (int which = 0; which < 8; which++) {
         RankRun *run = run_ranks(3, 20, body_mismatch, which);
-        expect_lost(run, 3, -1, (const char *[]){which < 7 ? "world: collective #2 differs: rank " : "message #1 differs", "rank 1 calls ", NULL});
+        expect_lost(run, 3, -1, (const char *[]){which < 7 ? "world: collective #2 differs: rank " : "message #1 differs", ": rank ", "rank 1 on ", " calls ", NULL});
         free(run);
     }
 }
@@ -380,7 +472,8 @@ int main(void)
         cmocka_unit_test(test_random),     cmocka_unit_test(test_subtrees), cmocka_unit_test(test_orders),
         cmocka_unit_test(test_messages),   cmocka_unit_test(test_counts),   cmocka_unit_test(test_nan),
         cmocka_unit_test(test_arguments),  cmocka_unit_test(test_late),     cmocka_unit_test(test_no_message),
-        cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_chain),     cmocka_unit_test(test_left_behind), cmocka_unit_test(test_cross),
+        cmocka_unit_test(test_left_out),
         cmocka_unit_test(test_mismatch),   cmocka_unit_test(test_abort),    cmocka_unit_test(test_faults),
         cmocka_unit_test(test_many),       cmocka_unit_test(test_forms),
     };

@@ -3,11 +3,12 @@
  *     mpirun -n 4 build/comm_mpi_test            everything that must go well
  *     mpirun -n 3 build/comm_mpi_test SCENARIO [hosts | DIRECTORY]
  *                                                a world that is lost, see tests/comm_mpi_test.sh; with hosts each rank says it
- *                                                were on a host of its own, in DIRECTORY lies the status file */
+ *                                                were on a host of its own, in DIRECTORY lies the status file; SYNC_DIR is an
+ *                                                empty directory */
 #include "comm/comm_testkit.h"
+#include "comm/mpi_transport.h"
 
 #include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 typedef struct Case {
@@ -56,21 +57,95 @@ static int run_case(Comm *world, const Case *c)
 
 /* ---- lost worlds ------------------------------------------------------------------------------ */
 
+/* Ranks here are processes of one machine, whatever hosts they say they are on: they leave word of what they have done as files
+ * in SYNC_DIR, so that nothing depends on how fast any of them is. */
+static const char *word_path(char path[256], const char *word)
+{
+    snprintf(path, 256, "%s/%s", getenv("SYNC_DIR"), word);
+    return path;
+}
+
+static void say_word(const char *word, const char *text)
+{
+    char path[256];
+    if (file_write_atomic(word_path(path, word), text, strlen(text)) != OK) abort();
+}
+
+static void a_moment(void) { nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL); }
+
+static void await_word(const char *word)
+{
+    char path[256];
+    while (!file_exists(word_path(path, word))) a_moment();
+}
+
+/* Until the neighbour of its host, which this rank is, has been told that rank 2 is in step 3. */
+static void await_beat(Comm *world)
+{
+    MpiWorld *w = world->world->state;
+    for (bool heard = false; !heard; a_moment()) {
+        pthread_mutex_lock(&w->lock);
+        mpi_control_poll(w);
+        for (size_t i = 0; i < w->beats.n; i++) heard |= w->beats.at[i].rank == 2 && w->beats.at[i].seen.row.step == 3;
+        pthread_mutex_unlock(&w->lock);
+    }
+    say_word("heard", "");
+}
+
+static Status stop_here(Comm *world)
+{
+    char pid[32];
+    if (((MpiWorld *)world->world->state)->hosts.n > 1) await_word("heard");
+    snprintf(pid, sizeof pid, "%d", (int)getpid());
+    say_word("pid", pid);
+    return raise(SIGSTOP) ? fail(ERR_IO, "not stopped") : OK;
+}
+
+/* Until rank 2 is stopped. */
+static void await_stop(Comm *world)
+{
+    Arena arena = {0};
+    Bytes text;
+    char path[256];
+    const MpiWorld *w = world->world->state;
+    if (w->hosts.n > 1 && comm_rank(world) == 0) await_beat(world);
+    await_word("pid");
+    if (file_read(&arena, word_path(path, "pid"), 64, &text) != OK) abort();
+    const char *stat = arena_printf(&arena, "/proc/%.*s/stat", (int)text.n, (const char *)text.at);
+    for (bool stopped = false; !stopped; a_moment()) {
+        FILE *file = fopen(stat, "re");
+        char line[256] = "";
+        if (!file || !fgets(line, sizeof line, file)) abort();
+        fclose(file);
+        stopped = strstr(line, ") T ") != NULL;
+    }
+    arena_deinit(&arena);
+}
+
 static Status sum_in(Comm *tp, const char *node)
 {
     float x[4] = {0};
     return comm_run(tp, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = node});
 }
 
-/* Ranks 0 and 1 wait for 1 and 2, rank 2 for nobody. */
+/* Rank 0 waits for 1, which waits for 2, and that for nobody. Rank 1 has more patience and is in its operation before rank 0
+ * begins: so rank 0's deadline passes first. */
 static Status wait_in_chain(Comm *world)
 {
+    enum { PATIENCE_S = 3 };
     Comm *pair;
+    CommRequest *request;
+    float x[4] = {0};
     int me = comm_rank(world);
-    if (me == 2) return raise(SIGSTOP) ? fail(ERR_IO, "not stopped") : OK;
-    if (me == 1) nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* rank 0's deadline passes first */
+    if (me == 2) return stop_here(world);
+    await_stop(world);
+    if (me == 0) await_word("waiting");
     TRY(comm_group(world, me == 0 ? "low" : "high", (int[]){me, me + 1}, 2, &pair));
-    return sum_in(pair, "second");
+    if (me == 0) return sum_in(pair, "second");
+    comm_set_deadline(pair, PATIENCE_S);
+    TRY(comm_start(pair, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = "second"}, &request));
+    say_word("waiting", "");
+    return comm_wait(request);
 }
 
 /* The last rank goes wrong after the first collective of tp; the others say what they hear. */
@@ -83,16 +158,24 @@ static Status lose(Comm *world, const char *scenario)
     TRY(comm_group(world, "tp", ranks, n, &tp));
     TRY(sum_in(tp, "first"));
     comm_note(world, "forward", 3);
-    if (last && !strcmp(scenario, "stop")) { /* not before its host has told another one how it is */
-        nanosleep(&(struct timespec){.tv_nsec = 700000000}, NULL);
-        raise(SIGSTOP);
-    }
     if (!strcmp(scenario, "chain")) return wait_in_chain(world);
-    if (last && !strcmp(scenario, "late")) nanosleep(&(struct timespec){.tv_sec = 4}, NULL);
+    if (!strcmp(scenario, "stop") && last) return stop_here(world);
+    if (!strcmp(scenario, "stop")) await_stop(world);
+    if (last && !strcmp(scenario, "late"))
+        while (comm_failed_rank(world) < 0) a_moment(); /* it computes for longer than the others wait */
     if (last && !strcmp(scenario, "abort")) return fail(ERR_SHAPE, "the roof is on fire");
     if (last && !strcmp(scenario, "mismatch"))
         return comm_run(tp, &(CommOp){COMM_ALL_GATHER, DTYPE_F32, .send = x, .recv = x + 4, .count = 4, .node = "other"});
     return sum_in(tp, "second");
+}
+
+static Status lose_measured(Comm *world, const char *scenario)
+{
+    StallMeter meter;
+    stall_begin(&meter);
+    Status status = lose(world, scenario);
+    fprintf(stderr, "stalled %.2f\n", stall_end(&meter));
+    return status;
 }
 
 int main(int argc, char **argv)
@@ -115,7 +198,7 @@ int main(int argc, char **argv)
     }
     (void)comm_world_here(world, &first);
     Comm *all = comm_of_rank(world, first);
-    if (scenario && lose(all, scenario) != OK) {
+    if (scenario && lose_measured(all, scenario) != OK) {
         fprintf(stderr, "rank %d: %s\n", first, status_message());
         comm_abort(all);
         code = 42;

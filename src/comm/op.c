@@ -231,6 +231,7 @@ bool comm_heads_agree(const CommHead *a, const CommHead *b)
     if (comm_kind_is_message((CommKind)a->kind))
         return comm_kind_is_message((CommKind)b->kind) && a->dtype == b->dtype && a->count == b->count;
     if (a->kind != b->kind || a->number != b->number) return false;
+    if (strncmp(a->node, b->node, sizeof a->node)) return false; /* the same shape elsewhere in the graph: one was left out */
     if (a->kind == COMM_BARRIER) return true;
     return a->dtype == b->dtype && a->reduce == b->reduce && a->root == b->root && a->parts == b->parts && a->count == b->count;
 }

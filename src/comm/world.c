@@ -181,8 +181,17 @@ void comm_board_say(const CommRequest *r, CommPhase phase)
     row->kind = (int32_t)r->op.kind;
     row->number = r->number;
     row->time_s = clock_s();
+    row->deadline_s = c->deadline_s;
+    row->late = 0;
     memcpy(row->group, c->name, sizeof row->group);
     memcpy(row->node, r->node, sizeof row->node);
+    comm_board_write(c->world->board, c->self, row);
+}
+
+void comm_board_say_late(const Comm *c, int world_rank)
+{
+    CommRow *row = row_of(c);
+    row->late = 1 + world_rank;
     comm_board_write(c->world->board, c->self, row);
 }
 
@@ -202,6 +211,13 @@ static Status stall(const Comm *c)
     return comm_failure(c->world);
 }
 
+static void add_open(CommRequest *r)
+{
+    r->next = r->comm->open;
+    if (r->next) r->next->prev = r;
+    r->comm->open = r;
+}
+
 static CommRequest *request_new(Comm *c, const CommOp *op)
 {
     CommRequest *r = xcalloc(1, sizeof *r);
@@ -214,9 +230,17 @@ static CommRequest *request_new(Comm *c, const CommOp *op)
     r->number = 1 + (op->kind == COMM_SEND ? c->sent[op->peer]++ : op->kind == COMM_RECV ? c->received[op->peer]++ : c->started++);
     r->head = comm_op_head(r);
     r->sent_bytes = comm_sent_bytes(op, c->n, c->rank);
-    r->next = c->open;
-    if (r->next) r->next->prev = r;
-    c->open = r;
+    add_open(r);
+    return r;
+}
+
+/* Fault comm_skip: this rank's program does not know of the collective. */
+static CommRequest *request_skipped(Comm *c)
+{
+    CommRequest *r = xcalloc(1, sizeof *r);
+    r->comm = c;
+    r->skipped = true;
+    add_open(r);
     return r;
 }
 
@@ -226,7 +250,13 @@ Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
     if (fault_hit("comm")) return fail(ERR_COMM, "%s: %s failed on rank %d (injected fault)", c->name, comm_kind_name(op->kind), c->self);
     if (fault_hit("comm_stall")) return stall(c);
     if (comm_board_failed(c->world->board)) return comm_failure(c->world);
+    bool collective = !comm_kind_is_message(op->kind), differs = collective && fault_hit("comm_differ");
+    if (collective && fault_hit("comm_skip")) {
+        *request = request_skipped(c);
+        return OK;
+    }
     CommRequest *r = request_new(c, op);
+    r->head.count += differs; /* fault comm_differ: this rank's program says another size */
     comm_board_say(r, COMM_PHASE_STARTED);
     r->start_s = clock_s();
     Status status = c->world->transport->start(r);
@@ -261,6 +291,11 @@ static void count(CommRequest *r, double blocked_s)
 Status comm_wait(CommRequest *r)
 {
     double start_s = clock_s();
+    if (r->skipped) {
+        request_free(r);
+        return OK;
+    }
+    r->until_s = start_s + r->comm->deadline_s;
     comm_board_say(r, COMM_PHASE_WAITING);
     Status status = r->comm->world->transport->wait(r);
     if (status == OK) {
