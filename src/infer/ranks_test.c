@@ -261,7 +261,7 @@ static void test_refusals(void **state)
     InferModel model = random_llama4();
     check_refused(&model, (Mesh){.size = {[MESH_CP] = 2}}, 2, "tensor parallelism");
     check_refused(&model, (Mesh){.size = {[MESH_TP] = 2}}, 3, "for 2 ranks, but 3");
-    check_refused(&model, (Mesh){.size = {[MESH_TP] = 3}}, 3, "--tp 3 does not divide the model's 4 query heads; --tp 1 would");
+    check_refused(&model, (Mesh){.size = {[MESH_TP] = 3}}, 3, "--tp 3 does not divide the model's 4 query heads; --tp 2 would");
     check_refused(&model, (Mesh){.size = {[MESH_EP] = 3}}, 3, "--ep 3 does not divide the model's 4 experts");
     check_refused(&model, (Mesh){.size = {[MESH_PP] = 8}}, 8, "layers");
     infer_model_deinit(&model);
