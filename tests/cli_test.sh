@@ -454,6 +454,7 @@ one_line
 expect 3 'tp 2 would' plan "${big[@]}" parallel.tp=3
 expect 3 '64 devices' plan "${big[@]}" parallel.dp=128 train.batch=128
 expect 2 'did you mean llama3.1-70b' plan --model llama3.1-70c --cluster "$node"
+expect 3 'train.canonical is not planned.*dry-run' plan --model llama3-nano --cluster "8 h100, 8 per node" train.canonical=true train.seq=64 train.batch=4
 expect 2 'cluster is missing' plan --model llama3.1-8b
 expect 2 'neither a run file nor --model' plan --cluster "$node"
 expect 2 'a number of tokens is wanted' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --tokens lots

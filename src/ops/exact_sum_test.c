@@ -1,5 +1,4 @@
-/* exact_sum.h against schoolbook addition of binary numbers, whatever the order and the parts of the sum; and grad_norm of
- * a canonical graph. */
+/* exact_sum.h against schoolbook addition of binary numbers, whatever the order and the parts of the sum. */
 #include "ops/exact_sum.h"
 #include "ops/optest.h"
 
@@ -118,35 +117,8 @@ static void test_values(void **state)
     assert_true(fabs(exact_value(&sum) / mean - 1) < 1e-12);
 }
 
-/* ---- the op ------------------------------------------------------------------------------------------------ */
-
-static const int64_t sizes[] = {1, 17, 3000, 140001};
-
-static void reference_norm(const void *user, double *const *in, double *const *out)
-{
-    (void)user;
-    double sum = 0;
-    for (int k = 0; k < COUNT_OF(sizes); k++)
-        for (int64_t i = 0; i < sizes[k]; i++) sum += in[k][i] * in[k][i];
-    out[0][0] = sqrt(sum);
-}
-
-static void test_grad_norm(void **state)
-{
-    (void)state;
-    OpTest *t = optest_create(1);
-    ValueId g[COUNT_OF(sizes)], norm;
-    t->graph->canonical = true;
-    for (int k = 0; k < COUNT_OF(sizes); k++) g[k] = optest_normal(t, k == 2 ? DTYPE_BF16 : DTYPE_F32, SHAPE(sizes[k]), 1e25);
-    optest_ok(op_grad_norm(t->graph, COUNT_OF(sizes), g, &norm));
-    optest_plain_output(t, norm);
-    optest_check(t, reference_norm, NULL, 1e-7);
-    optest_destroy(t);
-}
-
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact), cmocka_unit_test(test_parts), cmocka_unit_test(test_values),
-                                       cmocka_unit_test(test_grad_norm)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact), cmocka_unit_test(test_parts), cmocka_unit_test(test_values)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

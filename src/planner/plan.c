@@ -26,6 +26,9 @@ static DType dtype_of(const RunConfig *config, const Target *target)
 
 Status plan_read_model(const RunConfig *config, ModelConfig *model)
 {
+    if (config->train.canonical)
+        return fail(ERR_REFUSED, "train.canonical is not planned: its sums need memory and time of their own; take train.canonical=false, "
+                                 "or drover train --dry-run, which says what it holds");
     TRY(train_expect_model(config, model));
     if (config->train.balance == RUN_BALANCE_BIAS) model->expert_bias = true;
     return OK;
