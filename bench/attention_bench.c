@@ -1,7 +1,8 @@
-/* attention_bench: attention forward and backward in GFLOP/s over the pairs of query and key that the mask
- * shows, beside the machine's own peak; rope, l2norm and decoding over caches in GB/s.
+/* attention_bench: attention forward and backward in GFLOP/s over the pairs of query and key that
+ * the mask shows, beside the machine's own peak; rope, l2norm and decoding over caches in GB/s.
  *
- *     build/attention_bench [threads [filter [isa]]]     filter: a part of a line's name, e.g. "grad bf16"
+ *     build/attention_bench [threads [filter [isa]]]     filter: a part of a line's name, e.g.
+ *                                                        "grad bf16"
  *
  * A line is the median of up to 40 runs over about 0.3 s; with one thread the time is that of the
  * processor, so that neighbours on the machine disturb it less.
@@ -107,11 +108,13 @@ static void make_operands(Bench *b, const Case *c)
         ValueId id = in ? b->node->in[i] : b->node->out[i - b->node->n_in];
         Tensor *t = in ? &b->in[i] : &b->out[i - b->node->n_in];
         const Value *v = graph_value(b->graph, id);
-        *t = tensor_make(memory((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype)), v->dtype, v->shape);
+        *t = tensor_make(memory((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype)), v->dtype,
+                         v->shape);
         if (!in) continue;
         fill(t, (uint64_t)i);
         /* log-sum-exps as large as they would be, so that probabilities are */
-        for (int64_t j = 0; j < tensor_count(t) && !strcmp(v->name, "lse"); j++) ((float *)t->data)[j] = 6;
+        for (int64_t j = 0; j < tensor_count(t) && !strcmp(v->name, "lse"); j++)
+            ((float *)t->data)[j] = 6;
         for (int64_t j = 0; j < tensor_count(t) && v->dtype == DTYPE_I32; j++) {
             int64_t at = j % c->tokens;
             if (c->document) at %= c->document;
@@ -127,8 +130,13 @@ static Status bench_init(Bench *b, const Case *c, const Target *target)
     b->kernel = b->node->op->cpu[target->isa];
     make_operands(b, c);
     size_t bytes = b->kernel->workspace ? b->kernel->workspace(b->graph, b->node, target) : 0;
-    b->args = (KernelArgs){.attr = b->node->attr, .in = b->in, .out = b->out, .n_in = b->node->n_in,
-                           .n_out = b->node->n_out, .workspace = memory(bytes), .workspace_bytes = bytes,
+    b->args = (KernelArgs){.attr = b->node->attr,
+                           .in = b->in,
+                           .out = b->out,
+                           .n_in = b->node->n_in,
+                           .n_out = b->node->n_out,
+                           .workspace = memory(bytes),
+                           .workspace_bytes = bytes,
                            .threads = target->threads};
     return b->kernel->prepare ? b->kernel->prepare(&b->args) : OK;
 }
@@ -189,14 +197,15 @@ static Status bench_case(const Case *c, DType dtype, const Target *target, doubl
     TRY(bench_time(&b, took_s));
     Cost cost = b.node->op->cost(b.graph, b.node);
     double work = cost.flop * visible_share(c) * 1e-9, bytes = cost.read_bytes + cost.write_bytes;
-    printf("%-9s %-16s %-4s B %2lld T %4lld H %2lld K %lld d %3lld %9.3f ms (best %9.3f)", c->name, c->op,
-           dtype_name(dtype), (long long)c->batch, (long long)c->tokens, (long long)c->heads,
+    printf("%-9s %-16s %-4s B %2lld T %4lld H %2lld K %lld d %3lld %9.3f ms (best %9.3f)", c->name,
+           c->op, dtype_name(dtype), (long long)c->batch, (long long)c->tokens, (long long)c->heads,
            (long long)c->kv_heads, (long long)c->d, took_s[1] * 1e3, took_s[0] * 1e3);
     if (cost.kind != COST_STREAM && c->tokens > 1)
-        printf("  %6.1f GFLOP/s  %3.0f%% of peak (best %3.0f%%)", work / took_s[1], 100 * work / took_s[1] / peak,
-               100 * work / took_s[0] / peak);
+        printf("  %6.1f GFLOP/s  %3.0f%% of peak (best %3.0f%%)", work / took_s[1],
+               100 * work / took_s[1] / peak, 100 * work / took_s[0] / peak);
     else
-        printf("  %6.1f GB/s (best %6.1f)                ", bytes / took_s[1] * 1e-9, bytes / took_s[0] * 1e-9);
+        printf("  %6.1f GB/s (best %6.1f)                ", bytes / took_s[1] * 1e-9,
+               bytes / took_s[0] * 1e-9);
     printf("  workspace %5.2f MiB\n", (double)b.args.workspace_bytes / 1048576);
     fflush(stdout);
     bench_deinit(&b);
@@ -224,9 +233,10 @@ int main(int argc, char **argv)
         if (!strcmp(argv[3], isa_name((Isa)i))) target.isa = (Isa)i;
     double peak[2];
     for (int d = 0; d < 2; d++)
-        peak[d] = probe_peak_flop_per_s(target.isa, d ? DTYPE_BF16 : DTYPE_F32, (int)threads, 0.2) * 1e-9;
-    printf("%s, %d threads: peak f32 %.1f, bf16 %.1f GFLOP/s\n", isa_name(target.isa), (int)threads, peak[0],
-           peak[1]);
+        peak[d] = probe_peak_flop_per_s(target.isa, d ? DTYPE_BF16 : DTYPE_F32, (int)threads, 0.2) *
+                  1e-9;
+    printf("%s, %d threads: peak f32 %.1f, bf16 %.1f GFLOP/s\n", isa_name(target.isa), (int)threads,
+           peak[0], peak[1]);
     for (int d = 0; d < 2; d++)
         for (int i = 0; i < COUNT_OF(cases); i++) {
             DType dtype = d ? DTYPE_BF16 : DTYPE_F32;

@@ -1,10 +1,12 @@
 /* comm_bench: all_reduce of f32, and how much of one hides behind a computation.
  *
- *     build/comm_bench [ranks]                    ranks as threads, beside a plain copy of the same bytes
+ *     build/comm_bench [ranks]                    ranks as threads, beside a plain copy of the same
+ *                                                 bytes
  *     mpirun -n 2 build/comm_bench mpi            processes, beside MPI_Allreduce
  *
- * A line: bytes of one rank's buffer, median and best time, bus bandwidth (bytes x 2 (n-1)/n over the median), which is what
- * a rank sends and receives. Ours and the peer run in turns, so that neighbours on the machine disturb both alike.
+ * A line: bytes of one rank's buffer, median and best time, bus bandwidth (bytes x 2 (n-1)/n over
+ * the median), which is what a rank sends and receives. Ours and the peer run in turns, so that
+ * neighbours on the machine disturb both alike.
  */
 #include "comm/comm.h"
 
@@ -48,18 +50,23 @@ static void must(Status status)
 
 static void reduce(Comm *c, const void *in, void *out, int64_t n)
 {
-    must(comm_run(c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = in, .recv = out, .count = n, .node = "bench"}));
+    must(comm_run(c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = in, .recv = out, .count = n,
+                               .node = "bench"}));
 }
 
 static void meet(Comm *c) { must(comm_run(c, &(CommOp){.kind = COMM_BARRIER})); }
 
-static int rounds_of(size_t bytes) { return bytes <= 64 << 10 ? MAX_ROUNDS : bytes <= 1 << 20 ? 60 : 15; }
+static int rounds_of(size_t bytes)
+{
+    return bytes <= 64 << 10 ? MAX_ROUNDS : bytes <= 1 << 20 ? 60 : 15;
+}
 
 /* The slowest rank's time of what lies between, the same on all. */
 static double slowest(Comm *c, double took_s)
 {
     float t = (float)took_s;
-    must(comm_run(c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, COMM_MAX, .send = &t, .recv = &t, .count = 1}));
+    must(comm_run(
+        c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, COMM_MAX, .send = &t, .recv = &t, .count = 1}));
     return (double)t;
 }
 
@@ -80,7 +87,10 @@ static void measure_sizes(Comm *c, Peer *peer, const char *name)
     float *in = malloc(MAX_BYTES), *out = malloc(MAX_BYTES);
     if (!in || !out) exit(1);
     for (size_t i = 0; i < MAX_BYTES / 4; i++) in[i] = out[i] = (float)(comm_rank(c) + 1);
-    if (comm_rank(c) == 0) printf("all_reduce f32, %d ranks     ours: median us  best us  bus GB/s    %s: median us  best us  bus GB/s\n", n, name);
+    if (comm_rank(c) == 0)
+        printf("all_reduce f32, %d ranks     ours: median us  best us  bus GB/s    %s: median us  "
+               "best us  bus GB/s\n",
+               n, name);
     for (size_t bytes = MIN_BYTES; bytes <= MAX_BYTES; bytes *= bytes < 1 << 20 ? 16 : 4) {
         Times ours = {.n = rounds_of(bytes)}, theirs = {.n = ours.n};
         for (int i = -2; i < ours.n; i++) {
@@ -96,8 +106,9 @@ static void measure_sizes(Comm *c, Peer *peer, const char *name)
         }
         double a = median(&ours), b = median(&theirs), wire = (double)bytes * 2 * (n - 1) / n;
         if (comm_rank(c) == 0)
-            printf("%12zu bytes %26.1f %8.1f %9.3f %19.1f %8.1f %9.3f   %.2f x\n", bytes, a * 1e6, ours.at[0] * 1e6, wire / a * 1e-9, b * 1e6,
-                   theirs.at[0] * 1e6, wire / b * 1e-9, b / a);
+            printf("%12zu bytes %26.1f %8.1f %9.3f %19.1f %8.1f %9.3f   %.2f x\n", bytes, a * 1e6,
+                   ours.at[0] * 1e6, wire / a * 1e-9, b * 1e6, theirs.at[0] * 1e6, wire / b * 1e-9,
+                   b / a);
     }
     free(in);
     free(out);
@@ -131,7 +142,9 @@ static void measure_overlap(Comm *c)
         double b = slowest(c, clock_s() - start_s);
         meet(c);
         start_s = clock_s();
-        must(comm_start(c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = BYTES / 4}, &request));
+        must(comm_start(
+            c, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = BYTES / 4},
+            &request));
         compute(steps);
         must(comm_wait(request));
         double d = slowest(c, clock_s() - start_s);
@@ -139,8 +152,9 @@ static void measure_overlap(Comm *c)
     }
     double a = median(&alone), b = median(&only), d = median(&both);
     if (comm_rank(c) == 0)
-        printf("overlap: all_reduce of 16 MiB %.1f ms (best %.1f), a computation %.1f ms (%.1f), both at once %.1f ms (%.1f)\n", a * 1e3,
-               alone.at[0] * 1e3, b * 1e3, only.at[0] * 1e3, d * 1e3, both.at[0] * 1e3);
+        printf("overlap: all_reduce of 16 MiB %.1f ms (best %.1f), a computation %.1f ms (%.1f), "
+               "both at once %.1f ms (%.1f)\n",
+               a * 1e3, alone.at[0] * 1e3, b * 1e3, only.at[0] * 1e3, d * 1e3, both.at[0] * 1e3);
     free(x);
 }
 

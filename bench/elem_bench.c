@@ -1,9 +1,12 @@
-/* elem_bench: the ops that are limited by memory, in GB/s of what their cost counts, beside a plain copy.
+/* elem_bench: the ops that are limited by memory, in GB/s of what their cost counts, beside a plain
+ * copy.
  *
- *     build/elem_bench [threads [filter [runs]]]     filter: a part of a line's name, e.g. "rmsnorm_grad bf16"
+ *     build/elem_bench [threads [filter [runs]]]     filter: a part of a line's name, e.g.
+ *                                                    "rmsnorm_grad bf16"
  *
- * A line is the median (and best) of up to `runs` (30) runs over about 0.3 s, caches as the previous run left them;
- * with one thread the time is that of the processor, so that neighbours on the machine disturb it less.
+ * A line is the median (and best) of up to `runs` (30) runs over about 0.3 s, caches as the
+ * previous run left them; with one thread the time is that of the processor, so that neighbours on
+ * the machine disturb it less.
  */
 #include "ops/kernel.h"
 #include "ops/ops.h"
@@ -12,7 +15,15 @@
 #include <string.h>
 #include <time.h>
 
-enum { MAX_RUNS = 30, TOKENS = 4096, WIDTH = 512, FFN = 1376, VOCAB = 8192, EXPERTS = 8, PARAMS = 24 << 20 };
+enum {
+    MAX_RUNS = 30,
+    TOKENS = 4096,
+    WIDTH = 512,
+    FFN = 1376,
+    VOCAB = 8192,
+    EXPERTS = 8,
+    PARAMS = 24 << 20
+};
 
 typedef struct Case {
     const char *name;
@@ -21,7 +32,7 @@ typedef struct Case {
     const char *op; /* the node that is timed; NULL: the last one */
 } Case;
 
-/* ---- graphs -------------------------------------------------------------------------------- */
+/* ---- graphs ----------------------------------------------------------------------------- */
 
 static ValueId matrix(Graph *g, DType dtype, int64_t rows, int64_t width)
 {
@@ -73,7 +84,10 @@ static Status build_rmsnorm_grad(Graph *g, DType d)
     ValueId residual = matrix(g, d, TOKENS, WIDTH);
     return op_rmsnorm_grad(g, dy, x, matrix(g, DTYPE_F32, WIDTH, 0), residual, 1e-5f, &dx, &dw);
 }
-static ValueId whole(Graph *g, int64_t rows, int64_t width) { return matrix(g, DTYPE_I32, rows, width); }
+static ValueId whole(Graph *g, int64_t rows, int64_t width)
+{
+    return matrix(g, DTYPE_I32, rows, width);
+}
 static Status build_embed(Graph *g, DType d)
 {
     ValueId y;
@@ -98,7 +112,8 @@ typedef struct Sorted {
 static Status sorted(Graph *g, Sorted *s)
 {
     s->score = matrix(g, DTYPE_F32, TOKENS, 1);
-    return op_expert_sort(g, whole(g, TOKENS, 1), EXPERTS, &s->offsets, &s->source, &s->place, &s->load);
+    return op_expert_sort(g, whole(g, TOKENS, 1), EXPERTS, &s->offsets, &s->source, &s->place,
+                          &s->load);
 }
 static Status build_sort(Graph *g, DType d)
 {
@@ -127,23 +142,27 @@ static Status build_combine(Graph *g, DType d)
     ValueId y, base = matrix(g, d, TOKENS, WIDTH);
     TRY(sorted(g, &s));
     ValueId rows = matrix(g, d, TOKENS + EXPERTS * EXPERT_ROW_ALIGN, WIDTH);
-    return op_expert_combine(g, rows, s.source, s.place, NO_VALUE, base, graph_value(g, base)->shape, &y);
+    return op_expert_combine(g, rows, s.source, s.place, NO_VALUE, base,
+                             graph_value(g, base)->shape, &y);
 }
 static Status build_route(Graph *g, DType d)
 {
     ValueId choice, score;
-    return op_route(g, matrix(g, d, TOKENS, 16 * EXPERTS), NO_VALUE, 2, ROUTER_SIGMOID, &choice, &score);
+    return op_route(g, matrix(g, d, TOKENS, 16 * EXPERTS), NO_VALUE, 2, ROUTER_SIGMOID, &choice,
+                    &score);
 }
 static Status build_router_loss(Graph *g, DType d)
 {
     ValueId loss, logits = matrix(g, d, TOKENS, 16 * EXPERTS), weights = matrix(g, d, TOKENS, 0);
-    return op_router_loss(g, logits, whole(g, TOKENS, 1), weights, 0.01f, 0.001f, ROUTER_SIGMOID, &loss);
+    return op_router_loss(g, logits, whole(g, TOKENS, 1), weights, 0.01f, 0.001f, ROUTER_SIGMOID,
+                          &loss);
 }
 static Status build_router_loss_grad(Graph *g, DType d)
 {
     ValueId dlogits, logits = matrix(g, d, TOKENS, 16 * EXPERTS), weights = matrix(g, d, TOKENS, 0);
     ValueId choice = whole(g, TOKENS, 1), dloss = matrix(g, d, 1, 0);
-    return op_router_loss_grad(g, logits, choice, weights, dloss, 0.01f, 0.001f, ROUTER_SIGMOID, &dlogits);
+    return op_router_loss_grad(g, logits, choice, weights, dloss, 0.01f, 0.001f, ROUTER_SIGMOID,
+                               &dlogits);
 }
 static Status build_update(Graph *g, bool copy, bool zero_grad)
 {
@@ -151,7 +170,8 @@ static Status build_update(Graph *g, bool copy, bool zero_grad)
     for (int k = 0; k < 4; k++) s[k] = params(g, DTYPE_F32);
     ValueId bf16 = copy ? params(g, DTYPE_BF16) : NO_VALUE, factor = matrix(g, DTYPE_F32, 1, 0);
     AdamWAttr attr = {.decay = true, .zero_grad = zero_grad};
-    return op_adamw(g, s[0], s[1], s[2], s[3], bf16, factor, matrix(g, DTYPE_F32, HYPER_COUNT, 0), attr);
+    return op_adamw(g, s[0], s[1], s[2], s[3], bf16, factor, matrix(g, DTYPE_F32, HYPER_COUNT, 0),
+                    attr);
 }
 static Status build_adamw(Graph *g, DType d)
 {
@@ -198,7 +218,7 @@ static const Case cases[] = {
     {"adamw, copy, zero grad", build_adamw_copy, true, NULL},
 };
 
-/* ---- running ------------------------------------------------------------------------------- */
+/* ---- running ---------------------------------------------------------------------------- */
 
 /* 4,096 numbers over and over: enough to be odd, little enough to be quick. */
 static void fill(Tensor *t, uint64_t seed)
@@ -207,13 +227,16 @@ static void fill(Tensor *t, uint64_t seed)
     const size_t size = dtype_bytes(t->dtype);
     for (int64_t i = 0; i < tensor_count(t); i++) {
         if (i >= PERIOD && t->dtype != DTYPE_I32) {
-            memcpy((char *)t->data + (size_t)i * size, (char *)t->data + (size_t)(i - PERIOD) * size, size);
+            memcpy((char *)t->data + (size_t)i * size,
+                   (char *)t->data + (size_t)(i - PERIOD) * size, size);
             continue;
         }
         float x = (float)rng_normal(seed, (uint64_t)i);
-        if (t->dtype == DTYPE_F32) ((float *)t->data)[i] = x * x; /* second moments are not negative */
+        if (t->dtype == DTYPE_F32)
+            ((float *)t->data)[i] = x * x; /* second moments are not negative */
         if (t->dtype == DTYPE_BF16) ((uint16_t *)t->data)[i] = bf16_from_f32(x);
-        if (t->dtype == DTYPE_I32) ((int32_t *)t->data)[i] = (int32_t)rng_below(seed, (uint64_t)i, EXPERTS);
+        if (t->dtype == DTYPE_I32)
+            ((int32_t *)t->data)[i] = (int32_t)rng_below(seed, (uint64_t)i, EXPERTS);
     }
 }
 
@@ -233,7 +256,8 @@ typedef struct Prepared {
     Tensor in[8], out[NODE_MAX_OUT];
 } Prepared;
 
-static void prepare(Prepared *p, const Graph *g, const Node *node, Tensor *value, const Target *target)
+static void prepare(Prepared *p, const Graph *g, const Node *node, Tensor *value,
+                    const Target *target)
 {
     *p = (Prepared){0};
     for (int i = 0; i < node->n_in; i++) p->in[i] = value[node->in[i].id];
@@ -241,7 +265,8 @@ static void prepare(Prepared *p, const Graph *g, const Node *node, Tensor *value
         const Value *v = graph_value(g, node->out[i]);
         p->out[i] = value_ok(v->base) ? value[v->base.id] : value[node->out[i].id];
     }
-    p->args = (KernelArgs){.attr = node->attr, .in = p->in, .out = p->out, .n_in = node->n_in, .n_out = node->n_out};
+    p->args = (KernelArgs){
+        .attr = node->attr, .in = p->in, .out = p->out, .n_in = node->n_in, .n_out = node->n_out};
     p->args.threads = target->threads;
     const CpuKernel *kernel = node->op->cpu[target->isa];
     p->args.workspace_bytes = kernel->workspace ? kernel->workspace(g, node, target) : 0;
@@ -270,7 +295,8 @@ static int timed_node(const Graph *g, const Case *c)
 }
 
 /* Runs all nodes up to `timed` once, and that one many times; best and median seconds of it. */
-static Status time_node(const Graph *g, int timed, Tensor *value, const Target *target, int most_runs, double took_s[2])
+static Status time_node(const Graph *g, int timed, Tensor *value, const Target *target,
+                        int most_runs, double took_s[2])
 {
     double run_s[MAX_RUNS];
     for (int i = 1; i <= timed; i++) {
@@ -309,8 +335,9 @@ static Status bench_case(const Case *c, DType dtype, const Target *target, int m
         const Node *node = &g->node[timed];
         Cost cost = node->op->cost(g, node);
         double bytes = cost.read_bytes + cost.write_bytes;
-        printf("%-22s %-4s %8.2f MB %8.3f ms (best %8.3f) %7.1f GB/s (best %6.1f)\n", c->name, dtype_name(dtype),
-               bytes * 1e-6, took_s[1] * 1e3, took_s[0] * 1e3, bytes / took_s[1] * 1e-9, bytes / took_s[0] * 1e-9);
+        printf("%-22s %-4s %8.2f MB %8.3f ms (best %8.3f) %7.1f GB/s (best %6.1f)\n", c->name,
+               dtype_name(dtype), bytes * 1e-6, took_s[1] * 1e3, took_s[0] * 1e3,
+               bytes / took_s[1] * 1e-9, bytes / took_s[0] * 1e-9);
     }
     for (int i = 1; i < g->n_values; i++) free(value[i].data);
     free(value);
@@ -344,7 +371,8 @@ static void bench_copy(int threads)
         double took_s = now_s(threads) - start;
         if (took_s < best) best = took_s;
     }
-    printf("plain copy of %zu MB: %.1f GB/s read and written\n", bytes / 1000000, 2 * (double)bytes / best * 1e-9);
+    printf("plain copy of %zu MB: %.1f GB/s read and written\n", bytes / 1000000,
+           2 * (double)bytes / best * 1e-9);
     free(from);
     free(to);
 }

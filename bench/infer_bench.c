@@ -1,5 +1,6 @@
-/* infer_bench [PRESET [THREADS]] : tokens per second of taking in a prompt and of making tokens one by one, in f32
- * and bf16, one sequence and eight. Decoding reads every weight once a step: the last column is that traffic. */
+/* infer_bench [PRESET [THREADS]] : tokens per second of taking in a prompt and of making tokens one
+ * by one, in f32 and bf16, one sequence and eight. Decoding reads every weight once a step: the
+ * last column is that traffic. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -12,14 +13,21 @@ static Status measure(const InferModel *model, DType dtype, int threads, int bat
     Infer *infer;
     GenerateStats stats, best = {.prompt_s = 1e9, .made_s = 1e9};
     int32_t ids[PROMPT];
-    for (int i = 0; i < PROMPT; i++) ids[i] = (int32_t)rng_below(1, (uint64_t)i, (uint64_t)model->config.vocab);
-    TRY(infer_create(model, (InferOptions){.dtype_set = true, .dtype = dtype, .threads = threads, .batch = batch,
-                                           .context = PROMPT + MADE}, &infer));
+    for (int i = 0; i < PROMPT; i++)
+        ids[i] = (int32_t)rng_below(1, (uint64_t)i, (uint64_t)model->config.vocab);
+    TRY(infer_create(model,
+                     (InferOptions){.dtype_set = true,
+                                    .dtype = dtype,
+                                    .threads = threads,
+                                    .batch = batch,
+                                    .context = PROMPT + MADE},
+                     &infer));
     Status status = OK;
     for (int round = 0; round < ROUNDS && status == OK; round++) {
         GenerateRequest r[8];
         for (int i = 0; i < batch; i++) {
-            r[i] = (GenerateRequest){.prompt = ids, .n_prompt = PROMPT, .max_tokens = MADE, .sampler = {.top_p = 1}};
+            r[i] = (GenerateRequest){
+                .prompt = ids, .n_prompt = PROMPT, .max_tokens = MADE, .sampler = {.top_p = 1}};
             infer_truncate(infer, i, 0);
         }
         status = infer_generate(infer, r, batch, &stats);
@@ -27,12 +35,14 @@ static Status measure(const InferModel *model, DType dtype, int threads, int bat
         if (stats.prompt_s < best.prompt_s) best.prompt_s = stats.prompt_s;
         if (stats.made_s < best.made_s) best.made_s = stats.made_s;
     }
-    const ModelConfig *c = &model->config; /* of an embedding that is no head too, only single rows are read */
+    const ModelConfig *c =
+        &model->config; /* of an embedding that is no head too, only single rows are read */
     double unread = c->tied ? 0 : (double)c->vocab * (double)c->embed * (double)dtype_bytes(dtype);
-    double weights = (double)infer_planned(infer).weight_bytes - unread, made = (double)stats.made_tokens;
-    printf("%-14s %-5s batch %d  prompt %8.0f tokens/s  made %7.1f tokens/s  weights %.2f GB/s\n", model->path,
-           dtype_name(dtype), batch, (double)stats.prompt_tokens / best.prompt_s, made / best.made_s,
-           weights * made / (double)batch / best.made_s * 1e-9);
+    double weights = (double)infer_planned(infer).weight_bytes - unread,
+           made = (double)stats.made_tokens;
+    printf("%-14s %-5s batch %d  prompt %8.0f tokens/s  made %7.1f tokens/s  weights %.2f GB/s\n",
+           model->path, dtype_name(dtype), batch, (double)stats.prompt_tokens / best.prompt_s,
+           made / best.made_s, weights * made / (double)batch / best.made_s * 1e-9);
     fflush(stdout);
     infer_destroy(infer);
     return status;
@@ -47,7 +57,9 @@ int main(int argc, char **argv)
         status = measure(&model, DTYPE_F32, threads, batch);
         if (status == OK) status = measure(&model, DTYPE_BF16, threads, batch);
     }
-    if (status != OK) log_error("%s", status_message());
-    else infer_model_deinit(&model);
+    if (status != OK)
+        log_error("%s", status_message());
+    else
+        infer_model_deinit(&model);
     return status != OK;
 }

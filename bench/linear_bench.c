@@ -1,10 +1,11 @@
-/* linear_bench: GFLOP/s of the matrix-product ops at the shapes of small language models, beside the
- * machine's own peak, measured first by a loop of independent multiply-adds in registers.
+/* linear_bench: GFLOP/s of the matrix-product ops at the shapes of small language models, beside
+ * the machine's own peak, measured first by a loop of independent multiply-adds in registers.
  *
- *     build/linear_bench [threads [filter]]        filter: a part of "op dtype MxIxO", e.g. "dw bf16"
+ *     build/linear_bench [threads [filter]]        filter: a part of "op dtype MxIxO", e.g. "dw
+ *                                                  bf16"
  *
- * Each op runs as a program would run it: its graph node, its kernel, its planned workspace. A line is
- * the median of up to 40 runs over about 0.3 s.
+ * Each op runs as a program would run it: its graph node, its kernel, its planned workspace. A line
+ * is the median of up to 40 runs over about 0.3 s.
  */
 #include "ops/kernel.h"
 #include "ops/ops.h"
@@ -19,7 +20,7 @@
 
 enum { MAX_RUNS = 40, MAX_OPERANDS = 6, EXPERTS = 8 };
 
-/* ---- the peak ------------------------------------------------------------------------------- */
+/* ---- the peak --------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
 /* sums that never leave their registers */
@@ -31,8 +32,9 @@ enum { MAX_RUNS = 40, MAX_OPERANDS = 6, EXPERTS = 8 };
             a = multiply_add(a, a, a), b = multiply_add(b, b, b), c = multiply_add(c, c, c);       \
             d = multiply_add(d, d, d), e = multiply_add(e, e, e), f = multiply_add(f, f, f);       \
             g = multiply_add(g, g, g), h = multiply_add(h, h, h);                                  \
-            __asm__ volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f), "+v"(g),    \
-                             "+v"(h));                                                             \
+            __asm__ volatile(""                                                                    \
+                             : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f), "+v"(g),      \
+                               "+v"(h));                                                           \
         }                                                                                          \
         double first;                                                                              \
         memcpy(&first, &a, sizeof first);                                                          \
@@ -95,7 +97,7 @@ static double measure_peak(bool bf16, int threads)
     return best;
 }
 
-/* ---- one node ------------------------------------------------------------------------------- */
+/* ---- one node --------------------------------------------------------------------------- */
 
 typedef struct Bench {
     Graph *graph;
@@ -126,7 +128,8 @@ static void *memory(size_t bytes)
 static Tensor tensor_of(const Graph *graph, ValueId id)
 {
     const Value *v = graph_value(graph, id);
-    return tensor_make(memory((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype)), v->dtype, v->shape);
+    return tensor_make(memory((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype)), v->dtype,
+                       v->shape);
 }
 
 static void fill(Tensor *t, uint64_t seed)
@@ -207,7 +210,7 @@ static Status bench_time(Bench *b, double *median_s)
     return OK;
 }
 
-/* ---- the table ------------------------------------------------------------------------------ */
+/* ---- the table -------------------------------------------------------------------------- */
 
 typedef struct Case {
     const char *op;
@@ -239,8 +242,10 @@ static Status build_loss(Graph *g, const Case *c, DType dtype, ValueId *out)
     ValueId targets = input(g, "targets", DTYPE_I32, 1, (int64_t[]){c->m});
     ValueId weights = input(g, "weights", DTYPE_F32, 1, (int64_t[]){c->m});
     ValueId dloss = graph_input(g, "dloss", DTYPE_F32, shape_make(0, NULL, NULL));
-    if (!strcmp(c->op, "loss")) return op_linear_cross_entropy(g, x, w, targets, weights, 0, &out[0], &out[1]);
-    return op_linear_cross_entropy_grad(g, x, w, targets, weights, dloss, 0, &out[0], &out[1], &out[2], &out[3]);
+    if (!strcmp(c->op, "loss"))
+        return op_linear_cross_entropy(g, x, w, targets, weights, 0, &out[0], &out[1]);
+    return op_linear_cross_entropy_grad(g, x, w, targets, weights, dloss, 0, &out[0], &out[1],
+                                        &out[2], &out[3]);
 }
 
 static Status build(Graph *g, const Case *c, DType dtype)
@@ -271,28 +276,32 @@ static Status bench_case(const Case *c, DType dtype, int threads, double peak)
     TRY(bench_time(&b, &median_s));
     const Node *node = &g->node[g->n_nodes - 1];
     double rate = node->op->cost(g, node).flop / median_s * 1e-9;
-    printf("%-8s %-4s %6lld x %5lld -> %6lld  %8.3f ms  %7.1f GFLOP/s  %5.1f%%  workspace %8.2f MiB  ready %.1f ms\n",
-           c->op, dtype_name(dtype), (long long)c->m, (long long)c->i, (long long)c->o, median_s * 1e3,
-           rate, 100 * rate / peak, (double)b.args.workspace_bytes / 1048576, ready_s * 1e3);
+    printf("%-8s %-4s %6lld x %5lld -> %6lld  %8.3f ms  %7.1f GFLOP/s  %5.1f%%  workspace %8.2f "
+           "MiB  ready %.1f ms\n",
+           c->op, dtype_name(dtype), (long long)c->m, (long long)c->i, (long long)c->o,
+           median_s * 1e3, rate, 100 * rate / peak, (double)b.args.workspace_bytes / 1048576,
+           ready_s * 1e3);
     fflush(stdout);
     bench_deinit(&b);
     return OK;
 }
 
-/* small: 384 wide, 4096 tokens; medium: 768 wide, 2048 tokens. ey, edx, edw: 8 experts of uneven load. */
+/* small: 384 wide, 4096 tokens; medium: 768 wide, 2048 tokens. ey, edx, edw: 8 experts of uneven
+ * load. */
 static const Case cases[] = {
-    {"y", 4096, 384, 640}, {"y", 4096, 384, 384}, {"y", 4096, 384, 2048}, {"y", 4096, 1024, 384},
-    {"y", 2048, 768, 1280}, {"y", 2048, 768, 768}, {"y", 2048, 768, 4096},
-    {"y", 2048, 2048, 768}, {"dx", 4096, 384, 640}, {"dx", 4096, 384, 384},
-    {"dx", 4096, 384, 2048}, {"dx", 4096, 1024, 384}, {"dx", 2048, 768, 1280},
-    {"dx", 2048, 768, 768}, {"dx", 2048, 768, 4096}, {"dx", 2048, 2048, 768},
-    {"dw", 4096, 384, 640}, {"dw", 4096, 384, 384}, {"dw", 4096, 384, 2048},
-    {"dw", 4096, 1024, 384}, {"dw", 2048, 768, 1280}, {"dw", 2048, 768, 768},
-    {"dw", 2048, 768, 4096}, {"dw", 2048, 2048, 768}, {"ey", 4224, 384, 2048},
-    {"ey", 4224, 1024, 384}, {"edx", 4224, 384, 2048}, {"edx", 4224, 1024, 384},
-    {"edw", 4224, 384, 2048}, {"edw", 4224, 1024, 384}, {"loss", 4096, 384, 4096},
-    {"loss", 2048, 768, 32000}, {"lossgrad", 4096, 384, 4096}, {"lossgrad", 2048, 768, 32000},
-    {"y", 1, 768, 4096}, {"y", 4, 768, 4096}, {"y", 16, 768, 4096},
+    {"y", 4096, 384, 640},          {"y", 4096, 384, 384},      {"y", 4096, 384, 2048},
+    {"y", 4096, 1024, 384},         {"y", 2048, 768, 1280},     {"y", 2048, 768, 768},
+    {"y", 2048, 768, 4096},         {"y", 2048, 2048, 768},     {"dx", 4096, 384, 640},
+    {"dx", 4096, 384, 384},         {"dx", 4096, 384, 2048},    {"dx", 4096, 1024, 384},
+    {"dx", 2048, 768, 1280},        {"dx", 2048, 768, 768},     {"dx", 2048, 768, 4096},
+    {"dx", 2048, 2048, 768},        {"dw", 4096, 384, 640},     {"dw", 4096, 384, 384},
+    {"dw", 4096, 384, 2048},        {"dw", 4096, 1024, 384},    {"dw", 2048, 768, 1280},
+    {"dw", 2048, 768, 768},         {"dw", 2048, 768, 4096},    {"dw", 2048, 2048, 768},
+    {"ey", 4224, 384, 2048},        {"ey", 4224, 1024, 384},    {"edx", 4224, 384, 2048},
+    {"edx", 4224, 1024, 384},       {"edw", 4224, 384, 2048},   {"edw", 4224, 1024, 384},
+    {"loss", 4096, 384, 4096},      {"loss", 2048, 768, 32000}, {"lossgrad", 4096, 384, 4096},
+    {"lossgrad", 2048, 768, 32000}, {"y", 1, 768, 4096},        {"y", 4, 768, 4096},
+    {"y", 16, 768, 4096},
 };
 
 int main(int argc, char **argv)

@@ -1,9 +1,11 @@
 /* Speed of the tokenizer. Results to stdout.
  *
- *     text_bench encode TOKENIZER FILE...       three rounds of encoding, each file a text; one of decoding
+ *     text_bench encode TOKENIZER FILE...       three rounds of encoding, each file a text; one of
+ *                                               decoding
  *     text_bench save TOKENIZER DIR             as Hugging Face files
  *     text_bench train VOCAB_SIZE DIR|- FILE...
- * THREADS=n in the environment: of encoding and training; FILE may be @LIST, a file with a path a line.
+ * THREADS=n in the environment: of encoding and training; FILE may be @LIST, a file with a path a
+ * line.
  */
 #include "text/text.h"
 
@@ -30,7 +32,7 @@ static int threads_wanted(void)
     return text && parse_i64(text, &n) && n > 0 && n <= MAX_THREADS ? (int)n : 1;
 }
 
-/* ---- encoding -------------------------------------------------------------------------- */
+/* ---- encoding --------------------------------------------------------------------------- */
 
 /* Threads take the texts one by one, the next that nobody has. */
 typedef struct Work {
@@ -61,7 +63,8 @@ static Status encode_all(Work *w, int threads)
     int started = 0;
     bool good = true;
     atomic_store(&w->next, 0);
-    while (started + 1 < threads && pthread_create(&thread[started], NULL, encode_some, w) == 0) started++;
+    while (started + 1 < threads && pthread_create(&thread[started], NULL, encode_some, w) == 0)
+        started++;
     good = encode_some(w) == NULL;
     for (int i = 0; i < started; i++) {
         void *failed_one;
@@ -81,7 +84,8 @@ static Status decode_all(const Work *w, size_t n_bytes)
         start = clock_s();
         status = tokenizer_decode(w->tokenizer, w->ids[i].at, w->ids[i].n, &back);
         s += clock_s() - start;
-        if (status == OK && (back.n != w->text[i].n || (back.n && memcmp(back.at, w->text[i].at, back.n) != 0)))
+        if (status == OK &&
+            (back.n != w->text[i].n || (back.n && memcmp(back.at, w->text[i].at, back.n) != 0)))
             status = fail(ERR_FORMAT, "decoding does not give text %d back", i);
     }
     if (status == OK) printf("decode %.2f MB/s\n", (double)n_bytes / s / 1e6);
@@ -95,10 +99,13 @@ static Status encode(const char *path, char **file, int n_files)
     Tokenizer *tokenizer;
     double start = clock_s();
     TRY(tokenizer_load(path, &tokenizer));
-    printf("load %.3f s, %d tokens, %zu merges\n", clock_s() - start, tokenizer_vocab_size(tokenizer),
-           tokenizer_merge_count(tokenizer));
+    printf("load %.3f s, %d tokens, %zu merges\n", clock_s() - start,
+           tokenizer_vocab_size(tokenizer), tokenizer_merge_count(tokenizer));
     Bytes *text = ARENA_ARRAY(&arena, Bytes, n_files);
-    Work w = {.tokenizer = tokenizer, .text = text, .ids = ARENA_ARRAY(&arena, IdVec, n_files), .n = n_files};
+    Work w = {.tokenizer = tokenizer,
+              .text = text,
+              .ids = ARENA_ARRAY(&arena, IdVec, n_files),
+              .n = n_files};
     size_t n_bytes = 0, n_tokens = 0;
     for (int i = 0; i < n_files; i++) {
         TRY(file_read(&arena, file[i], (size_t)4 << 30, &text[i]));
@@ -112,8 +119,9 @@ static Status encode(const char *path, char **file, int n_files)
         double s = clock_s() - start;
         n_tokens = 0;
         for (int i = 0; i < n_files; i++) n_tokens += w.ids[i].n;
-        printf("encode %.2f MB/s: %zu bytes, %zu tokens, %d threads, %.3f s (%.3f s of processors)\n",
-               (double)n_bytes / s / 1e6, n_bytes, n_tokens, threads, s, cpu_s() - cpu);
+        printf(
+            "encode %.2f MB/s: %zu bytes, %zu tokens, %d threads, %.3f s (%.3f s of processors)\n",
+            (double)n_bytes / s / 1e6, n_bytes, n_tokens, threads, s, cpu_s() - cpu);
     }
     TRY(decode_all(&w, n_bytes));
     for (int i = 0; i < n_files; i++) VEC_FREE(&w.ids[i]);
@@ -122,7 +130,7 @@ static Status encode(const char *path, char **file, int n_files)
     return OK;
 }
 
-/* ---- training -------------------------------------------------------------------------- */
+/* ---- training --------------------------------------------------------------------------- */
 
 typedef struct Files {
     char **path;
@@ -156,7 +164,7 @@ static Status train(int vocab_size, const char *dir, Files *files)
     return OK;
 }
 
-/* ---- command line ---------------------------------------------------------------------- */
+/* ---- command line ----------------------------------------------------------------------- */
 
 /* The paths, those in lists included; lines of a list end up in its text. */
 static Status paths_of(Arena *arena, char **argument, int n, Files *files)
@@ -169,7 +177,8 @@ static Status paths_of(Arena *arena, char **argument, int n, Files *files)
             continue;
         }
         TRY(file_read(arena, argument[i] + 1, 1 << 26, &list));
-        for (char *line = arena_strndup(arena, (const char *)list.at, list.n), *end; *line; line = end) {
+        for (char *line = arena_strndup(arena, (const char *)list.at, list.n), *end; *line;
+             line = end) {
             end = line + strcspn(line, "\n");
             if (*end) *end++ = 0;
             if (*line) VEC_PUSH(&path, line);
@@ -199,7 +208,8 @@ static Status run(int argc, char **argv)
         TRY(paths_of(&arena, argv + 4, argc - 4, &files));
         return train((int)vocab_size, argv[3], &files);
     }
-    return fail(ERR_ARG, "usage: text_bench encode TOKENIZER FILE... | save TOKENIZER DIR | train VOCAB_SIZE DIR|- FILE...");
+    return fail(ERR_ARG, "usage: text_bench encode TOKENIZER FILE... | save TOKENIZER DIR | train "
+                         "VOCAB_SIZE DIR|- FILE...");
 }
 
 int main(int argc, char **argv)

@@ -1,6 +1,6 @@
-/* Steps that go wrong in a whole run: a loss that is no number, a gradient that overflows, activations that are
- * none. Such a step changes no bit of the state, is counted and written down, and the run goes on; several in a
- * row end it, with what was good before them in a checkpoint. */
+/* Steps that go wrong in a whole run: a loss that is no number, a gradient that overflows,
+ * activations that are none. Such a step changes no bit of the state, is counted and written down,
+ * and the run goes on; several in a row end it, with what was good before them in a checkpoint. */
 #include "shop.h"
 
 #include <math.h>
@@ -9,7 +9,9 @@ static Ckpt *open_step(const char *run, int64_t step)
 {
     Arena arena = {0};
     Ckpt *ckpt;
-    assert_ok(ckpt_open(arena_printf(&arena, "%s/runs/%s/ckpt/step-%08lld", shop, run, (long long)step), CKPT_VERIFY_HASHES, &ckpt));
+    assert_ok(
+        ckpt_open(arena_printf(&arena, "%s/runs/%s/ckpt/step-%08lld", shop, run, (long long)step),
+                  CKPT_VERIFY_HASHES, &ckpt));
     arena_deinit(&arena);
     return ckpt;
 }
@@ -41,7 +43,8 @@ static int in_metrics(const char *run, const char *text)
     Arena arena = {0};
     Bytes all;
     int n = 0;
-    assert_ok(file_read(&arena, arena_printf(&arena, "%s/runs/%s/metrics.jsonl", shop, run), 1 << 20, &all));
+    assert_ok(file_read(&arena, arena_printf(&arena, "%s/runs/%s/metrics.jsonl", shop, run),
+                        1 << 20, &all));
     for (const char *at = (const char *)all.at; (at = strstr(at, text)); at++) n++;
     arena_deinit(&arena);
     return n;
@@ -62,8 +65,9 @@ static const Case cases[] = {
 
 static void check_skip(const Case *c, const char *run)
 {
-    const char *more[] = {c->micro_batch, c->balance, c->precision, "train.steps=6", "train.warmup=2", "checkpoint.every=1",
-                          "checkpoint.keep=100", "checkpoint.async=false"};
+    const char *more[] = {
+        c->micro_batch,   c->balance,           c->precision,          "train.steps=6",
+        "train.warmup=2", "checkpoint.every=1", "checkpoint.keep=100", "checkpoint.async=false"};
     TrainOutcome outcome;
     char fault[48];
     snprintf(fault, sizeof fault, "%s:3", c->point);
@@ -78,7 +82,8 @@ static void check_skip(const Case *c, const char *run)
     assert_int_equal(counter_at(run, 2, "skipped_steps"), 0);
     assert_int_equal(counter_at(run, 3, "skipped_steps"), 1);
     assert_int_equal(counter_at(run, 3, "skipped_in_a_row"), 1);
-    assert_int_equal(counter_at(run, 6, "skipped_steps"), 1); /* nothing of it is left for the next */
+    assert_int_equal(counter_at(run, 6, "skipped_steps"),
+                     1); /* nothing of it is left for the next */
     assert_int_equal(counter_at(run, 6, "skipped_in_a_row"), 0);
     assert_int_equal(counter_at(run, 6, "good_steps"), 5);
     assert_int_equal(in_metrics(run, "{\"event\": \"skip\", \"step\": 3"), 1);
@@ -102,8 +107,10 @@ static void a_bad_step_changes_nothing(void **state)
 static void a_skip_survives_a_restart(void **state)
 {
     (void)state;
-    const char *more[] = {"train.steps=6", "train.warmup=2", "train.schedule=constant", "train.balance=bias", "train.micro_batch=2"};
-    const char *part[] = {"train.steps=4", "train.warmup=2", "train.schedule=constant", "train.balance=bias", "train.micro_batch=2"};
+    const char *more[] = {"train.steps=6", "train.warmup=2", "train.schedule=constant",
+                          "train.balance=bias", "train.micro_batch=2"};
+    const char *part[] = {"train.steps=4", "train.warmup=2", "train.schedule=constant",
+                          "train.balance=bias", "train.micro_batch=2"};
     TrainOutcome outcome;
     int64_t step;
     assert_ok(fault_set("train.nan:3"));
@@ -121,7 +128,8 @@ static void a_skip_survives_a_restart(void **state)
 static void several_in_a_row_end_the_run_with_a_checkpoint(void **state)
 {
     (void)state;
-    const char *more[] = {"train.steps=8", "train.warmup=2", "train.schedule=constant", "train.max_skips=2", "checkpoint.every=0"};
+    const char *more[] = {"train.steps=8", "train.warmup=2", "train.schedule=constant",
+                          "train.max_skips=2", "checkpoint.every=0"};
     const char *two[] = {"train.steps=2", "train.warmup=2", "train.schedule=constant"};
     TrainOutcome outcome;
     int64_t step;

@@ -1,8 +1,9 @@
-/* Canonical mode: every layout that divides the leaves gives the bits of one rank, in every step's loss and gradient norm
- * and in the final weights and moments. Ranks are threads of this process. */
+/* Canonical mode: every layout that divides the leaves gives the bits of one rank, in every step's
+ * loss and gradient norm and in the final weights and moments. Ranks are threads of this process.
+ */
 #include "layouts.h"
 
-/* ---- what a job ends with ----------------------------------------------------------------------------------- */
+/* ---- what a job ends with --------------------------------------------------------------- */
 
 typedef struct SavedTensor {
     char name[200];
@@ -47,10 +48,13 @@ static Status keep_states(Job *job, const StepPrograms *p, Session *session)
     SavedTensors *saved = job->context;
     pthread_mutex_lock(&saved->lock);
     Status status = OK;
-    for (int i = 0; i < p->n && status == OK; i++) status = graph_verify(p->at[i]->graph, "all passes");
+    for (int i = 0; i < p->n && status == OK; i++)
+        status = graph_verify(p->at[i]->graph, "all passes");
     for (int i = 0; i < p->store->n_entries && status == OK; i++) {
         const StateEntry *e = &p->store->entry[i];
-        if (e->role != STATE_PARAM && e->role != STATE_ADAM_M && e->role != STATE_ADAM_V && e->role != STATE_BUFFER) continue;
+        if (e->role != STATE_PARAM && e->role != STATE_ADAM_M && e->role != STATE_ADAM_V &&
+            e->role != STATE_BUFFER)
+            continue;
         Keeping keeping = {saved, e, session_state(session, i).data};
         status = store_each_run(p->store, i, keep_run, &keeping);
     }
@@ -76,7 +80,7 @@ static const char *different_tensor(SavedTensors *a, SavedTensors *b)
     return NULL;
 }
 
-/* ---- one layout ------------------------------------------------------------------------------------------------ */
+/* ---- one layout ------------------------------------------------------------------------- */
 
 static Status run_kept(Job *job, const ModelConfig *model, SavedTensors *saved, char *message)
 {
@@ -100,7 +104,8 @@ static void make_reference(Reference *r, const char *model_text, const char *com
     char message[600] = "";
     *r = (Reference){.common = common, .job = parse_job(common)};
     make_model(model_text, r->job.layers, &r->model);
-    if (run_kept(&r->job, &r->model, &r->saved, message) != OK) fail_msg("one rank, %s: %s", common, *message ? message : status_message());
+    if (run_kept(&r->job, &r->model, &r->saved, message) != OK)
+        fail_msg("one rank, %s: %s", common, *message ? message : status_message());
 }
 
 static void free_reference(Reference *r)
@@ -118,9 +123,12 @@ static Job parse_canonical(const char *common, const char *text)
     snprintf(words, sizeof words, "%s", common);
     snprintf(copy, sizeof copy, "%s", text);
     for (char *word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
-        if (!strncmp(word, "zero", 4)) zero = word[4] - '0';
-        else if (!strcmp(word, "overlap")) last = true;
-        else snprintf(words + strlen(words), sizeof words - strlen(words), " %s", word);
+        if (!strncmp(word, "zero", 4))
+            zero = word[4] - '0';
+        else if (!strcmp(word, "overlap"))
+            last = true;
+        else
+            snprintf(words + strlen(words), sizeof words - strlen(words), " %s", word);
     }
     Job job = parse_job(words);
     job.options.layout.zero = zero;
@@ -140,11 +148,14 @@ static int check_layout(Reference *one, const char *text)
         forget(&saved);
         return 1;
     }
-    while (step < STEPS && many.loss[step] == one->job.loss[step] && many.norm[step] == one->job.norm[step]) step++;
+    while (step < STEPS && many.loss[step] == one->job.loss[step] &&
+           many.norm[step] == one->job.norm[step])
+        step++;
     const char *tensor = different_tensor(&one->saved, &saved);
     if (step < STEPS)
-        print_message("%s, %s: step %d: loss %.9g, not %.9g; norm %.9g, not %.9g\n", one->common, text, step, many.loss[step], one->job.loss[step],
-                      many.norm[step], one->job.norm[step]);
+        print_message("%s, %s: step %d: loss %.9g, not %.9g; norm %.9g, not %.9g\n", one->common,
+                      text, step, many.loss[step], one->job.loss[step], many.norm[step],
+                      one->job.norm[step]);
     if (tensor) print_message("%s, %s: in the end %s differs\n", one->common, text, tensor);
     forget(&saved);
     return step < STEPS || tensor;
@@ -162,22 +173,73 @@ static void check_all(const char *model_text, const char *common, const char *co
     assert_int_equal(wrong, 0);
 }
 
-/* ---- the matrix ------------------------------------------------------------------------------------------------- */
+/* ---- the matrix ------------------------------------------------------------------------- */
 
 static const char *const dense[] = {
-    "dp2", "dp4", "dp8", "fsdp2", "fsdp4", "tp2", "tp4", "dp2 fsdp2", "dp2 tp2", "fsdp2 tp2", "dp2 fsdp2 tp2", "dp2 overlap", "fsdp2 overlap", "dp2 fsdp2 overlap",
-    "dp2 zero1", "dp2 zero2", "dp4 zero2 overlap", "dp8 zero1", "dp2 tp2 zero2", "dp8 tp4", "full", "selective tp2", "fsdp2 full", "dp2 selective",
-    "cp2", "cp2 dp2", "cp2 tp2", "cp2 fsdp2 full", "cp2 dp2 zero2 overlap",
+    "dp2",
+    "dp4",
+    "dp8",
+    "fsdp2",
+    "fsdp4",
+    "tp2",
+    "tp4",
+    "dp2 fsdp2",
+    "dp2 tp2",
+    "fsdp2 tp2",
+    "dp2 fsdp2 tp2",
+    "dp2 overlap",
+    "fsdp2 overlap",
+    "dp2 fsdp2 overlap",
+    "dp2 zero1",
+    "dp2 zero2",
+    "dp4 zero2 overlap",
+    "dp8 zero1",
+    "dp2 tp2 zero2",
+    "dp8 tp4",
+    "full",
+    "selective tp2",
+    "fsdp2 full",
+    "dp2 selective",
+    "cp2",
+    "cp2 dp2",
+    "cp2 tp2",
+    "cp2 fsdp2 full",
+    "cp2 dp2 zero2 overlap",
 };
 static const char *const experts[] = {
-    "dp2", "fsdp2", "tp2", "tp4", "ep2", "ep4", "ep2 dp2", "ep2 fsdp2", "ep2 tp2", "ep4 dp2", "ep4 tp2", "dp2 fsdp2 ep2 tp2", "ep2 overlap", "ep2 dp2 zero1", "ep2 dp2 zero2",
-    "ep2 full", "ep2 tp2 selective", "dp2 fsdp2 ep2", "fsdp4 ep2", "tp2 fold", "ep2 tp2 fold", "cp2", "cp2 ep2", "cp2 ep2 tp2 dp2", "cp2 selective",
+    "dp2",
+    "fsdp2",
+    "tp2",
+    "tp4",
+    "ep2",
+    "ep4",
+    "ep2 dp2",
+    "ep2 fsdp2",
+    "ep2 tp2",
+    "ep4 dp2",
+    "ep4 tp2",
+    "dp2 fsdp2 ep2 tp2",
+    "ep2 overlap",
+    "ep2 dp2 zero1",
+    "ep2 dp2 zero2",
+    "ep2 full",
+    "ep2 tp2 selective",
+    "dp2 fsdp2 ep2",
+    "fsdp4 ep2",
+    "tp2 fold",
+    "ep2 tp2 fold",
+    "cp2",
+    "cp2 ep2",
+    "cp2 ep2 tp2 dp2",
+    "cp2 selective",
 };
 static const char *const pipelines[] = {
-    "pp2", "pp4", "pp2 gpipe", "pp2 interleaved", "pp2 zb-h1", "pp2 zb-v", "pp2 dualpipev", "pp2 dp2", "pp2 fsdp2 zb-v", "pp2 tp2 zb-h1", "pp4 dp2 tp2", "pp2 dp4 zero1",
-    "pp2 tp2 full zb-v", "pp2 cp2 zb-h1", "pp2 cp2 tp2",
+    "pp2",         "pp4",           "pp2 gpipe",         "pp2 interleaved", "pp2 zb-h1",
+    "pp2 zb-v",    "pp2 dualpipev", "pp2 dp2",           "pp2 fsdp2 zb-v",  "pp2 tp2 zb-h1",
+    "pp4 dp2 tp2", "pp2 dp4 zero1", "pp2 tp2 full zb-v", "pp2 cp2 zb-h1",   "pp2 cp2 tp2",
 };
-static const char *const pipelined_experts[] = {"pp2 ep2", "pp2 ep2 tp2 zb-h1", "pp2 ep2 fsdp2 dp2", "pp2 ep2 zb-v"};
+static const char *const pipelined_experts[] = {"pp2 ep2", "pp2 ep2 tp2 zb-h1", "pp2 ep2 fsdp2 dp2",
+                                                "pp2 ep2 zb-v"};
 static const char *const some[] = {"dp2", "fsdp2 tp2", "dp2 tp4", "fsdp2 overlap"};
 static const char *const some_experts[] = {"dp2 ep2", "fsdp2 tp2", "ep4 tp2", "pp2 ep2", "cp2 tp2"};
 static const char *const some_of_grok[] = {"dp2 ep2", "fsdp2 tp2", "ep4 tp2", "ep2 cp2"};
@@ -210,7 +272,8 @@ static void test_others(void **state)
 static void test_wire(void **state)
 {
     (void)state;
-    static const char *const counted[] = {"chunks4 dp2 tp2", "chunks4 fsdp4", "chunks4 dp2 fsdp2 cp2", "chunks4 pp2 tp2 zb-v"};
+    static const char *const counted[] = {"chunks4 dp2 tp2", "chunks4 fsdp4",
+                                          "chunks4 dp2 fsdp2 cp2", "chunks4 pp2 tp2 zb-v"};
     for (int i = 0; i < COUNT_OF(counted); i++) {
         ModelConfig model;
         char message[600] = "";
@@ -218,7 +281,8 @@ static void test_wire(void **state)
         make_model(llama4, 0, &model);
         job.model = &model;
         job.check_wire = true;
-        if (run_job(&job, message) != OK) fail_msg("%s: %s", counted[i], *message ? message : status_message());
+        if (run_job(&job, message) != OK)
+            fail_msg("%s: %s", counted[i], *message ? message : status_message());
         model_config_deinit(&model);
     }
 }
@@ -243,7 +307,8 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3), cmocka_unit_test(test_llama4), cmocka_unit_test(test_others),
-                                       cmocka_unit_test(test_wire), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3), cmocka_unit_test(test_llama4),
+                                       cmocka_unit_test(test_others), cmocka_unit_test(test_wire),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

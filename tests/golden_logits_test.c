@@ -1,5 +1,5 @@
-/* Logits of every golden model, read from its Hugging Face directory, against those of the reference
- * implementation: at most 1e-4 apart in f32. */
+/* Logits of every golden model, read from its Hugging Face directory, against those of the
+ * reference implementation: at most 1e-4 apart in f32. */
 #include "cli/cli.h" /* before cmocka, which has a macro called fail */
 
 #include <stdarg.h>
@@ -14,7 +14,10 @@
 
 #define GOLDEN SOURCE_DIR "/tests/golden"
 
-#define check_ok(call) do { if ((call) != OK) fail_msg("%s: %s", #call, status_message()); } while (0)
+#define check_ok(call)                                                                             \
+    do {                                                                                           \
+        if ((call) != OK) fail_msg("%s: %s", #call, status_message());                             \
+    } while (0)
 
 typedef struct Case {
     Arena arena;
@@ -108,7 +111,8 @@ static void test_bf16_is_near(void **state)
     (void)state;
     Case c;
     open_case(&c, "llama3-gqa");
-    double worst = run_case(&c, (InferOptions){.threads = 2, .dtype_set = true, .dtype = DTYPE_BF16});
+    double worst = run_case(&c,
+                            (InferOptions){.threads = 2, .dtype_set = true, .dtype = DTYPE_BF16});
     close_case(&c);
     print_message("bf16 llama3-gqa %.2g\n", worst);
     assert_true(worst > 0 && worst < 0.25);
@@ -116,6 +120,7 @@ static void test_bf16_is_near(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16_is_near)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32),
+                                       cmocka_unit_test(test_bf16_is_near)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
-/* The golden models: logits, loss and every weight's gradient, against what transformers and xAI's code computed
- * in f32 (tests/golden/README.md), without and with recompute, and on every instruction set of this machine. */
+/* The golden models: logits, loss and every weight's gradient, against what transformers and xAI's
+ * code computed in f32 (tests/golden/README.md), without and with recompute, and on every
+ * instruction set of this machine. */
 #include "ckpt/ckpt.h"
 #include "train/train.h"
 
@@ -79,7 +80,8 @@ static void load_weights(Case *c, Session *session, const Store *store)
     VEC(NamedTensor) list = {0};
     for (int i = 0; i < store->n_entries; i++)
         for (int k = 0; store->entry[i].role == STATE_PARAM && k < store->entry[i].n_parts; k++)
-            VEC_PUSH(&list, ((NamedTensor){store->entry[i].part[k].name, session_state_part(session, i, k)}));
+            VEC_PUSH(&list, ((NamedTensor){store->entry[i].part[k].name,
+                                           session_state_part(session, i, k)}));
     assert_int_equal(list.n, modeldir_count(c->weights)); /* every weight has its place */
     assert_ok(modeldir_load(c->weights, list.at, (int)list.n));
     VEC_FREE(&list);
@@ -115,7 +117,8 @@ static double norm(const float *a, int64_t n)
 static double distance(const float *a, const float *b, int64_t n)
 {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+    for (int64_t i = 0; i < n; i++)
+        sum += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
     return sqrt(sum);
 }
 
@@ -149,7 +152,8 @@ static void check_gradient(Case *c, const StateEntry *e, int part, const char *d
     const float *want = expected(c, arena_printf(&c->arena, "grad.%s", e->part[part].name), &n);
     assert_int_equal(n, shape_count(&e->part[part].shape));
     double relative = distance(got, want, n) / (norm(want, n) + 1e-8);
-    if (!(relative < 1e-3)) fail_msg("%s: gradient of %s differs by %g relative", c->dir, e->part[part].name, relative);
+    if (!(relative < 1e-3))
+        fail_msg("%s: gradient of %s differs by %g relative", c->dir, e->part[part].name, relative);
 }
 
 /* The head's products are made once: the loss comes out of the node that makes its gradient. */
@@ -167,7 +171,11 @@ static void check_gradients(Case *c, Device *device, Recompute recompute)
 {
     StepPrograms p;
     Session *session;
-    StepOptions o = {.micro_batch = ROWS, .n_micro = 1, .seq = c->seq, .dtype = DTYPE_F32, .recompute = recompute};
+    StepOptions o = {.micro_batch = ROWS,
+                     .n_micro = 1,
+                     .seq = c->seq,
+                     .dtype = DTYPE_F32,
+                     .recompute = recompute};
     assert_ok(step_grads_build(&c->config, &o, device_target(device), &p));
     assert_ok(graph_verify(p.at[0]->graph, "all passes"));
     check_loss_is_fused(p.at[0]->graph);
@@ -179,7 +187,8 @@ static void check_gradients(Case *c, Device *device, Recompute recompute)
     float loss;
     const float *want = expected(c, "loss", &n);
     assert_ok(session_read(session, 0, "loss", &loss, sizeof loss));
-    if (!(fabsf(loss - *want) < 1e-5f * fabsf(*want))) fail_msg("%s: loss is %.8g, not %.8g", c->dir, (double)loss, (double)*want);
+    if (!(fabsf(loss - *want) < 1e-5f * fabsf(*want)))
+        fail_msg("%s: loss is %.8g, not %.8g", c->dir, (double)loss, (double)*want);
     for (int i = 0; i < p.store->n_entries; i++) {
         const StateEntry *e = &p.store->entry[i];
         for (int k = 0; e->role == STATE_PARAM && k < e->n_parts; k++)
@@ -194,7 +203,8 @@ static void check_case(const char *name)
     for (int isa = ISA_GENERIC; isa <= (int)cpu_best_isa(); isa++) {
         Case c = open_case(name);
         Device *device;
-        assert_ok(device_create_cpu((CpuOptions){.limit_isa = true, .max_isa = (Isa)isa, .threads = 2}, &device));
+        assert_ok(device_create_cpu(
+            (CpuOptions){.limit_isa = true, .max_isa = (Isa)isa, .threads = 2}, &device));
         check_logits(&c, device);
         check_gradients(&c, device, RECOMPUTE_NONE);
         if (isa == (int)cpu_best_isa()) {
@@ -241,6 +251,7 @@ static void grok1(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(llama3), cmocka_unit_test(llama4), cmocka_unit_test(grok1)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(llama3), cmocka_unit_test(llama4),
+                                       cmocka_unit_test(grok1)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

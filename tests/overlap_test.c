@@ -1,5 +1,6 @@
-/* Communication under computation, and states shared over dp (ZeRO 1 and 2): the numbers are those of ranks that exchange
- * one after the other, bit for bit; what is on its way leaves time to hide in; memory and bytes are as planned. */
+/* Communication under computation, and states shared over dp (ZeRO 1 and 2): the numbers are those
+ * of ranks that exchange one after the other, bit for bit; what is on its way leaves time to hide
+ * in; memory and bytes are as planned. */
 #include "layouts.h"
 
 /* "dp2 zero1 bucket4096 blocking": what layouts.h knows, and how the ranks exchange. */
@@ -9,10 +10,15 @@ static StepOptions parse_more(const char *text)
     Layout more = {0};
     snprintf(copy, sizeof copy, "%s", text);
     for (char *word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
-        if (!strncmp(word, "zero", 4)) more.zero = (int)strtol(word + 4, NULL, 10);
-        else if (!strncmp(word, "bucket", 6)) more.bucket_bytes = strtoul(word + 6, NULL, 10);
-        else if (!strcmp(word, "blocking")) more.blocking = true;
-        else snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? " " : "", word);
+        if (!strncmp(word, "zero", 4))
+            more.zero = (int)strtol(word + 4, NULL, 10);
+        else if (!strncmp(word, "bucket", 6))
+            more.bucket_bytes = strtoul(word + 6, NULL, 10);
+        else if (!strcmp(word, "blocking"))
+            more.blocking = true;
+        else
+            snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? " " : "",
+                     word);
     }
     StepOptions o = parse_job(known).options;
     o.layout.zero = more.zero;
@@ -28,7 +34,7 @@ static void run(const ModelConfig *model, const StepOptions *o, bool check_wire,
     if (run_job(job, message) != OK) fail_msg("%s", *message ? message : status_message());
 }
 
-/* ---- the same bits ------------------------------------------------------------------------------------------ */
+/* ---- the same bits ---------------------------------------------------------------------- */
 
 static void check_bits(const char *model_text, const char *text)
 {
@@ -43,8 +49,10 @@ static void check_bits(const char *model_text, const char *text)
     for (int k = 0; k < COUNT_OF(bucket); k++) {
         o.layout.bucket_bytes = bucket[k];
         run(&model, &o, false, &job);
-        if (memcmp(job.loss, blocking.loss, sizeof job.loss) || memcmp(job.norm, blocking.norm, sizeof job.norm))
-            fail_msg("%s, buckets of %zu bytes: other losses or norms than without overlap", text, bucket[k]);
+        if (memcmp(job.loss, blocking.loss, sizeof job.loss) ||
+            memcmp(job.norm, blocking.norm, sizeof job.norm))
+            fail_msg("%s, buckets of %zu bytes: other losses or norms than without overlap", text,
+                     bucket[k]);
     }
     model_config_deinit(&model);
 }
@@ -52,9 +60,25 @@ static void check_bits(const char *model_text, const char *text)
 static void test_bits(void **state)
 {
     (void)state;
-    static const char *const layouts[] = {"dp2", "dp4 micro2", "fsdp2 selective", "fsdp4 micro2", "tp2 seq", "ep2", "cp2 tp2", "dp2 cp2 ep2",
-                                          "dp2 fsdp2 tp2 seq", "pp2 dp2 micro4", "pp2 fsdp2 micro4 full", "dp2 zero1", "dp2 zero2 micro2", "dp2 ep2 zero1 aux",
-                                          "cp2 ring", "cp4 ring full", "cp4 ring dp2", "cp2 ring tp2 seq", "pp2 cp4 ring micro4"};
+    static const char *const layouts[] = {"dp2",
+                                          "dp4 micro2",
+                                          "fsdp2 selective",
+                                          "fsdp4 micro2",
+                                          "tp2 seq",
+                                          "ep2",
+                                          "cp2 tp2",
+                                          "dp2 cp2 ep2",
+                                          "dp2 fsdp2 tp2 seq",
+                                          "pp2 dp2 micro4",
+                                          "pp2 fsdp2 micro4 full",
+                                          "dp2 zero1",
+                                          "dp2 zero2 micro2",
+                                          "dp2 ep2 zero1 aux",
+                                          "cp2 ring",
+                                          "cp4 ring full",
+                                          "cp4 ring dp2",
+                                          "cp2 ring tp2 seq",
+                                          "pp2 cp4 ring micro4"};
     for (int i = 0; i < COUNT_OF(layouts); i++) check_bits(llama4, layouts[i]);
     check_bits(llama3, "cp4 ring bf16");
     check_bits(llama3, "dp2 tp2 seq");
@@ -62,7 +86,7 @@ static void test_bits(void **state)
     check_bits(grok1, "fsdp2 ep2");
 }
 
-/* ---- the last micro-batch with the update ---------------------------------------------------------------------------- */
+/* ---- the last micro-batch with the update ----------------------------------------------- */
 
 typedef struct LastRank {
     const Job *job;
@@ -72,20 +96,25 @@ typedef struct LastRank {
 } LastRank;
 
 /* As layouts.h runs them, but that the last micro-batch is the update program's. */
-static Status run_last_steps(LastRank *r, const StepOptions *o, const StepPrograms *p, Session *session)
+static Status run_last_steps(LastRank *r, const StepOptions *o, const StepPrograms *p,
+                             Session *session)
 {
     static const char *const inputs[] = {"ids", "targets", "pos", "weights"};
     int step = p->index[PROGRAM_STEP], last = p->index[p->last];
     size_t bytes = (size_t)(o->micro_batch * SEQ / mesh_size(&o->layout.mesh, MESH_CP)) * 4;
     for (int s = 0; s < STEPS; s++) {
-        float hyper[HYPER_COUNT] = {[HYPER_LR] = 0.003f, [HYPER_BETA1] = 0.9f, [HYPER_BETA2] = 0.95f, [HYPER_EPS] = 1e-4f, [HYPER_DECAY] = 0.1f,
-                                    [HYPER_CLIP] = 1, [HYPER_BIAS_RATE] = 0.001f};
-        hyper[HYPER_BIAS1] = 1 - powf(0.9f, (float)s + 1), hyper[HYPER_BIAS2] = 1 - powf(0.95f, (float)s + 1);
+        float hyper[HYPER_COUNT] = {
+            [HYPER_LR] = 0.003f,       [HYPER_BETA1] = 0.9f, [HYPER_BETA2] = 0.95f,
+            [HYPER_EPS] = 1e-4f,       [HYPER_DECAY] = 0.1f, [HYPER_CLIP] = 1,
+            [HYPER_BIAS_RATE] = 0.001f};
+        hyper[HYPER_BIAS1] = 1 - powf(0.9f, (float)s + 1),
+        hyper[HYPER_BIAS2] = 1 - powf(0.95f, (float)s + 1);
         for (int64_t m = 0; m < o->n_micro; m++) {
             int program = m + 1 < o->n_micro ? step : last;
             TRY(feed(session, step, o, s, m)); /* into the step's inputs */
             for (int i = 0; program != step && i < COUNT_OF(inputs); i++)
-                TRY(session_write(session, program, inputs[i], session_input(session, step, inputs[i]), bytes));
+                TRY(session_write(session, program, inputs[i],
+                                  session_input(session, step, inputs[i]), bytes));
             TRY(session_run(session, program, PHASE_FORWARD, PHASE_BACKWARD));
         }
         TRY(session_read(session, last, "grad_norm", &r->norm[s], sizeof r->norm[s]));
@@ -103,8 +132,12 @@ static void *run_last_rank(void *at)
     StepPrograms p;
     Session *session;
     o.layout.mesh = mesh_at(&o.layout.mesh, r->rank);
-    r->status = device_create_cpu((CpuOptions){.threads = 1, .world = comm_of_rank(r->job->world, r->rank), .mesh = o.layout.mesh}, &device);
-    if (r->status == OK) r->status = step_programs_build(r->job->model, &o, device_target(device), &p);
+    r->status = device_create_cpu((CpuOptions){.threads = 1,
+                                               .world = comm_of_rank(r->job->world, r->rank),
+                                               .mesh = o.layout.mesh},
+                                  &device);
+    if (r->status == OK)
+        r->status = step_programs_build(r->job->model, &o, device_target(device), &p);
     if (r->status == OK) {
         r->status = session_create(device, p.store, p.at, p.n, &session);
         if (r->status == OK) r->status = session_init_weights(session, 3);
@@ -131,23 +164,28 @@ static void check_last(const char *text)
     last = (Job){.model = &model, .options = o};
     assert_int_equal(comm_world_create_local(n, &(CommOptions){.deadline_s = 60}, &last.world), OK);
     for (int r = 0; r < n; r++) rank[r] = (LastRank){.job = &last, .rank = r};
-    for (int r = 0; r < n; r++) assert_int_equal(pthread_create(&thread[r], NULL, run_last_rank, &rank[r]), 0);
+    for (int r = 0; r < n; r++)
+        assert_int_equal(pthread_create(&thread[r], NULL, run_last_rank, &rank[r]), 0);
     for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
     for (int r = 0; r < n; r++) assert_int_equal(rank[r].status, OK);
     comm_world_destroy(last.world);
     for (int s = 0; s < STEPS; s++)
-        if ((double)rank[0].norm[s] != apart.norm[s]) fail_msg("%s: step %d: norm %.9g and %.9g", text, s, (double)rank[0].norm[s], apart.norm[s]);
+        if ((double)rank[0].norm[s] != apart.norm[s])
+            fail_msg("%s: step %d: norm %.9g and %.9g", text, s, (double)rank[0].norm[s],
+                     apart.norm[s]);
     model_config_deinit(&model);
 }
 
 static void test_last(void **state)
 {
     (void)state;
-    static const char *const layouts[] = {"dp2 micro2", "fsdp2 micro2", "dp2 zero1 micro2", "dp2 zero2 micro4", "dp2 tp2 seq micro2", "ep2 micro2", "dp2 cp2 micro2"};
+    static const char *const layouts[] = {
+        "dp2 micro2",         "fsdp2 micro2", "dp2 zero1 micro2", "dp2 zero2 micro4",
+        "dp2 tp2 seq micro2", "ep2 micro2",   "dp2 cp2 micro2"};
     for (int i = 0; i < COUNT_OF(layouts); i++) check_last(layouts[i]);
 }
 
-/* ---- what the order leaves room for ---------------------------------------------------------------------------- */
+/* ---- what the order leaves room for ----------------------------------------------------- */
 
 /* The graph of the step as rank 0 has it. The caller destroys the programs. */
 static const Graph *step_graph(const char *text, const char *model_text, StepPrograms *programs)
@@ -155,7 +193,8 @@ static const Graph *step_graph(const char *text, const char *model_text, StepPro
     ModelConfig model;
     StepOptions o = parse_more(text);
     make_model(model_text, 0, &model);
-    assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, programs), OK);
+    assert_int_equal(
+        step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, programs), OK);
     model_config_deinit(&model);
     return programs->at[programs->index[PROGRAM_STEP]]->graph;
 }
@@ -176,14 +215,15 @@ static int products_beside(const Graph *g, int start)
     for (int i = start + 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
         if (is_op(node, "wait") && graph_value(g, node->in[0])->producer.id == start) return n;
-        n += !strncmp(node->op->name, "linear", 6) || !strncmp(node->op->name, "grouped_linear", 14);
+        n += !strncmp(node->op->name, "linear", 6) ||
+             !strncmp(node->op->name, "grouped_linear", 14);
     }
     fail_msg("a start without a wait");
     return 0;
 }
 
-/* Every gathering but those in front of a phase's first layer has a layer's products to hide under, and is waited for
- * no earlier than the layer before. */
+/* Every gathering but those in front of a phase's first layer has a layer's products to hide under,
+ * and is waited for no earlier than the layer before. */
 static void test_prefetch(void **state)
 {
     (void)state;
@@ -193,7 +233,8 @@ static void test_prefetch(void **state)
     int hidden[2] = {0}, exposed[2] = {0};
     for (int i = 1; i < g->n_nodes; i++) {
         bool backward = g->node[i].phase == PHASE_BACKWARD;
-        if (is_op(&g->node[i], "all_gather_start")) *(products_beside(g, i) > 0 ? &hidden[backward] : &exposed[backward]) += 1;
+        if (is_op(&g->node[i], "all_gather_start"))
+            *(products_beside(g, i) > 0 ? &hidden[backward] : &exposed[backward]) += 1;
         if (is_op(&g->node[i], "all_gather")) exposed[backward]++;
     }
     /* forward: the embedding and the first layer's four have nothing in front of them */
@@ -202,7 +243,8 @@ static void test_prefetch(void **state)
     step_programs_destroy(&p);
 }
 
-/* Gradients of a layer are summed while the next one's are made; a small bucket makes many sums of them, a large one few. */
+/* Gradients of a layer are summed while the next one's are made; a small bucket makes many sums of
+ * them, a large one few. */
 static void test_buckets(void **state)
 {
     (void)state;
@@ -226,7 +268,8 @@ static void test_buckets(void **state)
     assert_true(members[1] > starts[0] / 2 && members[2] >= starts[0]);
 }
 
-/* Buckets are written by who makes the gradients: nothing is copied, and sums take no second place. */
+/* Buckets are written by who makes the gradients: nothing is copied, and sums take no second place.
+ */
 static void test_buckets_cost_no_memory(void **state)
 {
     (void)state;
@@ -243,30 +286,36 @@ static void test_buckets_cost_no_memory(void **state)
     step_programs_destroy(&p[1]);
 }
 
-/* ---- rings ---------------------------------------------------------------------------------------------------- */
+/* ---- rings ------------------------------------------------------------------------------ */
 
-static bool is_part(const Node *node) { return is_op(node, "attention_part") || is_op(node, "attention_grad_part"); }
+static bool is_part(const Node *node)
+{
+    return is_op(node, "attention_part") || is_op(node, "attention_grad_part");
+}
 
 static int wait_of(const Graph *g, int start)
 {
     for (int i = start + 1; i < g->n_nodes; i++)
-        if (is_op(&g->node[i], "wait") && graph_value(g, g->node[i].in[1])->producer.id == start) return i;
+        if (is_op(&g->node[i], "wait") && graph_value(g, g->node[i].in[1])->producer.id == start)
+            return i;
     fail_msg("a start without a wait");
     return 0;
 }
 
-/* Every hop has a part of attention to hide under; only the last gradients that go home in a layer find nothing but the rest
- * of it. One block is on its way and one is computed with, never more: keys and values that go forward, gradients that come
- * home. */
+/* Every hop has a part of attention to hide under; only the last gradients that go home in a layer
+ * find nothing but the rest of it. One block is on its way and one is computed with, never more:
+ * keys and values that go forward, gradients that come home. */
 static void test_rings_hide(void **state)
 {
     (void)state;
-    static const char *const text[] = {"cp2 ring", "cp4 ring", "cp8 ring full", "cp4 ring dp2 bf16"};
+    static const char *const text[] = {"cp2 ring", "cp4 ring", "cp8 ring full",
+                                       "cp4 ring dp2 bf16"};
     for (int k = 0; k < COUNT_OF(text); k++) {
         StepPrograms p;
         const Graph *g = step_graph(text[k], llama3, &p);
         assert_int_equal(graph_verify(g, "overlap"), OK);
-        int n = count_op(g, "ring_pass"), bare = n; /* what is not started early hides under nothing */
+        int n = count_op(g, "ring_pass"),
+            bare = n; /* what is not started early hides under nothing */
         for (int i = 1; i < g->n_nodes; i++) {
             if (!is_op(&g->node[i], "ring_pass_start")) continue;
             int wait = wait_of(g, i), parts = 0, beside = 0;
@@ -274,12 +323,15 @@ static void test_rings_hide(void **state)
             for (int j = i + 1; j < wait; j++) {
                 parts += is_part(&g->node[j]);
                 bool other = is_op(&g->node[j], "ring_pass_start");
-                beside += other && (graph_value(g, g->node[j].out[0])->place[MESH_CP].dim < 0) == home;
+                beside += other &&
+                          (graph_value(g, g->node[j].out[0])->place[MESH_CP].dim < 0) == home;
             }
             n++;
             bare += home && parts == 0;
             if (!home) assert_true(parts == 1);
-            assert_true(beside <= (home ? 3 : 1)); /* the values beside the keys; at home the hop before too */
+            assert_true(
+                beside <=
+                (home ? 3 : 1)); /* the values beside the keys; at home the hop before too */
         }
         int hops = mesh_size(&g->mesh, MESH_CP) - 1, layers = 4;
         assert_true(bare <= 2 * layers);
@@ -288,8 +340,9 @@ static void test_rings_hide(void **state)
     }
 }
 
-/* No rank ever has the keys of a sequence together, nor anything else of all its tokens, and so it takes less memory
- * the more ranks there are; gathered keys and values stay from forward to backward in every layer. */
+/* No rank ever has the keys of a sequence together, nor anything else of all its tokens, and so it
+ * takes less memory the more ranks there are; gathered keys and values stay from forward to
+ * backward in every layer. */
 static void test_rings_share_memory(void **state)
 {
     (void)state;
@@ -301,7 +354,8 @@ static void test_rings_share_memory(void **state)
         StepOptions o = parse_more(text[k]);
         o.seq = 1024;
         make_model(llama3, 0, &model); /* a router's logits are gathered, whatever attention does */
-        assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
+        assert_int_equal(
+            step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
         const Program *step = p.at[p.index[PROGRAM_STEP]];
         int64_t longest = 0;
         for (int i = 1; i < step->graph->n_values; i++) {
@@ -314,21 +368,52 @@ static void test_rings_share_memory(void **state)
         step_programs_destroy(&p);
         model_config_deinit(&model);
     }
-    if (getenv("LAYOUT_VERBOSE")) print_message("gather %zu %zu, ring %zu %zu\n", bytes[0][0], bytes[0][1], bytes[1][0], bytes[1][1]);
+    if (getenv("LAYOUT_VERBOSE"))
+        print_message("gather %zu %zu, ring %zu %zu\n", bytes[0][0], bytes[0][1], bytes[1][0],
+                      bytes[1][1]);
     assert_true(bytes[1][0] < bytes[0][0] && bytes[1][1] < bytes[0][1]);
     assert_true((double)bytes[1][1] < 0.3 * (double)bytes[1][0]);
 }
 
-/* Whatever the layout: nothing is read before it is there, nothing is overwritten while it is on its way. */
+/* Whatever the layout: nothing is read before it is there, nothing is overwritten while it is on
+ * its way. */
 static void test_every_order_is_legal(void **state)
 {
     (void)state;
-    static const char *const layouts[] = {
-        "dp2", "dp2 micro2", "tp2", "tp2 seq", "tp2 seq full", "cp2 aux", "ep2", "ep2 tp2 seq micro2", "fsdp2", "fsdp2 micro2", "fsdp2 selective", "fsdp2 full",
-        "pp2 micro4", "pp2 dp2 micro2", "pp2 fsdp2 tp2 seq micro4 full", "dp2 fsdp2", "dp2 fsdp2 micro2", "dp2 cp2 ep2", "dp2 fsdp2 ep2 cp2 tp2 seq", "dp2 zero1",
-        "dp2 zero2 micro2", "dp2 cp2 ep2 tp2 seq zero1", "pp2 dp2 ep2 micro2 zero2", "dp2 zero1 bf16", "fsdp2 tp2 seq bf16 selective", "dp2 cp2 micro2 bf16",
-        "cp4 ring", "cp8 ring full", "cp4 ring dp2 micro2 bf16", "cp2 ring tp2 seq ep2 fsdp2", "pp2 cp4 ring micro4", "pp2 cp2 ring fsdp2 micro4 selective"};
-    static const char *const schedules[6] = {"1f1b", "zb-h1", "zb-v", "gpipe", "interleaved", "zb-v"};
+    static const char *const layouts[] = {"dp2",
+                                          "dp2 micro2",
+                                          "tp2",
+                                          "tp2 seq",
+                                          "tp2 seq full",
+                                          "cp2 aux",
+                                          "ep2",
+                                          "ep2 tp2 seq micro2",
+                                          "fsdp2",
+                                          "fsdp2 micro2",
+                                          "fsdp2 selective",
+                                          "fsdp2 full",
+                                          "pp2 micro4",
+                                          "pp2 dp2 micro2",
+                                          "pp2 fsdp2 tp2 seq micro4 full",
+                                          "dp2 fsdp2",
+                                          "dp2 fsdp2 micro2",
+                                          "dp2 cp2 ep2",
+                                          "dp2 fsdp2 ep2 cp2 tp2 seq",
+                                          "dp2 zero1",
+                                          "dp2 zero2 micro2",
+                                          "dp2 cp2 ep2 tp2 seq zero1",
+                                          "pp2 dp2 ep2 micro2 zero2",
+                                          "dp2 zero1 bf16",
+                                          "fsdp2 tp2 seq bf16 selective",
+                                          "dp2 cp2 micro2 bf16",
+                                          "cp4 ring",
+                                          "cp8 ring full",
+                                          "cp4 ring dp2 micro2 bf16",
+                                          "cp2 ring tp2 seq ep2 fsdp2",
+                                          "pp2 cp4 ring micro4",
+                                          "pp2 cp2 ring fsdp2 micro4 selective"};
+    static const char *const schedules[6] = {"1f1b",  "zb-h1",       "zb-v",
+                                             "gpipe", "interleaved", "zb-v"};
     for (int i = 0; i < COUNT_OF(layouts); i++)
         for (int k = 0; k < 6; k++) {
             ModelConfig model;
@@ -343,16 +428,20 @@ static void test_every_order_is_legal(void **state)
             snprintf(job.schedule, sizeof job.schedule, "%s", schedules[k]);
             assert_int_equal(make_pipeline(&job), OK);
             o.layout.pipeline = job.pipeline;
-            if (step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p) != OK) fail_msg("%s: %s", layouts[i], status_message());
+            if (step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p) !=
+                OK)
+                fail_msg("%s: %s", layouts[i], status_message());
             for (int n = 0; n < p.n; n++)
-                if (graph_verify(p.at[n]->graph, layouts[i]) != OK) fail_msg("%s", status_message());
+                if (graph_verify(p.at[n]->graph, layouts[i]) != OK)
+                    fail_msg("%s", status_message());
             step_programs_destroy(&p);
             pipeline_destroy(job.pipeline);
             model_config_deinit(&model);
         }
 }
 
-/* Weights cut over fsdp, replicas over dp: replicas sum the parts that a rank has left of its gradients, never the whole. */
+/* Weights cut over fsdp, replicas over dp: replicas sum the parts that a rank has left of its
+ * gradients, never the whole. */
 static void test_replicas_sum_parts(void **state)
 {
     (void)state;
@@ -363,7 +452,8 @@ static void test_replicas_sum_parts(void **state)
         StepOptions o = parse_more(text[k]);
         int64_t summed = 0, weights = 0;
         make_model(llama3, 0, &model);
-        assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
+        assert_int_equal(
+            step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
         for (int n = 0; n < p.n; n++) {
             const Graph *g = p.at[n]->graph;
             for (int i = 1; i < g->n_nodes; i++) {
@@ -371,17 +461,20 @@ static void test_replicas_sum_parts(void **state)
                 int64_t count = shape_count(&graph_value(g, g->node[i].in[0])->shape);
                 summed += count > 1 ? count : 0; /* losses are no gradients */
             }
-            if (n == p.index[PROGRAM_UPDATE]) assert_int_equal(count_op(g, "all_gather") + count_op(g, "all_gather_start"), 0);
+            if (n == p.index[PROGRAM_UPDATE])
+                assert_int_equal(count_op(g, "all_gather") + count_op(g, "all_gather_start"), 0);
         }
         for (int i = 0; i < p.store->n_entries; i++)
-            if (p.store->entry[i].role == STATE_PARAM) weights += shape_count(&p.store->entry[i].shape);
+            if (p.store->entry[i].role == STATE_PARAM)
+                weights += shape_count(&p.store->entry[i].shape);
         assert_int_equal(summed, weights);
         step_programs_destroy(&p);
         model_config_deinit(&model);
     }
 }
 
-/* What is on its way is nobody's: a reader before the wait is refused, and so is a start without one. */
+/* What is on its way is nobody's: a reader before the wait is refused, and so is a start without
+ * one. */
 static void test_verifier(void **state)
 {
     (void)state;
@@ -390,10 +483,13 @@ static void test_verifier(void **state)
         Graph *g = (Graph *)(uintptr_t)step_graph("dp2 bucket1", llama3, &p);
         int start = 1, wait = 1;
         while (!is_op(&g->node[start], "all_reduce_start")) start++;
-        while (!is_op(&g->node[wait], "wait") || graph_value(g, g->node[wait].in[0])->producer.id != start) wait++;
+        while (!is_op(&g->node[wait], "wait") ||
+               graph_value(g, g->node[wait].in[0])->producer.id != start)
+            wait++;
         for (int i = wait + 1; broken == 0 && i < g->n_nodes; i++)
             for (int k = 0; k < g->node[i].n_in; k++)
-                if (g->node[i].in[k].id == g->node[wait].out[0].id) g->node[i].in[k] = g->node[start].out[0];
+                if (g->node[i].in[k].id == g->node[wait].out[0].id)
+                    g->node[i].in[k] = g->node[start].out[0];
         if (broken == 1) {
             int other = wait + 1;
             while (!is_op(&g->node[other], "wait")) other++;
@@ -404,31 +500,43 @@ static void test_verifier(void **state)
     }
 }
 
-/* ---- ZeRO --------------------------------------------------------------------------------------------------------- */
+/* ---- ZeRO ------------------------------------------------------------------------------- */
 
 static void check_zero(const char *model_text, const char *text)
 {
     ModelConfig model;
     Job one, many;
     StepOptions o = parse_more(text), alone = o;
-    bool counted = o.dtype == DTYPE_F32 && mesh_size(&o.layout.mesh, MESH_PP) == 1 && mesh_size(&o.layout.mesh, MESH_EP) == 1;
+    bool counted = o.dtype == DTYPE_F32 && mesh_size(&o.layout.mesh, MESH_PP) == 1 &&
+                   mesh_size(&o.layout.mesh, MESH_EP) == 1;
     make_model(model_text, 0, &model);
     alone.micro_batch *= mesh_data_ranks(&o.layout.mesh);
     alone.layout = (Layout){0};
     run(&model, &alone, false, &one);
     run(&model, &o, counted, &many);
     double difference = compare(&many, &one);
-    if (!(difference < (o.dtype == DTYPE_F32 ? 1e-5 : 5e-3))) fail_msg("%s: difference %.2e", text, difference);
+    if (!(difference < (o.dtype == DTYPE_F32 ? 1e-5 : 5e-3)))
+        fail_msg("%s: difference %.2e", text, difference);
     model_config_deinit(&model);
 }
 
 static void test_zero(void **state)
 {
     (void)state;
-    static const char *const layouts[] = {"dp2 zero1", "dp4 zero2", "dp2 zero1 micro2", "dp4 zero2 micro2 blocking", "dp2 tp2 seq zero2 micro2", "dp2 cp2 zero1",
-                                          "dp2 ep2 zero1", "dp2 ep2 tp2 seq zero2 micro2", "pp2 dp2 micro2 zero1", "pp2 dp2 tp2 micro2 zero2", "dp2 zero1 bf16", "dp4 zero2 micro2 bf16"};
+    static const char *const layouts[] = {"dp2 zero1",
+                                          "dp4 zero2",
+                                          "dp2 zero1 micro2",
+                                          "dp4 zero2 micro2 blocking",
+                                          "dp2 tp2 seq zero2 micro2",
+                                          "dp2 cp2 zero1",
+                                          "dp2 ep2 zero1",
+                                          "dp2 ep2 tp2 seq zero2 micro2",
+                                          "pp2 dp2 micro2 zero1",
+                                          "pp2 dp2 tp2 micro2 zero2",
+                                          "dp2 zero1 bf16",
+                                          "dp4 zero2 micro2 bf16"};
     for (int i = 0; i < COUNT_OF(layouts); i++) check_zero(llama4, layouts[i]);
-    check_zero(llama3, "dp4 zero1"); /* a tied head */
+    check_zero(llama3, "dp4 zero1");            /* a tied head */
     check_zero(llama3, "pp2 dp2 micro2 zero1"); /* on two ranks */
     check_zero(llama3, "pp2 dp2 micro4 zero2");
     check_zero(grok1, "dp2 zero2 micro2");
@@ -447,10 +555,12 @@ static Held bytes_held(const char *text)
     Held held = {0};
     assert_int_equal(model_config_preset("bench-small", &model), OK);
     o.seq = 64;
-    assert_int_equal(step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
+    assert_int_equal(
+        step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, &p), OK);
     for (int r = 0; r <= STATE_CACHE; r++) held.role[r] = store_role_bytes(p.store, (StateRole)r);
     for (int i = 0; i < p.store->n_entries; i++)
-        if (p.store->entry[i].role == STATE_COPY) held.copied += p.store->entry[p.store->entry[i].master].bytes;
+        if (p.store->entry[i].role == STATE_COPY)
+            held.copied += p.store->entry[p.store->entry[i].master].bytes;
     step_programs_destroy(&p);
     model_config_deinit(&model);
     return held;
@@ -458,23 +568,27 @@ static Held bytes_held(const char *text)
 
 static void check_share(size_t bytes, size_t whole, int n, const char *what)
 {
-    if (!(whole > 0 && fabs((double)bytes * n / (double)whole - 1) < 0.02)) fail_msg("%s: %zu bytes of %zu are not 1/%d", what, bytes, whole, n);
+    if (!(whole > 0 && fabs((double)bytes * n / (double)whole - 1) < 0.02))
+        fail_msg("%s: %zu bytes of %zu are not 1/%d", what, bytes, whole, n);
 }
 
-/* ZeRO 1 leaves a rank of 8 an eighth of the moments and of the masters of working copies, ZeRO 2 of the sums too; what
- * products read stays whole. */
+/* ZeRO 1 leaves a rank of 8 an eighth of the moments and of the masters of working copies, ZeRO 2
+ * of the sums too; what products read stays whole. */
 static void test_shares_of_memory(void **state)
 {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        Held whole = bytes_held(bf16 ? "dp8 bf16" : "dp8"), one = bytes_held(bf16 ? "dp8 bf16 zero1" : "dp8 zero1");
+        Held whole = bytes_held(bf16 ? "dp8 bf16" : "dp8"),
+             one = bytes_held(bf16 ? "dp8 bf16 zero1" : "dp8 zero1");
         check_share(one.role[STATE_ADAM_M], whole.role[STATE_ADAM_M], 8, "m");
         check_share(one.role[STATE_ADAM_V], whole.role[STATE_ADAM_V], 8, "v");
         if (bf16) check_share(one.copied, whole.copied, 8, "masters");
-        assert_int_equal(one.role[STATE_PARAM] - one.copied, whole.role[STATE_PARAM] - whole.copied);
+        assert_int_equal(one.role[STATE_PARAM] - one.copied,
+                         whole.role[STATE_PARAM] - whole.copied);
         assert_int_equal(one.role[STATE_COPY], whole.role[STATE_COPY]);
     }
-    Held whole = bytes_held("dp4 micro2"), one = bytes_held("dp4 micro2 zero1"), two = bytes_held("dp4 micro2 zero2");
+    Held whole = bytes_held("dp4 micro2"), one = bytes_held("dp4 micro2 zero1"),
+         two = bytes_held("dp4 micro2 zero2");
     assert_int_equal(one.role[STATE_GRAD], whole.role[STATE_GRAD]);
     check_share(two.role[STATE_GRAD], whole.role[STATE_GRAD], 4, "sums");
     check_share(two.role[STATE_ADAM_M], whole.role[STATE_ADAM_M], 4, "m");
@@ -483,10 +597,18 @@ static void test_shares_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prefetch), cmocka_unit_test(test_buckets), cmocka_unit_test(test_buckets_cost_no_memory),
-        cmocka_unit_test(test_verifier), cmocka_unit_test(test_shares_of_memory), cmocka_unit_test(test_zero), cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_last),     cmocka_unit_test(test_every_order_is_legal), cmocka_unit_test(test_replicas_sum_parts),
-        cmocka_unit_test(test_rings_hide), cmocka_unit_test(test_rings_share_memory),
+        cmocka_unit_test(test_prefetch),
+        cmocka_unit_test(test_buckets),
+        cmocka_unit_test(test_buckets_cost_no_memory),
+        cmocka_unit_test(test_verifier),
+        cmocka_unit_test(test_shares_of_memory),
+        cmocka_unit_test(test_zero),
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_last),
+        cmocka_unit_test(test_every_order_is_legal),
+        cmocka_unit_test(test_replicas_sum_parts),
+        cmocka_unit_test(test_rings_hide),
+        cmocka_unit_test(test_rings_share_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

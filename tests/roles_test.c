@@ -1,5 +1,6 @@
-/* What a plan builds once for all ranks of a role is what each of them would build for itself: the same instructions, the same work and the
- * same memory, to the byte. (That memory is also what is allocated, layouts.h checks in every job that it runs.) */
+/* What a plan builds once for all ranks of a role is what each of them would build for itself: the
+ * same instructions, the same work and the same memory, to the byte. (That memory is also what is
+ * allocated, layouts.h checks in every job that it runs.) */
 #include "layouts.h"
 
 static const Target gpu = {.isa = ISA_GENERIC, .threads = 1, .gpu = true};
@@ -28,12 +29,14 @@ static Sums sums_of(const StepPrograms *p)
 
 static bool same_work(const Sums *a, const Sums *b)
 {
-    return a->n_instr == b->n_instr && a->cost.flop == b->cost.flop && a->cost.read_bytes == b->cost.read_bytes &&
-           a->cost.write_bytes == b->cost.write_bytes && a->cost.wire_bytes == b->cost.wire_bytes;
+    return a->n_instr == b->n_instr && a->cost.flop == b->cost.flop &&
+           a->cost.read_bytes == b->cost.read_bytes && a->cost.write_bytes == b->cost.write_bytes &&
+           a->cost.wire_bytes == b->cost.wire_bytes;
 }
 
-/* Every rank of the job: also those that differ along other axes than pp. The first of these alone sums norms of what all have, and parts that
- * are cut flat end in padding, so their work may differ by less than a hundredth. */
+/* Every rank of the job: also those that differ along other axes than pp. The first of these alone
+ * sums norms of what all have, and parts that are cut flat end in padding, so their work may differ
+ * by less than a hundredth. */
 static int check_rank(const Job *job, const StepRoles *roles, Target target, int rank)
 {
     StepPrograms own;
@@ -45,11 +48,15 @@ static int check_rank(const Job *job, const StepRoles *roles, Target target, int
     for (int a = MESH_PP + 1; a < MESH_AXES; a++) first.coord[a] = 0;
     Sums mine = sums_of(&own), like = sums_of(&roles->role[roles->role_of[pp]].programs);
     bool good = mine.total_bytes == roles->memory[pp].total_bytes;
-    if (rank == mesh_rank(&first)) good &= same_work(&mine, &like);
-    else good &= mine.n_instr == like.n_instr && fabs(mine.cost.flop / like.cost.flop - 1) < 0.01;
+    if (rank == mesh_rank(&first))
+        good &= same_work(&mine, &like);
+    else
+        good &= mine.n_instr == like.n_instr && fabs(mine.cost.flop / like.cost.flop - 1) < 0.01;
     if (!good)
-        print_message("rank %d: %d and %d instructions, %.9g and %.9g FLOP, %.9g and %.9g bytes sent; %zu bytes, planned %zu\n", rank, mine.n_instr,
-                      like.n_instr, mine.cost.flop, like.cost.flop, mine.cost.wire_bytes, like.cost.wire_bytes, mine.total_bytes,
+        print_message("rank %d: %d and %d instructions, %.9g and %.9g FLOP, %.9g and %.9g bytes "
+                      "sent; %zu bytes, planned %zu\n",
+                      rank, mine.n_instr, like.n_instr, mine.cost.flop, like.cost.flop,
+                      mine.cost.wire_bytes, like.cost.wire_bytes, mine.total_bytes,
                       roles->memory[pp].total_bytes);
     step_programs_destroy(&own);
     return good ? 0 : 1;
@@ -65,10 +72,12 @@ static int check(const char *model_text, const char *text, int n_roles, Target t
     job.options.eval_batch = job.options.micro_batch;
     job.options.update_last = true;
     assert_int_equal(make_pipeline(&job), OK);
-    if (step_roles_build(&model, &job.options, target, &roles) != OK) fail_msg("%s: %s", text, status_message());
+    if (step_roles_build(&model, &job.options, target, &roles) != OK)
+        fail_msg("%s: %s", text, status_message());
     int wrong = n_roles && roles.n != n_roles;
     if (wrong) print_message("%s: %d roles\n", text, roles.n);
-    for (int r = 0; r < mesh_ranks(&job.options.layout.mesh); r++) wrong += check_rank(&job, &roles, target, r);
+    for (int r = 0; r < mesh_ranks(&job.options.layout.mesh); r++)
+        wrong += check_rank(&job, &roles, target, r);
     if (wrong) print_message("%s: %d ranks are not as planned\n", text, wrong);
     step_roles_destroy(&roles);
     pipeline_destroy(job.pipeline);
@@ -76,7 +85,8 @@ static int check(const char *model_text, const char *text, int n_roles, Target t
     return wrong;
 }
 
-/* llama3: layers are alike, the tied embedding is on the first and the last rank. llama4: a period of four. */
+/* llama3: layers are alike, the tied embedding is on the first and the last rank. llama4: a period
+ * of four. */
 static void test_roles(void **state)
 {
     (void)state;
@@ -84,12 +94,24 @@ static void test_roles(void **state)
         const char *model, *text;
         int n_roles;
     } cases[] = {
-        {llama3, "pp8 micro8 layers8", 3}, {llama3, "pp8 micro8 layers16", 3}, {llama3, "pp4 micro8 interleaved@3 layers12", 3},
-        {llama3, "pp8 micro4 interleaved layers32", 3}, {llama3, "pp4 micro8 zb-v layers8", 0}, {llama3, "pp8 micro8 zb-h1 layers8 full", 3},
-        {llama3, "pp4 micro8 dualpipev layers16", 0}, {llama3, "pp5 micro8 layers12", 0}, {llama3, "pp8 tp2 seq fsdp2 micro4 layers8", 3},
-        {llama4, "pp8 micro8 layers32", 3}, {llama4, "pp8 micro8 interleaved layers32", 0}, {llama4, "pp8 micro8 aux interleaved@4 layers32", 0},
-        {llama4, "pp4 ep2 dp2 micro2 layers16 selective", 3}, {llama4, "pp4 cp2 tp2 seq micro4 zb-v layers16", 0}, {grok1, "pp8 micro4 bf16 layers16", 3},
-        {llama4, "dp2 fsdp2 tp2 seq micro2", 1}, {llama3, "tp4", 1}, {llama3, "micro4", 1},
+        {llama3, "pp8 micro8 layers8", 3},
+        {llama3, "pp8 micro8 layers16", 3},
+        {llama3, "pp4 micro8 interleaved@3 layers12", 3},
+        {llama3, "pp8 micro4 interleaved layers32", 3},
+        {llama3, "pp4 micro8 zb-v layers8", 0},
+        {llama3, "pp8 micro8 zb-h1 layers8 full", 3},
+        {llama3, "pp4 micro8 dualpipev layers16", 0},
+        {llama3, "pp5 micro8 layers12", 0},
+        {llama3, "pp8 tp2 seq fsdp2 micro4 layers8", 3},
+        {llama4, "pp8 micro8 layers32", 3},
+        {llama4, "pp8 micro8 interleaved layers32", 0},
+        {llama4, "pp8 micro8 aux interleaved@4 layers32", 0},
+        {llama4, "pp4 ep2 dp2 micro2 layers16 selective", 3},
+        {llama4, "pp4 cp2 tp2 seq micro4 zb-v layers16", 0},
+        {grok1, "pp8 micro4 bf16 layers16", 3},
+        {llama4, "dp2 fsdp2 tp2 seq micro2", 1},
+        {llama3, "tp4", 1},
+        {llama3, "micro4", 1},
     };
     int wrong = 0;
     for (int i = 0; i < COUNT_OF(cases); i++) {
@@ -139,6 +161,8 @@ static void test_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_roles), cmocka_unit_test(test_gpu_workspace), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_roles),
+                                       cmocka_unit_test(test_gpu_workspace),
+                                       cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

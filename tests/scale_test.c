@@ -1,6 +1,7 @@
-/* Models of the true size as sparse files: correct headers over holes that read as zero and take no disk. Opening,
- * indexing, planning and inspecting must not depend on the size, and one rank's part must cost that part only.
- * Llama 3.1 405B in 191 files and Llama 4 Maverick; a part of 1024, or of DROVER_PARTS. */
+/* Models of the true size as sparse files: correct headers over holes that read as zero and take no
+ * disk. Opening, indexing, planning and inspecting must not depend on the size, and one rank's part
+ * must cost that part only. Llama 3.1 405B in 191 files and Llama 4 Maverick; a part of 1024, or of
+ * DROVER_PARTS. */
 #include "cli/show.h"
 #include "train/train.h"
 
@@ -21,19 +22,23 @@ typedef struct Named {
 } Named;
 typedef VEC(Named) NamedVec;
 
-/* ---- sparse directories ------------------------------------------------------------------------------------------ */
+/* ---- sparse directories ----------------------------------------------------------------- */
 
 /* Every weight of the preset, by the names that its graph asks for. */
 static void list_weights(Arena *arena, const ModelConfig *config, NamedVec *list)
 {
     Graph *g;
-    assert_ok(model_build(config, (ModelOptions){.purpose = MODEL_LOGITS, .batch = 1, .seq = 1, .dtype = DTYPE_BF16,
-                                                 .no_master = true}, &g));
+    assert_ok(model_build(
+        config,
+        (ModelOptions){
+            .purpose = MODEL_LOGITS, .batch = 1, .seq = 1, .dtype = DTYPE_BF16, .no_master = true},
+        &g));
     Store *store = store_create();
     assert_ok(store_add_graph(store, g));
     for (int i = 0; i < store->n_entries; i++)
         for (int k = 0; k < store->entry[i].n_parts; k++)
-            VEC_PUSH(list, ((Named){arena_strdup(arena, store->entry[i].part[k].name), store->entry[i].part[k].shape}));
+            VEC_PUSH(list, ((Named){arena_strdup(arena, store->entry[i].part[k].name),
+                                    store->entry[i].part[k].shape}));
     store_destroy(store);
     graph_destroy(g);
 }
@@ -71,10 +76,12 @@ static bool write_sparse(Arena *arena, const char *dir, const NamedVec *list, ui
     Str index = {0};
     int shard = 0;
     for (size_t i = 0; i < list->n; i++) total += bytes_of(&list->at[i]);
-    str_printf(&index, "{\"metadata\": {\"total_size\": %llu}, \"weight_map\": {", (unsigned long long)total);
+    str_printf(&index, "{\"metadata\": {\"total_size\": %llu}, \"weight_map\": {",
+               (unsigned long long)total);
     for (size_t first = 0, end; first < list->n; first = end) {
         char *name = arena_printf(arena, "model-%05d-of-%05d.safetensors", ++shard, (int)files);
-        for (end = first; end < list->n && (end == first || done < total / files * (uint64_t)shard); end++) {
+        for (end = first; end < list->n && (end == first || done < total / files * (uint64_t)shard);
+             end++) {
             done += bytes_of(&list->at[end]);
             str_printf(&index, "%s\"%s\": \"%s\"", end ? ", " : "", list->at[end].name, name);
         }
@@ -84,12 +91,13 @@ static bool write_sparse(Arena *arena, const char *dir, const NamedVec *list, ui
         }
     }
     str_add(&index, "}}");
-    assert_ok(file_write_atomic(path_join(arena, dir, "model.safetensors.index.json"), index.at, index.n));
+    assert_ok(file_write_atomic(path_join(arena, dir, "model.safetensors.index.json"), index.at,
+                                index.n));
     str_deinit(&index);
     return true;
 }
 
-/* ---- what is measured ------------------------------------------------------------------------------------------------ */
+/* ---- what is measured ------------------------------------------------------------------- */
 
 static void timed(const char *preset, const char *what, double start)
 {
@@ -100,9 +108,14 @@ static void timed(const char *preset, const char *what, double start)
 
 static void plan_training(Arena *arena, const char *dir)
 {
-    const char *settings[] = {arena_printf(arena, "model.from=%s", dir), "data=[{synthetic: uniform}]", "train.batch=1",
-                              "train.seq=128", "train.memory_limit=900000TB", arena_printf(arena, "dir=%s/run", dir),
-                              "name=plan", "checkpoint.async=false"};
+    const char *settings[] = {arena_printf(arena, "model.from=%s", dir),
+                              "data=[{synthetic: uniform}]",
+                              "train.batch=1",
+                              "train.seq=128",
+                              "train.memory_limit=900000TB",
+                              arena_printf(arena, "dir=%s/run", dir),
+                              "name=plan",
+                              "checkpoint.async=false"};
     RunConfig config;
     Str text = {0};
     assert_ok(run_config_load(NULL, settings, COUNT_OF(settings), &config));
@@ -112,7 +125,8 @@ static void plan_training(Arena *arena, const char *dir)
     run_config_deinit(&config);
 }
 
-/* Part 17 of `parts` of every weight, along its first axis that is long enough; one of them by columns. */
+/* Part 17 of `parts` of every weight, along its first axis that is long enough; one of them by
+ * columns. */
 static void slice_of(const Weight *w, int64_t parts, WeightSlice *slice)
 {
     Shape shape = w->shape;
@@ -147,9 +161,10 @@ static void load_part(const char *dir, int64_t parts)
         for (size_t k = 0; k < tensor_bytes(&slices[i].tensor); k += 999)
             if (((const char *)slices[i].tensor.data)[k] != 0) _exit(5);
     size_t peak = memory_peak_rss_bytes() - before;
-    fprintf(stderr, "  1/%lld: %.1f MB in %.2f s, peak %.1f MB more\n", (long long)parts, (double)bytes / 1e6,
-            clock_s() - start, (double)peak / 1e6);
-    bool sanitized = false; /* keeps what was freed, and a map of all memory: its own memory, not ours */
+    fprintf(stderr, "  1/%lld: %.1f MB in %.2f s, peak %.1f MB more\n", (long long)parts,
+            (double)bytes / 1e6, clock_s() - start, (double)peak / 1e6);
+    bool sanitized =
+        false; /* keeps what was freed, and a map of all memory: its own memory, not ours */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     sanitized = true;
 #endif
@@ -229,7 +244,8 @@ static void llama4_maverick(void **state)
 int main(int argc, char **argv)
 {
     if (argc == 2) load_part(argv[1], parts_wanted());
-    const struct CMUnitTest tests[] = {cmocka_unit_test(llama_405b), cmocka_unit_test(llama4_maverick)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(llama_405b),
+                                       cmocka_unit_test(llama4_maverick)};
     log_set_level(LOG_WARN);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* For tests of whole runs: a directory with text, small runs in it, and hashes of what they leave. */
+/* For tests of whole runs: a directory with text, small runs in it, and hashes of what they leave.
+ */
 #ifndef TESTS_SHOP_H
 #define TESTS_SHOP_H
 
@@ -10,7 +11,7 @@
 #include <math.h>
 #include <unistd.h>
 
-/* ---- a workshop: a directory with text, thrown away afterwards ---------------------------------------- */
+/* ---- a workshop: a directory with text, thrown away afterwards -------------------------- */
 
 static char shop[64];
 
@@ -25,8 +26,10 @@ static inline int make_shop(void **state)
     for (int i = 0; i < 40; i++) {
         str_clear(&text);
         for (int k = 0; k < 30; k++)
-            str_printf(&text, "int f_%d_%d(int a, int b)\n{\n    return a * %d + b;\n}\n\n", i, k, (i * 31 + k) % 97);
-        Status status = file_write_atomic(arena_printf(&arena, "%s/t%02d.c", shop, i), text.at, text.n);
+            str_printf(&text, "int f_%d_%d(int a, int b)\n{\n    return a * %d + b;\n}\n\n", i, k,
+                       (i * 31 + k) % 97);
+        Status status = file_write_atomic(arena_printf(&arena, "%s/t%02d.c", shop, i), text.at,
+                                          text.n);
         if (status != OK) return -1;
     }
     str_deinit(&text);
@@ -40,18 +43,27 @@ static inline int remove_shop(void **state)
     return dir_remove_tree(shop) == OK ? 0 : -1;
 }
 
-static const char *model_fields =
-    "model={model_type: llama4_text, vocab_size: 512, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 4, "
-    "num_key_value_heads: 2, head_dim: 8, intermediate_size: 32, intermediate_size_mlp: 48, num_local_experts: 4, "
-    "num_experts_per_tok: 1, interleave_moe_layer_step: 2, attention_chunk_size: 16, floor_scale: 16}";
+static const char *model_fields = "model={model_type: llama4_text, vocab_size: 512, hidden_size: "
+                                  "32, num_hidden_layers: 4, num_attention_heads: 4, "
+                                  "num_key_value_heads: 2, head_dim: 8, intermediate_size: 32, "
+                                  "intermediate_size_mlp: 48, num_local_experts: 4, "
+                                  "num_experts_per_tok: 1, interleave_moe_layer_step: 2, "
+                                  "attention_chunk_size: 16, floor_scale: 16}";
 
 /* run NAME: the defaults of these tests with overrides on top. */
 static inline Status load(const char *name, const char *const *more, int n_more, RunConfig *config)
 {
     Arena arena = {0};
-    const char *overrides[32] = {model_fields, "tokenizer.train.vocab_size=512", "train.batch=4", "train.seq=48",
-                                 "train.val_every=0", "train.val_batches=2", "checkpoint.every=5", "train.lr=3e-3",
-                                 "log.tensorboard=false", "train.threads=1"};
+    const char *overrides[32] = {model_fields,
+                                 "tokenizer.train.vocab_size=512",
+                                 "train.batch=4",
+                                 "train.seq=48",
+                                 "train.val_every=0",
+                                 "train.val_batches=2",
+                                 "checkpoint.every=5",
+                                 "train.lr=3e-3",
+                                 "log.tensorboard=false",
+                                 "train.threads=1"};
     int n = 10;
     overrides[n++] = arena_printf(&arena, "name=%s", name);
     overrides[n++] = arena_printf(&arena, "dir=%s/runs/%s", shop, name);
@@ -63,7 +75,8 @@ static inline Status load(const char *name, const char *const *more, int n_more,
     return status;
 }
 
-static inline Status train(const char *name, const char *const *more, int n_more, TrainOutcome *outcome)
+static inline Status train(const char *name, const char *const *more, int n_more,
+                           TrainOutcome *outcome)
 {
     RunConfig config;
     Trainer *trainer;
@@ -86,7 +99,9 @@ static inline uint64_t ckpt_hash(const Ckpt *ckpt)
     int n = modeldir_count(model);
     for (int i = 0; i < 3 * n; i++) {
         const SafetensorsEntry *e = modeldir_at(model, i % n);
-        if (i >= n) e = ckpt_optimizer_find(ckpt, arena_printf(&arena, "%s.adam_%c", e->name, i < 2 * n ? 'm' : 'v'));
+        if (i >= n)
+            e = ckpt_optimizer_find(
+                ckpt, arena_printf(&arena, "%s.adam_%c", e->name, i < 2 * n ? 'm' : 'v'));
         if (!e) fail_msg("no moment %s", modeldir_at(model, i % n)->name);
         int64_t count = shape_count(&e->shape);
         float *data = ARENA_ARRAY(&arena, float, count);
@@ -94,8 +109,10 @@ static inline uint64_t ckpt_hash(const Ckpt *ckpt)
         hash = hash * 31 + hash_bytes(data, (size_t)count * 4);
     }
     static const char *const router[] = {"feed_forward.router", "moe_block.gate"};
-    for (int i = 0; i < 8; i++) { /* expert biases, where the run has any: no part of the model's files */
-        const char *bias = arena_printf(&arena, "model.layers.%d.%s.expert_bias", i / 2, router[i % 2]);
+    for (int i = 0; i < 8;
+         i++) { /* expert biases, where the run has any: no part of the model's files */
+        const char *bias = arena_printf(&arena, "model.layers.%d.%s.expert_bias", i / 2,
+                                        router[i % 2]);
         const SafetensorsEntry *e = ckpt_optimizer_find(ckpt, bias);
         assert_null(modeldir_find(model, bias));
         if (!e) continue;
@@ -125,13 +142,20 @@ static inline uint64_t state_hash(const char *name, int64_t *step)
 static inline void check_text_is_learnt(void)
 {
     Arena arena = {0};
-    const char *text = "the quick brown fox jumps over the lazy dog, and the five boxing wizards jump quickly; "
-                       "pack my box with five dozen liquor jugs, said the sphinx of black quartz to the judge\n";
+    const char *text =
+        "the quick brown fox jumps over the lazy dog, and the five boxing wizards jump quickly; "
+        "pack my box with five dozen liquor jugs, said the sphinx of black quartz to the judge\n";
     const char *path = arena_printf(&arena, "%s/one.txt", shop);
     assert_ok(file_write_atomic(path, text, strlen(text)));
-    const char *more[] = {arena_printf(&arena, "data=%s", path), "train.steps=200", "train.batch=1", "train.lr=1e-2",
-                          "tokenizer.train.vocab_size=300", "dataset.holdout=0", "train.precision=f32",
-                          "train.balance=none", arena_printf(&arena, "dataset.cache=%s/cache-one", shop),
+    const char *more[] = {arena_printf(&arena, "data=%s", path),
+                          "train.steps=200",
+                          "train.batch=1",
+                          "train.lr=1e-2",
+                          "tokenizer.train.vocab_size=300",
+                          "dataset.holdout=0",
+                          "train.precision=f32",
+                          "train.balance=none",
+                          arena_printf(&arena, "dataset.cache=%s/cache-one", shop),
                           "train.seq=180"};
     TrainOutcome outcome;
     assert_ok(train("one", more, COUNT_OF(more), &outcome));
@@ -142,11 +166,14 @@ static inline void check_text_is_learnt(void)
 static inline void check_micro_batches_add_up(void)
 {
     TrainOutcome one, four;
-    const char *whole[] = {"train.precision=f32", "train.steps=8", "train.balance=none", "train.micro_batch=4"};
-    const char *parts[] = {"train.precision=f32", "train.steps=8", "train.balance=none", "train.micro_batch=1"};
+    const char *whole[] = {"train.precision=f32", "train.steps=8", "train.balance=none",
+                           "train.micro_batch=4"};
+    const char *parts[] = {"train.precision=f32", "train.steps=8", "train.balance=none",
+                           "train.micro_batch=1"};
     assert_ok(train("micro-4", whole, 4, &one));
     assert_ok(train("micro-1", parts, 4, &four));
-    if (!(fabs(one.loss - four.loss) < 1e-5 * one.loss)) fail_msg("%.9g and %.9g", one.loss, four.loss);
+    if (!(fabs(one.loss - four.loss) < 1e-5 * one.loss))
+        fail_msg("%.9g and %.9g", one.loss, four.loss);
 }
 
 #endif

@@ -1,4 +1,5 @@
-/* The trace of a step: instructions of every rank as they ran, and exchanges that go on beside them. */
+/* The trace of a step: instructions of every rank as they ran, and exchanges that go on beside
+ * them. */
 #include "shop.h"
 
 #include <jansson.h>
@@ -36,11 +37,14 @@ static json_t *traced(const char *name, const char *overlap)
     pthread_t thread[RANKS];
     RunConfig config;
     const char *file = arena_printf(&arena, "%s/%s.json", shop, name);
-    const char *more[] = {"train.steps=5", "checkpoint.every=0", "parallel.dp=2", "parallel.bucket=20000", overlap, arena_printf(&arena, "log.trace=%s", file)};
+    const char *more[] = {"train.steps=5", "checkpoint.every=0",
+                          "parallel.dp=2", "parallel.bucket=20000",
+                          overlap,         arena_printf(&arena, "log.trace=%s", file)};
     assert_ok(load(name, more, COUNT_OF(more), &config));
     assert_ok(comm_world_create_local(RANKS, NULL, &world));
     for (int r = 0; r < RANKS; r++) rank[r] = (Rank){&config, comm_of_rank(world, r), OK};
-    for (int r = 0; r < RANKS; r++) assert_int_equal(pthread_create(&thread[r], NULL, run_rank, &rank[r]), 0);
+    for (int r = 0; r < RANKS; r++)
+        assert_int_equal(pthread_create(&thread[r], NULL, run_rank, &rank[r]), 0);
     for (int r = 0; r < RANKS; r++) pthread_join(thread[r], NULL);
     for (int r = 0; r < RANKS; r++) assert_int_equal(rank[r].status, OK);
     comm_world_destroy(world);
@@ -59,9 +63,15 @@ static const char *text_of(const json_t *event, const char *key)
     const char *text = json_string_value(json_object_get(event, key));
     return text ? text : "";
 }
-static double number_of(const json_t *event, const char *key) { return json_number_value(json_object_get(event, key)); }
+static double number_of(const json_t *event, const char *key)
+{
+    return json_number_value(json_object_get(event, key));
+}
 static bool is_interval(const json_t *event) { return !strcmp(text_of(event, "ph"), "X"); }
-static bool is_instr(const json_t *event) { return is_interval(event) && json_object_get(json_object_get(event, "args"), "op") != NULL; }
+static bool is_instr(const json_t *event)
+{
+    return is_interval(event) && json_object_get(json_object_get(event, "args"), "op") != NULL;
+}
 
 /* Instructions of the same rank that lie inside the event's interval. */
 static int instructions_inside(const json_t *events, const json_t *event)
@@ -74,7 +84,8 @@ static int instructions_inside(const json_t *events, const json_t *event)
     {
         if (!is_instr(other) || number_of(other, "pid") != number_of(event, "pid")) continue;
         bool product = !strncmp(text_of(json_object_get(other, "args"), "op"), "linear", 6);
-        n += product && number_of(other, "ts") >= begin && number_of(other, "ts") + number_of(other, "dur") <= end;
+        n += product && number_of(other, "ts") >= begin &&
+             number_of(other, "ts") + number_of(other, "dur") <= end;
     }
     return n;
 }
@@ -87,7 +98,9 @@ static void count_hidden(const json_t *events, int hidden[RANKS], int *sums)
     *sums = 0;
     json_array_foreach((json_t *)(uintptr_t)events, i, event)
     {
-        if (!is_interval(event) || is_instr(event) || strcmp(text_of(event, "cat"), "all_reduce") != 0) continue;
+        if (!is_interval(event) || is_instr(event) ||
+            strcmp(text_of(event, "cat"), "all_reduce") != 0)
+            continue;
         if (strcmp(text_of(json_object_get(event, "args"), "group"), "dp") != 0) continue;
         ++*sums;
         hidden[(int)number_of(event, "pid")] += instructions_inside(events, event) > 0;
@@ -109,9 +122,12 @@ static void check_tracks(json_t *events)
         if (is_instr(a)) continue; /* as they come, one after the other */
         json_array_foreach(events, j, b)
         {
-            if (j <= i || !is_interval(b) || number_of(a, "pid") != number_of(b, "pid") || number_of(a, "tid") != number_of(b, "tid")) continue;
+            if (j <= i || !is_interval(b) || number_of(a, "pid") != number_of(b, "pid") ||
+                number_of(a, "tid") != number_of(b, "tid"))
+                continue;
             double gap = number_of(b, "ts") - (number_of(a, "ts") + number_of(a, "dur"));
-            assert_true(gap > -0.01 || number_of(b, "ts") + number_of(b, "dur") <= number_of(a, "ts") + 0.01);
+            assert_true(gap > -0.01 ||
+                        number_of(b, "ts") + number_of(b, "dur") <= number_of(a, "ts") + 0.01);
         }
     }
     assert_int_equal(named, RANKS);
@@ -147,7 +163,8 @@ static void test_exposed(void **state)
     (void)state;
     Arena arena = {0};
     Bytes text;
-    assert_ok(file_read(&arena, arena_printf(&arena, "%s/runs/trace/metrics.jsonl", shop), 1 << 20, &text));
+    assert_ok(file_read(&arena, arena_printf(&arena, "%s/runs/trace/metrics.jsonl", shop), 1 << 20,
+                        &text));
     int steps = 0, exposed = 0;
     char *save, *copy = arena_printf(&arena, "%.*s", (int)text.n, (const char *)text.at);
     for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
@@ -155,7 +172,8 @@ static void test_exposed(void **state)
         assert_non_null(json);
         const json_t *kinds = json_object_get(json, "exposed_s");
         steps += json_object_get(json, "loss") != NULL;
-        exposed += kinds && number_of(kinds, "all_reduce") > 0 && number_of(kinds, "all_reduce") < number_of(json, "step_s");
+        exposed += kinds && number_of(kinds, "all_reduce") > 0 &&
+                   number_of(kinds, "all_reduce") < number_of(json, "step_s");
         json_decref(json);
     }
     assert_int_equal(steps, 5);
@@ -165,6 +183,8 @@ static void test_exposed(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_trace), cmocka_unit_test(test_blocking), cmocka_unit_test(test_exposed)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_trace),
+                                       cmocka_unit_test(test_blocking),
+                                       cmocka_unit_test(test_exposed)};
     return cmocka_run_group_tests(tests, make_shop, remove_shop);
 }

@@ -1,10 +1,11 @@
-/* Runs from beginning to end on a small text: overfitting, stopping and resuming to the same bits, saves that
- * fail, kills at random moments, plans that are kept to the byte, and what is refused before it starts. */
+/* Runs from beginning to end on a small text: overfitting, stopping and resuming to the same bits,
+ * saves that fail, kills at random moments, plans that are kept to the byte, and what is refused
+ * before it starts. */
 #include "shop.h"
 
 #include <sys/wait.h>
 
-/* ---- tests --------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------ */
 
 static void stop_and_resume_gives_the_same_bits(void **state)
 {
@@ -14,9 +15,11 @@ static void stop_and_resume_gives_the_same_bits(void **state)
     for (int i = 0; i < 2; i++) {
         TrainOutcome outcome;
         int64_t step_a, step_b;
-        const char *whole[] = {precision[i], balance[i], "train.steps=12", "train.schedule=constant"};
+        const char *whole[] = {precision[i], balance[i], "train.steps=12",
+                               "train.schedule=constant"};
         const char *half[] = {precision[i], balance[i], "train.steps=6", "train.schedule=constant"};
-        const char *name_a = i ? "whole-bf16" : "whole-f32", *name_b = i ? "parts-bf16" : "parts-f32";
+        const char *name_a = i ? "whole-bf16" : "whole-f32",
+                   *name_b = i ? "parts-bf16" : "parts-f32";
         const char *warm = "train.warmup=3", *list_a[6], *list_b[6];
         memcpy(list_a, whole, sizeof whole);
         memcpy(list_b, half, sizeof half);
@@ -25,7 +28,7 @@ static void stop_and_resume_gives_the_same_bits(void **state)
         assert_ok(train(name_a, list_a, 6, &outcome));
         assert_ok(train(name_b, list_b, 6, &outcome));
         assert_int_equal(outcome.step, 6);
-        list_a[5] = "train.threads=1"; /* nor does the number of threads matter */
+        list_a[5] = "train.threads=1";                 /* nor does the number of threads matter */
         assert_ok(train(name_b, list_a, 6, &outcome)); /* from 6 on */
         assert_int_equal(outcome.step, 12);
         uint64_t a = state_hash(name_a, &step_a), b = state_hash(name_b, &step_b);
@@ -50,7 +53,8 @@ static void micro_batches_add_up(void **state)
 static void recompute_changes_no_bit(void **state)
 {
     (void)state;
-    static const char *const mode[] = {"train.recompute=none", "train.recompute=selective", "train.recompute=full"};
+    static const char *const mode[] = {"train.recompute=none", "train.recompute=selective",
+                                       "train.recompute=full"};
     uint64_t hash[3];
     int64_t step;
     for (int i = 0; i < 3; i++) {
@@ -127,17 +131,25 @@ static void the_plan_is_kept_to_the_byte(void **state)
         Device *device;
         StepPrograms p;
         Session *session;
-        StepOptions o = {.micro_batch = 4, .n_micro = 1 + i % 2, .eval_batch = 2, .seq = 128, .balance = BALANCE_AUX,
-                         .aux_loss = 0.01f, .dtype = i / 2 ? DTYPE_BF16 : DTYPE_F32};
+        StepOptions o = {.micro_batch = 4,
+                         .n_micro = 1 + i % 2,
+                         .eval_batch = 2,
+                         .seq = 128,
+                         .balance = BALANCE_AUX,
+                         .aux_loss = 0.01f,
+                         .dtype = i / 2 ? DTYPE_BF16 : DTYPE_F32};
         assert_ok(device_create_cpu((CpuOptions){.threads = 2}, &device));
         assert_ok(step_programs_build(&model, &o, device_target(device), &p));
         size_t planned = session_plan(p.store, p.at, p.n).total_bytes;
         assert_ok(session_create(device, p.store, p.at, p.n, &session));
         assert_int_equal(device_allocated_bytes(device), planned);
         assert_int_equal(device_peak_bytes(device), planned);
-        size_t step = session_plan(p.store, p.at, p.n).step_bytes, live = 0; /* and little of it is holes */
-        for (int k = 0; k < p.n; k++) live = p.at[k]->live_bytes > live ? p.at[k]->live_bytes : live;
-        if ((double)step > 1.03 * (double)live) fail_msg("case %d: %zu bytes planned, %zu alive", i, step, live);
+        size_t step = session_plan(p.store, p.at, p.n).step_bytes,
+               live = 0; /* and little of it is holes */
+        for (int k = 0; k < p.n; k++)
+            live = p.at[k]->live_bytes > live ? p.at[k]->live_bytes : live;
+        if ((double)step > 1.03 * (double)live)
+            fail_msg("case %d: %zu bytes planned, %zu alive", i, step, live);
         session_destroy(session);
         assert_int_equal(device_allocated_bytes(device), 0);
         step_programs_destroy(&p);
@@ -146,7 +158,8 @@ static void the_plan_is_kept_to_the_byte(void **state)
     model_config_deinit(&model);
 }
 
-static void refuse(const char *name, const char *const *more, int n, Status status, const char *words)
+static void refuse(const char *name, const char *const *more, int n, Status status,
+                   const char *words)
 {
     TrainOutcome outcome;
     Status got = train(name, more, n, &outcome);
@@ -180,7 +193,8 @@ static void damaged_checkpoints_fall_back(void **state)
     const char *more[] = {"train.steps=10", "checkpoint.every=4"};
     assert_ok(train("damaged", more, 2, &outcome));
     Arena arena = {0};
-    const char *path = arena_printf(&arena, "%s/runs/damaged/ckpt/step-00000010/model-00001-of-00001.safetensors", shop);
+    const char *path = arena_printf(
+        &arena, "%s/runs/damaged/ckpt/step-00000010/model-00001-of-00001.safetensors", shop);
     FILE *f = fopen(path, "r+b");
     assert_non_null(f);
     fseek(f, -100, SEEK_END);

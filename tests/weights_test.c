@@ -1,5 +1,6 @@
-/* One model in its several forms, through training and inference: the same bits come out, a multimodal directory gives
- * its checkpoints in its own names, and what a directory lacks is refused before anything runs. */
+/* One model in its several forms, through training and inference: the same bits come out, a
+ * multimodal directory gives its checkpoints in its own names, and what a directory lacks is
+ * refused before anything runs. */
 #include "infer/infer.h"
 #include "train/train.h"
 
@@ -27,7 +28,7 @@ static int remove_shop(void **state)
     return dir_remove_tree(shop) == OK ? 0 : -1;
 }
 
-/* ---- logits ---------------------------------------------------------------------------------------------------- */
+/* ---- logits ----------------------------------------------------------------------------- */
 
 enum { N = 12, VOCAB = 24 };
 
@@ -38,7 +39,10 @@ static void logits_of(const char *path, float out[N * VOCAB])
     Infer *infer;
     const float *logits;
     assert_ok(infer_model_open(path, &model));
-    assert_ok(infer_create(&model, (InferOptions){.threads = 1, .logits_tokens = N, .dtype_set = true, .dtype = DTYPE_F32}, &infer));
+    assert_ok(infer_create(
+        &model,
+        (InferOptions){.threads = 1, .logits_tokens = N, .dtype_set = true, .dtype = DTYPE_F32},
+        &infer));
     assert_ok(infer_logits(infer, ids, N, &logits));
     memcpy(out, logits, sizeof(float) * N * VOCAB);
     infer_destroy(infer);
@@ -48,8 +52,9 @@ static void logits_of(const char *path, float out[N * VOCAB])
 static void same_logits(void **state)
 {
     (void)state;
-    static const char *const forms[][4] = {{"llama3/hf", "llama3/meta1", "llama3/meta2", "llama3/meta8"},
-                                           {"llama4/hf", "llama4/meta1", "llama4/meta2", "llama4/meta8"}};
+    static const char *const forms[][4] = {
+        {"llama3/hf", "llama3/meta1", "llama3/meta2", "llama3/meta8"},
+        {"llama4/hf", "llama4/meta1", "llama4/meta2", "llama4/meta8"}};
     for (int family = 0; family < 2; family++) {
         float first[N * VOCAB], other[N * VOCAB];
         for (int i = 0; i < 4; i++) {
@@ -62,15 +67,24 @@ static void same_logits(void **state)
     }
 }
 
-/* ---- training ------------------------------------------------------------------------------------------------------ */
+/* ---- training --------------------------------------------------------------------------- */
 
 static Status train(const char *name, const char *from, const char *steps, const char *lr)
 {
     Arena arena = {0};
-    const char *settings[] = {arena_printf(&arena, "model.from=%s", from), arena_printf(&arena, "name=%s", name),
-                              arena_printf(&arena, "dir=%s/%s", shop, name), "data=[{synthetic: uniform}]", "train.batch=2",
-                              "train.seq=16", "train.threads=1", "train.precision=f32", "train.val_every=0", "log.tensorboard=false",
-                              "train.schedule=constant", "train.warmup=0", arena_printf(&arena, "train.steps=%s", steps),
+    const char *settings[] = {arena_printf(&arena, "model.from=%s", from),
+                              arena_printf(&arena, "name=%s", name),
+                              arena_printf(&arena, "dir=%s/%s", shop, name),
+                              "data=[{synthetic: uniform}]",
+                              "train.batch=2",
+                              "train.seq=16",
+                              "train.threads=1",
+                              "train.precision=f32",
+                              "train.val_every=0",
+                              "log.tensorboard=false",
+                              "train.schedule=constant",
+                              "train.warmup=0",
+                              arena_printf(&arena, "train.steps=%s", steps),
                               arena_printf(&arena, "train.lr=%s", lr)};
     RunConfig config;
     Trainer *trainer;
@@ -98,14 +112,16 @@ static Weights *open_run(const char *name)
     return weights;
 }
 
-/* Every weight of `a` has the same bits in `b`, read as `dtype`; those that only checkpoints have do not matter. */
+/* Every weight of `a` has the same bits in `b`, read as `dtype`; those that only checkpoints have
+ * do not matter. */
 static void compare(const Weights *a, const Weights *b, DType dtype)
 {
     for (int i = 0; i < weights_count(a); i++) {
         const Weight *x = weights_at(a, i), *y = weights_find(b, x->name);
         if (!y) fail_msg("no %s", x->name);
         int64_t n = shape_count(&x->shape);
-        void *p = xcalloc((size_t)n, dtype_bytes(dtype)), *q = xcalloc((size_t)n, dtype_bytes(dtype));
+        void *p = xcalloc((size_t)n, dtype_bytes(dtype)),
+             *q = xcalloc((size_t)n, dtype_bytes(dtype));
         assert_ok(weights_read_range(x, 0, n, dtype, p));
         assert_ok(weights_read_range(y, 0, n, dtype, q));
         if (memcmp(p, q, (size_t)n * dtype_bytes(dtype)) != 0) fail_msg("%s differs", x->name);
@@ -125,7 +141,8 @@ static void same_training(void **state)
     weights_close(b);
 }
 
-/* With steps too small to be seen nothing is lost: a checkpoint is f32, and what was bf16 comes out of it with its bits. */
+/* With steps too small to be seen nothing is lost: a checkpoint is f32, and what was bf16 comes out
+ * of it with its bits. */
 static void round_trip(void **state)
 {
     (void)state;
@@ -137,7 +154,7 @@ static void round_trip(void **state)
     weights_close(after);
 }
 
-/* ---- a text model inside a multimodal one ------------------------------------------------------------------------------ */
+/* ---- a text model inside a multimodal one ----------------------------------------------- */
 
 /* llama4/hf with the prefix, beside a part for images, its configuration inside another. */
 static void make_multimodal(const char *dir)
@@ -153,13 +170,15 @@ static void make_multimodal(const char *dir)
         const Weight *w = weights_at(weights, i);
         void *data = arena_alloc(&arena, (size_t)shape_count(&w->shape) * 2 + 1);
         assert_ok(weights_read_range(w, 0, shape_count(&w->shape), DTYPE_BF16, data));
-        list[i] = (NamedTensor){arena_printf(&arena, "language_model.%s", w->name), tensor_make(data, DTYPE_BF16, w->shape)};
+        list[i] = (NamedTensor){arena_printf(&arena, "language_model.%s", w->name),
+                                tensor_make(data, DTYPE_BF16, w->shape)};
     }
     static float image[3] = {1, 2, 3};
-    list[n] = (NamedTensor){"vision_model.class_embedding", tensor_make(image, DTYPE_F32, shape_make(1, (int64_t[]){3}, NULL))};
+    list[n] = (NamedTensor){"vision_model.class_embedding",
+                            tensor_make(image, DTYPE_F32, shape_make(1, (int64_t[]){3}, NULL))};
     assert_ok(modeldir_write(dir, list, n + 1, 0));
-    json_t *config = json_pack("{s:s, s:o, s:{s:i}, s:s}", "model_type", "llama4", "text_config", text, "vision_config",
-                               "hidden_size", 3, "a key of ours", "kept");
+    json_t *config = json_pack("{s:s, s:o, s:{s:i}, s:s}", "model_type", "llama4", "text_config",
+                               text, "vision_config", "hidden_size", 3, "a key of ours", "kept");
     char *dump = json_dumps(config, 0);
     assert_ok(file_write_atomic(path_join(&arena, dir, "config.json"), dump, strlen(dump)));
     free(dump);
@@ -186,7 +205,9 @@ static void multimodal(void **state)
     json_t *config;
     assert_ok(weights_config(after, &config));
     assert_string_equal(json_string_value(json_object_get(config, "a key of ours")), "kept");
-    assert_int_equal(json_integer_value(json_object_get(json_object_get(config, "text_config"), "num_local_experts")), 3);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(config, "text_config"),
+                                                        "num_local_experts")),
+                     3);
     json_decref(config);
     weights_close(after);
     logits_of(run, have);
@@ -198,8 +219,9 @@ static void refused(void **state)
 {
     (void)state;
     Arena arena = {0};
-    const char *settings[] = {"model.from=" GOLDEN "llama4/meta2", "model.num_hidden_layers=1", "name=cut",
-                              arena_printf(&arena, "dir=%s/cut", shop), "data=[{synthetic: uniform}]", "train.seq=16"};
+    const char *settings[] = {
+        "model.from=" GOLDEN "llama4/meta2",      "model.num_hidden_layers=1",   "name=cut",
+        arena_printf(&arena, "dir=%s/cut", shop), "data=[{synthetic: uniform}]", "train.seq=16"};
     RunConfig config;
     Str plan = {0};
     assert_ok(run_config_load(NULL, settings, COUNT_OF(settings), &config));
@@ -212,7 +234,8 @@ static void refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(same_logits), cmocka_unit_test(same_training), cmocka_unit_test(round_trip),
-                                       cmocka_unit_test(multimodal), cmocka_unit_test(refused)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_logits), cmocka_unit_test(same_training),
+        cmocka_unit_test(round_trip), cmocka_unit_test(multimodal), cmocka_unit_test(refused)};
     return cmocka_run_group_tests(tests, make_shop, remove_shop);
 }

@@ -3,7 +3,8 @@
  * What it is.   Status and error sentences, arenas, strings, log, counter-based random numbers,
  *               clock, files with fault points, names, hashes.
  * Depends on.   Nothing but libc and xxhash.
- * Owns.         The thread's error sentence, the log sink, the fault switches, the handler of SIGBUS.
+ * Owns.         The thread's error sentence, the log sink, the fault switches, the handler of
+ *               SIGBUS.
  *               No other globals.
  * Invariants.   A function that can fail returns Status and has set the sentence (fail) when it is
  *               not OK; outputs are written only on success. Host memory for small metadata that
@@ -33,7 +34,7 @@
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
 #define COUNT_OF(a)            ((int)(sizeof(a) / sizeof((a)[0])))
 
-/* ---- status ---------------------------------------------------------------------------- */
+/* ---- status ----------------------------------------------------------------------------- */
 
 typedef enum MUST_USE_TYPE Status {
     OK = 0,
@@ -52,7 +53,8 @@ typedef enum MUST_USE_TYPE Status {
 /* Writes the sentence of the error (what, where, with the facts) and returns `status`. The one who
  * detects an error calls this, once; callers pass the status on. */
 Status fail(Status status, const char *format, ...) PRINTF_LIKE(2, 3);
-#if defined(__clang_analyzer__) /* it cannot know that what comes back is what went in, and never OK */
+#if defined(__clang_analyzer__) /* it cannot know that what comes back is what went in, and never  \
+                                   OK */
 #define fail(status, ...) ((void)fail(status, __VA_ARGS__), (status))
 #endif
 /* Puts "context: " in front of the sentence; for TRY_AS. */
@@ -88,7 +90,7 @@ const char *status_name(Status status);
     } while (0)
 _Noreturn void check_failed(const char *file, int line, const char *condition);
 
-/* ---- checked sizes --------------------------------------------------------------------- */
+/* ---- checked sizes ---------------------------------------------------------------------- */
 
 /* Size arithmetic on anything that came from outside goes through these: false on overflow. */
 static inline bool size_mul(size_t a, size_t b, size_t *product)
@@ -106,7 +108,7 @@ static inline size_t round_up(size_t n, size_t multiple)
 static inline int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* ---- memory ---------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------- */
 
 /* Memory with one lifetime: nothing inside is freed singly. {0} is an empty arena. */
 typedef struct Arena {
@@ -168,12 +170,13 @@ void str_printf(Str *s, const char *format, ...) PRINTF_LIKE(2, 3);
 void str_clear(Str *s);
 void str_deinit(Str *s);
 
-/* ---- log ------------------------------------------------------------------------------- */
+/* ---- log -------------------------------------------------------------------------------- */
 
 typedef enum LogLevel { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_SILENT } LogLevel;
 
 void log_set_level(LogLevel level); /* LOG_INFO at the start */
-void log_set_thread_quiet(bool quiet); /* this thread's lines are not written: ranks that do what another reports */
+void log_set_thread_quiet(
+    bool quiet); /* this thread's lines are not written: ranks that do what another reports */
 /* One line to stderr, "drover: " in front for warnings and errors. Safe from any thread. */
 void log_line(LogLevel level, const char *format, ...) PRINTF_LIKE(2, 3);
 #define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
@@ -181,7 +184,7 @@ void log_line(LogLevel level, const char *format, ...) PRINTF_LIKE(2, 3);
 #define log_warn(...)  log_line(LOG_WARN, __VA_ARGS__)
 #define log_error(...) log_line(LOG_ERROR, __VA_ARGS__)
 
-/* ---- random numbers -------------------------------------------------------------------- */
+/* ---- random numbers --------------------------------------------------------------------- */
 
 /* Philox4x32-10 (Salmon et al., SC 2011): a pure function of key and counter, so that any number
  * can be had without those before it. */
@@ -202,7 +205,7 @@ void rng_fill_normal(uint64_t key, uint64_t first, double deviation, float *out,
  * it lands inside): O(1), no table. */
 uint64_t rng_permute(uint64_t key, uint64_t index, uint64_t n);
 
-/* ---- clock, machine -------------------------------------------------------------------- */
+/* ---- clock, machine --------------------------------------------------------------------- */
 
 double clock_s(void);                /* monotonic */
 double clock_wall_s(void);           /* since 1970 */
@@ -211,26 +214,30 @@ size_t memory_total_bytes(void);     /* of the machine or of our cgroup, the sma
 size_t memory_available_bytes(void); /* what could be had now without swapping */
 size_t memory_peak_rss_bytes(void);  /* of this process so far */
 
-/* ---- faults ---------------------------------------------------------------------------- */
+/* ---- faults ----------------------------------------------------------------------------- */
 
-/* FAULT=point:n[+][:kill|:stop][@rank],... in the environment (or fault_set) makes the n-th call of fault_hit for that point return true
- * (n+: that one and all later ones), kills the process there, or stops it as SIGSTOP does; with @rank, calls of that rank only are
- * counted. `drover launch` takes several of these, parted by ;, one a start. Points: open, read, write, reserve, fsync, rename, close, unlink, mkdir,
- * map, tensor_alloc, comm (a collective fails), comm_stall (a rank does not take part in it), comm_skip (it goes on without it), comm_differ (it says
- * another size), write_hang (a write of a range takes a second), train.*: what goes wrong in a step (train/inject.c). */
+/* FAULT=point:n[+][:kill|:stop][@rank],... in the environment (or fault_set) makes the n-th call of
+ * fault_hit for that point return true (n+: that one and all later ones), kills the process there,
+ * or stops it as SIGSTOP does; with @rank, calls of that rank only are counted. `drover launch`
+ * takes several of these, parted by ;, one a start. Points: open, read, write, reserve, fsync,
+ * rename, close, unlink, mkdir, map, tensor_alloc, comm (a collective fails), comm_stall (a rank
+ * does not take part in it), comm_skip (it goes on without it), comm_differ (it says another size),
+ * write_hang (a write of a range takes a second), train.*: what goes wrong in a step
+ * (train/inject.c). */
 bool fault_hit(const char *point);
 /* This thread is a rank's, or with `process` all threads are that have not said which. */
 void fault_set_rank(int rank, bool process);
 Status fault_set(const char *spec);     /* replaces the switches; NULL clears; counts restart */
 int64_t fault_count(const char *point); /* calls so far of that point, for sweeps */
 
-/* ---- files ----------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------ */
 
 /* Each passes through a fault point and fails with a sentence that names the path. */
 Status file_open_read(const char *path, int *fd);
 Status file_open_write(const char *path, int *fd); /* one that is there, as it is */
-Status file_create(const char *path, int *fd); /* truncates; mode 0644 */
-Status file_reserve(int fd, uint64_t bytes, const char *path); /* makes it so long, with blocks where that can be had */
+Status file_create(const char *path, int *fd);     /* truncates; mode 0644 */
+Status file_reserve(int fd, uint64_t bytes,
+                    const char *path); /* makes it so long, with blocks where that can be had */
 Status file_write(int fd, const void *data, size_t n, const char *path);
 Status file_pwrite(int fd, const void *data, size_t n, uint64_t offset, const char *path);
 Status file_pread(int fd, void *data, size_t n, uint64_t offset, const char *path);
@@ -272,9 +279,10 @@ const char *path_base(const char *path); /* after the last slash */
 /* A plain file name: no separator, not empty, not . or .., no control characters. */
 bool path_is_plain_name(const char *name);
 
-/* ---- text ------------------------------------------------------------------------------ */
+/* ---- text ------------------------------------------------------------------------------- */
 
-/* The candidate nearest to word (Damerau-Levenshtein, at most a third of the letters wrong), or NULL. */
+/* The candidate nearest to word (Damerau-Levenshtein, at most a third of the letters wrong), or
+ * NULL. */
 const char *name_nearest(const char *word, const char *const *candidates, int n);
 /* Strict numbers: the whole text, no white space, in range; false otherwise. */
 bool parse_i64(const char *text, int64_t *out);
@@ -290,7 +298,7 @@ char *format_duration(double seconds, char buf[32]);
 /* "1.24B", "17.2M", "3,210". */
 char *format_count(double count, char buf[32]);
 
-/* ---- hashes ---------------------------------------------------------------------------- */
+/* ---- hashes ----------------------------------------------------------------------------- */
 
 uint64_t hash_bytes(const void *data, size_t n); /* XXH3, 64 bits */
 typedef struct Hash128 {
@@ -309,8 +317,9 @@ typedef struct NameIndex {
     NameSlot *slot; /* [cap], a power of two */
     size_t n, cap;
 } NameIndex;
-void name_index_put(NameIndex *index, const char *name, int value); /* of equal names the first one stays */
-int name_index_find(const NameIndex *index, const char *name);      /* -1: none */
+void name_index_put(NameIndex *index, const char *name,
+                    int value); /* of equal names the first one stays */
+int name_index_find(const NameIndex *index, const char *name); /* -1: none */
 void name_index_deinit(NameIndex *index);
 
 #endif

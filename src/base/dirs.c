@@ -59,7 +59,7 @@ Status dir_sync(const char *path)
     return status;
 }
 
-/* ---- listing --------------------------------------------------------------------------- */
+/* ---- listing ---------------------------------------------------------------------------- */
 
 static int by_name(const void *a, const void *b)
 {
@@ -87,7 +87,7 @@ Status dir_list(Arena *arena, const char *path, DirEntries *entries)
     return status;
 }
 
-/* ---- removing -------------------------------------------------------------------------- */
+/* ---- removing --------------------------------------------------------------------------- */
 
 /* Empties the directory `fd`, which it closes. Symbolic links are removed, never followed. */
 static bool empty_dir(int fd, int depth) /* NOLINT(misc-no-recursion): depth is bounded */

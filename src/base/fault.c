@@ -1,4 +1,5 @@
-/* Fault points: calls are counted by name, and the n-th can be made to fail, or to kill or stop the process.
+/* Fault points: calls are counted by name, and the n-th can be made to fail, or to kill or stop the
+ * process.
  *
  * Counting is always on: it costs a few comparisons next to a system call. Switches are set before
  * threads start (or between them, in tests); counters are atomic. */
@@ -11,16 +12,38 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const points[] = {"open",      "read",       "write",     "fsync",     "rename",
-                                     "close",     "unlink",     "mkdir",     "map",       "tensor_alloc",
-                                     "comm",      "comm_stall", "comm_skip", "comm_differ", "train.nan", "train.inf", "train.activation",
-                                     "reserve",   "write_hang", "train.data", "train.forward", "train.backward", "train.update", "train.validation",
-                                     "train.save", "train.flip", "train.slow"};
+static const char *const points[] = {"open",
+                                     "read",
+                                     "write",
+                                     "fsync",
+                                     "rename",
+                                     "close",
+                                     "unlink",
+                                     "mkdir",
+                                     "map",
+                                     "tensor_alloc",
+                                     "comm",
+                                     "comm_stall",
+                                     "comm_skip",
+                                     "comm_differ",
+                                     "train.nan",
+                                     "train.inf",
+                                     "train.activation",
+                                     "reserve",
+                                     "write_hang",
+                                     "train.data",
+                                     "train.forward",
+                                     "train.backward",
+                                     "train.update",
+                                     "train.validation",
+                                     "train.save",
+                                     "train.flip",
+                                     "train.slow"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16, EVERY_RANK = -1 };
 
 typedef struct Switch {
     int point;
-    int64_t n; /* 1 is the first call */
+    int64_t n;    /* 1 is the first call */
     bool onwards; /* and all later ones */
     int signal;   /* that the process gets; 0: none */
     int rank;
@@ -64,14 +87,20 @@ static Status parse_switch(char *text, Switch *out)
     s.point = find_point(name);
     s.onwards = digits > 1 && number[digits - 1] == '+';
     if (s.onwards) number[digits - 1] = 0;
-    s.signal = fields < 3 ? 0 : !strcmp(rest, "kill") ? SIGKILL : !strcmp(rest, "stop") ? SIGSTOP : -1;
+    s.signal = fields < 3              ? 0
+               : !strcmp(rest, "kill") ? SIGKILL
+               : !strcmp(rest, "stop") ? SIGSTOP
+                                       : -1;
     if (s.point < 0) {
         const char *near = name_nearest(name, points, POINTS);
         return fail(ERR_ARG, "FAULT: there is no fault point '%s'%s%s", name,
                     near ? "; did you mean " : "", near ? near : "");
     }
     if (fields < 2 || !parse_i64(number, &s.n) || s.n < 1 || s.signal < 0 || !good_rank)
-        return fail(ERR_ARG, "FAULT: '%s' is not point:n with n from 1, and then + or :kill or :stop, and then @rank", text);
+        return fail(ERR_ARG,
+                    "FAULT: '%s' is not point:n with n from 1, and then + or :kill or :stop, and "
+                    "then @rank",
+                    text);
     *out = s;
     return OK;
 }
@@ -79,7 +108,8 @@ static Status parse_switch(char *text, Switch *out)
 static Status parse_spec(const char *spec, Switch parsed[MAX_SWITCHES], int *n)
 {
     *n = 0;
-    while (spec && *spec && *spec != ';') { /* what follows is for later starts (launch/supervise.c) */
+    while (spec && *spec &&
+           *spec != ';') { /* what follows is for later starts (launch/supervise.c) */
         size_t length = strcspn(spec, ",;");
         char text[96];
         if (length >= sizeof text || *n == MAX_SWITCHES)
@@ -93,7 +123,8 @@ static Status parse_spec(const char *spec, Switch parsed[MAX_SWITCHES], int *n)
     return OK;
 }
 
-/* A switch that is misspelt must not look like a run that survived its fault: it ends the process. */
+/* A switch that is misspelt must not look like a run that survived its fault: it ends the process.
+ */
 static void read_environment(void)
 {
     if (parse_spec(getenv("FAULT"), switches, &n_switches) == OK) return;
@@ -114,10 +145,7 @@ Status fault_set(const char *spec)
     return OK;
 }
 
-void fault_set_rank(int rank, bool process)
-{
-    *(process ? &process_rank : &thread_rank) = rank;
-}
+void fault_set_rank(int rank, bool process) { *(process ? &process_rank : &thread_rank) = rank; }
 
 static bool is_hit(int i)
 {
@@ -128,13 +156,15 @@ static bool is_hit(int i)
     return s->onwards ? call >= s->n : call == s->n;
 }
 
-/* Of a rank it is said when, whatever the level of the log: how long others take to notice is counted from here. */
+/* Of a rank it is said when, whatever the level of the log: how long others take to notice is
+ * counted from here. */
 static void send_signal(const Switch *s)
 {
     char line[160];
     int rank = thread_rank != EVERY_RANK ? thread_rank : process_rank;
-    int n = snprintf(line, sizeof line, "drover: warning: FAULT: %s:%lld of rank %d: signal %d at %.3f\n", points[s->point],
-                     (long long)s->n, rank, s->signal, clock_wall_s());
+    int n = snprintf(line, sizeof line,
+                     "drover: warning: FAULT: %s:%lld of rank %d: signal %d at %.3f\n",
+                     points[s->point], (long long)s->n, rank, s->signal, clock_wall_s());
     ssize_t ignored = rank != EVERY_RANK ? write(STDERR_FILENO, line, (size_t)n) : 0;
     (void)ignored;
     kill(getpid(), s->signal);
@@ -150,7 +180,8 @@ bool fault_hit(const char *point)
     for (int i = 0; i < n_switches; i++) {
         if (switches[i].point != index || !is_hit(i)) continue;
         if (switches[i].signal) send_signal(&switches[i]);
-        hit |= switches[i].signal != SIGSTOP; /* a process that goes on again goes on as if nothing had been */
+        hit |= switches[i].signal !=
+               SIGSTOP; /* a process that goes on again goes on as if nothing had been */
     }
     return hit;
 }

@@ -50,11 +50,12 @@ Status file_create(const char *path, int *fd)
     return open_file(path, O_WRONLY | O_CREAT | O_TRUNC, "create", fd);
 }
 
-/* Where the file system can set blocks aside, a disk that is too small is found here and not by some later
- * write; where it cannot, the size is all there is. */
+/* Where the file system can set blocks aside, a disk that is too small is found here and not by
+ * some later write; where it cannot, the size is all there is. */
 Status file_reserve(int fd, uint64_t bytes, const char *path)
 {
-    if (injected("reserve", ENOSPC) || ftruncate(fd, (off_t)bytes) < 0) return fail_errno("reserve room for", path);
+    if (injected("reserve", ENOSPC) || ftruncate(fd, (off_t)bytes) < 0)
+        return fail_errno("reserve room for", path);
     if (bytes == 0) return OK;
     int result;
     do result = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
@@ -71,7 +72,8 @@ static Status write_at(int fd, const void *data, size_t n, off_t offset, const c
     if (torn) n /= 2;
     for (size_t done = 0; done < n;) {
         size_t want = n - done < MAX_IO_BYTES ? n - done : MAX_IO_BYTES;
-        ssize_t written = offset < 0 ? write(fd, at + done, want) : pwrite(fd, at + done, want, offset + (off_t)done);
+        ssize_t written = offset < 0 ? write(fd, at + done, want)
+                                     : pwrite(fd, at + done, want, offset + (off_t)done);
         if (written < 0 && errno == EINTR) continue;
         if (written == 0) errno = ENOSPC;
         if (written <= 0) return fail_errno("write", path);
@@ -82,7 +84,10 @@ static Status write_at(int fd, const void *data, size_t n, off_t offset, const c
     return fail_errno("write", path);
 }
 
-Status file_write(int fd, const void *data, size_t n, const char *path) { return write_at(fd, data, n, -1, path); }
+Status file_write(int fd, const void *data, size_t n, const char *path)
+{
+    return write_at(fd, data, n, -1, path);
+}
 
 Status file_pwrite(int fd, const void *data, size_t n, uint64_t offset, const char *path)
 {
@@ -163,7 +168,7 @@ Status dir_free_bytes(const char *path, uint64_t *bytes)
     return OK;
 }
 
-/* ---- whole files ----------------------------------------------------------------------- */
+/* ---- whole files ------------------------------------------------------------------------ */
 
 /* Reads to the end, from whatever `fd` is: a pipe has no size beforehand, a file may grow. */
 static Status read_to_end(Arena *arena, int fd, size_t expected, const char *path, size_t max_bytes,
@@ -244,7 +249,7 @@ Status file_write_atomic(const char *path, const void *data, size_t n)
     return status;
 }
 
-/* ---- paths ----------------------------------------------------------------------------- */
+/* ---- paths ------------------------------------------------------------------------------ */
 
 char *path_join(Arena *arena, const char *dir, const char *name)
 {

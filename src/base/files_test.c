@@ -152,7 +152,7 @@ static void paths(void **state)
     assert_true(path_is_plain_name("model-00001.safetensors") && path_is_plain_name("..x"));
 }
 
-/* ---- faults ---------------------------------------------------------------------------- */
+/* ---- faults ----------------------------------------------------------------------------- */
 
 static const char *const write_points[] = {"open", "write", "fsync", "rename", "close"};
 
@@ -165,8 +165,8 @@ static int temporaries(void)
     return n;
 }
 
-/* The n-th call of each point fails, n growing until nothing is left to fail. Whatever failed, the file
- * holds the old text or the new one, and nothing is left beside it. */
+/* The n-th call of each point fails, n growing until nothing is left to fail. Whatever failed, the
+ * file holds the old text or the new one, and nothing is left beside it. */
 static void every_failure_of_an_atomic_write(void **state)
 {
     (void)state;
@@ -245,10 +245,10 @@ static void faults_of_the_rest(void **state)
 static void misspelt_faults(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"wirte:3",  "write",          "write:",      "write:0",
-                                      "write:-1", "write:x",        "write:1:die", "write:1:kill:2",
-                                      ":1",       "write:1,,open:2", "write:1@",   "write:1@x",
-                                      "write:1@-1", "write:+",      "write:1+:halt"};
+    static const char *const bad[] = {
+        "wirte:3",  "write",       "write:",         "write:0", "write:-1",
+        "write:x",  "write:1:die", "write:1:kill:2", ":1",      "write:1,,open:2",
+        "write:1@", "write:1@x",   "write:1@-1",     "write:+", "write:1+:halt"};
     assert_int_equal(fault_set("write:1"), OK);
     for (int i = 0; i < COUNT_OF(bad); i++) assert_int_equal(fault_set(bad[i]), ERR_ARG);
     assert_true(fault_hit("write")); /* a refused text leaves the switches as they were */

@@ -19,7 +19,7 @@ static double clock_read(clockid_t id)
 double clock_s(void) { return clock_read(CLOCK_MONOTONIC); }
 double clock_wall_s(void) { return clock_read(CLOCK_REALTIME); }
 
-/* ---- small files of /proc and /sys ----------------------------------------------------- */
+/* ---- small files of /proc and /sys ------------------------------------------------------ */
 
 /* The number after `key` at the start of a line, or of the file when key is "". */
 static bool read_number(const char *path, const char *key, double *value)
@@ -88,7 +88,7 @@ static Limits read_limits(void)
     return limits;
 }
 
-/* ---- cores and memory ------------------------------------------------------------------ */
+/* ---- cores and memory ------------------------------------------------------------------- */
 
 static int affinity_count(void)
 {

@@ -1,9 +1,9 @@
 /* Files mapped for reading, with a guard: a page behind the end of a file that was cut short after
  * mapping raises SIGBUS; file_map_copy turns that into a sentence.
  *
- * The handler is process-wide and put in place at each mapping (a library may have set its own since).
- * It jumps only when the thread that faulted is inside file_map_copy; any other SIGBUS takes its
- * default course. */
+ * The handler is process-wide and put in place at each mapping (a library may have set its own
+ * since). It jumps only when the thread that faulted is inside file_map_copy; any other SIGBUS
+ * takes its default course. */
 #include "base/base.h"
 
 #include <errno.h>
@@ -61,13 +61,16 @@ void file_unmap(FileMap *map)
     *map = (FileMap){0};
 }
 
-/* What was copied once is rarely wanted again: its pages stay in the system's cache, but no longer count
- * as memory of this process. A piece smaller than this is not worth a system call. */
+/* What was copied once is rarely wanted again: its pages stay in the system's cache, but no longer
+ * count as memory of this process. A piece smaller than this is not worth a system call. */
 static void forget_pages(const FileMap *map, size_t offset, size_t n)
 {
     enum { WORTH_IT = 256 << 10, PAGE = 4096 };
-    uintptr_t begin = ((uintptr_t)(map->at + offset)) / PAGE * PAGE, end = ((uintptr_t)(map->at + offset + n)) / PAGE * PAGE;
-    if (n >= WORTH_IT) madvise((char *)(uintptr_t)map->at + (begin - (uintptr_t)map->at), end - begin, MADV_DONTNEED);
+    uintptr_t begin = ((uintptr_t)(map->at + offset)) / PAGE * PAGE,
+              end = ((uintptr_t)(map->at + offset + n)) / PAGE * PAGE;
+    if (n >= WORTH_IT)
+        madvise((char *)(uintptr_t)map->at + (begin - (uintptr_t)map->at), end - begin,
+                MADV_DONTNEED);
 }
 
 Status file_map_copy(const FileMap *map, size_t offset, void *out, size_t n)

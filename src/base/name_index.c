@@ -7,7 +7,8 @@
 static NameSlot *slot_of(const NameIndex *index, const char *name, uint64_t hash)
 {
     size_t at = (size_t)hash & (index->cap - 1);
-    while (index->slot[at].name && (index->slot[at].hash != hash || strcmp(index->slot[at].name, name) != 0))
+    while (index->slot[at].name &&
+           (index->slot[at].hash != hash || strcmp(index->slot[at].name, name) != 0))
         at = (at + 1) & (index->cap - 1);
     return &index->slot[at];
 }
@@ -17,7 +18,8 @@ static void grow(NameIndex *index)
     NameIndex wider = {.cap = index->cap ? 2 * index->cap : 64, .n = index->n};
     wider.slot = xcalloc(wider.cap, sizeof *wider.slot);
     for (size_t i = 0; i < index->cap; i++)
-        if (index->slot[i].name) *slot_of(&wider, index->slot[i].name, index->slot[i].hash) = index->slot[i];
+        if (index->slot[i].name)
+            *slot_of(&wider, index->slot[i].name, index->slot[i].hash) = index->slot[i];
     free(index->slot);
     *index = wider;
 }

@@ -30,9 +30,9 @@
 /* To a share of the wanted value; NAN is near nothing. */
 #define assert_near(got_, want_, share_)                                                           \
     do {                                                                                           \
-        double near_got_ = (got_), near_want_ = (want_);                                                   \
-        if (!(fabs(near_got_ - near_want_) <= (share_) * fabs(near_want_)))                                    \
-            fail_msg("%s is %.9g, not %.9g", #got_, near_got_, near_want_);                                \
+        double near_got_ = (got_), near_want_ = (want_);                                           \
+        if (!(fabs(near_got_ - near_want_) <= (share_)*fabs(near_want_)))                          \
+            fail_msg("%s is %.9g, not %.9g", #got_, near_got_, near_want_);                        \
     } while (0)
 
 #endif

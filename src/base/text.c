@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- names ----------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------ */
 
 enum { MAX_NAME = 64 };
 
@@ -58,7 +58,7 @@ const char *name_nearest(const char *word, const char *const *candidates, int n)
     return nearest;
 }
 
-/* ---- numbers --------------------------------------------------------------------------- */
+/* ---- numbers ---------------------------------------------------------------------------- */
 
 bool parse_i64(const char *text, int64_t *out)
 {
@@ -73,7 +73,8 @@ bool parse_i64(const char *text, int64_t *out)
 
 bool parse_f64(const char *text, double *out)
 {
-    /* strtod also takes white space, "inf", "nan" and hexadecimal; none of them contains only these */
+    /* strtod also takes white space, "inf", "nan" and hexadecimal; none of them contains only
+     these */
     if (!*text || text[strspn(text, "+-.0123456789eE")]) return false;
     char *end;
     double value = strtod(text, &end);
@@ -82,7 +83,7 @@ bool parse_f64(const char *text, double *out)
     return true;
 }
 
-/* ---- UTF-8 ----------------------------------------------------------------------------- */
+/* ---- UTF-8 ------------------------------------------------------------------------------ */
 
 int utf8_decode(const uint8_t *text, size_t n, uint32_t *code_point)
 {
@@ -135,7 +136,7 @@ int utf8_encode(uint32_t c, uint8_t out[4])
     return length;
 }
 
-/* ---- figures for people ---------------------------------------------------------------- */
+/* ---- figures for people ----------------------------------------------------------------- */
 
 /* Three significant digits of 0 <= x < 1000. */
 static void three_digits(double x, char buf[32], const char *unit)

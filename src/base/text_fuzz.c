@@ -1,5 +1,5 @@
-/* UTF-8, numbers and names on any bytes: what decodes must encode to itself, and what the fast check
- * accepts must be what the decoder walks through. */
+/* UTF-8, numbers and names on any bytes: what decodes must encode to itself, and what the fast
+ * check accepts must be what the decoder walks through. */
 #include "base/base.h"
 
 #include <stdlib.h>

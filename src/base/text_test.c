@@ -86,7 +86,8 @@ static void every_code_point(void **state)
     }
 }
 
-/* Every start of up to three bytes: what decodes must encode to the same bytes (so no overlong forms). */
+/* Every start of up to three bytes: what decodes must encode to the same bytes (so no overlong
+ * forms). */
 static void every_three_bytes(void **state)
 {
     (void)state;

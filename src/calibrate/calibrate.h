@@ -1,10 +1,13 @@
-/* calibrate: this machine, measured into a cluster's file: the sheet by which device/sim tells what a run here takes.
+/* calibrate: this machine, measured into a cluster's file: the sheet by which device/sim tells what
+ * a run here takes.
  *
- * What it is.   Times of every op in real training programs, on every core at once and as one team; exchanges between
+ * What it is.   Times of every op in real training programs, on every core at once and as one team;
+ *               exchanges between
  *               ranks; peaks and memory. Curves and rates fitted to them.
  * Depends on.   base, comm, cluster, device, model, train
  * Owns.         Nothing after a call.
- * Invariants.   What is measured is what runs: the programs are those of the trainer. An op's rates are fitted to all its
+ * Invariants.   What is measured is what runs: the programs are those of the trainer. An op's rates
+ *               are fitted to all its
  *               nodes in all programs, never to one model.
  * Use:
  *     Str sheet = {0};
@@ -23,8 +26,8 @@
 /* One node of a program: the median of its times over the rounds. */
 typedef struct OpSample {
     const char *op;
-    MathKind math;  /* of what it reads */
-    bool matmul;    /* a product or attention */
+    MathKind math; /* of what it reads */
+    bool matmul;   /* a product or attention */
     double flop, bytes;
     int64_t m, n, k; /* of a plain product; else 0 */
     double seconds;
@@ -33,10 +36,10 @@ typedef struct OpSample {
 /* Rates of one op and how well they tell its times. */
 typedef struct OpFit {
     OpRate rate;
-    int n;              /* samples */
-    double total_s;     /* of all samples */
-    double error;       /* relative, root mean square weighted by time */
-    double bias;        /* predicted total over measured total, less 1 */
+    int n;          /* samples */
+    double total_s; /* of all samples */
+    double error;   /* relative, root mean square weighted by time */
+    double bias;    /* predicted total over measured total, less 1 */
 } OpFit;
 
 /* Ranks of one host: an all-reduce of `bytes` takes `seconds`. */
@@ -45,8 +48,8 @@ typedef struct ExchangeSample {
 } ExchangeSample;
 
 typedef struct CalibrateOptions {
-    int cores;  /* to measure with; 0: all */
-    int rounds; /* steps of each program; 0: 5 */
+    int cores;   /* to measure with; 0: all */
+    int rounds;  /* steps of each program; 0: 5 */
     Comm *world; /* processes that exchange; NULL: threads of this one */
     void (*progress)(void *context, const char *what); /* or NULL */
     void *context;
@@ -70,18 +73,21 @@ typedef struct Calibration {
     Arena arena;
 } Calibration;
 
-/* Takes a minute or two. With options->world every process calls it; the first one's result counts. */
+/* Takes a minute or two. With options->world every process calls it; the first one's result counts.
+ */
 Status calibrate_machine(const CalibrateOptions *options, Calibration *out);
 void calibrate_deinit(Calibration *c);
 /* A cluster of one node with this processor, as a file. */
 void calibrate_sheet(const Calibration *c, Str *out);
 
-/* ---- parts ------------------------------------------------------------------------------- */
+/* ---- parts ------------------------------------------------------------------------------ */
 
-/* seconds = fixed + flop a + bytes b, none negative, by weighted least squares: every second counts alike, and the sum of
- * what is predicted is that of what was measured. */
+/* seconds = fixed + flop a + bytes b, none negative, by weighted least squares: every second counts
+ * alike, and the sum of what is predicted is that of what was measured. */
 OpFit calibrate_fit_op(const OpSample *sample, int n);
-/* base + 2 (ranks - 1) hop + 2 (ranks - 1) / ranks bytes / rate through the samples of an all-reduce. */
-void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s, double *hop_s, double *bytes_per_s);
+/* base + 2 (ranks - 1) hop + 2 (ranks - 1) / ranks bytes / rate through the samples of an
+ * all-reduce. */
+void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s,
+                            double *hop_s, double *bytes_per_s);
 
 #endif

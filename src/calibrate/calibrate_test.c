@@ -1,17 +1,24 @@
-/* Fits that find the rates that made the times; a job that is really run; a sheet that is a cluster's file. */
+/* Fits that find the rates that made the times; a job that is really run; a sheet that is a
+ * cluster's file. */
 #include "base/testing.h"
 #include "calibrate/calibrate_internal.h"
 
-static OpSample sample(double flop, double bytes, double fixed_s, double flop_per_s, double bytes_per_s)
+static OpSample sample(double flop, double bytes, double fixed_s, double flop_per_s,
+                       double bytes_per_s)
 {
-    return (OpSample){.op = "linear", .matmul = true, .flop = flop, .bytes = bytes, .seconds = fixed_s + flop / flop_per_s + bytes / bytes_per_s};
+    return (OpSample){.op = "linear",
+                      .matmul = true,
+                      .flop = flop,
+                      .bytes = bytes,
+                      .seconds = fixed_s + flop / flop_per_s + bytes / bytes_per_s};
 }
 
 static void test_fit_recovers(void **state)
 {
     (void)state;
     OpSample s[12];
-    for (int i = 0; i < COUNT_OF(s); i++) s[i] = sample(1e6 * (1 << i), 1e5 * (1 + i * i), 3e-6, 40e9, 8e9);
+    for (int i = 0; i < COUNT_OF(s); i++)
+        s[i] = sample(1e6 * (1 << i), 1e5 * (1 + i * i), 3e-6, 40e9, 8e9);
     OpFit fit = calibrate_fit_op(s, COUNT_OF(s));
     assert_near(fit.rate.fixed_s, 3e-6, 1e-4);
     assert_near(fit.rate.flop_per_s, 40e9, 1e-4);
@@ -33,23 +40,27 @@ static void test_fit_leaves_out(void **state)
     assert_near(fit.rate.flop_per_s, 1e9, 0.03);
     assert_true(fit.rate.fixed_s >= 0 && fit.rate.bytes_per_s >= 0);
     assert_near(fit.error, 0.02, 0.5);
-    for (int i = 0; i < COUNT_OF(s); i++) s[i] = (OpSample){.op = "fill", .bytes = 0, .flop = 0, .seconds = 2e-6 + 1e-9 * i};
+    for (int i = 0; i < COUNT_OF(s); i++)
+        s[i] = (OpSample){.op = "fill", .bytes = 0, .flop = 0, .seconds = 2e-6 + 1e-9 * i};
     fit = calibrate_fit_op(s, COUNT_OF(s));
     assert_near(fit.rate.fixed_s, 2e-6, 0.01);
     assert_true(fit.rate.flop_per_s == 0 && fit.rate.bytes_per_s == 0);
     OpSample one = {.op = "add", .bytes = 1e6, .seconds = 1e-4};
     fit = calibrate_fit_op(&one, 1);
-    assert_near(fit.rate.fixed_s + (fit.rate.bytes_per_s > 0 ? 1e6 / fit.rate.bytes_per_s : 0), 1e-4, 1e-6);
+    assert_near(fit.rate.fixed_s + (fit.rate.bytes_per_s > 0 ? 1e6 / fit.rate.bytes_per_s : 0),
+                1e-4, 1e-6);
 }
 
-/* Times that no line tells, some nodes in the cache and some beside it: their sum is told all the same. */
+/* Times that no line tells, some nodes in the cache and some beside it: their sum is told all the
+ * same. */
 static void test_fit_has_no_bias(void **state)
 {
     (void)state;
     OpSample s[40];
     for (int i = 0; i < COUNT_OF(s); i++) {
         double bytes = 1e5 * (1 + i * i), rate = i % 3 ? 40e9 : 6e9;
-        s[i] = (OpSample){.op = "adamw", .bytes = bytes, .flop = bytes, .seconds = 1e-6 + bytes / rate};
+        s[i] = (OpSample){
+            .op = "adamw", .bytes = bytes, .flop = bytes, .seconds = 1e-6 + bytes / rate};
     }
     OpFit fit = calibrate_fit_op(s, COUNT_OF(s));
     assert_true(fabs(fit.bias) < 1e-3);
@@ -73,11 +84,13 @@ static void test_exchange_fit(void **state)
 static int count(const OpSamples *samples, const char *op, MathKind math)
 {
     int n = 0;
-    for (size_t i = 0; i < samples->n; i++) n += !strcmp(samples->at[i].op, op) && samples->at[i].math == math;
+    for (size_t i = 0; i < samples->n; i++)
+        n += !strcmp(samples->at[i].op, op) && samples->at[i].math == math;
     return n;
 }
 
-/* Two ranks alone, then two that share each matrix: the same kinds of nodes from both, exchanges left out. */
+/* Two ranks alone, then two that share each matrix: the same kinds of nodes from both, exchanges
+ * left out. */
 static void test_job(void **state)
 {
     (void)state;
@@ -87,7 +100,8 @@ static void test_job(void **state)
     assert_ok(calibrate_run_job(&job, 2, 1, 2, &samples, &step_s));
     assert_true(step_s > 0);
     assert_int_equal(count(&samples, "linear", MATH_F32) % 2, 0);
-    assert_true(count(&samples, "linear", MATH_F32) >= 2 * 4 * 3 && count(&samples, "attention", MATH_F32) == 2 * 4);
+    assert_true(count(&samples, "linear", MATH_F32) >= 2 * 4 * 3 &&
+                count(&samples, "attention", MATH_F32) == 2 * 4);
     for (size_t i = 0; i < samples.n; i++) {
         const OpSample *s = &samples.at[i];
         assert_true(s->seconds > 0 && s->flop + s->bytes > 0);
@@ -117,12 +131,25 @@ static void test_exchanges(void **state)
 static void test_sheet_loads(void **state)
 {
     (void)state;
-    OpFit fits[] = {{.rate = {"linear", OP_BF16, 1e-6, 80e9, 9e9}}, {.rate = {"rmsnorm", OP_ANY, 2e-6, 0, 5e9}},
-                    {.rate = {"attention", OP_F32, 0, 20e9, 0}}, {.rate = {"attention_grad", OP_F32, 0, 15e9, 0}}};
-    Calibration c = {.cores = 4, .memory_bytes = 16e9, .peak_flop_per_s = {50e9, 100e9, 0}, .read_bytes_per_s = 6e9,
-                     .copy_bytes_per_s = 5e9, .matrix = {{50e9, 0.9, 20}, {100e9, 0.8, 30}, {0}}, .fit = fits, .n_fits = COUNT_OF(fits),
-                     .team_eta = 0.95, .exchange_ranks = 4, .transport = "threads", .exchange_base_s = 5e-6, .exchange_hop_s = 1e-6,
-                     .exchange_bytes_per_s = 4e9, .machine = "measured by a test"};
+    OpFit fits[] = {{.rate = {"linear", OP_BF16, 1e-6, 80e9, 9e9}},
+                    {.rate = {"rmsnorm", OP_ANY, 2e-6, 0, 5e9}},
+                    {.rate = {"attention", OP_F32, 0, 20e9, 0}},
+                    {.rate = {"attention_grad", OP_F32, 0, 15e9, 0}}};
+    Calibration c = {.cores = 4,
+                     .memory_bytes = 16e9,
+                     .peak_flop_per_s = {50e9, 100e9, 0},
+                     .read_bytes_per_s = 6e9,
+                     .copy_bytes_per_s = 5e9,
+                     .matrix = {{50e9, 0.9, 20}, {100e9, 0.8, 30}, {0}},
+                     .fit = fits,
+                     .n_fits = COUNT_OF(fits),
+                     .team_eta = 0.95,
+                     .exchange_ranks = 4,
+                     .transport = "threads",
+                     .exchange_base_s = 5e-6,
+                     .exchange_hop_s = 1e-6,
+                     .exchange_bytes_per_s = 4e9,
+                     .machine = "measured by a test"};
     Str text = {0};
     Cluster cluster;
     calibrate_sheet(&c, &text);
@@ -146,9 +173,13 @@ static void test_sheet_loads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fit_recovers), cmocka_unit_test(test_fit_leaves_out), cmocka_unit_test(test_fit_has_no_bias),
+        cmocka_unit_test(test_fit_recovers),
+        cmocka_unit_test(test_fit_leaves_out),
+        cmocka_unit_test(test_fit_has_no_bias),
         cmocka_unit_test(test_exchange_fit),
-        cmocka_unit_test(test_job),          cmocka_unit_test(test_exchanges),      cmocka_unit_test(test_sheet_loads),
+        cmocka_unit_test(test_job),
+        cmocka_unit_test(test_exchanges),
+        cmocka_unit_test(test_sheet_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,7 +6,8 @@
 #include <string.h>
 
 enum { SIZES = 9, ROUNDS = 21 };
-static const size_t size_bytes[SIZES] = {64, 256, 1 << 10, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20, 64 << 20};
+static const size_t size_bytes[SIZES] = {64,        256,     1 << 10,  4 << 10, 32 << 10,
+                                         256 << 10, 2 << 20, 16 << 20, 64 << 20};
 
 typedef struct RankExchange {
     Comm *all;
@@ -27,12 +28,19 @@ static Status measure(RankExchange *r)
         for (int k = -2; k < ROUNDS && status == OK; k++) {
             status = comm_run(r->all, &(CommOp){.kind = COMM_BARRIER});
             double begin = clock_s();
-            CommOp op = {COMM_ALL_REDUCE, DTYPE_F32, .send = data, .recv = data, .count = (int64_t)(size_bytes[i] / sizeof *data), .node = "calibrate"};
+            CommOp op = {COMM_ALL_REDUCE,
+                         DTYPE_F32,
+                         .send = data,
+                         .recv = data,
+                         .count = (int64_t)(size_bytes[i] / sizeof *data),
+                         .node = "calibrate"};
             if (status == OK) status = comm_run(r->all, &op);
             if (k >= 0) times[k] = clock_s() - begin;
         }
         float mine = status == OK ? (float)calibrate_median(times, ROUNDS) : 0, slowest = 0;
-        if (status == OK) status = comm_run(r->all, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, COMM_MAX, &mine, &slowest, .count = 1, .node = "calibrate"});
+        if (status == OK)
+            status = comm_run(r->all, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, COMM_MAX, &mine,
+                                                &slowest, .count = 1, .node = "calibrate"});
         r->seconds[i] = (double)slowest;
     }
     free(data);
@@ -64,7 +72,8 @@ static Status run_threads(int ranks, RankExchange *first)
     }
     for (int i = 0; i < started; i++) {
         pthread_join(runs[i].thread, NULL);
-        if (runs[i].status != OK && status == OK) status = fail(runs[i].status, "%s", runs[i].message);
+        if (runs[i].status != OK && status == OK)
+            status = fail(runs[i].status, "%s", runs[i].message);
     }
     *first = runs[0];
     free(runs);
@@ -72,12 +81,14 @@ static Status run_threads(int ranks, RankExchange *first)
     return status;
 }
 
-Status calibrate_run_exchanges(Comm *world, int ranks, Arena *arena, ExchangeSample **samples, int *n)
+Status calibrate_run_exchanges(Comm *world, int ranks, Arena *arena, ExchangeSample **samples,
+                               int *n)
 {
     RankExchange run = {.all = world};
     TRY(world ? measure(&run) : run_threads(ranks, &run));
     *samples = ARENA_ARRAY(arena, ExchangeSample, SIZES);
     *n = SIZES;
-    for (int i = 0; i < SIZES; i++) (*samples)[i] = (ExchangeSample){(double)size_bytes[i], run.seconds[i]};
+    for (int i = 0; i < SIZES; i++)
+        (*samples)[i] = (ExchangeSample){(double)size_bytes[i], run.seconds[i]};
     return OK;
 }

@@ -6,7 +6,8 @@
 
 enum { TERMS = 3, REWEIGHTED = 25 };
 
-/* Solves the n equations of a symmetric positive system by elimination; false when it is singular. */
+/* Solves the n equations of a symmetric positive system by elimination; false when it is singular.
+ */
 static bool solve(double a[TERMS][TERMS], double b[TERMS], int n, double x[TERMS])
 {
     for (int i = 0; i < n; i++) {
@@ -55,7 +56,8 @@ static double misfit(const Terms *t, const OpSample *s, int n, const double x[TE
 }
 
 /* Least squares with the weights 1 / expected[i]. */
-static bool solve_weighted(const Terms *t, const OpSample *s, int n, const int *index, int m, const double *expected, double part[TERMS])
+static bool solve_weighted(const Terms *t, const OpSample *s, int n, const int *index, int m,
+                           const double *expected, double part[TERMS])
 {
     double a[TERMS][TERMS] = {{0}}, b[TERMS] = {0};
     for (int p = 0; p < n; p++)
@@ -67,8 +69,9 @@ static bool solve_weighted(const Terms *t, const OpSample *s, int n, const int *
     return solve(a, b, m, part);
 }
 
-/* The terms of the set `use` (bits) only; false when they cannot be told apart or one comes out negative. Weights are
- * those of what the fit itself expects: then predicted and measured times have the same sum (Poisson regression). */
+/* The terms of the set `use` (bits) only; false when they cannot be told apart or one comes out
+ * negative. Weights are those of what the fit itself expects: then predicted and measured times
+ * have the same sum (Poisson regression). */
 static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, double x[TERMS])
 {
     double part[TERMS] = {0}, *expected = xcalloc((size_t)n, sizeof *expected);
@@ -120,15 +123,17 @@ OpFit calibrate_fit_op(const OpSample *sample, int n)
     return fit;
 }
 
-/* ---- exchanges --------------------------------------------------------------------------- */
+/* ---- exchanges -------------------------------------------------------------------------- */
 
-/* The same law as an op's. Its fixed part is split evenly between the base and the hops of a ring, which one number of ranks
- * cannot tell apart. */
-void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s, double *hop_s, double *bytes_per_s)
+/* The same law as an op's. Its fixed part is split evenly between the base and the hops of a ring,
+ * which one number of ranks cannot tell apart. */
+void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s,
+                            double *hop_s, double *bytes_per_s)
 {
     double hops = 2.0 * (ranks - 1);
     OpSample *s = xcalloc((size_t)n, sizeof *s);
-    for (int i = 0; i < n; i++) s[i] = (OpSample){.bytes = hops / ranks * sample[i].bytes, .seconds = sample[i].seconds};
+    for (int i = 0; i < n; i++)
+        s[i] = (OpSample){.bytes = hops / ranks * sample[i].bytes, .seconds = sample[i].seconds};
     OpFit fit = calibrate_fit_op(s, n);
     free(s);
     *base_s = fit.rate.fixed_s / 2;

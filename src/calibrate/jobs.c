@@ -1,12 +1,13 @@
-/* Training programs run as they are, every instruction timed: on all cores at once, each its own rank, as ranks of a
- * layout do; then on one rank that has them all. */
+/* Training programs run as they are, every instruction timed: on all cores at once, each its own
+ * rank, as ranks of a layout do; then on one rank that has them all. */
 #include "calibrate/calibrate_internal.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Dense, experts and Grok's; both element types; several sizes of everything, so that no op is told by one shape. */
+/* Dense, experts and Grok's; both element types; several sizes of everything, so that no op is told
+ * by one shape. */
 const CalibrateJob calibrate_jobs[] = {
     {"llama3-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, MESH_PP},
     {"llama3-nano", DTYPE_BF16, 4, 2, 256, RECOMPUTE_NONE, MESH_PP},
@@ -39,7 +40,7 @@ double calibrate_median(double *values, int n)
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-/* ---- one rank ------------------------------------------------------------------------------- */
+/* ---- one rank --------------------------------------------------------------------------- */
 
 typedef VEC(double) Times;
 
@@ -61,14 +62,16 @@ static void note(void *context, const InstrTime *t)
 {
     RankRun *r = context;
     for (int p = 0; p < r->programs.n; p++)
-        if (r->programs.at[p] == t->program) VEC_PUSH(&r->times[p][t->instr - t->program->instr], t->end_s - t->begin_s);
+        if (r->programs.at[p] == t->program)
+            VEC_PUSH(&r->times[p][t->instr - t->program->instr], t->end_s - t->begin_s);
 }
 
 /* Random tokens; each counts alike. */
 static Status feed(const RankRun *r, Session *session, int program, int round)
 {
     int64_t n = r->job->micro_batch * r->job->seq;
-    int32_t *ids = session_input(session, program, "ids"), *targets = session_input(session, program, "targets");
+    int32_t *ids = session_input(session, program, "ids"),
+            *targets = session_input(session, program, "targets");
     int32_t *pos = session_input(session, program, "pos");
     float *weights = session_input(session, program, "weights");
     uint64_t key = rng_key((uint64_t)r->rank, "calibrate");
@@ -84,8 +87,9 @@ static Status feed(const RankRun *r, Session *session, int program, int round)
 
 static Status step(RankRun *r, Session *session, int round)
 {
-    static const float hyper[HYPER_COUNT] = {[HYPER_LR] = 1e-4f, [HYPER_BETA1] = 0.9f, [HYPER_BETA2] = 0.95f, [HYPER_BIAS1] = 0.1f,
-                                             [HYPER_BIAS2] = 0.05f, [HYPER_EPS] = 1e-8f, [HYPER_CLIP] = 1};
+    static const float hyper[HYPER_COUNT] = {
+        [HYPER_LR] = 1e-4f,    [HYPER_BETA1] = 0.9f, [HYPER_BETA2] = 0.95f, [HYPER_BIAS1] = 0.1f,
+        [HYPER_BIAS2] = 0.05f, [HYPER_EPS] = 1e-8f,  [HYPER_CLIP] = 1};
     const StepPrograms *p = &r->programs;
     int update = p->index[PROGRAM_UPDATE] >= 0 ? p->index[PROGRAM_UPDATE] : p->index[PROGRAM_STEP];
     for (int64_t micro = 0; micro < r->job->n_micro; micro++) {
@@ -96,7 +100,8 @@ static Status step(RankRun *r, Session *session, int round)
     return session_run(session, update, PHASE_UPDATE, PHASE_UPDATE);
 }
 
-/* The first two rounds warm up. Ranks begin each together, so that all cores are busy with the same. */
+/* The first two rounds warm up. Ranks begin each together, so that all cores are busy with the
+ * same. */
 static Status run_rounds(RankRun *r, Session *session)
 {
     Comm *all = r->world ? comm_of_rank(r->world, r->rank) : NULL;
@@ -121,9 +126,14 @@ static void add_samples(RankRun *r)
             Cost cost = node->op->cost(program->graph, node);
             double bytes = cost.read_bytes + cost.write_bytes;
             if (cost.wire_bytes > 0 || cost.flop + bytes <= 0) continue;
-            const Value *x = node->n_in && node->in[0].id ? graph_value(program->graph, node->in[0]) : NULL;
-            OpSample s = {.op = node->op->name, .math = x ? cluster_math(x->dtype) : MATH_F32, .matmul = cost.kind >= COST_MATMUL && cost.kind <= COST_ATTENTION_GRAD,
-                          .flop = cost.flop, .bytes = bytes, .seconds = calibrate_median(times->at, (int)times->n)};
+            const Value *x = node->n_in && node->in[0].id ? graph_value(program->graph, node->in[0])
+                                                          : NULL;
+            OpSample s = {.op = node->op->name,
+                          .math = x ? cluster_math(x->dtype) : MATH_F32,
+                          .matmul = cost.kind >= COST_MATMUL && cost.kind <= COST_ATTENTION_GRAD,
+                          .flop = cost.flop,
+                          .bytes = bytes,
+                          .seconds = calibrate_median(times->at, (int)times->n)};
             if (!strcmp(s.op, "linear") && x) {
                 const Value *y = graph_value(program->graph, node->out[0]);
                 s.k = x->shape.dim[x->shape.rank - 1];
@@ -139,8 +149,10 @@ static Status measure(RankRun *r, Device *device, const StepOptions *options)
 {
     Session *session;
     TRY(step_programs_build(r->model, options, device_target(device), &r->programs));
-    Status status = session_create(device, r->programs.store, r->programs.at, r->programs.n, &session);
-    for (int p = 0; p < r->programs.n; p++) r->times[p] = xcalloc((size_t)r->programs.at[p]->n_instr, sizeof(Times));
+    Status status = session_create(device, r->programs.store, r->programs.at, r->programs.n,
+                                   &session);
+    for (int p = 0; p < r->programs.n; p++)
+        r->times[p] = xcalloc((size_t)r->programs.at[p]->n_instr, sizeof(Times));
     if (status == OK) {
         status = session_init_weights(session, 1);
         if (status == OK) status = run_rounds(r, session);
@@ -159,7 +171,10 @@ static Status run_rank(RankRun *r)
 {
     const CalibrateJob *job = r->job;
     bool cut = job->cut != MESH_PP && r->ranks > 1;
-    StepOptions options = {.micro_batch = job->micro_batch, .n_micro = job->n_micro, .seq = job->seq, .dtype = job->dtype,
+    StepOptions options = {.micro_batch = job->micro_batch,
+                           .n_micro = job->n_micro,
+                           .seq = job->seq,
+                           .dtype = job->dtype,
                            .recompute = job->recompute};
     CpuOptions cpu = {.threads = r->threads};
     Device *device;
@@ -185,7 +200,7 @@ static void *rank_main(void *opaque)
     return NULL;
 }
 
-/* ---- all ranks ---------------------------------------------------------------------------- */
+/* ---- all ranks -------------------------------------------------------------------------- */
 
 static Status join(RankRun *runs, int ranks, int rounds, OpSamples *samples, double *step_s)
 {
@@ -196,7 +211,8 @@ static Status join(RankRun *runs, int ranks, int rounds, OpSamples *samples, dou
         for (int k = 0; k < rounds; k++)
             if (r->step_s[k] > slowest[k]) slowest[k] = r->step_s[k];
         for (size_t k = 0; k < r->samples.n && samples; k++) VEC_PUSH(samples, r->samples.at[k]);
-        if (r->status != OK && (status == OK || status == ERR_COMM)) status = fail(r->status, "%s: %s", r->job->preset, r->message);
+        if (r->status != OK && (status == OK || status == ERR_COMM))
+            status = fail(r->status, "%s: %s", r->job->preset, r->message);
         VEC_FREE(&r->samples);
         free(r->step_s);
     }
@@ -205,7 +221,8 @@ static Status join(RankRun *runs, int ranks, int rounds, OpSamples *samples, dou
     return status;
 }
 
-Status calibrate_run_job(const CalibrateJob *job, int ranks, int threads, int rounds, OpSamples *samples, double *step_s)
+Status calibrate_run_job(const CalibrateJob *job, int ranks, int threads, int rounds,
+                         OpSamples *samples, double *step_s)
 {
     ModelConfig model;
     CommWorld *world = NULL;
@@ -214,8 +231,14 @@ Status calibrate_run_job(const CalibrateJob *job, int ranks, int threads, int ro
     RankRun *runs = xcalloc((size_t)ranks, sizeof *runs);
     int started = 0;
     for (; started < ranks && status == OK; started++) {
-        runs[started] = (RankRun){.job = job, .model = &model, .world = world, .rank = started, .ranks = ranks, .threads = threads,
-                                  .rounds = rounds, .step_s = xcalloc((size_t)rounds, sizeof(double))};
+        runs[started] = (RankRun){.job = job,
+                                  .model = &model,
+                                  .world = world,
+                                  .rank = started,
+                                  .ranks = ranks,
+                                  .threads = threads,
+                                  .rounds = rounds,
+                                  .step_s = xcalloc((size_t)rounds, sizeof(double))};
         if (!pthread_create(&runs[started].thread, NULL, rank_main, &runs[started])) continue;
         status = fail(ERR_MEMORY, "no thread for rank %d of %d", started, ranks);
         free(runs[started].step_s);

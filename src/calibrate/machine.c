@@ -11,16 +11,18 @@ static void tell(const CalibrateOptions *o, const char *what)
     if (o->progress) o->progress(o->context, what);
 }
 
-/* ---- programs ---------------------------------------------------------------------------- */
+/* ---- programs --------------------------------------------------------------------------- */
 
 static const char *job_text(Arena *arena, const CalibrateJob *job, int ranks)
 {
-    return arena_printf(arena, "%s %s%s%s", job->preset, dtype_name(job->dtype), job->cut == MESH_PP || ranks < 2 ? "" : " cut along ",
+    return arena_printf(arena, "%s %s%s%s", job->preset, dtype_name(job->dtype),
+                        job->cut == MESH_PP || ranks < 2 ? "" : " cut along ",
                         job->cut == MESH_PP || ranks < 2 ? "" : mesh_axis_name(job->cut));
 }
 
 /* A job that this number of ranks cannot share is left out: there are others. */
-static Status run_jobs(const CalibrateOptions *o, int cores, int rounds, Arena *arena, OpSamples *samples, double *step_s)
+static Status run_jobs(const CalibrateOptions *o, int cores, int rounds, Arena *arena,
+                       OpSamples *samples, double *step_s)
 {
     for (int i = 0; i < calibrate_jobs_n; i++) {
         const CalibrateJob *job = &calibrate_jobs[i];
@@ -38,7 +40,8 @@ static Status run_jobs(const CalibrateOptions *o, int cores, int rounds, Arena *
 }
 
 /* All cores as one rank against one rank on each: the mean of some jobs. */
-static Status measure_team(const CalibrateOptions *o, int cores, int rounds, const double *step_s, double *team_eta)
+static Status measure_team(const CalibrateOptions *o, int cores, int rounds, const double *step_s,
+                           double *team_eta)
 {
     double sum = 0;
     int n = 0;
@@ -55,7 +58,7 @@ static Status measure_team(const CalibrateOptions *o, int cores, int rounds, con
     return OK;
 }
 
-/* ---- fits -------------------------------------------------------------------------------- */
+/* ---- fits ------------------------------------------------------------------------------- */
 
 static bool same_op(const OpSample *a, const OpSample *b)
 {
@@ -69,7 +72,8 @@ static int by_op(const void *left, const void *right)
     return order ? order : (int)a->math - (int)b->math;
 }
 
-/* Products and attention by what they read; all else for any type, since bytes tell the difference. */
+/* Products and attention by what they read; all else for any type, since bytes tell the difference.
+ */
 static void fit_ops(OpSamples *samples, Calibration *c)
 {
     OpSample *s = samples->at;
@@ -101,20 +105,25 @@ static void fit_products(const OpSamples *samples, Calibration *c)
         }
         c->matrix[math] = (MatrixCurve){c->peak_flop_per_s[math], 0.75, 0};
         if (points.n >= 3 && c->peak_flop_per_s[math] > 0)
-            c->matrix_error[math] =
-                cluster_fit_matrix(&d, (MathKind)math, math == MATH_F32 ? 4 : 2, points.at, (int)points.n, &c->matrix[math]);
+            c->matrix_error[math] = cluster_fit_matrix(&d, (MathKind)math, math == MATH_F32 ? 4 : 2,
+                                                       points.at, (int)points.n, &c->matrix[math]);
         VEC_FREE(&points);
     }
 }
 
-/* ---- all together ------------------------------------------------------------------------ */
+/* ---- all together ----------------------------------------------------------------------- */
 
 static void measure_peaks(int cores, Calibration *c)
 {
     Isa isa = cpu_best_isa();
-    for (int i = 0; i < 3; i++) { /* in turns, so that a short disturbance spoils no figure for good */
-        c->peak_flop_per_s[MATH_F32] = fmax(c->peak_flop_per_s[MATH_F32], probe_peak_flop_per_s(isa, DTYPE_F32, cores, 0.2) / cores);
-        c->peak_flop_per_s[MATH_BF16] = fmax(c->peak_flop_per_s[MATH_BF16], probe_peak_flop_per_s(isa, DTYPE_BF16, cores, 0.2) / cores);
+    for (int i = 0; i < 3;
+         i++) { /* in turns, so that a short disturbance spoils no figure for good */
+        c->peak_flop_per_s[MATH_F32] = fmax(c->peak_flop_per_s[MATH_F32],
+                                            probe_peak_flop_per_s(isa, DTYPE_F32, cores, 0.2) /
+                                                cores);
+        c->peak_flop_per_s[MATH_BF16] = fmax(c->peak_flop_per_s[MATH_BF16],
+                                             probe_peak_flop_per_s(isa, DTYPE_BF16, cores, 0.2) /
+                                                 cores);
         c->read_bytes_per_s = fmax(c->read_bytes_per_s, probe_read_bytes_per_s(cores, 0.2) / cores);
         c->copy_bytes_per_s = fmax(c->copy_bytes_per_s, probe_copy_bytes_per_s(cores, 0.2) / cores);
     }
@@ -124,7 +133,8 @@ static Status describe(int cores, Calibration *c)
 {
     Device *device;
     TRY(device_create_cpu((CpuOptions){.threads = cores}, &device));
-    c->machine = arena_printf(&c->arena, "measured by drover doctor --calibrate: %s", device_text(device));
+    c->machine = arena_printf(&c->arena, "measured by drover doctor --calibrate: %s",
+                              device_text(device));
     device_destroy(device);
     return OK;
 }
@@ -137,8 +147,10 @@ static Status measure_exchanges(const CalibrateOptions *o, int cores, Calibratio
     tell(o, "exchanges");
     TRY(calibrate_run_exchanges(o->world, ranks, &c->arena, &c->exchange, &c->n_exchanges));
     c->exchange_ranks = ranks;
-    c->transport = o->world && comm_mpi_version(name) ? arena_strdup(&c->arena, name) : "threads of one process";
-    calibrate_fit_exchange(c->exchange, c->n_exchanges, ranks, &c->exchange_base_s, &c->exchange_hop_s, &c->exchange_bytes_per_s);
+    c->transport = o->world && comm_mpi_version(name) ? arena_strdup(&c->arena, name)
+                                                      : "threads of one process";
+    calibrate_fit_exchange(c->exchange, c->n_exchanges, ranks, &c->exchange_base_s,
+                           &c->exchange_hop_s, &c->exchange_bytes_per_s);
     return OK;
 }
 
@@ -154,7 +166,8 @@ static Status measure(const CalibrateOptions *o, Calibration *c)
     measure_peaks(c->cores, c);
     Status status = run_jobs(o, c->cores, rounds, &c->arena, &samples, step_s);
     if (status == OK) status = measure_team(o, c->cores, rounds, step_s, &c->team_eta);
-    if (status == OK && samples.n == 0) status = fail(ERR_DEVICE, "calibrate: nothing was measured");
+    if (status == OK && samples.n == 0)
+        status = fail(ERR_DEVICE, "calibrate: nothing was measured");
     if (status == OK) fit_ops(&samples, c);
     if (status == OK) fit_products(&samples, c);
     VEC_FREE(&samples);
@@ -163,7 +176,8 @@ static Status measure(const CalibrateOptions *o, Calibration *c)
 
 Status calibrate_machine(const CalibrateOptions *options, Calibration *out)
 {
-    Calibration c = {.cores = options->cores > 0 ? options->cores : cpu_count(), .memory_bytes = (double)memory_total_bytes()};
+    Calibration c = {.cores = options->cores > 0 ? options->cores : cpu_count(),
+                     .memory_bytes = (double)memory_total_bytes()};
     Status status = measure(options, &c);
     if (status != OK) {
         arena_deinit(&c.arena);

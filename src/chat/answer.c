@@ -1,8 +1,8 @@
 /* The ids of an answer as a message: text, and calls of tools.
  *
- * The ids are cut at the special tokens: text, and stretches behind the token that announces a call. Then
- * the ways in which the models of a format write calls are tried, each on the whole stretch. What does not
- * read as calls to its last letter is text: a half-made call must not run.
+ * The ids are cut at the special tokens: text, and stretches behind the token that announces a
+ * call. Then the ways in which the models of a format write calls are tried, each on the whole
+ * stretch. What does not read as calls to its last letter is text: a half-made call must not run.
  */
 #include "chat/chat_internal.h"
 
@@ -27,7 +27,7 @@ static bool starts_with(Bytes text, const char *start)
     return text.n >= strlen(start) && !memcmp(text.at, start, strlen(start));
 }
 
-/* ---- calls in text --------------------------------------------------------------------- */
+/* ---- calls in text ---------------------------------------------------------------------- */
 
 /* {"name": ..., "parameters": {...}}; models also say "arguments", and "type": "function". */
 static bool read_json_call(Arena *arena, const json_t *value, ChatCalls *calls)
@@ -156,7 +156,7 @@ static bool read_builtin_call(Arena *arena, Bytes text, ChatCalls *calls)
     return good;
 }
 
-/* ---- cutting --------------------------------------------------------------------------- */
+/* ---- cutting ---------------------------------------------------------------------------- */
 
 static bool is_stop(const Tokenizer *t, int32_t id)
 {
@@ -196,14 +196,15 @@ static Status cut(const ChatFormat *f, const int32_t *ids, size_t n, Stretches *
     return OK;
 }
 
-/* ---- formats --------------------------------------------------------------------------- */
+/* ---- formats ---------------------------------------------------------------------------- */
 
 static void add_text(Str *all, const Str *text)
 {
     if (text->n) str_add_n(all, text->at, text->n);
 }
 
-/* Llama 3.1 and 3.2: the token stands before built-in calls and code; other calls are plain text. */
+/* Llama 3.1 and 3.2: the token stands before built-in calls and code; other calls are plain text.
+ */
 static void parse_llama3(Arena *arena, const Stretches *s, ChatCalls *calls, Str *content)
 {
     if (s->has_call) {
@@ -216,8 +217,8 @@ static void parse_llama3(Arena *arena, const Stretches *s, ChatCalls *calls, Str
     if (!read_calls(arena, str_bytes(&s->before), calls)) add_text(content, &s->before);
 }
 
-/* Llama 4: the template has text between the tokens and calls behind them; models also put the calls
- * between them, or use no token at all. */
+/* Llama 4: the template has text between the tokens and calls behind them; models also put the
+ * calls between them, or use no token at all. */
 static void parse_llama4(Arena *arena, const Stretches *s, ChatCalls *calls, Str *content)
 {
     bool behind = read_calls(arena, str_bytes(&s->after), calls);

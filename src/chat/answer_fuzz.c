@@ -1,4 +1,5 @@
-/* Any answer in every format: a message. One with calls, written again, reads back with the same calls. */
+/* Any answer in every format: a message. One with calls, written again, reads back with the same
+ * calls. */
 #include "chat/chat_fuzz_util.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -10,7 +10,8 @@ static void parse(Speaker *s, const char *text, ChatAnswer *answer)
     VEC_FREE(&ids);
 }
 
-/* "content|name(arguments)|name(arguments)", with "*" in front while it is open and "#" for code. */
+/* "content|name(arguments)|name(arguments)", with "*" in front while it is open and "#" for code.
+ */
 static const char *shown(Speaker *s, const char *text)
 {
     ChatAnswer answer;

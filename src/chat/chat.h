@@ -1,19 +1,23 @@
 /* chat: conversations as token ids, and the ids of an answer as a message.
  *
- * What it is.   Messages, tools and their results in; token ids and a mask of what the assistant says
+ * What it is.   Messages, tools and their results in; token ids and a mask of what the assistant
+ *               says
  *               out, as the chat templates of Llama 3, 3.1 (and 3.3), 3.2 and 4 write them, or a
  *               template of our own for models trained here. And the way back.
  * Depends on.   base, text; jansson.
- * Owns.         Chat: its messages and tools. ChatFormat: the ids of its special tokens, the two texts
+ * Owns.         Chat: its messages and tools. ChatFormat: the ids of its special tokens, the two
+ *               texts
  *               that introduce tools; does not change after it was made, so that threads share it.
- * Invariants.   Special tokens come from the format alone: a message that spells "<|eot_id|>" is ten
- *               letters of text, whoever wrote it. The text between two special tokens is encoded as one
- *               stretch, as a tokenizer does with a rendered template. A token of which one byte was said
+ * Invariants.   Special tokens come from the format alone: a message that spells "<|eot_id|>" is
+ *               ten
+ *               letters of text, whoever wrote it. The text between two special tokens is encoded
+ * as one stretch, as a tokenizer does with a rendered template. A token of which one byte was said
  *               by the assistant counts as said by the assistant.
  * Use:
  *     Chat chat = {0}; ChatFormat *format; ChatTokens tokens = {0};
  *     TRY(chat_parse(text, "request", &chat));
- *     TRY(chat_format_create(tokenizer, NULL, "model/", &format));     NULL: the model has no format
+ *     TRY(chat_format_create(tokenizer, NULL, "model/", &format));     NULL: the model has no
+ *     format
  *     TRY(chat_render(format, encoder, &chat, &tokens));               tokens.ids, tokens.mask
  *     TRY(chat_parse_answer(format, ids, n, &answer));                 answer.message.call, .part
  */
@@ -22,7 +26,7 @@
 
 #include "text/text.h"
 
-/* ---- messages -------------------------------------------------------------------------- */
+/* ---- messages --------------------------------------------------------------------------- */
 
 typedef enum ChatRole {
     CHAT_SYSTEM,
@@ -60,9 +64,8 @@ typedef struct ChatMessage {
     int n_parts;
     const ChatCall *call; /* of the assistant */
     int n_calls;
-    Bytes
-        result; /* of a tool: the content as JSON, a plain text in quotes; part holds it only if it
-                     is a plain text */
+    Bytes result; /* of a tool: the content as JSON, a plain text in quotes; part holds it only if
+                     it is a plain text */
 } ChatMessage;
 
 typedef enum ChatToolPlace {
@@ -93,21 +96,22 @@ typedef struct Chat {
 } Chat;
 
 /* A list of messages as the OpenAI API has them, or an object with "messages" and, if wanted,
- * "tools", "builtin_tools", "tools_in_user_message", "date_string", "add_generation_prompt", named as in
- * transformers' apply_chat_template. name goes into the sentences. What is not known is refused. */
+ * "tools", "builtin_tools", "tools_in_user_message", "date_string", "add_generation_prompt", named
+ * as in transformers' apply_chat_template. name goes into the sentences. What is not known is
+ * refused. */
 Status chat_parse(Bytes json, const char *name, Chat *chat);
 void chat_add_text(Chat *chat, ChatRole role, Bytes text);     /* copies */
 void chat_add_message(Chat *chat, const ChatMessage *message); /* copies */
 void chat_deinit(Chat *chat);
 
-/* ---- formats --------------------------------------------------------------------------- */
+/* ---- formats ---------------------------------------------------------------------------- */
 
 typedef struct ChatFormat ChatFormat;
 
 /* The names to choose from, NULL past the end: "llama3", "llama3.1", ... */
 const char *chat_format_name_at(int index);
-/* By name; or, name NULL, the one whose template the tokenizer carries: *out is NULL when it carries none,
- * and, with a warning that names `where`, when it is one that we do not know. */
+/* By name; or, name NULL, the one whose template the tokenizer carries: *out is NULL when it
+ * carries none, and, with a warning that names `where`, when it is one that we do not know. */
 Status chat_format_create(const Tokenizer *tokenizer, const char *name, const char *where,
                           ChatFormat **out);
 void chat_format_destroy(ChatFormat *format);
@@ -117,11 +121,11 @@ const char *chat_format_name(const ChatFormat *format);
 Bytes chat_format_preamble(const ChatFormat *format, ChatToolPlace place);
 void chat_format_set_preamble(ChatFormat *format, ChatToolPlace place, Bytes text); /* copies */
 
-/* Our own template, in Jinja, with the token names of this vocabulary; NULL when it has no tokens for
- * turns. In the arena. A tokenizer that carries it has the format "drover". */
+/* Our own template, in Jinja, with the token names of this vocabulary; NULL when it has no tokens
+ * for turns. In the arena. A tokenizer that carries it has the format "drover". */
 const char *chat_template_own(const Tokenizer *tokenizer, Arena *arena);
 
-/* ---- to tokens and back ---------------------------------------------------------------- */
+/* ---- to tokens and back ----------------------------------------------------------------- */
 
 typedef struct ChatTokens {
     IdVec ids;
@@ -143,8 +147,8 @@ typedef struct ChatAnswer {
     bool is_code;        /* the text stood behind the token for code */
 } ChatAnswer;
 
-/* Ids after the header of the assistant, to the end of its turn or to where they are so far. What is not a
- * call to the last letter stays text. */
+/* Ids after the header of the assistant, to the end of its turn or to where they are so far. What
+ * is not a call to the last letter stays text. */
 Status chat_parse_answer(const ChatFormat *format, const int32_t *ids, size_t n,
                          ChatAnswer *answer);
 void chat_answer_deinit(ChatAnswer *answer);

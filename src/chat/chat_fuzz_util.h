@@ -1,4 +1,5 @@
-/* For the fuzz targets of src/chat: one vocabulary with the tokens for turns, and every format over it. */
+/* For the fuzz targets of src/chat: one vocabulary with the tokens for turns, and every format over
+ * it. */
 #ifndef CHAT_CHAT_FUZZ_UTIL_H
 #define CHAT_CHAT_FUZZ_UTIL_H
 

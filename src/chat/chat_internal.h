@@ -38,8 +38,8 @@ Bytes chat_copy(Arena *arena, Bytes text);
 
 /* ---- JSON as Python writes it (json_text.c) --------------------------------------------- */
 
-/* json.dumps(value, ensure_ascii=False, indent=...): indent 0 is one line. Refuses what is nested too
- * deeply or becomes longer than max_bytes. */
+/* json.dumps(value, ensure_ascii=False, indent=...): indent 0 is one line. Refuses what is nested
+ * too deeply or becomes longer than max_bytes. */
 Status chat_json_write(const json_t *value, int indent, size_t max_bytes, const char *name,
                        Str *out);
 void chat_json_string(Bytes text, Str *out); /* in quotes */
@@ -103,9 +103,9 @@ struct ChatFormat {
     const char *const *token_names; /* in this vocabulary; NULL: the format does without */
     int32_t token[FORMAT_TOKENS];   /* -1: none */
     Arena arena;
-    Bytes preamble[2]; /* in the user's, in the system's message */
-    bool
-        always_answers; /* the template of Llama 3.0 in its first edition: a header at the end, asked for or not */
+    Bytes preamble[2];   /* in the user's, in the system's message */
+    bool always_answers; /* the template of Llama 3.0 in its first edition: a header at the end,
+                            asked for or not */
 };
 
 /* ---- writing (render.c) ----------------------------------------------------------------- */
@@ -144,7 +144,8 @@ typedef struct ChatCalls {
     size_t n, cap;
 } ChatCalls;
 
-/* [f(a=1), g(b="x")] as a list of calls: false, and nothing added, when it is not that to the end. */
+/* [f(a=1), g(b="x")] as a list of calls: false, and nothing added, when it is not that to the end.
+ */
 bool pycall_parse(Arena *arena, Bytes text, ChatCalls *calls);
 
 #endif

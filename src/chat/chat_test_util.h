@@ -1,4 +1,5 @@
-/* For the tests of src/chat: the small tokenizers of tests/golden_chat, and conversations in a line. */
+/* For the tests of src/chat: the small tokenizers of tests/golden_chat, and conversations in a
+ * line. */
 #ifndef CHAT_CHAT_TEST_UTIL_H
 #define CHAT_CHAT_TEST_UTIL_H
 

@@ -6,7 +6,8 @@
 static const FormatDef *const formats[] = {&format_llama3, &format_llama31, &format_llama32,
                                            &format_llama4, &format_own};
 
-/* The structure (template.c) of templates whose ids and masks were compared with ours, see docs/chat.md. */
+/* The structure (template.c) of templates whose ids and masks were compared with ours, see
+ * docs/chat.md. */
 static const struct {
     uint64_t structure;
     const FormatDef *def;
@@ -26,9 +27,10 @@ const char *chat_format_name_at(int index)
 }
 const char *chat_format_name(const ChatFormat *format) { return format->def->name; }
 
-/* ---- what the template says ------------------------------------------------------------ */
+/* ---- what the template says ------------------------------------------------------------- */
 
-/* For the warning: the format that a changed template came from, by the words that set them apart. */
+/* For the warning: the format that a changed template came from, by the words that set them apart.
+ */
 static const char *nearest_format(const char *text)
 {
     if (strstr(text, "<|header_start|>")) return format_llama4.name;
@@ -52,9 +54,10 @@ static const FormatDef *identify(const Tokenizer *t, const TemplateFacts *facts,
     return of_own.structure == facts->structure ? &format_own : NULL;
 }
 
-/* ---- making one ------------------------------------------------------------------------ */
+/* ---- making one ------------------------------------------------------------------------- */
 
-/* Only tokens that no text can be encoded to: a token that text is searched for would let a message forge turns. */
+/* Only tokens that no text can be encoded to: a token that text is searched for would let a message
+ * forge turns. */
 static void find_tokens(ChatFormat *f, const char *const *names)
 {
     f->token_names = names;

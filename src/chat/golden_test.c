@@ -1,5 +1,6 @@
-/* Every format against transformers: tests/golden_chat, written by tools/golden/make_chat.py. A line "null" is a
- * conversation that the format must refuse, "today" one whose date is the day of the test. */
+/* Every format against transformers: tests/golden_chat, written by tools/golden/make_chat.py. A
+ * line "null" is a conversation that the format must refuse, "today" one whose date is the day of
+ * the test. */
 #include "chat/chat_test_util.h"
 
 #include <time.h>

@@ -1,8 +1,8 @@
 /* JSON to text exactly as Python's json.dumps writes it with ensure_ascii off.
  *
- * Templates write tools and arguments through it, so every separator counts: on one line ", " and ": ",
- * indented "," before the newline, and empty lists and objects without one. Reals are what repr gives:
- * the fewest digits that read back as the same number.
+ * Templates write tools and arguments through it, so every separator counts: on one line ", " and
+ * ": ", indented "," before the newline, and empty lists and objects without one. Reals are what
+ * repr gives: the fewest digits that read back as the same number.
  */
 #include "chat/chat_internal.h"
 

@@ -1,8 +1,8 @@
 /* Llama 3 and the formats that grew from it: 3.1, which 3.3 shares, and 3.2.
  *
- * A message is a header, its content without white space around it, and a token that ends the turn. 3.0
- * knows nothing else. From 3.1 on there is always a message of the system, with two dates, and tools;
- * 3.1 has built-in ones besides, which are called as Python code.
+ * A message is a header, its content without white space around it, and a token that ends the
+ * turn. 3.0 knows nothing else. From 3.1 on there is always a message of the system, with two
+ * dates, and tools; 3.1 has built-in ones besides, which are called as Python code.
  */
 #include "chat/chat_internal.h"
 
@@ -30,7 +30,7 @@ static Status write_message(Writer *w, const ChatMessage *message)
     return OK;
 }
 
-/* ---- 3.0 ------------------------------------------------------------------------------- */
+/* ---- 3.0 -------------------------------------------------------------------------------- */
 
 static Status write_llama3(Writer *w, const Chat *chat)
 {
@@ -50,7 +50,7 @@ static Status write_llama3(Writer *w, const Chat *chat)
     return OK;
 }
 
-/* ---- 3.1 and 3.2 ----------------------------------------------------------------------- */
+/* ---- 3.1 and 3.2 ------------------------------------------------------------------------ */
 
 /* strftime("%d %b %Y") in the language of the templates, whatever the locale. */
 static void write_today(Writer *w)

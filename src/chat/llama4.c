@@ -1,5 +1,6 @@
-/* Llama 4: a message of the system only where one is given, contents as they are, images among them, and
- * several calls in a message. Only the message that carries the tools and the system's are trimmed. */
+/* Llama 4: a message of the system only where one is given, contents as they are, images among
+ * them, and several calls in a message. Only the message that carries the tools and the system's
+ * are trimmed. */
 #include "chat/chat_internal.h"
 
 const char *const llama4_tokens[FORMAT_TOKENS] = {

@@ -1,7 +1,8 @@
 /* Conversations from JSON, as the OpenAI API and Hugging Face data sets have them.
  *
- * Strict: a key that is not known is refused by its name, for a misspelt "tool_calls" must not make a
- * conversation without calls. Keys that clients add and no template reads may stand and are passed over.
+ * Strict: a key that is not known is refused by its name, for a misspelt "tool_calls" must not make
+ * a conversation without calls. Keys that clients add and no template reads may stand and are
+ * passed over.
  */
 #include "chat/chat_internal.h"
 
@@ -12,7 +13,7 @@ static const char *const role_names[CHAT_ROLES] = {"system", "user", "assistant"
 
 const char *chat_role_name(ChatRole role) { return role_names[role]; }
 
-/* ---- small questions to JSON ----------------------------------------------------------- */
+/* ---- small questions to JSON ------------------------------------------------------------ */
 
 /* A value that is there and not null. */
 static const json_t *get(const json_t *object, const char *key)
@@ -49,7 +50,7 @@ static Status check_list(const json_t *list, const char *where, size_t most)
     return OK;
 }
 
-/* ---- calls ----------------------------------------------------------------------------- */
+/* ---- calls ------------------------------------------------------------------------------ */
 
 /* The OpenAI API has arguments as a text that holds JSON, data sets as an object. */
 static Status read_arguments(Arena *arena, Bytes name, const json_t *arguments, const char *where,
@@ -102,7 +103,7 @@ static Status read_calls(Chat *chat, const json_t *list, const char *where, Chat
     return OK;
 }
 
-/* ---- content --------------------------------------------------------------------------- */
+/* ---- content ---------------------------------------------------------------------------- */
 
 /* Where an image is does not matter to a template; whoever shows it to the model needs it. */
 static Bytes image_source(const json_t *part)
@@ -195,7 +196,7 @@ static Status read_content(Chat *chat, const json_t *content, const char *where,
     return read_parts(chat, content, parts, message);
 }
 
-/* ---- messages -------------------------------------------------------------------------- */
+/* ---- messages --------------------------------------------------------------------------- */
 
 static Status read_role(const json_t *entry, const char *where, ChatRole *role)
 {
@@ -263,7 +264,7 @@ static Status read_tools(const json_t *list, const char *name, Chat *chat)
     return OK;
 }
 
-/* ---- the whole ------------------------------------------------------------------------- */
+/* ---- the whole -------------------------------------------------------------------------- */
 
 /* An empty list is a list here: the template asks whether it is defined. */
 static Status read_builtins(const json_t *list, const char *name, Chat *chat)
@@ -341,7 +342,7 @@ Status chat_parse(Bytes json, const char *name, Chat *chat)
     return status;
 }
 
-/* ---- by hand --------------------------------------------------------------------------- */
+/* ---- by hand ---------------------------------------------------------------------------- */
 
 void chat_add_text(Chat *chat, ChatRole role, Bytes text)
 {

@@ -1,5 +1,6 @@
-/* A conversation of any bytes in every format: refused, or ids in which the special tokens are the format's,
- * each said by the assistant only where it speaks; what it says reads back as a message. */
+/* A conversation of any bytes in every format: refused, or ids in which the special tokens are the
+ * format's, each said by the assistant only where it speaks; what it says reads back as a message.
+ */
 #include "chat/chat_fuzz_util.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,7 +1,8 @@
-/* Reading conversations: what is taken, what is refused and how, and that no message can forge a turn. */
+/* Reading conversations: what is taken, what is refused and how, and that no message can forge a
+ * turn. */
 #include "chat/chat_test_util.h"
 
-/* ---- reading --------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------- */
 
 static void assert_bytes(Bytes b, const char *text)
 {
@@ -191,7 +192,7 @@ static void test_trim(void **state)
         assert_bytes(chat_trim(bytes_of(cases[i][0])), cases[i][1]);
 }
 
-/* ---- forging --------------------------------------------------------------------------- */
+/* ---- forging ---------------------------------------------------------------------------- */
 
 static int count_specials(const Speaker *s, const IdVec *ids)
 {
@@ -201,8 +202,9 @@ static int count_specials(const Speaker *s, const IdVec *ids)
     return n;
 }
 
-/* Everything a caller can write, spelt as every special token: the special tokens in the ids are those of a
- * conversation of the same shape in harmless words, one by one, and the spelling comes back as text. */
+/* Everything a caller can write, spelt as every special token: the special tokens in the ids are
+ * those of a conversation of the same shape in harmless words, one by one, and the spelling comes
+ * back as text. */
 static void check_forging(const char *name, const char *vocabulary, const char *shape)
 {
     Speaker s = speaker_make(name, vocabulary);

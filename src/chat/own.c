@@ -1,9 +1,9 @@
 /* Our own format, for models trained here, and the same as a Jinja template for everybody else.
  *
- * Turns are marked with the tokens of the vocabulary, Llama 4's or Llama 3's. Contents are written as they
- * are, so that what the model said is found again token by token when the conversation goes on. Tools
- * stand in the system's message, below its text. Each call stands between the tokens for calls, and a
- * message with calls ends in end-of-message: an answer of the tool is awaited.
+ * Turns are marked with the tokens of the vocabulary, Llama 4's or Llama 3's. Contents are written
+ * as they are, so that what the model said is found again token by token when the conversation goes
+ * on. Tools stand in the system's message, below its text. Each call stands between the tokens for
+ * calls, and a message with calls ends in end-of-message: an answer of the tool is awaited.
  */
 #include "chat/chat_internal.h"
 
@@ -73,10 +73,10 @@ const FormatDef format_own = {
     CALLS_OWN, write_all,
 };
 
-/* ---- the template ---------------------------------------------------------------------- */
+/* ---- the template ----------------------------------------------------------------------- */
 
-/* @N stands for the name of FormatToken N, @P for the preamble. `generation` marks what the assistant
- * says, for masks in training. */
+/* @N stands for the name of FormatToken N, @P for the preamble. `generation` marks what the
+ * assistant says, for masks in training. */
 static const char own_template[] =
     "{#- Turns of system, user, assistant and ipython, which is what a tool gave back. -#}\n"
     "{%- macro write(content) -%}\n"

@@ -1,7 +1,7 @@
 /* Calls as a list of Python: [get_weather(city="Bern", days=3), now()].
  *
- * Read are keyword arguments whose values are literals: texts, numbers, True, False, None, lists and
- * dictionaries. Anything else of Python is no call.
+ * Read are keyword arguments whose values are literals: texts, numbers, True, False, None, lists
+ * and dictionaries. Anything else of Python is no call.
  */
 #include "chat/chat_internal.h"
 
@@ -48,7 +48,7 @@ static Bytes read_name(PyReader *r, bool dotted)
 
 static json_t *read_value(PyReader *r, int depth);
 
-/* ---- texts ----------------------------------------------------------------------------- */
+/* ---- texts ------------------------------------------------------------------------------ */
 
 static bool read_hex(PyReader *r, int digits, uint32_t *value)
 {
@@ -104,7 +104,7 @@ static json_t *read_text(PyReader *r)
     return text;
 }
 
-/* ---- other values ---------------------------------------------------------------------- */
+/* ---- other values ----------------------------------------------------------------------- */
 
 static json_t *read_number(PyReader *r)
 {
@@ -190,7 +190,7 @@ static json_t *read_value(PyReader *r, int depth)
     return value;
 }
 
-/* ---- calls ----------------------------------------------------------------------------- */
+/* ---- calls ------------------------------------------------------------------------------ */
 
 /* key=value, ... to the closing bracket. */
 static bool read_arguments(PyReader *r, json_t *arguments)

@@ -1,9 +1,9 @@
 /* What every format is written with: special tokens, text between them, and who says it.
  *
  * A tokenizer given a rendered template cuts it at the special tokens and encodes each stretch in
- * between by itself. So text is gathered here until a special token comes: the "\n\n" behind a header
- * and the content after it are one stretch, and a content that begins with a newline may share a token
- * with them.
+ * between by itself. So text is gathered here until a special token comes: the "\n\n" behind a
+ * header and the content after it are one stretch, and a content that begins with a newline may
+ * share a token with them.
  */
 #include "chat/chat_internal.h"
 
@@ -15,8 +15,8 @@ static void push(Writer *w, int32_t id, bool is_said)
     VEC_PUSH(&w->out->mask, (uint8_t)is_said);
 }
 
-/* Encodes the stretch. Tokens are the stretch cut into pieces, so the end of each is known; one that
- * ends behind said_from has a byte that the assistant says. */
+/* Encodes the stretch. Tokens are the stretch cut into pieces, so the end of each is known; one
+ * that ends behind said_from has a byte that the assistant says. */
 static Status flush(Writer *w)
 {
     if (w->text.n == 0) return OK;
@@ -76,7 +76,7 @@ Status write_header(Writer *w, const char *role)
     return OK;
 }
 
-/* ---- contents -------------------------------------------------------------------------- */
+/* ---- contents --------------------------------------------------------------------------- */
 
 /* str.isspace of Python, which str.strip and Jinja's trim go by. */
 static bool is_space(uint32_t c)
@@ -167,7 +167,7 @@ void write_json_call(Writer *w, const ChatCall *call)
     write_word(w, "}");
 }
 
-/* ---- the whole ------------------------------------------------------------------------- */
+/* ---- the whole -------------------------------------------------------------------------- */
 
 static Status render(Writer *w, const Chat *chat)
 {

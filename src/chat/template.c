@@ -1,10 +1,11 @@
 /* Which template a text is, and the texts in it that introduce tools.
  *
- * A Jinja template is read as far as its tags: what stands in {{ }} and {% %}, word by word, with every text
- * in quotes decoded. Two templates with the same words do the same, whatever their comments, line breaks
- * and indentation. So a hash of the words tells the published templates from those that somebody changed.
- * Left out of the hash are the texts that introduce tools, for they are the model's own: a run of tags
- * that only write a text without special tokens, directly before the loop over the tools.
+ * A Jinja template is read as far as its tags: what stands in {{ }} and {% %}, word by word, with
+ * every text in quotes decoded. Two templates with the same words do the same, whatever their
+ * comments, line breaks and indentation. So a hash of the words tells the published templates from
+ * those that somebody changed. Left out of the hash are the texts that introduce tools, for they
+ * are the model's own: a run of tags that only write a text without special tokens, directly before
+ * the loop over the tools.
  */
 #include "chat/chat_internal.h"
 
@@ -36,10 +37,10 @@ static void end_run(TemplateReader *r)
     r->run_start = r->words.n;
 }
 
-/* ---- words of a tag -------------------------------------------------------------------- */
+/* ---- words of a tag --------------------------------------------------------------------- */
 
-/* 'text' or "text", escapes as in Python; at the quote. The words keep it between two bytes 1, so that a
- * text never looks like other words. */
+/* 'text' or "text", escapes as in Python; at the quote. The words keep it between two bytes 1, so
+ * that a text never looks like other words. */
 static void read_literal(TemplateReader *r)
 {
     uint8_t quote = r->text.at[r->at++];
@@ -95,7 +96,7 @@ static bool read_words(TemplateReader *r, const char *end)
     return false;
 }
 
-/* ---- tags ------------------------------------------------------------------------------ */
+/* ---- tags ------------------------------------------------------------------------------- */
 
 static bool is_loop_over_tools(const Str *tag)
 {
@@ -142,8 +143,8 @@ static void skip_comment(TemplateReader *r)
     r->at = r->at + 2 < r->text.n ? r->at + 2 : r->text.n;
 }
 
-/* Text between tags, `strips_after` telling of the '-' of the tag behind it. White space that no tag takes
- * away is written, so it counts. */
+/* Text between tags, `strips_after` telling of the '-' of the tag behind it. White space that no
+ * tag takes away is written, so it counts. */
 static void read_data(TemplateReader *r, Bytes data, bool strips_after)
 {
     while (r->strips && data.n && isspace(data.at[0])) data = (Bytes){data.at + 1, data.n - 1};

@@ -1,4 +1,5 @@
-/* A template of any bytes: the same facts twice, no text in them that is longer than the template. */
+/* A template of any bytes: the same facts twice, no text in them that is longer than the template.
+ */
 #include "chat/chat_internal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,5 +1,6 @@
-/* Which template is which: what may differ between two that are the same, what may not, and the texts that
- * introduce tools. That the published ones are known is checked by `make parity-chat`, which has them. */
+/* Which template is which: what may differ between two that are the same, what may not, and the
+ * texts that introduce tools. That the published ones are known is checked by `make parity-chat`,
+ * which has them. */
 #include "chat/chat_test_util.h"
 
 static uint64_t structure(const char *text)
@@ -91,7 +92,7 @@ static void test_cut_off(void **state)
     }
 }
 
-/* ---- choosing -------------------------------------------------------------------------- */
+/* ---- choosing --------------------------------------------------------------------------- */
 
 static const char *chosen(Tokenizer *t, const char *text)
 {
@@ -122,7 +123,8 @@ static void test_own(void **state)
         str_add(&changed, eot + strlen("loop.first"));
         assert_null(chosen(s.tokenizer, changed.at));
         str_deinit(&changed);
-        /* By name, with the text of a template that is not known: the tools' text is taken from it. */
+        /* By name, with the text of a template that is not known: the tools' text is taken from
+         it. */
         ChatFormat *format;
         tokenizer_set_chat_template(s.tokenizer, "{{- 'Mine:' }}{%- for t in tools %}");
         assert_ok(chat_format_create(s.tokenizer, i ? "llama4" : "llama3.1", "test", &format));

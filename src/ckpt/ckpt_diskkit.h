@@ -1,8 +1,9 @@
-/* For tests of ckpt/: the calls that change a disk, taken over in this program. They are counted; from a
- * chosen one on they fail, as if the process had died there and the code that still runs were not there; at a
- * chosen one a hook is called; and they can be recorded, for power_test.c.
+/* For tests of ckpt/: the calls that change a disk, taken over in this program. They are counted;
+ * from a chosen one on they fail, as if the process had died there and the code that still runs
+ * were not there; at a chosen one a hook is called; and they can be recorded, for power_test.c.
  *
- * Include it in one file of a program only: it defines open, write, rename, ... in front of the C library's. */
+ * Include it in one file of a program only: it defines open, write, rename, ... in front of the C
+ * library's. */
 #ifndef CKPT_CKPT_DISKKIT_H
 #define CKPT_CKPT_DISKKIT_H
 
@@ -13,9 +14,18 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-typedef enum DiskCall { DISK_CREATE, DISK_WRITE, DISK_SIZE, DISK_SYNC, DISK_RENAME, DISK_MKDIR, DISK_REMOVE } DiskCall;
+typedef enum DiskCall {
+    DISK_CREATE,
+    DISK_WRITE,
+    DISK_SIZE,
+    DISK_SYNC,
+    DISK_RENAME,
+    DISK_MKDIR,
+    DISK_REMOVE
+} DiskCall;
 
-/* What a recorder is told after a call went well; paths as they were given, fd -1 where there is none. */
+/* What a recorder is told after a call went well; paths as they were given, fd -1 where there is
+ * none. */
 typedef struct DiskEvent {
     DiskCall call;
     int fd, dir_fd;
@@ -67,11 +77,19 @@ static inline int disk_open(int dir_fd, const char *path, int flags, unsigned mo
     if (changes && !disk_allows()) return -1;
     int fd = (int)syscall(SYS_openat, dir_fd, path, flags, mode);
     if (fd >= 0 && (changes || disk.record))
-        disk_tell((DiskEvent){.call = DISK_CREATE, .fd = fd, .dir_fd = dir_fd, .path = path, .n = changes, .offset = (flags & O_TRUNC) != 0});
+        disk_tell((DiskEvent){.call = DISK_CREATE,
+                              .fd = fd,
+                              .dir_fd = dir_fd,
+                              .path = path,
+                              .n = changes,
+                              .offset = (flags & O_TRUNC) != 0});
     return fd;
 }
 
-static inline unsigned disk_mode(int flags, va_list args) { return flags & O_CREAT ? va_arg(args, unsigned) : 0; }
+static inline unsigned disk_mode(int flags, va_list args)
+{
+    return flags & O_CREAT ? va_arg(args, unsigned) : 0;
+}
 
 int open(const char *path, int flags, ...)
 {
@@ -94,7 +112,7 @@ int openat(int dir_fd, const char *path, int flags, ...)
 ssize_t write(int fd, const void *data, size_t n)
 {
     if (fd <= STDERR_FILENO) return syscall(SYS_write, fd, data, n); /* the test's own report */
-    if (!disk_allows()) { /* half of it arrives */
+    if (!disk_allows()) {                                            /* half of it arrives */
         ssize_t ignored = syscall(SYS_write, fd, data, disk.calls == disk.die_at ? n / 2 : 0);
         (void)ignored;
         errno = disk.error ? disk.error : EIO;
@@ -102,7 +120,9 @@ ssize_t write(int fd, const void *data, size_t n)
     }
     uint64_t offset = (uint64_t)lseek(fd, 0, SEEK_CUR);
     ssize_t done = syscall(SYS_write, fd, data, n);
-    if (done > 0) disk_tell((DiskEvent){.call = DISK_WRITE, .fd = fd, .data = data, .n = (size_t)done, .offset = offset});
+    if (done > 0)
+        disk_tell((DiskEvent){
+            .call = DISK_WRITE, .fd = fd, .data = data, .n = (size_t)done, .offset = offset});
     return done;
 }
 
@@ -110,7 +130,12 @@ ssize_t pwrite(int fd, const void *data, size_t n, off_t offset)
 {
     if (!disk_allows()) return -1;
     ssize_t done = syscall(SYS_pwrite64, fd, data, n, offset);
-    if (done > 0) disk_tell((DiskEvent){.call = DISK_WRITE, .fd = fd, .data = data, .n = (size_t)done, .offset = (uint64_t)offset});
+    if (done > 0)
+        disk_tell((DiskEvent){.call = DISK_WRITE,
+                              .fd = fd,
+                              .data = data,
+                              .n = (size_t)done,
+                              .offset = (uint64_t)offset});
     return done;
 }
 
@@ -118,7 +143,8 @@ int ftruncate(int fd, off_t length)
 {
     if (!disk_allows()) return -1;
     int result = (int)syscall(SYS_ftruncate, fd, length);
-    if (result == 0) disk_tell((DiskEvent){.call = DISK_SIZE, .fd = fd, .offset = (uint64_t)length});
+    if (result == 0)
+        disk_tell((DiskEvent){.call = DISK_SIZE, .fd = fd, .offset = (uint64_t)length});
     return result;
 }
 
@@ -154,13 +180,15 @@ int mkdir(const char *path, mode_t mode)
 int unlinkat(int dir_fd, const char *path, int flags)
 {
     struct stat st;
-    if (!(flags & AT_REMOVEDIR) && fstatat(dir_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
+    if (!(flags & AT_REMOVEDIR) && fstatat(dir_fd, path, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        S_ISDIR(st.st_mode)) {
         errno = EISDIR; /* only a question: not counted */
         return -1;
     }
     if (!disk_allows()) return -1;
     int result = (int)syscall(SYS_unlinkat, dir_fd, path, flags);
-    if (result == 0) disk_tell((DiskEvent){.call = DISK_REMOVE, .fd = -1, .dir_fd = dir_fd, .path = path});
+    if (result == 0)
+        disk_tell((DiskEvent){.call = DISK_REMOVE, .fd = -1, .dir_fd = dir_fd, .path = path});
     return result;
 }
 

@@ -7,7 +7,7 @@
 
 #include "ckpt/ckpt.h"
 
-/* ---- safetensors ----------------------------------------------------------------------- */
+/* ---- safetensors ------------------------------------------------------------------------ */
 
 struct Safetensors {
     FileMap map;
@@ -25,7 +25,8 @@ bool safetensors_type(const char *name, DType *dtype, int *bits);
 
 /* Parses file->text[0..n) and fills entries, by_name and n. file->map.n is the size of the file. */
 Status safetensors_parse_header(Safetensors *file, size_t n);
-/* The header of a file of these items: order[n] becomes their order in the file. `path` is for sentences. */
+/* The header of a file of these items: order[n] becomes their order in the file. `path` is for
+ * sentences. */
 Status safetensors_header(const SafetensorsItem *items, int n, const char *path, int *order,
                           Str *header);
 uint64_t safetensors_item_bytes(const SafetensorsItem *item);
@@ -35,7 +36,7 @@ Status safetensors_open_memory(Bytes bytes, const char *name, Safetensors **out)
 /* The hash of a tensor's bytes, or of everything before the data when entry is NULL. */
 Status safetensors_hash(const Safetensors *file, const SafetensorsEntry *entry, Hash128 *hash);
 
-/* ---- hashing a stream ------------------------------------------------------------------ */
+/* ---- hashing a stream ------------------------------------------------------------------- */
 
 typedef struct HashStream HashStream;
 HashStream *hash_stream_create(void);
@@ -44,7 +45,7 @@ void hash_stream_add(HashStream *stream, const void *data, size_t n);
 Hash128 hash_stream_result(const HashStream *stream);
 void hash_stream_destroy(HashStream *stream);
 
-/* ---- the sum of a tensor's bytes (sum.c) ----------------------------------------------- */
+/* ---- the sum of a tensor's bytes (sum.c) ------------------------------------------------ */
 
 typedef struct SumKeys SumKeys;
 SumKeys *sum_keys_create(void);
@@ -60,19 +61,19 @@ Status tally_check(const CkptTally *tally, uint64_t times, uint64_t count, const
 Status safetensors_sum(const Safetensors *file, const SafetensorsEntry *entry, const SumKeys *keys,
                        Hash128 *sum);
 
-/* ---- JSON ------------------------------------------------------------------------------ */
+/* ---- JSON ------------------------------------------------------------------------------- */
 
-/* jansson with the strictness we want: duplicate keys refused, at most 64 levels deep, an object. Free
- * with json_decref. `what` names the text in errors. */
+/* jansson with the strictness we want: duplicate keys refused, at most 64 levels deep, an object.
+ * Free with json_decref. `what` names the text in errors. */
 Status json_parse_object(const char *text, size_t n, const char *what, json_t **out);
 
-/* ---- strided tensors ------------------------------------------------------------------- */
+/* ---- strided tensors -------------------------------------------------------------------- */
 
 /* Elements first .. first+n-1, in row-major order, between a strided tensor and packed memory. */
 void tensor_gather(const Tensor *tensor, int64_t first, int64_t n, void *packed);
 void tensor_scatter(const void *packed, const Tensor *tensor, int64_t first, int64_t n);
 
-/* ---- loading --------------------------------------------------------------------------- */
+/* ---- loading ---------------------------------------------------------------------------- */
 
 /* Where tensors are looked up by name. */
 typedef struct TensorSource {
@@ -86,7 +87,7 @@ typedef struct TensorSource {
 Status tensors_match(TensorSource source, const NamedTensor *tensors, int n);
 Status tensors_load(TensorSource source, const NamedTensor *tensors, int n);
 
-/* ---- writing a set of tensors as shards ------------------------------------------------ */
+/* ---- writing a set of tensors as shards ------------------------------------------------- */
 
 /* A file that was written. */
 typedef struct WrittenFile {
@@ -98,7 +99,8 @@ typedef struct WrittenFile {
     const char **tensor_names; /* [n_tensors] */
 } WrittenFile;
 
-/* A directory that is being filled. Zeroed but for dir; fileset_deinit frees the lists, not the files. */
+/* A directory that is being filled. Zeroed but for dir; fileset_deinit frees the lists, not the
+ * files. */
 typedef struct FileSet {
     const char *dir;
     Arena arena; /* of names and hashes */
@@ -137,7 +139,7 @@ typedef struct ModelIndex {
 Status model_index_parse(Arena *arena, const char *path, const char *text, size_t n,
                          ModelIndex *index);
 
-/* ---- manifest -------------------------------------------------------------------------- */
+/* ---- manifest --------------------------------------------------------------------------- */
 
 typedef struct ManifestTensor {
     const char *name;
@@ -173,7 +175,7 @@ Status manifest_read(Arena *arena, const char *path, Manifest *manifest);
 const ManifestFile *manifest_find(const Manifest *manifest, const char *name);
 const ManifestTensor *manifest_tensor(const ManifestFile *file, const char *name);
 
-/* ---- names in a run's checkpoint directory --------------------------------------------- */
+/* ---- names in a run's checkpoint directory ---------------------------------------------- */
 
 enum { STEP_NAME = 32 };
 void step_name(int64_t step, char out[STEP_NAME]); /* "step-00001000" */
@@ -207,12 +209,12 @@ typedef struct FilePlan {
     uint64_t bytes; /* of all */
 } FilePlan;
 
-/* A function of the tensors alone: whatever order they come in and however they are cut. dir: where the files
- * will lie. */
+/* A function of the tensors alone: whatever order they come in and however they are cut. dir: where
+ * the files will lie. */
 Status plan_files(Arena *arena, const CkptShare *share, const char *dir, uint64_t shard_bytes,
                   FilePlan *plan);
 
-/* ---- a rank's ranges of the files (ranges.c) --------------------------------------------- */
+/* ---- a rank's ranges of the files (ranges.c) -------------------------------------------- */
 
 typedef struct Ranges {
     const CkptShare *share;
@@ -227,7 +229,7 @@ Status ranges_write(const Ranges *ranges, CkptTally *tally);
 /* Reads them back: the same tallies must come out. */
 Status ranges_verify(const Ranges *ranges, const CkptTally *tally);
 
-/* ---- saving ---------------------------------------------------------------------------- */
+/* ---- saving ----------------------------------------------------------------------------- */
 
 /* A save on its way, as one rank sees it. */
 typedef struct Commit {
@@ -260,13 +262,13 @@ Status commit_publish(Commit *commit); /* the first rank: manifest, the name, `l
 void commit_give_up(Commit *commit);
 void commit_end(Commit *commit); /* frees */
 
-/* Removes what a crash left (temporary names) and puts back what a crash found set aside. What cannot be
- * removed costs a warning. */
+/* Removes what a crash left (temporary names) and puts back what a crash found set aside. What
+ * cannot be removed costs a warning. */
 void commit_clean(const char *root);
 
 typedef VEC(int64_t) Steps;
-/* Removes what is older than the `keep` newest that verify, never what `latest` names. `known` holds
- * steps that were verified already. */
+/* Removes what is older than the `keep` newest that verify, never what `latest` names. `known`
+ * holds steps that were verified already. */
 Status commit_retain(const Commit *commit, Steps *known);
 
 typedef enum SavePhase {
@@ -315,7 +317,7 @@ struct CkptStore {
 void *writer_run(void *store);
 Status writer_save(CkptStore *store, int threads);
 
-/* ---- the lock -------------------------------------------------------------------------- */
+/* ---- the lock --------------------------------------------------------------------------- */
 
 /* Of the directory, for the life of this process or until close(*fd). */
 Status lock_take(const char *root, int *fd);

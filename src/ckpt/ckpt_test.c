@@ -248,8 +248,8 @@ static void test_reserve_without_memory(void **state)
     scratch_destroy(root);
 }
 
-/* Nothing is left to the kernel's leisure: each of the six files, the directory before it gets its name, the
- * parent after, then `latest` and the parent once more. */
+/* Nothing is left to the kernel's leisure: each of the six files, the directory before it gets its
+ * name, the parent after, then `latest` and the parent once more. */
 static void test_everything_is_synced(void **state)
 {
     (void)state;

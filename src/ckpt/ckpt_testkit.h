@@ -1,5 +1,5 @@
-/* For the tests of ckpt/: a scratch directory and a small training state whose every value follows from
- * (seed, name, index), so that a loaded one can be told to be whole and of which step. */
+/* For the tests of ckpt/: a scratch directory and a small training state whose every value follows
+ * from (seed, name, index), so that a loaded one can be told to be whole and of which step. */
 #ifndef CKPT_CKPT_TESTKIT_H
 #define CKPT_CKPT_TESTKIT_H
 
@@ -134,8 +134,8 @@ static inline Status tiny_save_step(CkptStore *store, TinyState *s, int64_t step
     return ckpt_save(store, &save);
 }
 
-/* The step of the newest good checkpoint, loaded and compared value by value; -1 when there is none, -2 when
- * the directory cannot be used. */
+/* The step of the newest good checkpoint, loaded and compared value by value; -1 when there is
+ * none, -2 when the directory cannot be used. */
 static inline int64_t tiny_load_newest(const char *root)
 {
     Ckpt *found;

@@ -1,17 +1,22 @@
 /* How a checkpoint gets its name, by one rank or by many.
  *
- *     lay out   first rank   directory .tmp-step-N-..., files of their final size with their headers, small files
- *     write     all          each its own ranges of the files, each file synced by all who wrote into it
+ *     lay out   first rank   directory .tmp-step-N-..., files of their final size with their
+ *               headers, small files
+ *     write     all          each its own ranges of the files, each file synced by all who wrote
+ *               into it
  *     verify    all          each reads its ranges back
- *     publish   first rank   manifest, fsync the directory, look at all of it but the tensors' bytes once more,
- *                            rename to step-N, fsync the parent      the checkpoint exists from here on
+ *     publish   first rank   manifest, fsync the directory, look at all of it but the tensors'
+ *               bytes once more,
+ *                            rename to step-N, fsync the parent      the checkpoint exists from
+ *                            here on
  *                            write `latest` beside, fsync, rename, fsync
  *
- * Each phase begins when all ranks have ended the one before, so nothing has the name before all of it is on
- * the disk, whoever wrote it. A crash leaves temporary names, which nobody reads and commit_clean removes, or a
- * complete step that `latest` does not name yet. Whatever fails on one rank ends the save on all: a file that
- * could not be synced is given up with its whole directory, and the next save writes new files under a name that was
- * never used, so that a rank that is thought dead and writes on cannot touch them. */
+ * Each phase begins when all ranks have ended the one before, so nothing has the name before all of
+ * it is on the disk, whoever wrote it. A crash leaves temporary names, which nobody reads and
+ * commit_clean removes, or a complete step that `latest` does not name yet. Whatever fails on one
+ * rank ends the save on all: a file that could not be synced is given up with its whole directory,
+ * and the next save writes new files under a name that was never used, so that a rank that is
+ * thought dead and writes on cannot touch them. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -61,7 +66,7 @@ void commit_end(Commit *c)
     arena_deinit(&c->arena);
 }
 
-/* ---- lay out ----------------------------------------------------------------------------- */
+/* ---- lay out ---------------------------------------------------------------------------- */
 
 /* Known beforehand, so a disk that is too small is not filled first. */
 static Status check_space(const Commit *c)
@@ -102,8 +107,8 @@ static Status write_index(Commit *c)
                                .tensor_names = names};
         VEC_PUSH(&models, written);
     }
-    /* always with an index, even for one shard: loaders that take every *.safetensors of a directory
-     * without one would read the optimizer's too */
+    /* always with an index, even for one shard: loaders that take every *.safetensors of a
+     * directory without one would read the optimizer's too */
     Status status = fileset_write_index(&models, 0);
     if (status == OK) {
         WrittenFile index = models.at[models.n - 1];
@@ -125,7 +130,7 @@ Status commit_lay_out(Commit *c)
     return OK;
 }
 
-/* ---- write and verify ---------------------------------------------------------------------- */
+/* ---- write and verify ------------------------------------------------------------------- */
 
 static Ranges ranges_of(const Commit *c)
 {
@@ -150,7 +155,7 @@ Status commit_verify(Commit *c)
     return ranges_verify(&ranges, c->own);
 }
 
-/* ---- publish ------------------------------------------------------------------------------- */
+/* ---- publish ---------------------------------------------------------------------------- */
 
 static Status list_planned(Commit *c, const PlannedFile *planned, ManifestFile *file)
 {
@@ -221,7 +226,8 @@ Status commit_publish(Commit *c)
     c->published = true;
     c->bytes = c->plan.bytes;
     for (size_t i = 0; i < c->set.n; i++) c->bytes += c->set.at[i].bytes;
-    /* from here the checkpoint is good; when `latest` cannot be moved it is still found by its name */
+    /* from here the checkpoint is good; when `latest` cannot be moved it is still found by its
+     name */
     Status status = latest_write(c->root, c->step);
     if (status != OK)
         fail_context("%s is complete, but `latest` could not be moved to it", c->final);
@@ -243,7 +249,7 @@ void commit_give_up(Commit *c)
     (void)fail(ERR_IO, "%s", sentence);
 }
 
-/* ---- what a crash left ----------------------------------------------------------------- */
+/* ---- what a crash left ------------------------------------------------------------------ */
 
 static Status clean_entry(Arena *arena, const char *root, const char *name)
 {
@@ -269,10 +275,10 @@ void commit_clean(const char *root)
     arena_deinit(&arena);
 }
 
-/* ---- retention ------------------------------------------------------------------------- */
+/* ---- retention -------------------------------------------------------------------------- */
 
-/* One rank of many does not read again what all of them wrote: of a step that this run has neither saved nor
- * loaded it looks at all but the tensors' bytes. */
+/* One rank of many does not read again what all of them wrote: of a step that this run has neither
+ * saved nor loaded it looks at all but the tensors' bytes. */
 static bool is_verified(const Commit *commit, const char *path, int64_t step, Steps *known)
 {
     for (size_t i = 0; i < known->n; i++)

@@ -1,8 +1,10 @@
-/* Copies in memory: files of a memory file system, mapped. Nothing here needs to reach a disk, and a process that dies
- * tears nothing that it had written before: a slot is whole when its step stands in the head of the file.
+/* Copies in memory: files of a memory file system, mapped. Nothing here needs to reach a disk, and
+ * a process that dies tears nothing that it had written before: a slot is whole when its step
+ * stands in the head of the file.
  *
- * What can go wrong in memory and on the way to a keeper are bits. Every part of a slot has a hash, taken when the slot is
- * filled and travelling with it, and nothing of a slot is given out before all of them were found right. */
+ * What can go wrong in memory and on the way to a keeper are bits. Every part of a slot has a hash,
+ * taken when the slot is filled and travelling with it, and nothing of a slot is given out before
+ * all of them were found right. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
@@ -71,7 +73,7 @@ static Status fail_copy(const char *verb, const char *path)
     return fail(ERR_MEMORY, "cannot %s the copy in memory %s: %s", verb, path, strerror(error));
 }
 
-/* ---- made ------------------------------------------------------------------------------------ */
+/* ---- made ------------------------------------------------------------------------------- */
 
 static char *copy_path(const CkptCopyName *n)
 {
@@ -188,7 +190,7 @@ void ckpt_copy_close(CkptCopy *copy, bool remove)
     free(copy);
 }
 
-/* ---- filled ------------------------------------------------------------------------------------ */
+/* ---- filled ----------------------------------------------------------------------------- */
 
 static char *slot_at(const CkptCopy *copy, int slot)
 {
@@ -302,10 +304,8 @@ static Status fill_slot(const CkptCopy *copy, const CkptShare *share, char *slot
 Status ckpt_copy_take(CkptCopy *copy, const CkptShare *share, int64_t step, const char *run_json)
 {
     char *slot = begin_slot(copy);
-    *(SlotHead *)(void *)slot = (SlotHead){.step = step,
-                                           .start = copy->start,
-                                           .rank = copy->head->rank,
-                                           .ranks = copy->head->ranks};
+    *(SlotHead *)(void *)slot = (SlotHead){
+        .step = step, .start = copy->start, .rank = copy->head->rank, .ranks = copy->head->ranks};
     TRY(fill_slot(copy, share, slot, run_json));
     atomic_store(&copy->head->step[copy->last], step);
     return OK;
@@ -328,7 +328,7 @@ void ckpt_copy_received(CkptCopy *copy, int64_t step)
     atomic_store(&copy->head->step[copy->last], step);
 }
 
-/* ---- found ------------------------------------------------------------------------------------ */
+/* ---- found ------------------------------------------------------------------------------ */
 
 void ckpt_copy_view_close(CkptCopyView *view)
 {
@@ -380,9 +380,10 @@ static bool runs_inside(const CkptCopyView *v, const CkptShare *share, uint64_t 
     return true;
 }
 
-/* ---- checked ---------------------------------------------------------------------------------- */
+/* ---- checked ---------------------------------------------------------------------------- */
 
-/* That the head is of this step, and that all it speaks of lies inside the slot; then sets the view. */
+/* That the head is of this step, and that all it speaks of lies inside the slot; then sets the
+ * view. */
 static bool read_head(const CkptCopyFound *f, const CkptShare *share, const CopyHead *file,
                       CkptCopyView *view)
 {
@@ -393,9 +394,9 @@ static bool read_head(const CkptCopyFound *f, const CkptShare *share, const Copy
     Hash128 head = hash_head(s);
     bool good = !memcmp(&head, &s->head, sizeof head) && s->step == f->step &&
                 s->start == f->start && s->rank == f->rank && s->ranks == f->ranks &&
-                atomic_load(&file->step[f->slot]) == f->step &&
-                s->tensors == hash_tensors(share) && s->index_bytes <= room &&
-                s->data_bytes <= room - s->index_bytes && memchr(s->run_json, 0, JSON_BYTES);
+                atomic_load(&file->step[f->slot]) == f->step && s->tensors == hash_tensors(share) &&
+                s->index_bytes <= room && s->data_bytes <= room - s->index_bytes &&
+                memchr(s->run_json, 0, JSON_BYTES);
     int64_t most = (int64_t)(room / sizeof *part);
     good = good && s->n_parts >= 0 && s->n_runs >= 0 && s->n_parts <= most && s->n_runs <= most &&
            index_bytes(s->n_parts, s->n_runs) <= s->index_bytes;

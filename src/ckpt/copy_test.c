@@ -1,5 +1,5 @@
-/* Copies in memory: one slot is whole at any moment, a file is used again by the next start, and what is damaged, were it by
- * a single bit, or of another model is refused. */
+/* Copies in memory: one slot is whole at any moment, a file is used again by the next start, and
+ * what is damaged, were it by a single bit, or of another model is refused. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <fcntl.h>
@@ -187,7 +187,8 @@ static void test_refused(void **state)
     bench_destroy(b);
 }
 
-/* The tensor of which this byte of the file is a part, "" in head and index, NULL where nothing is that is used. */
+/* The tensor of which this byte of the file is a part, "" in head and index, NULL where nothing is
+ * that is used. */
 static const char *what_is_at(const Bench *b, const CkptCopyView *view, off_t at)
 {
     const char *byte = (const char *)view->map + at;
@@ -223,11 +224,13 @@ static void test_flipped_bits(void **state)
         flip(list[0].path, at, 1 << trial % 8);
         Status status = ckpt_copy_open(&list[0], &b->share, &damaged);
         if (status == OK) ckpt_copy_view_close(&damaged);
-        if ((status == OK) != (tensor == NULL)) fail_msg("byte %lld: status %d", (long long)at, (int)status);
+        if ((status == OK) != (tensor == NULL))
+            fail_msg("byte %lld: status %d", (long long)at, (int)status);
         flip(list[0].path, at, 1 << trial % 8);
         if (!tensor) continue;
         in_tensors += *tensor != 0;
-        assert_non_null(strstr(status_message(), "the copy in memory of rank 0 of 1 after step 1, "));
+        assert_non_null(
+            strstr(status_message(), "the copy in memory of rank 0 of 1 after step 1, "));
         assert_non_null(strstr(status_message(), list[0].path));
         assert_non_null(strstr(status_message(), *tensor ? tensor : "head or index"));
     }
@@ -240,10 +243,8 @@ static void test_flipped_bits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_slots_take_turns),
-        cmocka_unit_test(test_a_keeper),
-        cmocka_unit_test(test_used_again),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_slots_take_turns), cmocka_unit_test(test_a_keeper),
+        cmocka_unit_test(test_used_again),       cmocka_unit_test(test_refused),
         cmocka_unit_test(test_flipped_bits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

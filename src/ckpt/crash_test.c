@@ -1,6 +1,7 @@
-/* What a run may live through: killed at every call of a save, killed at any time, every call of a save
- * failing, the disk full at every write. After each: the newest checkpoint or the one before it loads,
- * value by value, the directory is clean again after the next start, and the next save works. */
+/* What a run may live through: killed at every call of a save, killed at any time, every call of a
+ * save failing, the disk full at every write. After each: the newest checkpoint or the one before
+ * it loads, value by value, the directory is clean again after the next start, and the next save
+ * works. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <signal.h>
@@ -12,7 +13,7 @@
 static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
                                      "close", "unlink", "mkdir", "map",   "reserve"};
 
-/* ---- the process that is killed -------------------------------------------------------- */
+/* ---- the process that is killed --------------------------------------------------------- */
 
 /* Saves one step and ends. */
 static int child_save(const char *root, int64_t step)
@@ -58,7 +59,7 @@ static pid_t start_child(const char *role, const char *root, int64_t step, const
     return pid;
 }
 
-/* ---- helpers --------------------------------------------------------------------------- */
+/* ---- helpers ---------------------------------------------------------------------------- */
 
 static void save_steps(const char *root, int64_t first, int64_t last)
 {
@@ -79,10 +80,10 @@ static void check_goes_on(const char *root, int64_t next)
     assert_true(ckpt_count_names(root, "step-") >= 2);
 }
 
-/* ---- killed ---------------------------------------------------------------------------- */
+/* ---- killed ----------------------------------------------------------------------------- */
 
-/* Steps 1 and 2 are there; the process that saves `step` is killed at the k-th call of the point. False
- * when it has fewer calls. */
+/* Steps 1 and 2 are there; the process that saves `step` is killed at the k-th call of the point.
+ * False when it has fewer calls. */
 static bool kill_at(const char *point, int k, int64_t step)
 {
     char *root = scratch_create(), fault[64];
@@ -131,8 +132,8 @@ static void sleep_us(int64_t us)
     nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000}, NULL);
 }
 
-/* A run saves as fast as it can and is killed at a random time, again and again, while another process
- * reads: what is found never goes back and there are always two to fall back on. */
+/* A run saves as fast as it can and is killed at a random time, again and again, while another
+ * process reads: what is found never goes back and there are always two to fall back on. */
 static void test_kill_at_any_time(void **state)
 {
     (void)state;
@@ -166,10 +167,10 @@ static void test_kill_at_any_time(void **state)
     scratch_destroy(root);
 }
 
-/* ---- failing calls --------------------------------------------------------------------- */
+/* ---- failing calls ---------------------------------------------------------------------- */
 
-/* One call fails: the save reports it (or it was one whose failure does no harm), what was there stays,
- * nothing is left behind, and the next save works. False when there are fewer calls. */
+/* One call fails: the save reports it (or it was one whose failure does no harm), what was there
+ * stays, nothing is left behind, and the next save works. False when there are fewer calls. */
 static bool fail_at(const char *point, int k, int64_t step)
 {
     char *root = scratch_create(), fault[64];
@@ -217,7 +218,7 @@ static void test_fail_at_every_call(void **state)
     assert_true(failures > 60);
 }
 
-/* ---- the disk is full ------------------------------------------------------------------ */
+/* ---- the disk is full ------------------------------------------------------------------- */
 
 enum { MANY = 230 };
 

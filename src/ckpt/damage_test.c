@@ -1,5 +1,6 @@
-/* Damage: bits flipped, pages zeroed, files cut, lost, swapped and mixed up, and what a disk may hold after
- * power was lost in the middle of a save. All of it is found, named, and answered by the checkpoint before. */
+/* Damage: bits flipped, pages zeroed, files cut, lost, swapped and mixed up, and what a disk may
+ * hold after power was lost in the middle of a save. All of it is found, named, and answered by the
+ * checkpoint before. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <fcntl.h>
@@ -243,10 +244,10 @@ static void test_all_damaged(void **state)
     bed_destroy(bed);
 }
 
-/* ---- power lost in the middle of a save ------------------------------------------------ */
+/* ---- power lost in the middle of a save ------------------------------------------------- */
 
-/* What may lie where a file of the new checkpoint was being written: nothing, a beginning cut at a block, a
- * whole length with blocks that never arrived, or all of it. True when it is all there. */
+/* What may lie where a file of the new checkpoint was being written: nothing, a beginning cut at a
+ * block, a whole length with blocks that never arrived, or all of it. True when it is all there. */
 static bool write_torn(Bed *bed, const char *dir, int f, uint64_t key)
 {
     size_t n = bed->content[f].n, block = rng_below(key, 0, 2) ? 512 : 4096;
@@ -271,8 +272,8 @@ static bool write_torn(Bed *bed, const char *dir, int f, uint64_t key)
     return how == 2 && whole;
 }
 
-/* Any subset of the operations of saving step 2 reached the disk, in any order, whatever our barriers would
- * have allowed: the root loads, as step 1 or as a whole step 2. */
+/* Any subset of the operations of saving step 2 reached the disk, in any order, whatever our
+ * barriers would have allowed: the root loads, as step 1 or as a whole step 2. */
 static void test_power_lost(void **state)
 {
     (void)state;
@@ -314,7 +315,7 @@ static void test_power_lost(void **state)
     bed_destroy(bed);
 }
 
-/* ---- manifests of before there were sums ------------------------------------------------------------ */
+/* ---- manifests of before there were sums ------------------------------------------------ */
 
 static void add_hash(Str *text, const char *key, Hash128 hash)
 {
@@ -345,11 +346,13 @@ static void add_tensors(Str *text, const char *path)
 static void write_version_1(Bed *bed)
 {
     Str text = {0};
-    str_add(&text, "{\"xxh3_128\":\"00000000000000000000000000000000\",\"format\":\"drover checkpoint\",\"version\":1,\"step\":2,\"files\":{");
+    str_add(&text, "{\"xxh3_128\":\"00000000000000000000000000000000\",\"format\":\"drover "
+                   "checkpoint\",\"version\":1,\"step\":2,\"files\":{");
     for (int f = 0; f + 1 < COUNT_OF(files); f++) {
         str_printf(&text, "%s\"%s\":{\"bytes\":%zu,", f ? "," : "", files[f], bed->content[f].n);
         add_hash(&text, "xxh3_128", hash128_bytes(bed->content[f].at, bed->content[f].n));
-        if (strstr(files[f], ".safetensors") && !strstr(files[f], ".json")) add_tensors(&text, bed_path(bed, 2, files[f]));
+        if (strstr(files[f], ".safetensors") && !strstr(files[f], ".json"))
+            add_tensors(&text, bed_path(bed, 2, files[f]));
         str_add(&text, "}");
     }
     str_add(&text, "},\"run\":{}}\n");

@@ -1,5 +1,5 @@
-/* A model directory from any source of tensors: pieces of a few MB are read, converted, written. What is not finished
- * never has the name that was asked for. */
+/* A model directory from any source of tensors: pieces of a few MB are read, converted, written.
+ * What is not finished never has the name that was asked for. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,10 +16,14 @@ static Status read_entry(const void *entry, int64_t first, int64_t n, DType to, 
 
 ExportTensor export_entry(const SafetensorsEntry *entry, DType dtype)
 {
-    return (ExportTensor){.name = entry->name, .dtype = dtype, .shape = entry->shape, .read = read_entry, .context = entry};
+    return (ExportTensor){.name = entry->name,
+                          .dtype = dtype,
+                          .shape = entry->shape,
+                          .read = read_entry,
+                          .context = entry};
 }
 
-/* ---- tensors ----------------------------------------------------------------------------- */
+/* ---- tensors ---------------------------------------------------------------------------- */
 
 typedef struct Progress {
     const Export *what;
@@ -43,8 +47,8 @@ static Status check_f16(const ExportTensor *t, int64_t first, int64_t n, const u
     Status status = t->read(t->context, first, n, DTYPE_F32, values);
     for (; i < n && status == OK; i++)
         if ((written[i] & F16_EXPONENT) == F16_EXPONENT && isfinite(values[i]))
-            status = fail(ERR_REFUSED, "%s[%lld] is %g, which f16 cannot hold; bf16 can", t->name, (long long)(first + i),
-                          (double)values[i]);
+            status = fail(ERR_REFUSED, "%s[%lld] is %g, which f16 cannot hold; bf16 can", t->name,
+                          (long long)(first + i), (double)values[i]);
     free(values);
     return status;
 }
@@ -53,12 +57,15 @@ static Status fill(void *context, uint64_t offset, void *out, size_t bytes)
 {
     const Source *s = context;
     const ExportTensor *t = s->tensor;
-    int64_t size = (int64_t)dtype_bytes(t->dtype), first = (int64_t)offset / size, n = (int64_t)bytes / size;
+    int64_t size = (int64_t)dtype_bytes(t->dtype), first = (int64_t)offset / size,
+            n = (int64_t)bytes / size;
     TRY(t->read(t->context, first, n, t->dtype, out));
     if (t->dtype == DTYPE_F16) TRY(check_f16(t, first, n, out));
     Progress *p = s->progress;
     p->done += bytes;
-    return p->what->progress ? p->what->progress(p->what->progress_context, t->name, p->done, p->total) : OK;
+    return p->what->progress
+               ? p->what->progress(p->what->progress_context, t->name, p->done, p->total)
+               : OK;
 }
 
 static Status write_tensors(FileSet *set, const Export *what, Progress *progress)
@@ -68,9 +75,14 @@ static Status write_tensors(FileSet *set, const Export *what, Progress *progress
     for (int i = 0; i < what->n; i++) {
         const ExportTensor *t = &what->tensors[i];
         sources[i] = (Source){t, progress};
-        items[i] = (SafetensorsItem){.name = t->name, .dtype = t->dtype, .shape = t->shape, .fill = fill, .context = &sources[i]};
+        items[i] = (SafetensorsItem){.name = t->name,
+                                     .dtype = t->dtype,
+                                     .shape = t->shape,
+                                     .fill = fill,
+                                     .context = &sources[i]};
     }
-    uint64_t shard = what->shard_bytes ? what->shard_bytes : (uint64_t)DEFAULT_SHARD_BYTES_GB * 1000000000;
+    uint64_t shard = what->shard_bytes ? what->shard_bytes
+                                       : (uint64_t)DEFAULT_SHARD_BYTES_GB * 1000000000;
     size_t first = set->n;
     Status status;
     if (shard_count(items, what->n, shard) == 1) {
@@ -84,7 +96,7 @@ static Status write_tensors(FileSet *set, const Export *what, Progress *progress
     return status;
 }
 
-/* ---- other files --------------------------------------------------------------------------- */
+/* ---- other files ------------------------------------------------------------------------ */
 
 static Status copy_bytes(int from, int to, const char *path, const char *target)
 {
@@ -110,8 +122,10 @@ static Status copy_file(const char *path, const char *dir)
     if (status == OK) status = file_create(target, &to);
     if (status == OK) status = copy_bytes(from, to, path, target);
     if (from >= 0) close(from);
-    if (to >= 0 && status == OK) status = file_close(to, target);
-    else if (to >= 0) close(to);
+    if (to >= 0 && status == OK)
+        status = file_close(to, target);
+    else if (to >= 0)
+        close(to);
     arena_deinit(&arena);
     return status;
 }
@@ -123,17 +137,18 @@ static Status write_all(const char *dir, const Export *what, uint64_t tensor_byt
     Status status = OK;
     for (int i = 0; i < what->n_files && status == OK; i++)
         status = fileset_write_file(&set, what->files[i].name, what->files[i].bytes);
-    for (int i = 0; i < what->n_copies && status == OK; i++) status = copy_file(what->copies[i], dir);
+    for (int i = 0; i < what->n_copies && status == OK; i++)
+        status = copy_file(what->copies[i], dir);
     if (status == OK) status = write_tensors(&set, what, &progress);
     if (status == OK) status = dir_sync(dir);
     fileset_deinit(&set);
     return status;
 }
 
-/* ---- entry ------------------------------------------------------------------------------------ */
+/* ---- entry ------------------------------------------------------------------------------ */
 
 typedef struct Target {
-    char *path;         /* without a slash at its end */
+    char *path; /* without a slash at its end */
     const char *parent, *name, *work;
 } Target;
 
@@ -142,12 +157,16 @@ static Status find_target(Arena *arena, const char *path, Target *t)
     t->path = arena_strdup(arena, path);
     for (size_t n = strlen(t->path); n > 1 && t->path[n - 1] == '/'; n--) t->path[n - 1] = 0;
     t->name = path_base(t->path);
-    if (!path_is_plain_name(t->name)) return fail(ERR_ARG, "'%s' is no name for a new directory", path);
+    if (!path_is_plain_name(t->name))
+        return fail(ERR_ARG, "'%s' is no name for a new directory", path);
     size_t before = (size_t)(t->name - t->path);
     t->parent = before == 0 ? "." : before == 1 ? "/" : arena_strndup(arena, t->path, before - 1);
     t->work = arena_printf(arena, "%s/.%s.part-%d", t->parent, t->name, (int)getpid());
     if (dir_exists(t->path) || file_exists(t->path))
-        return fail(ERR_REFUSED, "%s exists already, and nothing is written over; choose another name, or remove it", t->path);
+        return fail(
+            ERR_REFUSED,
+            "%s exists already, and nothing is written over; choose another name, or remove it",
+            t->path);
     return dir_create(t->parent);
 }
 
@@ -159,7 +178,8 @@ static Status mention_leftovers(Arena *arena, const Target *t)
     TRY(dir_list(arena, t->parent, &entries));
     for (int i = 0; i < entries.n; i++)
         if (!strncmp(entries.name[i], begin, strlen(begin)))
-            log_warn("%s/%s is unfinished; if no conversion is under way, remove it", t->parent, entries.name[i]);
+            log_warn("%s/%s is unfinished; if no conversion is under way, remove it", t->parent,
+                     entries.name[i]);
     return OK;
 }
 
@@ -174,7 +194,8 @@ static Status check_room(const Target *t, const Export *what, uint64_t tensor_by
     }
     TRY(dir_free_bytes(t->parent, &have));
     if (need <= have) return OK;
-    return fail(ERR_REFUSED, "%s has %s free, but %s needs %s", t->parent, format_bytes((double)have, have_text), t->path,
+    return fail(ERR_REFUSED, "%s has %s free, but %s needs %s", t->parent,
+                format_bytes((double)have, have_text), t->path,
                 format_bytes((double)need, need_text));
 }
 
@@ -182,7 +203,8 @@ static Status export_to(Arena *arena, const Target *t, const Export *what)
 {
     uint64_t bytes = 0;
     for (int i = 0; i < what->n; i++)
-        bytes += (uint64_t)shape_count(&what->tensors[i].shape) * dtype_bytes(what->tensors[i].dtype);
+        bytes += (uint64_t)shape_count(&what->tensors[i].shape) *
+                 dtype_bytes(what->tensors[i].dtype);
     TRY(mention_leftovers(arena, t));
     TRY(check_room(t, what, bytes));
     TRY(dir_create(t->work));

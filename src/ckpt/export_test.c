@@ -1,4 +1,5 @@
-/* Exports: bits as they were or rounded as they should be, what is refused, and nothing left behind whatever fails. */
+/* Exports: bits as they were or rounded as they should be, what is refused, and nothing left behind
+ * whatever fails. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <math.h>
@@ -17,7 +18,8 @@ static const char *source(char *scratch, Arena *arena, TinyState *state)
 static int list(const ModelDir *dir, DType dtype, ExportTensor *out)
 {
     for (int i = 0; i < modeldir_count(dir); i++)
-        out[i] = export_entry(modeldir_at(dir, i), dtype == DTYPE_COUNT ? modeldir_at(dir, i)->dtype : dtype);
+        out[i] = export_entry(modeldir_at(dir, i),
+                              dtype == DTYPE_COUNT ? modeldir_at(dir, i)->dtype : dtype);
     return modeldir_count(dir);
 }
 
@@ -46,11 +48,16 @@ static void bits_stay_and_others_round(void **unused)
     for (int t = 0; t < COUNT_OF(types); t++) {
         const char *path = arena_printf(&arena, "%s/made-%d/", scratch, t);
         CkptFile file = {"config.json", {(const uint8_t *)"{}", 2}};
-        Export what = {.tensors = tensors, .n = list(dir, types[t], tensors), .files = &file, .n_files = 1, .shard_bytes = 600};
+        Export what = {.tensors = tensors,
+                       .n = list(dir, types[t], tensors),
+                       .files = &file,
+                       .n_files = 1,
+                       .shard_bytes = 600};
         assert_ok(modeldir_export(path, &what));
         assert_ok(modeldir_open(path, &made));
         for (int i = 0; i < TINY_MODEL; i++) {
-            const SafetensorsEntry *from = modeldir_at(dir, i), *to = modeldir_find(made, from->name);
+            const SafetensorsEntry *from = modeldir_at(dir, i),
+                                   *to = modeldir_find(made, from->name);
             DType want = types[t] == DTYPE_COUNT ? from->dtype : types[t];
             uint8_t a[4 * ELEMENTS], b[4 * ELEMENTS];
             int64_t n = shape_count(&from->shape);
@@ -108,7 +115,8 @@ static void whatever_fails_leaves_nothing(void **unused)
     const char *path = source(scratch, &arena, state), *made = path_join(&arena, scratch, "made");
     const char *copy = path_join(&arena, path, "model.safetensors.index.json");
     assert_ok(modeldir_open(path, &dir));
-    Export what = {.tensors = tensors, .n = list(dir, DTYPE_COUNT, tensors), .copies = &copy, .n_copies = 1};
+    Export what = {
+        .tensors = tensors, .n = list(dir, DTYPE_COUNT, tensors), .copies = &copy, .n_copies = 1};
     for (int p = 0; p < COUNT_OF(points); p++)
         for (int n = 1;; n++) {
             assert_true(n < 100);
@@ -116,8 +124,10 @@ static void whatever_fails_leaves_nothing(void **unused)
             Status status = modeldir_export(made, &what);
             bool reached = fault_count(points[p]) >= n;
             assert_ok(fault_set(NULL));
-            if (status == OK) assert_ok(dir_remove_tree(made));
-            else if (dir_exists(made)) /* renamed, but not known to be durable: whole, and said to have failed */
+            if (status == OK)
+                assert_ok(dir_remove_tree(made));
+            else if (dir_exists(made)) /* renamed, but not known to be durable: whole, and said to
+                                          have failed */
                 assert_ok(dir_remove_tree(made));
             if (!reached) break;
             assert_int_equal(leftovers(scratch), 0);

@@ -1,8 +1,8 @@
 /* The newest good checkpoint of a run. */
 #include "ckpt/ckpt_internal.h"
 
-/* latest, then the steps before it (the same course of training), then those after it (committed by a
- * save that died before `latest` moved, or left from a course that was given up). */
+/* latest, then the steps before it (the same course of training), then those after it (committed by
+ * a save that died before `latest` moved, or left from a course that was given up). */
 static int order_candidates(const int64_t *steps, int n, int64_t latest, int64_t *out)
 {
     int count = 0;

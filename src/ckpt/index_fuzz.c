@@ -1,4 +1,5 @@
-/* Fuzz target: model.safetensors.index.json. What is accepted names plain files only, sorted by tensor. */
+/* Fuzz target: model.safetensors.index.json. What is accepted names plain files only, sorted by
+ * tensor. */
 #include <string.h>
 
 #include "ckpt/ckpt_internal.h"

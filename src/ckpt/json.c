@@ -1,8 +1,8 @@
 /* jansson, strictly. */
 #include "ckpt/ckpt_internal.h"
 
-/* jansson's parser recurses, once for each level, up to 2,048 of them by itself; nothing of ours is more
- * than a few levels deep, so a text that goes further is refused before it is parsed. */
+/* jansson's parser recurses, once for each level, up to 2,048 of them by itself; nothing of ours is
+ * more than a few levels deep, so a text that goes further is refused before it is parsed. */
 enum { MAX_DEPTH = 64 };
 
 static bool too_deep(const char *text, size_t n)

@@ -1,5 +1,5 @@
-/* One job per checkpoint directory: a lock of the kernel on a small file, which ends with the process
- * however it ends, and a text in it that says whose it is. */
+/* One job per checkpoint directory: a lock of the kernel on a small file, which ends with the
+ * process however it ends, and a text in it that says whose it is. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>

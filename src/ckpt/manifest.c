@@ -1,10 +1,10 @@
 /* manifest.json: what a checkpoint consists of, by size and hash.
  *
- * The text is one line of JSON that begins with its own hash, taken with the 32 digits set to zero, so
- * that a flipped bit anywhere in it is seen. Then: format, version, step, files (size and hash, for
- * safetensors files the hash of the header and the sum of each tensor's bytes), and the saver's own object.
- * Version 1 had a hash of each tensor in place of its sum, which one rank had to read as a whole; it is
- * still read. */
+ * The text is one line of JSON that begins with its own hash, taken with the 32 digits set to zero,
+ * so that a flipped bit anywhere in it is seen. Then: format, version, step, files (size and hash,
+ * for safetensors files the hash of the header and the sum of each tensor's bytes), and the saver's
+ * own object. Version 1 had a hash of each tensor in place of its sum, which one rank had to read
+ * as a whole; it is still read. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,7 +15,7 @@ enum { DIGITS = 32, MAX_MANIFEST_BYTES = 64 << 20 };
 static const char head[] = "{\"xxh3_128\":\""; /* 32 digits follow */
 static const char format_name[] = "drover checkpoint";
 
-/* ---- writing --------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------- */
 
 static json_t *hash_json(Hash128 hash)
 {
@@ -74,7 +74,7 @@ Status manifest_print(const Manifest *manifest, Str *out)
     return OK;
 }
 
-/* ---- reading --------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------- */
 
 static Status check_seal(const char *path, const char *text, size_t n)
 {

@@ -1,5 +1,5 @@
-/* Fuzz target: manifest.json. The input stands behind the seal, which is made right, so that the parser is
- * reached; once more as it is, with the seal that it brings. */
+/* Fuzz target: manifest.json. The input stands behind the seal, which is made right, so that the
+ * parser is reached; once more as it is, with the seal that it brings. */
 #include <string.h>
 
 #include "ckpt/ckpt_internal.h"

@@ -1,5 +1,5 @@
-/* A Hugging Face model directory, read: one file, or an index and its shards. Opening maps the shards
- * and reads their headers, nothing else. */
+/* A Hugging Face model directory, read: one file, or an index and its shards. Opening maps the
+ * shards and reads their headers, nothing else. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +20,7 @@ struct ModelDir {
     uint64_t bytes;
 };
 
-/* ---- the index ------------------------------------------------------------------------- */
+/* ---- the index -------------------------------------------------------------------------- */
 
 static int by_tensor(const void *a, const void *b)
 {
@@ -75,7 +75,7 @@ Status model_index_parse(Arena *arena, const char *path, const char *text, size_
     return status;
 }
 
-/* ---- opening --------------------------------------------------------------------------- */
+/* ---- opening ---------------------------------------------------------------------------- */
 
 static Status add_file(ModelDir *dir, const char *name)
 {

@@ -1,4 +1,5 @@
-/* Model directories: written and read again, dtype conversion, strides, shards, and hostile indices. */
+/* Model directories: written and read again, dtype conversion, strides, shards, and hostile
+ * indices. */
 #include "ckpt/ckpt_testkit.h"
 
 static NamedTensor named(const char *name, DType dtype, void *data, int64_t rows, int64_t columns)

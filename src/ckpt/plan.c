@@ -1,7 +1,7 @@
-/* Which tensor lies where in the files of a checkpoint: a function of the tensors alone, so that every rank of every
- * layout comes to the same bytes. Files take the tensors in the order of their names, numbers in them read as
- * numbers (layers.2 before layers.10), the model's apart from the optimizer's; within a file the order is that of
- * the reference writer. */
+/* Which tensor lies where in the files of a checkpoint: a function of the tensors alone, so that
+ * every rank of every layout comes to the same bytes. Files take the tensors in the order of their
+ * names, numbers in them read as numbers (layers.2 before layers.10), the model's apart from the
+ * optimizer's; within a file the order is that of the reference writer. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,13 +1,13 @@
-/* Power lost at any moment of a save: the calls that change the disk are recorded, and what the disk may hold
- * is made from them. Of the calls before the moment, those that a later fsync of the same file or directory
- * covers are there; of the rest any subset is, writes torn at 512 bytes or 4 KiB, names in any combination. Every
- * such state must load, as the step before or as the new one, value by value; once the save had reported success,
- * only as the new one. */
+/* Power lost at any moment of a save: the calls that change the disk are recorded, and what the
+ * disk may hold is made from them. Of the calls before the moment, those that a later fsync of the
+ * same file or directory covers are there; of the rest any subset is, writes torn at 512 bytes or 4
+ * KiB, names in any combination. Every such state must load, as the step before or as the new one,
+ * value by value; once the save had reported success, only as the new one. */
 #include "ckpt/ckpt_diskkit.h"
 
 enum { MAX_INODES = 512, MAX_ENTRIES = 1024, MAX_FDS = 1024, NAME = 72 };
 
-/* ---- the disk as recorded -------------------------------------------------------------- */
+/* ---- the disk as recorded --------------------------------------------------------------- */
 
 typedef struct Inode {
     bool dir;
@@ -75,9 +75,12 @@ static int resolve(int dir_fd, const char *path, char name[NAME])
 {
     int dir = 0;
     size_t n = strlen(tape.root);
-    if (dir_fd != AT_FDCWD) dir = dir_fd < MAX_FDS ? tape.of_fd[dir_fd] : -1;
-    else if (strncmp(path, tape.root, n) != 0 || (path[n] && path[n] != '/')) return -1;
-    else path += n;
+    if (dir_fd != AT_FDCWD)
+        dir = dir_fd < MAX_FDS ? tape.of_fd[dir_fd] : -1;
+    else if (strncmp(path, tape.root, n) != 0 || (path[n] && path[n] != '/'))
+        return -1;
+    else
+        path += n;
     path += *path == '/';
     for (;;) {
         size_t length = strcspn(path, "/");
@@ -113,8 +116,10 @@ static void change_name(Op *op, int dir, const char *name, int target)
 static void record_open(const DiskEvent *e, int dir, const char *name)
 {
     int inode = *name ? names_find(&tape.now, dir, name) : dir;
-    if (inode < 0) change_name(op_add(OP_NAMES, -1), dir, name, inode = inode_add(false));
-    else if (e->n && e->offset) op_add(OP_SIZE, inode)->offset = 0;
+    if (inode < 0)
+        change_name(op_add(OP_NAMES, -1), dir, name, inode = inode_add(false));
+    else if (e->n && e->offset)
+        op_add(OP_SIZE, inode)->offset = 0;
     assert_true(e->fd < MAX_FDS);
     tape.of_fd[e->fd] = inode;
 }
@@ -123,7 +128,10 @@ static void record(const DiskEvent *e)
 {
     char name[NAME], to[NAME];
     int inode = e->fd >= 0 && e->fd < MAX_FDS ? tape.of_fd[e->fd] : -1;
-    int dir = e->path ? resolve(e->call == DISK_CREATE || e->call == DISK_REMOVE ? e->dir_fd : AT_FDCWD, e->path, name) : -1;
+    int dir = e->path
+                  ? resolve(e->call == DISK_CREATE || e->call == DISK_REMOVE ? e->dir_fd : AT_FDCWD,
+                            e->path, name)
+                  : -1;
     if (e->path ? dir < 0 : inode < 0) return; /* elsewhere */
     switch (e->call) {
     case DISK_CREATE: record_open(e, dir, name); return;
@@ -194,7 +202,7 @@ static void tape_end(void)
     tape.n_inodes = tape.first.n = 0;
 }
 
-/* ---- a disk after the power was lost --------------------------------------------------- */
+/* ---- a disk after the power was lost ---------------------------------------------------- */
 
 typedef enum Loss { LOSE_NOTHING, LOSE_ALL_PENDING, LOSE_SOME, LOSE_KINDS } Loss;
 
@@ -211,7 +219,8 @@ static bool is_durable(size_t i, size_t moment)
     const Op *op = &tape.ops.at[i];
     if (op->kind != OP_NAMES) return synced_before(op->inode, i, moment);
     bool all = true;
-    for (int k = 0; k < op->n_changes; k++) all = all && synced_before(op->change[k].dir, i, moment);
+    for (int k = 0; k < op->n_changes; k++)
+        all = all && synced_before(op->change[k].dir, i, moment);
     return all;
 }
 
@@ -225,7 +234,8 @@ static void resize(Str *s, size_t n)
 static void write_torn(Str *file, const Op *op, uint64_t key)
 {
     size_t block = rng_below(key, 0, 2) ? 512 : 4096;
-    if (rng_below(key, 1, 2) && file->n < op->offset + op->data.n) resize(file, op->offset + op->data.n);
+    if (rng_below(key, 1, 2) && file->n < op->offset + op->data.n)
+        resize(file, op->offset + op->data.n);
     for (size_t at = 0; at < op->data.n;) {
         size_t place = op->offset + at, n = block - place % block;
         if (n > op->data.n - at) n = op->data.n - at;
@@ -253,8 +263,10 @@ static void apply(Str *files, Names *names, size_t i, size_t moment, Loss loss, 
     case OP_SYNC: return;
     case OP_SIZE: resize(&files[op->inode], op->offset); return;
     case OP_DATA:
-        if (sure || own % 4 == 1) write_whole(&files[op->inode], op);
-        else write_torn(&files[op->inode], op, own);
+        if (sure || own % 4 == 1)
+            write_whole(&files[op->inode], op);
+        else
+            write_torn(&files[op->inode], op, own);
         return;
     case OP_NAMES:
         if (!sure && own % 4 == 1) return;
@@ -291,7 +303,8 @@ static void make_disk(size_t moment, Loss loss, uint64_t key, const char *path)
     names = tape.first;
     for (int i = 0; i < tape.n_inodes; i++) {
         str_clear(&files[i]);
-        str_add_n(&files[i], tape.inode[i].content.n ? tape.inode[i].content.at : "", tape.inode[i].content.n);
+        str_add_n(&files[i], tape.inode[i].content.n ? tape.inode[i].content.at : "",
+                  tape.inode[i].content.n);
     }
     for (size_t i = 0; i < moment; i++) apply(files, &names, i, moment, loss, key);
     assert_ok(dir_remove_tree(path));
@@ -299,7 +312,7 @@ static void make_disk(size_t moment, Loss loss, uint64_t key, const char *path)
     for (int i = 0; i < tape.n_inodes; i++) str_deinit(&files[i]);
 }
 
-/* ---- the three saves ------------------------------------------------------------------- */
+/* ---- the three saves -------------------------------------------------------------------- */
 
 typedef struct Scenario {
     int64_t steps_before, saved;
@@ -307,10 +320,7 @@ typedef struct Scenario {
     int states;       /* per moment */
 } Scenario;
 
-static int64_t found_in(const char *path)
-{
-    return dir_exists(path) ? tiny_load_newest(path) : -1;
-}
+static int64_t found_in(const char *path) { return dir_exists(path) ? tiny_load_newest(path) : -1; }
 
 /* The calls after which the new step may be found, and after which nothing else may. */
 static void find_bounds(const Scenario *s, size_t *may, size_t *must)
@@ -320,7 +330,8 @@ static void find_bounds(const Scenario *s, size_t *may, size_t *must)
     *may = *must = 0;
     for (size_t i = 0; i < tape.ops.n; i++) {
         const Op *op = &tape.ops.at[i];
-        if (op->kind == OP_NAMES && op->n_changes == 2 && !strcmp(op->change[1].name, step)) *may = i + 1;
+        if (op->kind == OP_NAMES && op->n_changes == 2 && !strcmp(op->change[1].name, step))
+            *may = i + 1;
         if (op->kind == OP_SYNC && op->inode == 0) *must = i + 1;
     }
     assert_true(*may > 0 && *must > *may);
@@ -343,11 +354,16 @@ static void check_goes_on(const char *path, const Scenario *s, int64_t found)
 static void check_state(const char *path, const Scenario *s, bool may, bool must, size_t number)
 {
     int64_t old = s->steps_before ? s->steps_before : -1, found = found_in(path);
-    bool good = must ? found == s->saved : found == old || found == s->fallback || (may && found == s->saved);
-    if (!good) fail_msg("state %zu of saving step %lld: %lld is found", number, (long long)s->saved, (long long)found);
+    bool good = must ? found == s->saved
+                     : found == old || found == s->fallback || (may && found == s->saved);
+    if (!good)
+        fail_msg("state %zu of saving step %lld: %lld is found", number, (long long)s->saved,
+                 (long long)found);
     int whole = 0;
     for (int64_t step = 1; step <= s->saved; step++) whole += ckpt_step_loads(path, step);
-    if (s->saved > 2 && whole < 2) fail_msg("state %zu of saving step %lld: %d checkpoints are left", number, (long long)s->saved, whole);
+    if (s->saved > 2 && whole < 2)
+        fail_msg("state %zu of saving step %lld: %d checkpoints are left", number,
+                 (long long)s->saved, whole);
     if (number % 8 == 0) check_goes_on(path, s, found);
 }
 
@@ -359,7 +375,8 @@ static size_t run_scenario(const Scenario *s)
     size_t may, must, n = 0;
     log_set_level(LOG_SILENT);
     assert_ok(ckpt_store_open(root, (CkptOptions){.keep = 2}, &store));
-    for (int64_t step = 1; step <= s->steps_before; step++) assert_ok(tiny_save_step(store, state, step));
+    for (int64_t step = 1; step <= s->steps_before; step++)
+        assert_ok(tiny_save_step(store, state, step));
     tape_begin(root);
     assert_ok(tiny_save_step(store, state, s->saved));
     disk_reset();

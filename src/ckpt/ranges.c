@@ -1,9 +1,9 @@
 /* A rank's ranges of the files: written, synced and read back.
  *
- * A file is gone through once, from its front to its end. Where a tensor is cut along an inner axis a rank has
- * a short run in every row; runs that touch each other, small tensors among them, are put together and go out
- * in one write, long ones straight from the snapshot. No byte of another rank's is read or written, so
- * ranks need no order among themselves. */
+ * A file is gone through once, from its front to its end. Where a tensor is cut along an inner axis
+ * a rank has a short run in every row; runs that touch each other, small tensors among them, are
+ * put together and go out in one write, long ones straight from the snapshot. No byte of another
+ * rank's is read or written, so ranks need no order among themselves. */
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -37,7 +37,7 @@ typedef struct Job {
 
 static size_t write_bytes(const Ranges *r) { return r->write_bytes ? r->write_bytes : WRITE_BYTES; }
 
-/* ---- writing --------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------- */
 
 static Status flush(Work *w)
 {
@@ -93,10 +93,11 @@ static Status write_run(void *to, const CkptRun *run)
     return OK;
 }
 
-/* ---- reading back ------------------------------------------------------------------------ */
+/* ---- reading back ----------------------------------------------------------------------- */
 
-/* From the storage, where ranks of other hosts may have written into the same pages: this host's cache would only
- * say what this host has written. A request to forget it that is not heard does no harm. */
+/* From the storage, where ranks of other hosts may have written into the same pages: this host's
+ * cache would only say what this host has written. A request to forget it that is not heard does no
+ * harm. */
 static Status open_for_reading(Work *w)
 {
     TRY(file_open_read(w->file->path, &w->fd));
@@ -129,7 +130,7 @@ static Status check_same(const Work *w, const CkptTally *want)
                 w->ranges->share->tensors[w->tensor].name, w->file->path);
 }
 
-/* ---- files ------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------ */
 
 static Status each_tensor(Work *w, const Job *job)
 {

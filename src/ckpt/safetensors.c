@@ -1,5 +1,5 @@
-/* An opened safetensors file: look-up, reading with conversion, hashing. The data are copied out of the
- * map by file_map_copy only, so that a file cut short under us is an error and not a signal. */
+/* An opened safetensors file: look-up, reading with conversion, hashing. The data are copied out of
+ * the map by file_map_copy only, so that a file cut short under us is an error and not a signal. */
 #include "ckpt/ckpt_internal.h"
 
 #include <stdlib.h>

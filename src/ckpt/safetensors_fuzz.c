@@ -1,5 +1,5 @@
-/* Fuzz target: a whole safetensors file. What is accepted must be readable to the last element, and its
- * tensors must tile the data. */
+/* Fuzz target: a whole safetensors file. What is accepted must be readable to the last element, and
+ * its tensors must tile the data. */
 #include <stdlib.h>
 #include <string.h>
 

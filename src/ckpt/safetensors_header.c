@@ -1,12 +1,14 @@
 /* The header of a safetensors file: read in one pass, and checked completely before anything of the
  * file is used.
  *
- * The grammar is fixed ({name: {dtype, shape, data_offsets}}, and string pairs under __metadata__), so
- * it is scanned by hand here and not by jansson: no recursion, strings decoded in place, memory below
- * four times the header however it was made up. A tree of JSON values would need ten times that.
+ * The grammar is fixed ({name: {dtype, shape, data_offsets}}, and string pairs under __metadata__),
+ * so it is scanned by hand here and not by jansson: no recursion, strings decoded in place, memory
+ * below four times the header however it was made up. A tree of JSON values would need ten times
+ * that.
  *
- * What must hold: known types, shapes whose byte count does not overflow and equals the extent, extents
- * that tile the data from 0 to the end of the file without hole or overlap, every name once. */
+ * What must hold: known types, shapes whose byte count does not overflow and equals the extent,
+ * extents that tile the data from 0 to the end of the file without hole or overlap, every name
+ * once. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,7 +55,7 @@ bool safetensors_type(const char *name, DType *dtype, int *bits)
     return false;
 }
 
-/* ---- scanning -------------------------------------------------------------------------- */
+/* ---- scanning --------------------------------------------------------------------------- */
 
 typedef struct Scan {
     const char *path;
@@ -113,8 +115,8 @@ static bool hex4(const Scan *s, size_t at, uint32_t *value)
     return true;
 }
 
-/* text[i] follows "\u". Writes UTF-8 at *to. Surrogates must come in pairs; a zero would end the name
- * early and is refused. */
+/* text[i] follows "\u". Writes UTF-8 at *to. Surrogates must come in pairs; a zero would end the
+ * name early and is refused. */
 static Status unicode_escape(Scan *s, size_t *to)
 {
     uint32_t code, low;
@@ -188,7 +190,7 @@ static Status scan_count(Scan *s, uint64_t *out)
     return OK;
 }
 
-/* ---- one tensor ------------------------------------------------------------------------ */
+/* ---- one tensor ------------------------------------------------------------------------- */
 
 static Status scan_shape(Scan *s, SafetensorsEntry *entry)
 {
@@ -303,7 +305,7 @@ static Status scan_metadata(Scan *s)
     return need(s, '}');
 }
 
-/* ---- all of them ----------------------------------------------------------------------- */
+/* ---- all of them ------------------------------------------------------------------------ */
 
 static int by_offset(const void *a, const void *b)
 {
@@ -379,8 +381,8 @@ static Status scan_entries(Scan *s, Safetensors *file, size_t capacity, uint64_t
 
 Status safetensors_parse_header(Safetensors *file, size_t n)
 {
-    /* the shortest entry, "":{"dtype":"U8","shape":[],"data_offsets":[0,0]} and a comma, has 50 bytes;
-     * an entry that fails half way may be one more */
+    /* the shortest entry, "":{"dtype":"U8","shape":[],"data_offsets":[0,0]} and a comma, has 50
+     * bytes; an entry that fails half way may be one more */
     enum { SHORTEST_ENTRY = 49 };
     Scan s = {.path = file->map.path, .text = file->text, .n = n};
     uint64_t data_bytes = file->map.n - file->header_bytes;

@@ -1,5 +1,5 @@
-/* safetensors files: hostile headers (each row of the table must be refused with a sentence), files that
- * are no files, a file cut short while open, and what is written comes back. */
+/* safetensors files: hostile headers (each row of the table must be refused with a sentence), files
+ * that are no files, a file cut short while open, and what is written comes back. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <sys/stat.h>
@@ -186,7 +186,8 @@ static void test_lengths(void **state)
     scratch_destroy(dir);
 }
 
-/* 100,000 levels, and a header of two million bytes that is all names: neither costs much memory. */
+/* 100,000 levels, and a header of two million bytes that is all names: neither costs much memory.
+ */
 static void test_deep_and_wide(void **state)
 {
     (void)state;
@@ -233,7 +234,7 @@ static void test_not_a_file(void **state)
     scratch_destroy(dir);
 }
 
-/* ---- reading and writing --------------------------------------------------------------- */
+/* ---- reading and writing ---------------------------------------------------------------- */
 
 static SafetensorsItem make_item(const char *name, DType dtype, int64_t count, const void *data)
 {
@@ -339,8 +340,8 @@ static void test_cut_while_open(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        /* first: it needs the handler of SIGBUS that the first mapping installs, and cmocka puts its own in
-         * that place before each test */
+        /* first: it needs the handler of SIGBUS that the first mapping installs, and cmocka puts
+         * its own in that place before each test */
         cmocka_unit_test(test_cut_while_open), cmocka_unit_test(test_headers),
         cmocka_unit_test(test_every_prefix),   cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_deep_and_wide),  cmocka_unit_test(test_not_a_file),

@@ -1,5 +1,6 @@
 /* Writing a safetensors file. The order of the tensors and the text of the header are those of the
- * reference writer: wide types first, then by name; no white space; padded with spaces to 8 bytes. */
+ * reference writer: wide types first, then by name; no white space; padded with spaces to 8 bytes.
+ */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,8 +9,8 @@
 
 enum { PIECE_BYTES = 4 << 20 };
 
-/* The reference sorts by its list of types, last first: wider types come first, so that every tensor
- * is aligned to its element. */
+/* The reference sorts by its list of types, last first: wider types come first, so that every
+ * tensor is aligned to its element. */
 static int type_order(DType dtype)
 {
     static const DType last_first[] = {DTYPE_I64,  DTYPE_F64, DTYPE_F32,     DTYPE_I32,

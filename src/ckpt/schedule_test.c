@@ -1,6 +1,7 @@
-/* A thousand random schedules of what may happen to a run's checkpoints: saves that go well, that fail at one
- * call, that die at any call; starts that clean up, and die while they do; readers before, between and after,
- * who keep what they opened. A model knows which step may be found; after every event the disk is asked. */
+/* A thousand random schedules of what may happen to a run's checkpoints: saves that go well, that
+ * fail at one call, that die at any call; starts that clean up, and die while they do; readers
+ * before, between and after, who keep what they opened. A model knows which step may be found;
+ * after every event the disk is asked. */
 #include "ckpt/ckpt_diskkit.h"
 
 enum { SCHEDULES = 1000, HELD = 2 };
@@ -28,14 +29,14 @@ static struct Between {
 
 static void broken(const World *w, const char *what, int64_t got)
 {
-    fail_msg("schedule %llu, %s: %s (%lld; newest is %lld)", (unsigned long long)w->schedule, w->event, what, (long long)got,
-             (long long)w->newest);
+    fail_msg("schedule %llu, %s: %s (%lld; newest is %lld)", (unsigned long long)w->schedule,
+             w->event, what, (long long)got, (long long)w->newest);
 }
 
-/* ---- invariants ------------------------------------------------------------------------ */
+/* ---- invariants ------------------------------------------------------------------------- */
 
-/* Never fewer than two good ones, once there were two; `latest` is absent or names one of them. w->newest was
- * just loaded. Returns how many steps there are, good or not. */
+/* Never fewer than two good ones, once there were two; `latest` is absent or names one of them.
+ * w->newest was just loaded. Returns how many steps there are, good or not. */
 static int check_steps(const World *w)
 {
     Arena arena = {0};
@@ -55,7 +56,8 @@ static int check_steps(const World *w)
     return n;
 }
 
-/* The newest is w->newest, or `other` where the event left that open; what was found is then what must be. */
+/* The newest is w->newest, or `other` where the event left that open; what was found is then what
+ * must be. */
 static int check(World *w, int64_t other)
 {
     int64_t found = tiny_load_newest(w->root);
@@ -65,7 +67,7 @@ static int check(World *w, int64_t other)
     return check_steps(w);
 }
 
-/* ---- events ---------------------------------------------------------------------------- */
+/* ---- events ----------------------------------------------------------------------------- */
 
 static void stop(World *w)
 {
@@ -106,9 +108,12 @@ static void save_and_die(World *w, int64_t step, int64_t k)
     bool died = disk.calls >= k;
     stop(w);
     if (!died && status != OK) broken(w, "it failed before it died", k);
-    if (!died || step == before) { /* while a step is put in place of itself the one before it may be found */
+    if (!died ||
+        step ==
+            before) { /* while a step is put in place of itself the one before it may be found */
         int64_t found = tiny_load_newest(w->root);
-        if (found != step && !(died && step == before)) broken(w, "a save that went well is not found", found);
+        if (found != step && !(died && step == before))
+            broken(w, "a save that went well is not found", found);
         start(w);
         if (step != before) w->n_steps++;
         w->newest = step;
@@ -130,7 +135,8 @@ static void save_and_fail(World *w, int64_t step, int64_t k)
     if (status == OK) {
         if (step != w->newest) w->n_steps++;
         w->newest = step;
-    } else if (strlen(status_message()) < 10) broken(w, "no sentence", status);
+    } else if (strlen(status_message()) < 10)
+        broken(w, "no sentence", status);
     check(w, status == OK ? -1 : step);
 }
 
@@ -158,8 +164,10 @@ static void look_between(void)
 {
     World *w = between.world;
     int64_t found = tiny_load_newest(w->root);
-    bool replaced = between.saving == w->newest; /* by itself: then the one before it may be found */
-    if (found != w->newest && found != between.saving && !replaced) broken(w, "found in the middle of a save", found);
+    bool replaced = between.saving ==
+                    w->newest; /* by itself: then the one before it may be found */
+    if (found != w->newest && found != between.saving && !replaced)
+        broken(w, "found in the middle of a save", found);
     between.looked = true;
 }
 
@@ -177,7 +185,8 @@ static void save_while_read(World *w, int64_t step, int64_t k)
     check(w, -1);
 }
 
-/* A reader opens the newest and keeps it; one that was kept is read now, whatever became of its directory. */
+/* A reader opens the newest and keeps it; one that was kept is read now, whatever became of its
+ * directory. */
 static void read_held(World *w, int slot)
 {
     if (!w->held[slot]) {
@@ -191,15 +200,21 @@ static void read_held(World *w, int slot)
     w->held[slot] = NULL;
 }
 
-/* ---- schedules ------------------------------------------------------------------------- */
+/* ---- schedules -------------------------------------------------------------------------- */
 
 enum { SAVE, DIE, FAIL, START_DIE, BETWEEN, READ, RESTART, KINDS };
 
 static void one_event(World *w, uint64_t key, int *seen)
 {
-    static const char *const names[] = {"a save", "a save that dies", "a save that fails", "a start that dies",
-                                        "a save while one reads", "a reader", "a restart"};
-    static const int weighed[] = {SAVE, DIE, DIE, FAIL, START_DIE, BETWEEN, BETWEEN, READ, READ, RESTART};
+    static const char *const names[] = {"a save",
+                                        "a save that dies",
+                                        "a save that fails",
+                                        "a start that dies",
+                                        "a save while one reads",
+                                        "a reader",
+                                        "a restart"};
+    static const int weighed[] = {SAVE,    DIE,     DIE,  FAIL, START_DIE,
+                                  BETWEEN, BETWEEN, READ, READ, RESTART};
     int kind = weighed[rng_below(key, 0, COUNT_OF(weighed))];
     int64_t step = w->next + (int64_t)rng_below(key, 1, 3), k = 1 + (int64_t)rng_below(key, 2, 70);
     if (w->newest >= 0 && rng_below(key, 3, 5) == 0) step = w->newest; /* the same once more */
@@ -228,8 +243,13 @@ static void test_schedules(void **state)
     log_set_level(LOG_SILENT);
     for (uint64_t schedule = 0; schedule < SCHEDULES; schedule++) {
         uint64_t key = rng_key(schedule, "schedule");
-        World w = {.root = scratch_create(), .state = to_save, .read = to_read, .keep = 2 + (int)rng_below(key, 0, 2),
-                   .newest = -1, .next = 1, .schedule = schedule};
+        World w = {.root = scratch_create(),
+                   .state = to_save,
+                   .read = to_read,
+                   .keep = 2 + (int)rng_below(key, 0, 2),
+                   .newest = -1,
+                   .next = 1,
+                   .schedule = schedule};
         uint64_t events = 2 + rng_below(key, 1, 3);
         for (uint64_t i = 0; i < events; i++) one_event(&w, rng_u64(key, 2 + i), seen);
         for (int i = 0; i < HELD; i++)

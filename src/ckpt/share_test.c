@@ -1,6 +1,7 @@
-/* Checkpoints that several ranks write: the same bytes whoever writes what; and whatever happens to one of
- * them at any moment of a save, the older checkpoints stay and the next save works. Ranks are stores of one process,
- * each with its writer thread; the test is the caller that tells them of each other. */
+/* Checkpoints that several ranks write: the same bytes whoever writes what; and whatever happens to
+ * one of them at any moment of a save, the older checkpoints stay and the next save works. Ranks
+ * are stores of one process, each with its writer thread; the test is the caller that tells them of
+ * each other. */
 #include "ckpt/ckpt_testkit.h"
 
 #include <fcntl.h>
@@ -83,7 +84,7 @@ static void gather_parts(Member *m)
     }
 }
 
-/* ---- a crew -------------------------------------------------------------------------------- */
+/* ---- a crew ----------------------------------------------------------------------------- */
 
 static void crew_open(Crew *c, const char *root, int n, Cut cut)
 {
@@ -194,7 +195,7 @@ static Status crew_save(Crew *c, int64_t step)
     return crew_end(c);
 }
 
-/* ---- the same bytes -------------------------------------------------------------------------- */
+/* ---- the same bytes --------------------------------------------------------------------- */
 
 static void assert_same_dirs(const char *a, const char *b)
 {
@@ -240,7 +241,7 @@ static void test_same_bytes(void **state)
     scratch_destroy(one);
 }
 
-/* ---- what is not right is not published --------------------------------------------------------- */
+/* ---- what is not right is not published ------------------------------------------------- */
 
 static void test_holes(void **state)
 {
@@ -319,7 +320,7 @@ static void test_damage_while_saving(void **state)
     }
 }
 
-/* ---- a call that fails on one rank; a disk that is full for it ------------------------------------------ */
+/* ---- a call that fails on one rank; a disk that is full for it -------------------------- */
 
 static const char *const points[] = {"open",  "read",   "write", "fsync", "rename",
                                      "close", "unlink", "mkdir", "map",   "reserve"};
@@ -367,9 +368,10 @@ static void test_fail_at_every_call(void **state)
     assert_true(failures > 100);
 }
 
-/* ---- lost ranks ----------------------------------------------------------------------------------------------- */
+/* ---- lost ranks ------------------------------------------------------------------------- */
 
-/* The run ends after so many meetings of a save; a rank that is still at it afterwards does no harm. */
+/* The run ends after so many meetings of a save; a rank that is still at it afterwards does no
+ * harm. */
 static void lose_after(int meetings)
 {
     char *root = scratch_create();
@@ -454,7 +456,7 @@ static void test_kill_at_every_call(void **state)
     assert_true(kills > 60);
 }
 
-/* ---- read by several --------------------------------------------------------------------------------------------- */
+/* ---- read by several -------------------------------------------------------------------- */
 
 typedef struct Reading {
     const Member *m;

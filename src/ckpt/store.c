@@ -1,5 +1,5 @@
-/* A run's checkpoint directory, opened for saving: the lock, the snapshot buffer and the results that the writer
- * hands back (writer.c). */
+/* A run's checkpoint directory, opened for saving: the lock, the snapshot buffer and the results
+ * that the writer hands back (writer.c). */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -91,7 +91,7 @@ void ckpt_store_close(CkptStore *store)
     free(store);
 }
 
-/* ---- the snapshot ---------------------------------------------------------------------- */
+/* ---- the snapshot ----------------------------------------------------------------------- */
 
 size_t ckpt_snapshot_bytes(const Tensor *parts, int n)
 {
@@ -176,7 +176,7 @@ static void take_save(CkptStore *store, const CkptSave *save)
     store->n_saves++;
 }
 
-/* ---- saving ---------------------------------------------------------------------------- */
+/* ---- saving ----------------------------------------------------------------------------- */
 
 static void set_busy(CkptStore *store, bool busy)
 {
@@ -273,7 +273,7 @@ Status ckpt_save(CkptStore *store, const CkptSave *save)
     return status;
 }
 
-/* ---- a single rank's share ----------------------------------------------------------------- */
+/* ---- a single rank's share -------------------------------------------------------------- */
 
 static Status whole_tensor(const void *tensors, int i, CkptRunFn fn, void *to)
 {

@@ -3,8 +3,8 @@
 
 #include "ckpt/ckpt_internal.h"
 
-/* Copies the run of elements first .. first+n-1, walking the index of every axis. A run along the last
- * axis is one memcpy when that axis is contiguous. */
+/* Copies the run of elements first .. first+n-1, walking the index of every axis. A run along the
+ * last axis is one memcpy when that axis is contiguous. */
 static void copy_elements(const Tensor *t, int64_t first, int64_t n, char *packed, bool gather)
 {
     const Shape *shape = &t->shape;

@@ -1,16 +1,17 @@
 /* The sum of a tensor's bytes: a hash that ranks can share.
  *
- * Each rank sums the ranges that it holds, wherever they lie in the tensor and in whatever order, and the ranks'
- * sums add up to that of the whole. No cut of the tensor leaves a trace in it, so a checkpoint's manifest says
- * the same whatever the layout it was written under, and nobody has to read what another rank has read.
+ * Each rank sums the ranges that it holds, wherever they lie in the tensor and in whatever order,
+ * and the ranks' sums add up to that of the whole. No cut of the tensor leaves a trace in it, so a
+ * checkpoint's manifest says the same whatever the layout it was written under, and nobody has to
+ * read what another rank has read.
  *
  *     sum = sum over words w of  word[w] * table[w mod 1024] * factor(w / 1024)   (mod 2^64), twice
  *
- * word[w] is bytes 4w to 4w+3, the first the lowest; tables (32 bits) and factors (64 bits, odd) are random
- * numbers, fixed for good. This is multilinear hashing (Carter and Wegman 1979; Lemire and Kaser, "Strongly
- * universal string hashing is fast", 2014): a change that no one aims at these numbers goes unseen with a
- * probability near 2^-64. Being linear, it cannot tell a range that nobody wrote from zeros: beside it elements and
- * their places are counted (CkptTally). */
+ * word[w] is bytes 4w to 4w+3, the first the lowest; tables (32 bits) and factors (64 bits, odd)
+ * are random numbers, fixed for good. This is multilinear hashing (Carter and Wegman 1979; Lemire
+ * and Kaser, "Strongly universal string hashing is fast", 2014): a change that no one aims at these
+ * numbers goes unseen with a probability near 2^-64. Being linear, it cannot tell a range that
+ * nobody wrote from zeros: beside it elements and their places are counted (CkptTally). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,7 +84,7 @@ void sum_add(const SumKeys *keys, uint64_t offset, const void *data, size_t n, u
     }
 }
 
-/* ---- tallies --------------------------------------------------------------------------- */
+/* ---- tallies ---------------------------------------------------------------------------- */
 
 /* 0 + 1 + ... + n-1. Of two consecutive numbers the even one is halved, so that nothing is lost. */
 static uint64_t sum_below(uint64_t n) { return n % 2 ? n * ((n - 1) / 2) : n / 2 * (n - 1); }

@@ -1,4 +1,5 @@
-/* The sum that ranks share: pieces in any cut and order add up to the whole; what changes is seen. */
+/* The sum that ranks share: pieces in any cut and order add up to the whole; what changes is seen.
+ */
 #include "ckpt/ckpt_testkit.h"
 
 enum { BYTES = 50000 };

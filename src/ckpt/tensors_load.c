@@ -1,11 +1,12 @@
-/* From files into the caller's tensors: everything is matched and checked first, then all is read in
- * pieces on all cores. */
+/* From files into the caller's tensors: everything is matched and checked first, then all is read
+ * in pieces on all cores. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "ckpt/ckpt_internal.h"
 
-/* Elements per piece: large enough that a thread streams, small enough that the last ones spread. */
+/* Elements per piece: large enough that a thread streams, small enough that the last ones spread.
+ */
 enum { PIECE_ELEMENTS = 1 << 20 };
 
 typedef struct Piece {

@@ -30,9 +30,9 @@ typedef struct Check {
 
 typedef struct Verify {
     const Ckpt *ckpt;
-    bool files;            /* plain files and headers are checked */
-    int tensors, of;       /* and every of-th tensor from this one on; 0: none */
-    int n_tensors;         /* seen */
+    bool files;      /* plain files and headers are checked */
+    int tensors, of; /* and every of-th tensor from this one on; 0: none */
+    int n_tensors;   /* seen */
     VEC(Check) checks;
     VEC(Safetensors *) opened;
 } Verify;
@@ -76,7 +76,7 @@ static Status run_check(void *context, int i)
                 check->path, check->file->header_bytes);
 }
 
-/* ---- what must be there ---------------------------------------------------------------- */
+/* ---- what must be there ----------------------------------------------------------------- */
 
 static Status list_tensors(Verify *v, const char *path, const ManifestFile *file)
 {
@@ -109,7 +109,8 @@ static Status list_file(Verify *v, Arena *arena, const ManifestFile *file)
     return OK;
 }
 
-/* A shard too many may come from another run: loaders that take all of a directory would read it. */
+/* A shard too many may come from another run: loaders that take all of a directory would read it.
+ */
 static Status check_extra(const Ckpt *ckpt, Arena *arena)
 {
     DirEntries entries;
@@ -140,7 +141,7 @@ static Status verify(Verify *v, int threads)
     return status;
 }
 
-/* ---- opening --------------------------------------------------------------------------- */
+/* ---- opening ---------------------------------------------------------------------------- */
 
 static bool is_optimizer(const ManifestFile *file)
 {
@@ -178,7 +179,8 @@ static Status open_parts(Ckpt *ckpt, CkptVerify level, int threads)
         TRY(manifest_read(&ckpt->arena, manifest, &ckpt->manifest));
         TRY(check_step(ckpt));
         if (ckpt->manifest.version >= MANIFEST_SUMS) ckpt->keys = sum_keys_create();
-        Verify v = {.ckpt = ckpt, .files = level != CKPT_VERIFY_SIZES, .of = level == CKPT_VERIFY_HASHES};
+        Verify v = {
+            .ckpt = ckpt, .files = level != CKPT_VERIFY_SIZES, .of = level == CKPT_VERIFY_HASHES};
         TRY(verify(&v, threads));
         TRY(open_optimizer(ckpt));
     }
@@ -244,8 +246,8 @@ static const SafetensorsEntry *find_optimizer(const void *ckpt, const char *name
     return ckpt_optimizer_find(ckpt, name);
 }
 
-/* A model file that transformers is to read without a word holds nothing of ours: expert biases lie with
- * the optimizer's state. */
+/* A model file that transformers is to read without a word holds nothing of ours: expert biases lie
+ * with the optimizer's state. */
 const SafetensorsEntry *ckpt_model_find(const Ckpt *ckpt, const char *name)
 {
     const SafetensorsEntry *entry = modeldir_find(ckpt->model, name);
@@ -275,12 +277,12 @@ Status ckpt_load(const Ckpt *ckpt, const CkptTensors *tensors)
     return tensors_load(optimizer, tensors->optimizer, tensors->n_optimizer);
 }
 
-/* ---- reading by many ranks ---------------------------------------------------------------- */
+/* ---- reading by many ranks -------------------------------------------------------------- */
 
 /* In pieces that stay in the cache between copying, summing and converting. */
 /* NOLINTNEXTLINE(readability-function-size): a range, its two types, and where it goes */
-static Status read_piece(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int64_t n, DType to,
-                         void *raw, void *out, CkptTally *tally)
+static Status read_piece(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int64_t n,
+                         DType to, void *raw, void *out, CkptTally *tally)
 {
     TRY(safetensors_read(e, first, n, e->dtype, raw));
     if (ckpt->keys) tally_add(ckpt->keys, tally, first, n, e->dtype, raw);
@@ -293,11 +295,14 @@ Status ckpt_read(const Ckpt *ckpt, const SafetensorsEntry *e, int64_t first, int
 {
     enum { PIECE = 1 << 16 };
     bool same = e->dtype == to;
-    void *raw = same || e->dtype == DTYPE_COUNT ? NULL : xmalloc((size_t)min_i64(n, PIECE) * dtype_bytes(e->dtype) + 1);
+    void *raw = same || e->dtype == DTYPE_COUNT
+                    ? NULL
+                    : xmalloc((size_t)min_i64(n, PIECE) * dtype_bytes(e->dtype) + 1);
     Status status = OK;
     for (int64_t done = 0; done < n && status == OK; done += PIECE) {
         char *at = (char *)out + (size_t)done * dtype_bytes(to);
-        status = read_piece(ckpt, e, first + done, min_i64(n - done, PIECE), to, same ? at : raw, at, tally);
+        status = read_piece(ckpt, e, first + done, min_i64(n - done, PIECE), to, same ? at : raw,
+                            at, tally);
     }
     free(raw);
     return status;
@@ -310,8 +315,11 @@ Status ckpt_check_tally(const Ckpt *ckpt, const SafetensorsEntry *e, const CkptT
     TRY(tally_check(total, times, count, e->name));
     const ManifestFile *file = manifest_find(&ckpt->manifest, path_base(safetensors_path(e->file)));
     const ManifestTensor *tensor = file ? manifest_tensor(file, e->name) : NULL;
-    if (!tensor) return fail(ERR_FORMAT, "%s: the manifest does not name tensor %s", ckpt_path(ckpt), e->name);
-    bool good = tensor->hash.low * times == total->sum[0] && tensor->hash.high * times == total->sum[1];
+    if (!tensor)
+        return fail(ERR_FORMAT, "%s: the manifest does not name tensor %s", ckpt_path(ckpt),
+                    e->name);
+    bool good = tensor->hash.low * times == total->sum[0] &&
+                tensor->hash.high * times == total->sum[1];
     return good ? OK : damaged_tensor(e);
 }
 

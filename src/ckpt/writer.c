@@ -1,5 +1,5 @@
-/* Who does the phases of a save: a thread of each rank, which rests between them until the caller has learnt that
- * all ranks have come so far. A single rank goes through without resting. */
+/* Who does the phases of a save: a thread of each rank, which rests between them until the caller
+ * has learnt that all ranks have come so far. A single rank goes through without resting. */
 #include <string.h>
 
 #include "ckpt/ckpt_internal.h"
@@ -15,7 +15,8 @@ static Status publish(CkptStore *s)
     return OK;
 }
 
-/* A save that failed has cleaned up after itself; what could not be removed then is tried again here. */
+/* A save that failed has cleaned up after itself; what could not be removed then is tried again
+ * here. */
 static Status lay_out(CkptStore *s)
 {
     if (s->share.rank == 0) commit_clean(s->root);
@@ -65,7 +66,8 @@ static Status run_phases(CkptStore *s)
     return OK;
 }
 
-/* When the run ends in between, other ranks may still be writing: then everything is left to the next start. */
+/* When the run ends in between, other ranks may still be writing: then everything is left to the
+ * next start. */
 Status writer_save(CkptStore *s, int threads)
 {
     char work[STEP_NAME + 64], step[STEP_NAME];
@@ -103,7 +105,7 @@ void *writer_run(void *context)
     return NULL;
 }
 
-/* ---- what the caller sees of it ------------------------------------------------------------ */
+/* ---- what the caller sees of it --------------------------------------------------------- */
 
 static struct timespec moment_after(double wait_s)
 {

@@ -18,14 +18,17 @@ typedef struct ChatFlags {
 } ChatFlags;
 
 static const Option options[] = {
-    {"system", OPTION_TEXT, "TEXT", 0, 0, NULL, NULL, offsetof(ChatFlags, system), "a message that sets the tone"},
+    {"system", OPTION_TEXT, "TEXT", 0, 0, NULL, NULL, offsetof(ChatFlags, system),
+     "a message that sets the tone"},
     {"messages", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(ChatFlags, messages),
      "answer the conversation in this JSON file, once (docs/chat.md)"},
     {"chat-format", OPTION_TEXT, "NAME", 0, 0, NULL, NULL, offsetof(ChatFlags, format),
-     "llama3, llama3.1 (and 3.3), llama3.2, llama4, drover, or plain: the model goes on from what you type"},
+     "llama3, llama3.1 (and 3.3), llama3.2, llama4, drover, or plain: the model goes on from what "
+     "you type"},
     {"date", OPTION_TEXT, "DATE", 0, 0, NULL, NULL, offsetof(ChatFlags, date),
      "what formats with a date call today, as in \"26 Jul 2024\""},
-    {"max-tokens", OPTION_INT, "N", 1, 1 << 30, "512", NULL, offsetof(ChatFlags, max_tokens), "tokens of an answer at most"},
+    {"max-tokens", OPTION_INT, "N", 1, 1 << 30, "512", NULL, offsetof(ChatFlags, max_tokens),
+     "tokens of an answer at most"},
     {"context", OPTION_INT, "N", 1, 1 << 30, NULL, NULL, offsetof(ChatFlags, context),
      "tokens of the conversation at most; else 4096, or what the model can"},
     {"no-bos", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ChatFlags, no_bos),
@@ -64,16 +67,18 @@ static Status begin(Talk *talk)
     talk->chat.wants_answer = true;
     if (talk->flags->date) talk->chat.date = bytes_of(talk->flags->date);
     if (talk->format) {
-        if (talk->flags->system) chat_add_text(&talk->chat, CHAT_SYSTEM, bytes_of(talk->flags->system));
+        if (talk->flags->system)
+            chat_add_text(&talk->chat, CHAT_SYSTEM, bytes_of(talk->flags->system));
         return OK;
     }
     int32_t bos = tokenizer_bos(talk->model->tokenizer);
-    if (bos >= 0 && tokenizer_adds_bos(talk->model->tokenizer) && !talk->flags->no_bos) VEC_PUSH(&talk->history, bos);
+    if (bos >= 0 && tokenizer_adds_bos(talk->model->tokenizer) && !talk->flags->no_bos)
+        VEC_PUSH(&talk->history, bos);
     return talk->flags->system ? add_plain(talk, talk->flags->system) : OK;
 }
 
-/* The whole conversation anew, as the format writes it. What the slot holds of it, from the start on, need not be
- * computed again; nearly always that is all but the last turn. */
+/* The whole conversation anew, as the format writes it. What the slot holds of it, from the start
+ * on, need not be computed again; nearly always that is all but the last turn. */
 static Status render(Talk *talk)
 {
     ChatTokens tokens = {0};
@@ -88,7 +93,7 @@ static Status render(Talk *talk)
     return OK;
 }
 
-/* ---- a turn --------------------------------------------------------------------------------------- */
+/* ---- a turn ----------------------------------------------------------------------------- */
 
 static bool on_token(void *context, int32_t id)
 {
@@ -126,9 +131,13 @@ static Status answer(Talk *talk)
 {
     GenerateStats stats;
     int64_t held = infer_length(talk->infer, 0);
-    talk->decoder = (Decoder){.tokenizer = talk->model->tokenizer, .skip_special = true, .continues = true};
-    GenerateRequest r = {.prompt = talk->history.at + held, .n_prompt = (int64_t)talk->history.n - held,
-                         .max_tokens = talk->flags->max_tokens, .on_token = on_token, .context = talk,
+    talk->decoder = (Decoder){
+        .tokenizer = talk->model->tokenizer, .skip_special = true, .continues = true};
+    GenerateRequest r = {.prompt = talk->history.at + held,
+                         .n_prompt = (int64_t)talk->history.n - held,
+                         .max_tokens = talk->flags->max_tokens,
+                         .on_token = on_token,
+                         .context = talk,
                          .sampler = sampling_apply(&talk->flags->sampling, talk->model)};
     r.sampler.seed += (uint64_t)talk->turn++;
     Status status = infer_generate(talk->infer, &r, 1, &stats);
@@ -136,7 +145,8 @@ static Status answer(Talk *talk)
     if (status == OK) status = take_answer(talk, &r.tokens);
     VEC_FREE(&r.tokens);
     if (status == OK && r.end == GENERATE_CONTEXT)
-        log_info("the context of %lld tokens is full; /reset begins anew", (long long)infer_planned(talk->infer).context);
+        log_info("the context of %lld tokens is full; /reset begins anew",
+                 (long long)infer_planned(talk->infer).context);
     return status;
 }
 
@@ -144,8 +154,9 @@ static Status check_room(const Talk *talk)
 {
     int64_t n = (int64_t)talk->history.n, context = infer_planned(talk->infer).context;
     if (n <= context) return OK;
-    return fail(ERR_REFUSED, "a conversation of %lld tokens in a context of %lld; --context N makes more room", (long long)n,
-                (long long)context);
+    return fail(ERR_REFUSED,
+                "a conversation of %lld tokens in a context of %lld; --context N makes more room",
+                (long long)n, (long long)context);
 }
 
 static Status take_turn(Talk *talk, const char *line)
@@ -163,7 +174,8 @@ static Status take_turn(Talk *talk, const char *line)
         talk->chat.messages.n = messages;
         return OK;
     }
-    if (talk->history.n == (size_t)infer_length(talk->infer, 0)) return OK; /* an empty line: nothing new */
+    if (talk->history.n == (size_t)infer_length(talk->infer, 0))
+        return OK; /* an empty line: nothing new */
     return answer(talk);
 }
 
@@ -184,20 +196,23 @@ static Status converse(Talk *talk)
     size_t cap = 0;
     int64_t n;
     Status status = begin(talk);
-    if (terminal) log_info("%s; /reset begins anew, /quit or Ctrl-D ends", infer_device_text(talk->infer));
+    if (terminal)
+        log_info("%s; /reset begins anew, /quit or Ctrl-D ends", infer_device_text(talk->infer));
     while (status == OK) {
         status = read_line(talk, terminal, &line, &cap, &n);
         if (status != OK || n < 0 || !strcmp(line, "/quit")) break;
         cli_clear_interrupt();
-        if (!strcmp(line, "/reset")) status = begin(talk);
-        else if (n > 0) status = take_turn(talk, line);
+        if (!strcmp(line, "/reset"))
+            status = begin(talk);
+        else if (n > 0)
+            status = take_turn(talk, line);
     }
     if (terminal) fputs("\n", stderr);
     free(line);
     return status;
 }
 
-/* ---- a file ------------------------------------------------------------------------------------------ */
+/* ---- a file ----------------------------------------------------------------------------- */
 
 static Status answer_file(Talk *talk)
 {
@@ -214,15 +229,19 @@ static Status answer_file(Talk *talk)
     return answer(talk);
 }
 
-/* ---- the run ----------------------------------------------------------------------------------------- */
+/* ---- the run ---------------------------------------------------------------------------- */
 
 static Status choose_format(const ChatFlags *o, const InferModel *model, ChatFormat **format)
 {
     bool plain = o->format && !strcmp(o->format, "plain");
     if (!plain) TRY(chat_format_create(model->tokenizer, o->format, model->path, format));
-    if (o->messages && o->system) return fail(ERR_ARG, "--messages and --system exclude each other: the file can hold a system message");
+    if (o->messages && o->system)
+        return fail(
+            ERR_ARG,
+            "--messages and --system exclude each other: the file can hold a system message");
     if (o->messages && !*format)
-        return fail(ERR_ARG, "%s has no chat format for --messages; --chat-format NAME chooses one", model->path);
+        return fail(ERR_ARG, "%s has no chat format for --messages; --chat-format NAME chooses one",
+                    model->path);
     return OK;
 }
 
@@ -238,9 +257,13 @@ static Status talk_with(Talk *talk, InferOptions with)
 static Status run_rank(const Rank *rank, const InferModel *model, const void *flags)
 {
     const ChatFlags *o = flags;
-    if (!model->tokenizer) return fail(ERR_FORMAT, "%s has no tokenizer; drover logits takes ids", model->path);
+    if (!model->tokenizer)
+        return fail(ERR_FORMAT, "%s has no tokenizer; drover logits takes ids", model->path);
     Talk talk = {.flags = o, .rank = rank, .model = model};
-    InferOptions with = {.batch = 1, .context = o->context > 0 ? o->context : min_i64(DEFAULT_CONTEXT, model->config.max_positions)};
+    InferOptions with = {.batch = 1,
+                         .context = o->context > 0
+                                        ? o->context
+                                        : min_i64(DEFAULT_CONTEXT, model->config.max_positions)};
     model_flags_apply(&o->model, rank, &with);
     Status status = talk_with(&talk, with);
     encoder_destroy(talk.encoder);
@@ -263,8 +286,10 @@ const Command command_chat = {
     .min_operands = 1,
     .max_operands = 1,
     .sentence = "talk with a model in the terminal",
-    .details = "A model whose files have a chat template that drover knows is spoken to in turns; any other\n"
-               "goes on from what you type. Ctrl-C ends an answer; /reset begins anew; /quit or Ctrl-D ends.",
+    .details = "A model whose files have a chat template that drover knows is spoken to in turns; "
+               "any other\n"
+               "goes on from what you type. Ctrl-C ends an answer; /reset begins anew; /quit or "
+               "Ctrl-D ends.",
     COMMAND_OPTIONS(ChatFlags, options),
     .run = run,
 };

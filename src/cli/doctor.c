@@ -1,4 +1,5 @@
-/* drover doctor: what this machine has, and what it can do, measured in about two seconds; with --calibrate, in minutes. */
+/* drover doctor: what this machine has, and what it can do, measured in about two seconds; with
+ * --calibrate, in minutes. */
 #include "cli/cli.h"
 
 #include <math.h>
@@ -26,15 +27,18 @@ typedef struct DoctorFlags {
 } DoctorFlags;
 
 static const Option options[] = {
-    {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(DoctorFlags, threads), "to measure with; 0: all cores"},
+    {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(DoctorFlags, threads),
+     "to measure with; 0: all cores"},
     {"json", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(DoctorFlags, json), "one JSON object"},
     {"calibrate", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(DoctorFlags, calibrate),
-     "time the ops of real training programs for a minute or two and write this machine as a cluster's file, for --cluster; "
+     "time the ops of real training programs for a minute or two and write this machine as a "
+     "cluster's file, for --cluster; "
      "under mpirun exchanges are those between its processes"},
-    {"rounds", OPTION_INT, "N", 1, 1000, "5", NULL, offsetof(DoctorFlags, rounds), "steps of each program that --calibrate times"},
+    {"rounds", OPTION_INT, "N", 1, 1000, "5", NULL, offsetof(DoctorFlags, rounds),
+     "steps of each program that --calibrate times"},
 };
 
-/* ---- one line of the report ------------------------------------------------------------------- */
+/* ---- one line of the report ------------------------------------------------------------- */
 
 /* A line for people, or a member of the JSON object. */
 typedef struct Report {
@@ -60,43 +64,50 @@ static void say_rate(Report *r, const char *name, const char *key, double per_s,
     json_object_set_new(r->object, key, json_real(per_s));
 }
 
-/* ---- processor -------------------------------------------------------------------------------- */
+/* ---- processor -------------------------------------------------------------------------- */
 
 static void say_processor(Report *r, const Device *device)
 {
     say(r, "processor", "%s", device_text(device));
-    say(r, "cores", "%d that this process may use, of %ld", cpu_count(), sysconf(_SC_NPROCESSORS_ONLN));
+    say(r, "cores", "%d that this process may use, of %ld", cpu_count(),
+        sysconf(_SC_NPROCESSORS_ONLN));
 #if defined(__x86_64__)
     __builtin_cpu_init();
     char features[128];
     snprintf(features, sizeof features, "%s%s%s%s%s", __builtin_cpu_supports("avx2") ? "avx2 " : "",
-             __builtin_cpu_supports("fma") ? "fma " : "", __builtin_cpu_supports("avx512f") ? "avx512 " : "",
-             __builtin_cpu_supports("avx512vnni") ? "vnni " : "", cpu_best_isa() == ISA_AVX512BF16 ? "bf16" : "");
+             __builtin_cpu_supports("fma") ? "fma " : "",
+             __builtin_cpu_supports("avx512f") ? "avx512 " : "",
+             __builtin_cpu_supports("avx512vnni") ? "vnni " : "",
+             cpu_best_isa() == ISA_AVX512BF16 ? "bf16" : "");
     say(r, "instructions", "%s", features);
 #endif
     say(r, "kernels", "those for %s", isa_name(device_target(device).isa));
 }
 
-/* ---- memory and disk ----------------------------------------------------------------------------- */
+/* ---- memory and disk -------------------------------------------------------------------- */
 
 static void say_space(Report *r)
 {
     char a[32], b[32];
     uint64_t bytes;
-    say(r, "memory", "%s, of which %s can be had now", format_bytes((double)memory_total_bytes(), a),
+    say(r, "memory", "%s, of which %s can be had now",
+        format_bytes((double)memory_total_bytes(), a),
         format_bytes((double)memory_available_bytes(), b));
-    if (dir_free_bytes(".", &bytes) == OK) say(r, "disk", "%s free in this directory", format_bytes((double)bytes, a));
+    if (dir_free_bytes(".", &bytes) == OK)
+        say(r, "disk", "%s free in this directory", format_bytes((double)bytes, a));
     struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) say(r, "open files", "%llu at most", (unsigned long long)files.rlim_cur);
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0)
+        say(r, "open files", "%llu at most", (unsigned long long)files.rlim_cur);
 }
 
-/* ---- speed --------------------------------------------------------------------------------------- */
+/* ---- speed ------------------------------------------------------------------------------ */
 
 static void say_speed(Report *r, const Device *device)
 {
     Target t = device_target(device);
     double f32 = 0, bf16 = 0, read = 0;
-    for (int i = 0; i < 3; i++) { /* in turns, so that a short disturbance spoils no figure for good */
+    for (int i = 0; i < 3;
+         i++) { /* in turns, so that a short disturbance spoils no figure for good */
         f32 = fmax(f32, probe_peak_flop_per_s(t.isa, DTYPE_F32, t.threads, 0.2));
         bf16 = fmax(bf16, probe_peak_flop_per_s(t.isa, DTYPE_BF16, t.threads, 0.2));
         read = fmax(read, probe_read_bytes_per_s(t.threads, 0.2));
@@ -106,7 +117,7 @@ static void say_speed(Report *r, const Device *device)
     say_rate(r, "memory read", "memory_read_bytes_per_s", read, "B");
 }
 
-/* ---- libraries ------------------------------------------------------------------------------------- */
+/* ---- libraries -------------------------------------------------------------------------- */
 
 static void say_libraries(Report *r)
 {
@@ -114,10 +125,13 @@ static void say_libraries(Report *r)
     unsigned xxh = XXH_versionNumber();
     pcre2_config(PCRE2_CONFIG_VERSION, pcre2);
     pcre2[strcspn(pcre2, " ")] = 0;
-    say(r, "libraries", "jansson %s, PCRE2 %s, zstd %s, zlib %s, libyaml %s, xxHash %u.%u.%u", jansson_version_str(), pcre2,
-        ZSTD_versionString(), zlibVersion(), yaml_get_version_string(), xxh / 10000, xxh / 100 % 100, xxh % 100);
+    say(r, "libraries", "jansson %s, PCRE2 %s, zstd %s, zlib %s, libyaml %s, xxHash %u.%u.%u",
+        jansson_version_str(), pcre2, ZSTD_versionString(), zlibVersion(),
+        yaml_get_version_string(), xxh / 10000, xxh / 100 % 100, xxh % 100);
     char mpi[64];
-    say(r, "MPI", "%s", comm_mpi_version(mpi) ? mpi : "not built in (libopenmpi-dev): ranks are threads of one process");
+    say(r, "MPI", "%s",
+        comm_mpi_version(mpi) ? mpi
+                              : "not built in (libopenmpi-dev): ranks are threads of one process");
     say(r, "CUDA", "not built in: the processor computes");
 }
 
@@ -140,7 +154,7 @@ static Status examine(const DoctorFlags *o)
     return OK;
 }
 
-/* ---- calibration ----------------------------------------------------------------------------------- */
+/* ---- calibration ------------------------------------------------------------------------ */
 
 static void say_progress(void *context, const char *what)
 {
@@ -151,16 +165,19 @@ static void say_progress(void *context, const char *what)
 static void say_fits(const Calibration *c)
 {
     static const char *const reads[] = {"", "f32", "bf16", "fp8"};
-    printf("%-28s %6s %9s %9s %10s %10s %8s %7s\n", "op", "nodes", "ms in all", "fixed us", "GFLOP/s", "GB/s", "error %", "bias %");
+    printf("%-28s %6s %9s %9s %10s %10s %8s %7s\n", "op", "nodes", "ms in all", "fixed us",
+           "GFLOP/s", "GB/s", "error %", "bias %");
     for (int i = 0; i < c->n_fits; i++) {
         const OpFit *f = &c->fit[i];
         char name[64];
         snprintf(name, sizeof name, "%s %s", f->rate.op, reads[f->rate.math]);
-        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f\n", name, f->n, f->total_s * 1e3, f->rate.fixed_s * 1e6,
-               f->rate.flop_per_s * 1e-9, f->rate.bytes_per_s * 1e-9, f->error * 100, f->bias * 100);
+        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f\n", name, f->n, f->total_s * 1e3,
+               f->rate.fixed_s * 1e6, f->rate.flop_per_s * 1e-9, f->rate.bytes_per_s * 1e-9,
+               f->error * 100, f->bias * 100);
     }
     for (int i = 0; i < c->n_exchanges; i++)
-        printf("all-reduce %10.0f bytes, %d ranks: %.2f us\n", c->exchange[i].bytes, c->exchange_ranks, c->exchange[i].seconds * 1e6);
+        printf("all-reduce %10.0f bytes, %d ranks: %.2f us\n", c->exchange[i].bytes,
+               c->exchange_ranks, c->exchange[i].seconds * 1e6);
     printf("all cores as one rank: %.2f of one rank on each\n", c->team_eta);
 }
 
@@ -170,13 +187,18 @@ static Status calibrate(const Rank *rank, void *context)
     const DoctorFlags *o = context;
     Calibration c;
     Str sheet = {0};
-    TRY(calibrate_machine(&(CalibrateOptions){.cores = (int)o->threads, .rounds = (int)o->rounds, .world = rank->world, .progress = say_progress}, &c));
+    TRY(calibrate_machine(&(CalibrateOptions){.cores = (int)o->threads,
+                                              .rounds = (int)o->rounds,
+                                              .world = rank->world,
+                                              .progress = say_progress},
+                          &c));
     Status status = OK;
     if (rank->first) {
         say_fits(&c);
         calibrate_sheet(&c, &sheet);
         status = file_write_atomic(o->calibrate, sheet.at, sheet.n);
-        if (status == OK) printf("written to %s: --cluster %s means this machine\n", o->calibrate, o->calibrate);
+        if (status == OK)
+            printf("written to %s: --cluster %s means this machine\n", o->calibrate, o->calibrate);
     }
     str_deinit(&sheet);
     calibrate_deinit(&c);

@@ -16,10 +16,11 @@ static const Option options[] = {
      "token ids: {\"ids\": [[...], ...]}, rows of equal length"},
     {"out", OPTION_TEXT, "FILE.safetensors", 0, 0, NULL, NULL, offsetof(GradsOptions, out),
      "where loss and gradients go, one tensor per weight by its published name"},
-    {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(GradsOptions, threads), "0: all cores"},
+    {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(GradsOptions, threads),
+     "0: all cores"},
 };
 
-/* ---- ids ------------------------------------------------------------------------------------------------- */
+/* ---- ids -------------------------------------------------------------------------------- */
 
 typedef struct Rows {
     int32_t *ids, *pos, *targets;
@@ -39,14 +40,16 @@ static void fill_row(const IdVec *ids, int64_t index, Rows *r)
     }
 }
 
-static Status check_row(const IdVec *ids, int64_t index, int64_t length, int64_t vocab, const char *path)
+static Status check_row(const IdVec *ids, int64_t index, int64_t length, int64_t vocab,
+                        const char *path)
 {
     if ((int64_t)ids->n != length)
-        return fail(ERR_FORMAT, "%s: row %lld has not %lld ids as the first", path, (long long)index, (long long)length);
+        return fail(ERR_FORMAT, "%s: row %lld has not %lld ids as the first", path,
+                    (long long)index, (long long)length);
     for (size_t t = 0; t < ids->n; t++)
         if (ids->at[t] >= vocab)
-            return fail(ERR_FORMAT, "%s: row %lld, place %zu is not an id from 0 to %lld", path, (long long)index, t,
-                        (long long)vocab - 1);
+            return fail(ERR_FORMAT, "%s: row %lld, place %zu is not an id from 0 to %lld", path,
+                        (long long)index, t, (long long)vocab - 1);
     return OK;
 }
 
@@ -56,7 +59,8 @@ static Status read_rows(Arena *arena, const char *path, int64_t vocab, Rows *r)
     IdRows read;
     TRY(ids_read(arena, path, &read));
     *r = (Rows){.n = read.n, .length = (int64_t)read.row[0].n};
-    if (r->length < 2) return fail(ERR_FORMAT, "%s: \"ids\" must hold rows of at least two ids", path);
+    if (r->length < 2)
+        return fail(ERR_FORMAT, "%s: \"ids\" must hold rows of at least two ids", path);
     for (int64_t i = 0; i < r->n; i++) TRY(check_row(&read.row[i], i, r->length, vocab, path));
     r->ids = ARENA_ARRAY(arena, int32_t, r->n * r->length);
     r->pos = ARENA_ARRAY(arena, int32_t, r->n * r->length);
@@ -66,7 +70,7 @@ static Status read_rows(Arena *arena, const char *path, int64_t vocab, Rows *r)
     return OK;
 }
 
-/* ---- run -------------------------------------------------------------------------------------------------- */
+/* ---- run -------------------------------------------------------------------------------- */
 
 static Status load_weights(Session *session, const Store *store, const Weights *weights)
 {
@@ -74,7 +78,8 @@ static Status load_weights(Session *session, const Store *store, const Weights *
     for (int i = 0; i < store->n_entries; i++) {
         bool wanted = store->entry[i].role == STATE_PARAM || store->entry[i].role == STATE_BUFFER;
         for (int k = 0; wanted && k < store->entry[i].n_parts; k++)
-            VEC_PUSH(&list, ((NamedTensor){store->entry[i].part[k].name, session_state_part(session, i, k)}));
+            VEC_PUSH(&list, ((NamedTensor){store->entry[i].part[k].name,
+                                           session_state_part(session, i, k)}));
     }
     Status status = weights_load(weights, list.at, (int)list.n);
     VEC_FREE(&list);
@@ -84,12 +89,16 @@ static Status load_weights(Session *session, const Store *store, const Weights *
 static Status write_gradients(Session *session, const Store *store, const char *path)
 {
     VEC(SafetensorsItem) items = {0};
-    VEC_PUSH(&items, ((SafetensorsItem){.name = "loss", .dtype = DTYPE_F32, .data = session_output(session, 0, "loss")}));
+    VEC_PUSH(&items,
+             ((SafetensorsItem){
+                 .name = "loss", .dtype = DTYPE_F32, .data = session_output(session, 0, "loss")}));
     for (int i = 0; i < store->n_entries; i++) {
         const StateEntry *e = &store->entry[i];
         const char *grad = e->role == STATE_PARAM ? session_output(session, 0, e->name) : NULL;
         for (int k = 0; grad && k < e->n_parts; k++)
-            VEC_PUSH(&items, ((SafetensorsItem){.name = e->part[k].name, .dtype = DTYPE_F32, .shape = e->part[k].shape,
+            VEC_PUSH(&items, ((SafetensorsItem){.name = e->part[k].name,
+                                                .dtype = DTYPE_F32,
+                                                .shape = e->part[k].shape,
                                                 .data = grad + e->part[k].offset_bytes}));
     }
     Status status = safetensors_write(path, items.at, (int)items.n, NULL);
@@ -128,7 +137,8 @@ done:
 static Status run(const void *chosen, Operands operands)
 {
     const GradsOptions *o = chosen;
-    if (!o->ids || !o->out) return fail(ERR_ARG, "grads needs --ids FILE.json and --out FILE.safetensors");
+    if (!o->ids || !o->out)
+        return fail(ERR_ARG, "grads needs --ids FILE.json and --out FILE.safetensors");
     Arena arena = {0};
     InferModel model;
     Rows rows = {0};

@@ -18,8 +18,10 @@ static void wrap(Str *out, int column, int indent, const char *text)
     for (text += strspn(text, " "); *text; text += strspn(text, " "), first = false) {
         int n = (int)strcspn(text, " ");
         bool fits = column + n + !first <= WIDTH;
-        if (!fits) str_printf(out, "\n%*s", indent, "");
-        else if (!first) str_add(out, " ");
+        if (!fits)
+            str_printf(out, "\n%*s", indent, "");
+        else if (!first)
+            str_add(out, " ");
         column = fits ? column + n + !first : indent + n;
         str_add_n(out, text, (size_t)n);
         text += n;
@@ -31,12 +33,14 @@ static void add_row(Str *out, const char *left, int width, const char *sentence)
 {
     int indent = width + 4;
     str_printf(out, "  %-*s", width, left);
-    if ((int)strlen(left) > width) str_printf(out, "\n%*s", indent, "");
-    else str_add(out, "  ");
+    if ((int)strlen(left) > width)
+        str_printf(out, "\n%*s", indent, "");
+    else
+        str_add(out, "  ");
     wrap(out, indent, indent, sentence);
 }
 
-/* ---- all commands ----------------------------------------------------------------------------- */
+/* ---- all commands ----------------------------------------------------------------------- */
 
 /* A group is one line: "tokenizer ..."; its own help has the rest. */
 static int add_group(Str *left, int index)
@@ -56,7 +60,8 @@ static int add_group(Str *left, int index)
 
 void help_all(Str *out)
 {
-    str_printf(out, "drover %s: trains and serves Llama-class language models.\n\n", drover_version());
+    str_printf(out, "drover %s: trains and serves Llama-class language models.\n\n",
+               drover_version());
     for (int i = 0; command_at(i);) {
         const Command *first = command_at(i);
         Str left = {0};
@@ -85,7 +90,7 @@ bool help_group(const char *name, Str *out)
     return found;
 }
 
-/* ---- one command ------------------------------------------------------------------------------ */
+/* ---- one command ------------------------------------------------------------------------ */
 
 static void add_range(const Option *o, Str *out)
 {
@@ -111,7 +116,8 @@ void help_command(const Command *c, Str *out)
     for (int i = 0; i < c->n_options; i++) {
         const Option *o = &c->options[i];
         Str left = {0}, right = {0};
-        str_printf(&left, "%s%s%s%s", o->name[1] ? "--" : "-", o->name, o->type == OPTION_FLAG ? "" : " ", o->type == OPTION_FLAG ? "" : o->unit);
+        str_printf(&left, "%s%s%s%s", o->name[1] ? "--" : "-", o->name,
+                   o->type == OPTION_FLAG ? "" : " ", o->type == OPTION_FLAG ? "" : o->unit);
         str_add(&right, o->sentence);
         add_range(o, &right);
         add_row(out, left.at, width, right.at);
@@ -120,7 +126,7 @@ void help_command(const Command *c, Str *out)
     }
 }
 
-/* ---- the command help -------------------------------------------------------------- */
+/* ---- the command help ------------------------------------------------------------------- */
 
 static Status run(const void *options, Operands operands)
 {
@@ -132,7 +138,8 @@ static Status run(const void *options, Operands operands)
     } else if (operands.n > 1 || !help_group(operands.at[0], &text)) {
         Arena arena = {0};
         ParsedLine line;
-        const char *words[3] = {operands.at[0], operands.n > 1 ? operands.at[1] : "--help", "--help"};
+        const char *words[3] = {operands.at[0], operands.n > 1 ? operands.at[1] : "--help",
+                                "--help"};
         status = cli_parse(&arena, operands.n + 1, words, &line);
         if (status == OK) help_command(line.command, &text);
         arena_deinit(&arena);

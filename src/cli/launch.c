@@ -50,10 +50,10 @@ static const Option options[] = {
      "check, and print the command or the script; start nothing"},
 };
 
-/* ---- signals ------------------------------------------------------------------------------------- */
+/* ---- signals ---------------------------------------------------------------------------- */
 
-/* The first signal stops the ranks in order, the second one of the same kind ends them; SIGUSR1, which Slurm sends before a limit,
- * may come more than once. */
+/* The first signal stops the ranks in order, the second one of the same kind ends them; SIGUSR1,
+ * which Slurm sends before a limit, may come more than once. */
 static void on_signal(int number)
 {
     static volatile sig_atomic_t asked, seen_interrupt, seen_terminate;
@@ -73,7 +73,7 @@ static void catch_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* ---- the job --------------------------------------------------------------------------------------- */
+/* ---- the job ---------------------------------------------------------------------------- */
 
 static Status own_path(Arena *arena, const char **path)
 {
@@ -129,7 +129,7 @@ static Status make_job(Arena *arena, const LaunchOptions *o, Operands operands, 
     return OK;
 }
 
-/* ---- start ------------------------------------------------------------------------------------------ */
+/* ---- start ------------------------------------------------------------------------------ */
 
 static Status submit(Arena *arena, const LaunchJob *job, bool dry_run)
 {

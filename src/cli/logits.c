@@ -1,5 +1,5 @@
-/* drover logits: what the model says after each of given tokens, as a safetensors file. Rows are computed one
- * after another while the file is written, so that only one is ever held. */
+/* drover logits: what the model says after each of given tokens, as a safetensors file. Rows are
+ * computed one after another while the file is written, so that only one is ever held. */
 #include "cli/cli.h"
 
 #include <string.h>
@@ -10,8 +10,10 @@ typedef struct LogitsOptions {
 } LogitsOptions;
 
 static const Option options[] = {
-    {"ids", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(LogitsOptions, ids), "{\"ids\": [[1, 2, 3], ...]}"},
-    {"out", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(LogitsOptions, out), "the safetensors file to write"},
+    {"ids", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(LogitsOptions, ids),
+     "{\"ids\": [[1, 2, 3], ...]}"},
+    {"out", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(LogitsOptions, out),
+     "the safetensors file to write"},
     MODEL_FLAGS(LogitsOptions, model),
 };
 
@@ -30,7 +32,8 @@ static Status fill(void *context, uint64_t offset, void *out, size_t bytes)
     RowsTensor *t = context;
     while (bytes > 0) {
         int row = t->first + (int)(offset / t->row_bytes);
-        size_t at = (size_t)(offset % t->row_bytes), n = t->row_bytes - at < bytes ? t->row_bytes - at : bytes;
+        size_t at = (size_t)(offset % t->row_bytes),
+               n = t->row_bytes - at < bytes ? t->row_bytes - at : bytes;
         if (t->computed != row) {
             const IdVec *ids = &t->rows->row[row];
             TRY(infer_logits(t->infer, ids->at, (int64_t)ids->n, &t->logits));
@@ -51,18 +54,23 @@ static bool equal_lengths(const IdRows *rows)
     return true;
 }
 
-static SafetensorsItem make_item(Arena *arena, Infer *infer, const IdRows *rows, int first, int n, int64_t vocab)
+static SafetensorsItem make_item(Arena *arena, Infer *infer, const IdRows *rows, int first, int n,
+                                 int64_t vocab)
 {
     RowsTensor *t = ARENA_NEW(arena, RowsTensor);
     int64_t length = (int64_t)rows->row[first].n;
-    *t = (RowsTensor){.infer = infer, .rows = rows, .first = first, .computed = -1,
+    *t = (RowsTensor){.infer = infer,
+                      .rows = rows,
+                      .first = first,
+                      .computed = -1,
                       .row_bytes = sizeof(float) * (size_t)length * (size_t)vocab};
     Shape shape = n > 1 ? shape_make(3, (int64_t[]){n, length, vocab}, NULL)
                         : shape_make(2, (int64_t[]){length, vocab}, NULL);
     return (SafetensorsItem){.dtype = DTYPE_F32, .shape = shape, .fill = fill, .context = t};
 }
 
-static Status write_logits(Arena *arena, Infer *infer, const IdRows *rows, int64_t vocab, const char *path)
+static Status write_logits(Arena *arena, Infer *infer, const IdRows *rows, int64_t vocab,
+                           const char *path)
 {
     SafetensorsItem *items = ARENA_ARRAY(arena, SafetensorsItem, rows->n);
     int n = equal_lengths(rows) ? 1 : rows->n;
@@ -85,21 +93,25 @@ static Status write_logits(Arena *arena, Infer *infer, const IdRows *rows, int64
 static Status compute_rows(Infer *infer, const IdRows *rows)
 {
     const float *logits;
-    for (int i = 0; i < rows->n; i++) TRY(infer_logits(infer, rows->row[i].at, (int64_t)rows->row[i].n, &logits));
+    for (int i = 0; i < rows->n; i++)
+        TRY(infer_logits(infer, rows->row[i].at, (int64_t)rows->row[i].n, &logits));
     return OK;
 }
 
-static Status run_open(Arena *arena, const LogitsOptions *o, const Rank *rank, const InferModel *model)
+static Status run_open(Arena *arena, const LogitsOptions *o, const Rank *rank,
+                       const InferModel *model)
 {
     IdRows rows;
     TRY(ids_read(arena, o->ids, &rows));
     InferOptions wanted = {0};
     model_flags_apply(&o->model, rank, &wanted);
-    for (int i = 0; i < rows.n; i++) wanted.logits_tokens = max_i64(wanted.logits_tokens, (int64_t)rows.row[i].n);
+    for (int i = 0; i < rows.n; i++)
+        wanted.logits_tokens = max_i64(wanted.logits_tokens, (int64_t)rows.row[i].n);
     Infer *infer;
     TRY(infer_create(model, wanted, &infer));
     log_debug("%s", infer_device_text(infer));
-    Status status = rank->first ? write_logits(arena, infer, &rows, model->config.vocab, o->out) : compute_rows(infer, &rows);
+    Status status = rank->first ? write_logits(arena, infer, &rows, model->config.vocab, o->out)
+                                : compute_rows(infer, &rows);
     infer_destroy(infer);
     return status;
 }
@@ -125,7 +137,8 @@ const Command command_logits = {
     .min_operands = 1,
     .max_operands = 1,
     .sentence = "logits after each given token id, as safetensors",
-    .details = "The file holds one f32 tensor, logits: [n, vocab] for one row of ids, [rows, n, vocab] for\n"
+    .details = "The file holds one f32 tensor, logits: [n, vocab] for one row of ids, [rows, n, "
+               "vocab] for\n"
                "rows of equal length; for others logits.0, logits.1 and so on.",
     COMMAND_OPTIONS(LogitsOptions, options),
     .run = run,

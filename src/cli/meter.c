@@ -23,8 +23,10 @@ void meter_show(Meter *m, const char *format, ...)
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     m->next_s = clock_s() + (m->terminal ? 0.2 : 10);
-    if (m->terminal) fprintf(stderr, "\r\033[K%s", text);
-    else log_info("%s", text);
+    if (m->terminal)
+        fprintf(stderr, "\r\033[K%s", text);
+    else
+        log_info("%s", text);
     m->shown = m->terminal;
 }
 

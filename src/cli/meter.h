@@ -1,4 +1,5 @@
-/* How far a long command is, on stderr: a line that redraws itself on a terminal, else one every ten seconds. */
+/* How far a long command is, on stderr: a line that redraws itself on a terminal, else one every
+ * ten seconds. */
 #ifndef CLI_METER_H
 #define CLI_METER_H
 

@@ -14,8 +14,11 @@ void model_flags_apply(const ModelFlags *flags, const Rank *rank, InferOptions *
     options->memory_limit_bytes = (size_t)flags->memory;
     options->world = rank->world;
     options->ranks_here = rank->here;
-    options->layout.mesh = (Mesh){.size = {[MESH_PP] = (int)flags->pp, [MESH_DP] = (int)flags->dp, [MESH_FSDP] = (int)flags->fsdp,
-                                           [MESH_EP] = (int)flags->ep, [MESH_TP] = (int)flags->tp}};
+    options->layout.mesh = (Mesh){.size = {[MESH_PP] = (int)flags->pp,
+                                           [MESH_DP] = (int)flags->dp,
+                                           [MESH_FSDP] = (int)flags->fsdp,
+                                           [MESH_EP] = (int)flags->ep,
+                                           [MESH_TP] = (int)flags->tp}};
 }
 
 typedef struct Job {
@@ -30,12 +33,15 @@ static Status run_rank(const Rank *rank, void *context)
     return job->main(rank, &job->model, job->options);
 }
 
-Status model_flags_run(const ModelFlags *flags, const char *path, ModelMain main, const void *options)
+Status model_flags_run(const ModelFlags *flags, const char *path, ModelMain main,
+                       const void *options)
 {
     Job job = {.main = main, .options = options};
-    int64_t n = min_i64(flags->tp * flags->ep * flags->pp, INT32_MAX); /* of three and of two factors up to 4096 */
+    int64_t n = min_i64(flags->tp * flags->ep * flags->pp,
+                        INT32_MAX); /* of three and of two factors up to 4096 */
     TRY(infer_model_open(path, &job.model));
-    Status status = ranks_run((int)min_i64(n * min_i64(flags->fsdp * flags->dp, INT32_MAX), INT32_MAX), run_rank, &job);
+    Status status = ranks_run(
+        (int)min_i64(n * min_i64(flags->fsdp * flags->dp, INT32_MAX), INT32_MAX), run_rank, &job);
     infer_model_deinit(&job.model);
     return status;
 }
@@ -43,11 +49,13 @@ Status model_flags_run(const ModelFlags *flags, const char *path, ModelMain main
 static Status read_row(Arena *arena, const json_t *json, const char *path, int index, IdVec *row)
 {
     size_t n = json_array_size(json);
-    if (!json_is_array(json) || n == 0) return fail(ERR_FORMAT, "%s: ids[%d] is not a list of ids", path, index);
+    if (!json_is_array(json) || n == 0)
+        return fail(ERR_FORMAT, "%s: ids[%d] is not a list of ids", path, index);
     *row = (IdVec){ARENA_ARRAY(arena, int32_t, n), n, n};
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_array_get(json, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX)
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) > INT32_MAX)
             return fail(ERR_FORMAT, "%s: ids[%d][%zu] is not a token id", path, index, i);
         row->at[i] = (int32_t)json_integer_value(id);
     }

@@ -6,7 +6,7 @@
 
 enum { MAX_CANDIDATES = 256 };
 
-/* ---- which command ------------------------------------------------------------------------- */
+/* ---- which command ---------------------------------------------------------------------- */
 
 static bool is_group(const char *word)
 {
@@ -17,7 +17,8 @@ static bool is_group(const char *word)
     return false;
 }
 
-static Status unknown(const char *kind, const char *word, const char *const *candidates, int n, const char *hint)
+static Status unknown(const char *kind, const char *word, const char *const *candidates, int n,
+                      const char *hint)
 {
     const char *near = name_nearest(word, candidates, n);
     if (near) return fail(ERR_ARG, "there is no %s '%s'; did you mean '%s'?", kind, word, near);
@@ -55,7 +56,8 @@ static Status unknown_in_group(Arena *arena, const char *group, const char *word
     return fail(ERR_ARG, "%s has no '%s', only: %s", group, word, list);
 }
 
-static Status find_command(Arena *arena, int argc, const char *const *argv, const Command **command, int *used)
+static Status find_command(Arena *arena, int argc, const char *const *argv, const Command **command,
+                           int *used)
 {
     bool group = is_group(argv[0]);
     const Command *c;
@@ -64,18 +66,21 @@ static Status find_command(Arena *arena, int argc, const char *const *argv, cons
         *used = 1 + group;
         if (!group && !strcmp(c->name, argv[0])) return OK;
         size_t n = strlen(argv[0]);
-        if (group && argc > 1 && !strncmp(c->name, argv[0], n) && c->name[n] == ' ' && !strcmp(c->name + n + 1, argv[1]))
+        if (group && argc > 1 && !strncmp(c->name, argv[0], n) && c->name[n] == ' ' &&
+            !strcmp(c->name + n + 1, argv[1]))
             return OK;
     }
-    return group ? unknown_in_group(arena, argv[0], argc > 1 ? argv[1] : NULL) : unknown_command(arena, argv[0]);
+    return group ? unknown_in_group(arena, argv[0], argc > 1 ? argv[1] : NULL)
+                 : unknown_command(arena, argv[0]);
 }
 
-/* ---- options --------------------------------------------------------------------------------- */
+/* ---- options ---------------------------------------------------------------------------- */
 
 static const Option *find_option(const Command *c, const char *name, size_t n)
 {
     for (int i = 0; i < c->n_options; i++)
-        if (strlen(c->options[i].name) == n && !strncmp(c->options[i].name, name, n)) return &c->options[i];
+        if (strlen(c->options[i].name) == n && !strncmp(c->options[i].name, name, n))
+            return &c->options[i];
     return NULL;
 }
 
@@ -83,10 +88,12 @@ static Status unknown_option(Arena *arena, const Command *c, const char *name, s
 {
     const char *names[MAX_CANDIDATES];
     int count = 0;
-    for (int i = 0; i < c->n_options && count < MAX_CANDIDATES - 1; i++) names[count++] = c->options[i].name;
+    for (int i = 0; i < c->n_options && count < MAX_CANDIDATES - 1; i++)
+        names[count++] = c->options[i].name;
     names[count++] = "help";
     const char *word = arena_strndup(arena, name, n), *near = name_nearest(word, names, count);
-    if (near) return fail(ERR_ARG, "%s has no option --%s; did you mean --%s?", c->name, word, near);
+    if (near)
+        return fail(ERR_ARG, "%s has no option --%s; did you mean --%s?", c->name, word, near);
     return fail(ERR_ARG, "%s has no option --%s; see drover %s --help", c->name, word, c->name);
 }
 
@@ -106,7 +113,8 @@ static Status read_choice(const Option *o, const char *text, int *out)
 
 static Status out_of_range(const Option *o, const char *text)
 {
-    return fail(ERR_ARG, "--%s is %s, but it must lie between %.10g and %.10g", o->name, text, o->min, o->max);
+    return fail(ERR_ARG, "--%s is %s, but it must lie between %.10g and %.10g", o->name, text,
+                o->min, o->max);
 }
 
 static Status read_value(const Option *o, const char *text, void *options)
@@ -119,12 +127,14 @@ static Status read_value(const Option *o, const char *text, void *options)
     case OPTION_TEXT: *(const char **)at = text; return OK;
     case OPTION_CHOICE: return read_choice(o, text, (int *)(void *)at);
     case OPTION_INT:
-        if (!parse_i64(text, &i)) return fail(ERR_ARG, "--%s is '%s', which is not a whole number", o->name, text);
+        if (!parse_i64(text, &i))
+            return fail(ERR_ARG, "--%s is '%s', which is not a whole number", o->name, text);
         if ((double)i < o->min || (double)i > o->max) return out_of_range(o, text);
         *(int64_t *)(void *)at = i;
         return OK;
     case OPTION_FLOAT:
-        if (!parse_f64(text, &f)) return fail(ERR_ARG, "--%s is '%s', which is not a number", o->name, text);
+        if (!parse_f64(text, &f))
+            return fail(ERR_ARG, "--%s is '%s', which is not a number", o->name, text);
         if (f < o->min || f > o->max) return out_of_range(o, text);
         *(double *)(void *)at = f;
         return OK;
@@ -166,7 +176,8 @@ static Status read_option(Arena *arena, Cursor *cursor, ParsedLine *line)
         return read_value(o, NULL, line->options);
     }
     if (equals) return read_value(o, equals + 1, line->options);
-    if (cursor->at == cursor->argc) return fail(ERR_ARG, "--%s needs a value (%s)", o->name, o->unit);
+    if (cursor->at == cursor->argc)
+        return fail(ERR_ARG, "--%s needs a value (%s)", o->name, o->unit);
     return read_value(o, cursor->argv[cursor->at++], line->options);
 }
 
@@ -175,8 +186,9 @@ static Status check_operands(const Command *c, int n)
     if (n < c->min_operands)
         return fail(ERR_ARG, "%s needs %s; see drover %s --help", c->name, c->operands, c->name);
     if (n > c->max_operands)
-        return fail(ERR_ARG, "%s takes %s%s, but %d words were given; see drover %s --help", c->name,
-                    c->max_operands ? "only " : "no operands", c->max_operands ? c->operands : "", n, c->name);
+        return fail(ERR_ARG, "%s takes %s%s, but %d words were given; see drover %s --help",
+                    c->name, c->max_operands ? "only " : "no operands",
+                    c->max_operands ? c->operands : "", n, c->name);
     return OK;
 }
 
@@ -198,7 +210,8 @@ static Status read_words(Arena *arena, Cursor *cursor, ParsedLine *line)
         } else if (dash && (word[1] == '-' || is_letter_option(line->command, word))) {
             TRY(read_option(arena, cursor, line));
         } else if (dash) {
-            return fail(ERR_ARG, "%s has no option %s; options begin with two dashes", line->command->name, word);
+            return fail(ERR_ARG, "%s has no option %s; options begin with two dashes",
+                        line->command->name, word);
         } else {
             operand[n++] = word;
             cursor->at++;
@@ -229,6 +242,7 @@ Status cli_parse(Arena *arena, int argc, const char *const *argv, ParsedLine *li
     int used = 0;
     TRY(find_command(arena, argc, argv, &line->command, &used));
     line->options = arena_alloc(arena, line->command->options_bytes + 1);
-    for (int i = 0; i < line->command->n_options; i++) TRY(set_default(&line->command->options[i], line->options));
+    for (int i = 0; i < line->command->n_options; i++)
+        TRY(set_default(&line->command->options[i], line->options));
     return read_words(arena, &(Cursor){argc, used, argv}, line);
 }

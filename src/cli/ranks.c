@@ -9,7 +9,8 @@ static void say_failure(Comm *world, Status status, const char *sentence)
 {
     int rank = comm_rank(world);
     log_set_thread_quiet(comm_failed_rank(world) != rank);
-    if (status == ERR_COMM || status == ERR_REFUSED || status == ERR_ARG) /* of the world, or every rank's */
+    if (status == ERR_COMM || status == ERR_REFUSED ||
+        status == ERR_ARG) /* of the world, or every rank's */
         log_error("%s", sentence);
     else
         log_error("rank %d on %s: %s", rank, comm_host(world, rank), sentence);
@@ -30,7 +31,7 @@ static Status run_rank(Rank rank, bool process, RankMain main, void *context)
     return status == OK ? OK : fail(status, "%s", sentence);
 }
 
-/* ---- threads ------------------------------------------------------------------------------------------ */
+/* ---- threads ---------------------------------------------------------------------------- */
 
 enum { MAX_THREADS = 1024 };
 
@@ -57,9 +58,12 @@ static Status first_failure(const RankThread *ranks, int n)
 {
     const RankThread *worst = NULL;
     for (int r = 0; r < n; r++)
-        if (ranks[r].status != OK && (!worst || (worst->status == ERR_COMM && ranks[r].status != ERR_COMM))) worst = &ranks[r];
+        if (ranks[r].status != OK &&
+            (!worst || (worst->status == ERR_COMM && ranks[r].status != ERR_COMM)))
+            worst = &ranks[r];
     if (!worst) return OK;
-    bool all = worst->status == ERR_REFUSED || worst->status == ERR_ARG; /* a refusal is every rank's */
+    bool all = worst->status == ERR_REFUSED ||
+               worst->status == ERR_ARG; /* a refusal is every rank's */
     return all ? fail(worst->status, "%s", worst->message)
                : fail(worst->status, "rank %d: %s", comm_rank(worst->rank.world), worst->message);
 }
@@ -68,15 +72,20 @@ static Status run_threads(int n, RankMain main, void *context)
 {
     CommWorld *world;
     if (n > MAX_THREADS)
-        return fail(ERR_REFUSED, "a layout for %d ranks, but one process can run %d as threads; mpirun -n %d runs them as processes", n,
-                    MAX_THREADS, n);
+        return fail(ERR_REFUSED,
+                    "a layout for %d ranks, but one process can run %d as threads; mpirun -n %d "
+                    "runs them as processes",
+                    n, MAX_THREADS, n);
     TRY(comm_world_create_local(n, NULL, &world));
     log_info("%d ranks as threads of this process; mpirun -n %d runs them as processes", n, n);
     RankThread *ranks = xcalloc((size_t)n, sizeof *ranks);
     int started = 0;
     Status status = OK;
     for (; started < n && status == OK; started++) {
-        ranks[started] = (RankThread){.rank = {comm_of_rank(world, started), n, started == 0, started == 0, NULL}, .main = main, .context = context};
+        ranks[started] = (RankThread){
+            .rank = {comm_of_rank(world, started), n, started == 0, started == 0, NULL},
+            .main = main,
+            .context = context};
         if (pthread_create(&ranks[started].thread, NULL, thread_main, &ranks[started])) {
             status = fail(ERR_MEMORY, "no thread for rank %d of %d", started, n);
             comm_abort(comm_of_rank(world, started--));
@@ -89,7 +98,7 @@ static Status run_threads(int n, RankMain main, void *context)
     return status;
 }
 
-/* ---- processes ---------------------------------------------------------------------------------------- */
+/* ---- processes -------------------------------------------------------------------------- */
 
 static int number_in(const char *const *names)
 {
@@ -105,15 +114,18 @@ static int number_in(const char *const *names)
 int ranks_launched(void)
 {
     int n = number_in((const char *const[]){"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", NULL});
-    if (n == 0 && getenv("PMIX_RANK")) n = number_in((const char *const[]){"SLURM_STEP_NUM_TASKS", NULL});
+    if (n == 0 && getenv("PMIX_RANK"))
+        n = number_in((const char *const[]){"SLURM_STEP_NUM_TASKS", NULL});
     return n;
 }
 
-/* A supervisor reads in its directory, on the host where it runs; Slurm's name of a host is the one that people know. */
+/* A supervisor reads in its directory, on the host where it runs; Slurm's name of a host is the one
+ * that people know. */
 static CommOptions comm_options(void)
 {
     const char *dir = getenv("DROVER_STATUS_DIR");
-    return (CommOptions){.status_dir = dir && dir_exists(dir) ? dir : NULL, .host = getenv("PMIX_RANK") ? getenv("SLURMD_NODENAME") : NULL};
+    return (CommOptions){.status_dir = dir && dir_exists(dir) ? dir : NULL,
+                         .host = getenv("PMIX_RANK") ? getenv("SLURMD_NODENAME") : NULL};
 }
 
 static Status run_process(int n, RankMain main, void *context)
@@ -125,16 +137,18 @@ static Status run_process(int n, RankMain main, void *context)
     comm_world_here(world, &number);
     log_set_thread_quiet(number > 0);
     fault_set_rank(number, true);
-    int here = number_in((const char *const[]){"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE", NULL});
+    int here = number_in((const char *const[]){"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
+                                               "SLURM_STEP_TASKS_PER_NODE", NULL});
     Rank rank = {comm_of_rank(world, number), here, number == 0, true, NULL};
     Status status = comm_world_size(world) == n
                         ? run_rank(rank, true, main, context)
-                        : fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", n, comm_world_size(world));
+                        : fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", n,
+                               comm_world_size(world));
     comm_world_destroy(world);
     return status;
 }
 
-/* ---- either ------------------------------------------------------------------------------------------- */
+/* ---- either ----------------------------------------------------------------------------- */
 
 Status ranks_run(int n, RankMain main, void *context)
 {
@@ -143,7 +157,7 @@ Status ranks_run(int n, RankMain main, void *context)
     return run_rank((Rank){NULL, 1, true, true, NULL}, true, main, context);
 }
 
-/* ---- what one rank reads -------------------------------------------------------------------------------- */
+/* ---- what one rank reads ---------------------------------------------------------------- */
 
 static Status group_that_waits(const Rank *rank, Comm **group)
 {
@@ -158,7 +172,12 @@ static Status group_that_waits(const Rank *rank, Comm **group)
 
 static Status broadcast(Comm *group, void *data, int64_t bytes)
 {
-    return comm_run(group, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_U8, .send = data, .recv = data, .count = bytes, .node = "input"});
+    return comm_run(group, &(CommOp){.kind = COMM_BROADCAST,
+                                     .dtype = DTYPE_U8,
+                                     .send = data,
+                                     .recv = data,
+                                     .count = bytes,
+                                     .node = "input"});
 }
 
 Status ranks_share_line(const Rank *rank, char **line, size_t *cap, int64_t *n)

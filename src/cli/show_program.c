@@ -5,13 +5,19 @@
 
 enum { KIND_NONE, KIND_LOSS, KIND_LOGITS, KIND_DECODE, KIND_PREFILL, KIND_STEP };
 
-static Status build_forward(const ModelConfig *config, const ProgramFlags *f, Target target, StepPrograms *out)
+static Status build_forward(const ModelConfig *config, const ProgramFlags *f, Target target,
+                            StepPrograms *out)
 {
-    static const ModelPurpose purposes[] = {0, MODEL_LOSS, MODEL_LOGITS, MODEL_DECODE, MODEL_PREFILL};
+    static const ModelPurpose purposes[] = {0, MODEL_LOSS, MODEL_LOGITS, MODEL_DECODE,
+                                            MODEL_PREFILL};
     bool cached = f->kind == KIND_DECODE || f->kind == KIND_PREFILL;
     Graph *graph;
-    ModelOptions o = {.purpose = purposes[f->kind], .batch = f->batch, .seq = f->kind == KIND_DECODE ? 1 : f->seq,
-                      .cache = cached ? f->seq : 0, .dtype = f->dtype ? DTYPE_BF16 : DTYPE_F32, .no_master = true};
+    ModelOptions o = {.purpose = purposes[f->kind],
+                      .batch = f->batch,
+                      .seq = f->kind == KIND_DECODE ? 1 : f->seq,
+                      .cache = cached ? f->seq : 0,
+                      .dtype = f->dtype ? DTYPE_BF16 : DTYPE_F32,
+                      .no_master = true};
     *out = (StepPrograms){.store = store_create()};
     Status status = model_build(config, o, &graph);
     if (status == OK && (status = pass_fuse(&graph)) != OK) graph_destroy(graph);
@@ -21,10 +27,14 @@ static Status build_forward(const ModelConfig *config, const ProgramFlags *f, Ta
     return status;
 }
 
-static Status build(const ModelConfig *config, const ProgramFlags *f, Target target, StepPrograms *out)
+static Status build(const ModelConfig *config, const ProgramFlags *f, Target target,
+                    StepPrograms *out)
 {
     if (f->kind != KIND_STEP) return build_forward(config, f, target, out);
-    StepOptions o = {.micro_batch = f->batch, .n_micro = 1, .seq = f->seq, .dtype = f->dtype ? DTYPE_BF16 : DTYPE_F32,
+    StepOptions o = {.micro_batch = f->batch,
+                     .n_micro = 1,
+                     .seq = f->seq,
+                     .dtype = f->dtype ? DTYPE_BF16 : DTYPE_F32,
                      .balance = config->expert_bias ? BALANCE_BIAS : BALANCE_NONE};
     return step_programs_build(config, &o, target, out);
 }
@@ -36,15 +46,20 @@ static void add_memory(const StepPrograms *p, Str *out)
     str_add(out, "memory:\n");
     for (int role = STATE_PARAM; role <= STATE_CACHE; role++) {
         size_t bytes = store_role_bytes(p->store, (StateRole)role);
-        if (bytes) str_printf(out, "  %-22s %14zu bytes  %s\n", state_role_name((StateRole)role), bytes, format_bytes((double)bytes, size));
+        if (bytes)
+            str_printf(out, "  %-22s %14zu bytes  %s\n", state_role_name((StateRole)role), bytes,
+                       format_bytes((double)bytes, size));
     }
-    str_printf(out, "  %-22s %14zu bytes  %s\n", "activations, workspace", plan.step_bytes, format_bytes((double)plan.step_bytes, size));
-    str_printf(out, "  %-22s %14zu bytes  %s\n", "inputs", plan.io_bytes, format_bytes((double)plan.io_bytes, size));
-    str_printf(out, "  %-22s %14zu bytes  %s\n", "all", plan.total_bytes, format_bytes((double)plan.total_bytes, size));
+    str_printf(out, "  %-22s %14zu bytes  %s\n", "activations, workspace", plan.step_bytes,
+               format_bytes((double)plan.step_bytes, size));
+    str_printf(out, "  %-22s %14zu bytes  %s\n", "inputs", plan.io_bytes,
+               format_bytes((double)plan.io_bytes, size));
+    str_printf(out, "  %-22s %14zu bytes  %s\n", "all", plan.total_bytes,
+               format_bytes((double)plan.total_bytes, size));
     for (int i = 0; i < p->n; i++) {
         Cost cost = program_cost(p->at[i]);
-        str_printf(out, "%s: %d instructions, %.4g GFLOP, %s read, ", p->at[i]->graph->name, p->at[i]->n_instr, cost.flop * 1e-9,
-                   format_bytes(cost.read_bytes, size));
+        str_printf(out, "%s: %d instructions, %.4g GFLOP, %s read, ", p->at[i]->graph->name,
+                   p->at[i]->n_instr, cost.flop * 1e-9, format_bytes(cost.read_bytes, size));
         str_printf(out, "%s written\n", format_bytes(cost.write_bytes, size));
     }
 }
@@ -57,9 +72,12 @@ Status show_program(const ModelConfig *config, const ProgramFlags *flags, Str *o
     Status status = build(config, flags, device_target(device), &programs);
     if (status == OK) {
         for (int i = 0; i < programs.n; i++) {
-            if (flags->dot) graph_dump_dot(programs.at[i]->graph, out);
-            else if (flags->program) program_dump(programs.at[i], out);
-            else graph_dump(programs.at[i]->graph, out);
+            if (flags->dot)
+                graph_dump_dot(programs.at[i]->graph, out);
+            else if (flags->program)
+                program_dump(programs.at[i], out);
+            else
+                graph_dump(programs.at[i]->graph, out);
         }
         if (flags->program) add_memory(&programs, out);
         step_programs_destroy(&programs);

@@ -34,8 +34,10 @@ static void add_metrics(const char *line, Str *out)
     json_t *value;
     json_object_foreach(json, key, value)
     {
-        if (json_is_integer(value)) str_printf(out, "  %-15s %lld\n", key, (long long)json_integer_value(value));
-        else if (json_is_real(value)) str_printf(out, "  %-15s %.6g\n", key, json_real_value(value));
+        if (json_is_integer(value))
+            str_printf(out, "  %-15s %lld\n", key, (long long)json_integer_value(value));
+        else if (json_is_real(value))
+            str_printf(out, "  %-15s %.6g\n", key, json_real_value(value));
     }
     json_decref(json);
 }

@@ -17,7 +17,8 @@ static Status read_stdin(Str *out)
     for (ssize_t n; (n = read(STDIN_FILENO, block, sizeof block)) != 0;) {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return fail(ERR_IO, "cannot read standard input: %s", strerror(errno));
-        if (out->n + (size_t)n > max_text_bytes) return fail(ERR_IO, "standard input has more than %zu bytes", max_text_bytes);
+        if (out->n + (size_t)n > max_text_bytes)
+            return fail(ERR_IO, "standard input has more than %zu bytes", max_text_bytes);
         str_add_n(out, block, (size_t)n);
     }
     return OK;
@@ -32,7 +33,7 @@ static Status read_input(Arena *arena, const char *path, Str *held, Bytes *text)
     return OK;
 }
 
-/* ---- encode --------------------------------------------------------------------------------- */
+/* ---- encode ----------------------------------------------------------------------------- */
 
 typedef struct EncodeFlags {
     bool specials;
@@ -87,7 +88,7 @@ static Status run_encode(const void *opaque, Operands operands)
     return status;
 }
 
-/* ---- decode --------------------------------------------------------------------------------- */
+/* ---- decode ----------------------------------------------------------------------------- */
 
 static bool is_separator(uint8_t c) { return c <= ' ' || c == ',' || c == '[' || c == ']'; }
 
@@ -101,11 +102,12 @@ static Status parse_ids(Bytes text, const Tokenizer *tokenizer, const char *path
         }
         char word[16] = {0};
         size_t n = 0;
-        while (i < text.n && !is_separator(text.at[i]) && n < sizeof word - 1) word[n++] = (char)text.at[i++];
+        while (i < text.n && !is_separator(text.at[i]) && n < sizeof word - 1)
+            word[n++] = (char)text.at[i++];
         int64_t id;
         if (!parse_i64(word, &id) || id < 0 || id >= tokenizer_vocab_size(tokenizer))
-            return fail(ERR_FORMAT, "%s: '%s' at byte %zu is not an id from 0 to %d", path, word, i - n,
-                        tokenizer_vocab_size(tokenizer) - 1);
+            return fail(ERR_FORMAT, "%s: '%s' at byte %zu is not an id from 0 to %d", path, word,
+                        i - n, tokenizer_vocab_size(tokenizer) - 1);
         VEC_PUSH(ids, (int32_t)id);
     }
     return OK;
@@ -140,7 +142,7 @@ static Status run_decode(const void *opaque, Operands operands)
     return status;
 }
 
-/* ---- inspect --------------------------------------------------------------------------------- */
+/* ---- inspect ---------------------------------------------------------------------------- */
 
 static Status run_inspect(const void *opaque, Operands operands)
 {
@@ -155,7 +157,7 @@ static Status run_inspect(const void *opaque, Operands operands)
     return OK;
 }
 
-/* ---- commands --------------------------------------------------------------------------------- */
+/* ---- commands --------------------------------------------------------------------------- */
 
 static const char tokenizer_details[] =
     "TOKENIZER is a directory with tokenizer.json or tokenizer.model (of tiktoken or of\n"
@@ -167,7 +169,8 @@ const Command command_tokenizer_encode = {
     .operands = "TOKENIZER FILE...",
     .min_operands = 2,
     .max_operands = ANY_NUMBER,
-    .sentence = "print the ids of texts, separated by spaces, a line for each; nothing put in front",
+    .sentence =
+        "print the ids of texts, separated by spaces, a line for each; nothing put in front",
     .details = tokenizer_details,
     COMMAND_OPTIONS(EncodeFlags, encode_options),
     .run = run_encode,

@@ -1,4 +1,5 @@
-/* drover tokenizer chat: a conversation as the ids that a model would be given, for looking and comparing. */
+/* drover tokenizer chat: a conversation as the ids that a model would be given, for looking and
+ * comparing. */
 #include "cli/cli.h"
 
 #include <stdlib.h>
@@ -13,7 +14,8 @@ typedef struct TokenizerChatFlags {
 
 static const Option options[] = {
     {"chat-format", OPTION_TEXT, "NAME", 0, 0, NULL, NULL, offsetof(TokenizerChatFlags, format),
-     "llama3, llama3.1 (and 3.3), llama3.2, llama4 or drover; else the one whose template TOKENIZER has"},
+     "llama3, llama3.1 (and 3.3), llama3.2, llama4 or drover; else the one whose template "
+     "TOKENIZER has"},
     {"template", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(TokenizerChatFlags, show_template),
      "print drover's own template for this vocabulary, to be saved as chat_template.jinja"},
 };
@@ -24,9 +26,11 @@ static void print_tokens(const ChatFormat *format, const ChatTokens *tokens)
 {
     Str line = {0};
     str_printf(&line, "{\"format\": \"%s\", \"ids\": [", chat_format_name(format));
-    for (size_t i = 0; i < tokens->ids.n; i++) str_printf(&line, "%s%d", i ? ", " : "", tokens->ids.at[i]);
+    for (size_t i = 0; i < tokens->ids.n; i++)
+        str_printf(&line, "%s%d", i ? ", " : "", tokens->ids.at[i]);
     str_add(&line, "], \"mask\": [");
-    for (size_t i = 0; i < tokens->mask.n; i++) str_printf(&line, "%s%d", i ? ", " : "", tokens->mask.at[i]);
+    for (size_t i = 0; i < tokens->mask.n; i++)
+        str_printf(&line, "%s%d", i ? ", " : "", tokens->mask.at[i]);
     str_add(&line, "]}\n");
     fwrite(line.at, 1, line.n, stdout);
     str_deinit(&line);
@@ -38,8 +42,10 @@ static Status show(const ChatFormat *format, Encoder *encoder, Bytes json, const
     ChatTokens tokens = {0};
     TRY(chat_parse(json, name, &chat));
     Status status = chat_render(format, encoder, &chat, &tokens);
-    if (status == OK) print_tokens(format, &tokens);
-    else fail_context("%s", name);
+    if (status == OK)
+        print_tokens(format, &tokens);
+    else
+        fail_context("%s", name);
     chat_tokens_deinit(&tokens);
     chat_deinit(&chat);
     return status;
@@ -58,7 +64,8 @@ static Status show_lines(const ChatFormat *format, Encoder *encoder, Bytes text,
     return OK;
 }
 
-static Status show_file(Arena *arena, const ChatFormat *format, const Tokenizer *tokenizer, const char *path)
+static Status show_file(Arena *arena, const ChatFormat *format, const Tokenizer *tokenizer,
+                        const char *path)
 {
     Bytes text;
     Encoder *encoder;
@@ -66,7 +73,8 @@ static Status show_file(Arena *arena, const ChatFormat *format, const Tokenizer 
     bool lines = n > 6 && !strcmp(path + n - 6, ".jsonl");
     TRY(file_read(arena, path, MAX_LINES_BYTES, &text));
     TRY(encoder_create(tokenizer, &encoder));
-    Status status = lines ? show_lines(format, encoder, text, path) : show(format, encoder, text, path);
+    Status status = lines ? show_lines(format, encoder, text, path)
+                          : show(format, encoder, text, path);
     encoder_destroy(encoder);
     return status;
 }
@@ -91,7 +99,8 @@ static Status run_loaded(const TokenizerChatFlags *o, const Tokenizer *tokenizer
     } else {
         status = chat_format_create(tokenizer, o->format, operands.at[0], &format);
         if (status == OK && !format)
-            status = fail(ERR_ARG, "%s has no chat format; --chat-format NAME chooses one", operands.at[0]);
+            status = fail(ERR_ARG, "%s has no chat format; --chat-format NAME chooses one",
+                          operands.at[0]);
         if (status == OK) status = show_file(&arena, format, tokenizer, operands.at[1]);
     }
     chat_format_destroy(format);
@@ -114,8 +123,9 @@ const Command command_tokenizer_chat = {
     .min_operands = 1,
     .max_operands = 2,
     .sentence = "print the ids of a conversation, and a mask of what the assistant says, as JSON",
-    .details = "FILE is a list of messages as in the OpenAI API, or an object with messages, tools and\n"
-               "what else docs/chat.md names; FILE.jsonl has one in each line.",
+    .details =
+        "FILE is a list of messages as in the OpenAI API, or an object with messages, tools and\n"
+        "what else docs/chat.md names; FILE.jsonl has one in each line.",
     COMMAND_OPTIONS(TokenizerChatFlags, options),
     .run = run,
 };

@@ -13,10 +13,12 @@ typedef struct TrainFlags {
 static const Option options[] = {
     {"vocab-size", OPTION_INT, "N", 288, 1 << 24, "4096", NULL, offsetof(TrainFlags, vocab_size),
      "ids in all: bytes, merges and special tokens"},
-    {"out", OPTION_TEXT, "DIR", 0, 0, NULL, NULL, offsetof(TrainFlags, out), "where tokenizer.json is written"},
+    {"out", OPTION_TEXT, "DIR", 0, 0, NULL, NULL, offsetof(TrainFlags, out),
+     "where tokenizer.json is written"},
     {"limit", OPTION_INT, "BYTES", 1, 1e15, "1000000000", NULL, offsetof(TrainFlags, limit),
      "of text to learn from, taken evenly from all files"},
-    {"key", OPTION_TEXT, "NAME", 0, 0, "text", NULL, offsetof(TrainFlags, key), "the field of JSON lines that holds the text"},
+    {"key", OPTION_TEXT, "NAME", 0, 0, "text", NULL, offsetof(TrainFlags, key),
+     "the field of JSON lines that holds the text"},
     {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(TrainFlags, threads), "0: all cores"},
 };
 
@@ -34,19 +36,22 @@ static Status show_progress(void *context, const TrainProgress *at)
     if (clock_s() < p->next_s) return OK;
     p->next_s = clock_s() + (p->terminal ? 0.5 : 10);
     if (p->terminal)
-        fprintf(stderr, "\r%s read, %lld of %lld merges ", format_bytes((double)at->read_bytes, bytes),
-                (long long)at->n_merges, (long long)at->max_merges);
+        fprintf(stderr, "\r%s read, %lld of %lld merges ",
+                format_bytes((double)at->read_bytes, bytes), (long long)at->n_merges,
+                (long long)at->max_merges);
     else
-        log_info("%s read, %lld of %lld merges", format_bytes((double)at->read_bytes, bytes), (long long)at->n_merges,
-                 (long long)at->max_merges);
+        log_info("%s read, %lld of %lld merges", format_bytes((double)at->read_bytes, bytes),
+                 (long long)at->n_merges, (long long)at->max_merges);
     return OK;
 }
 
 static Status train(const TrainFlags *o, DataTexts *texts, Tokenizer **tokenizer)
 {
     Progress progress = {clock_s() + 1, isatty(STDERR_FILENO)};
-    TokenizerTrainOptions how = {.vocab_size = (int32_t)o->vocab_size, .threads = (int)o->threads,
-                                 .progress = show_progress, .progress_context = &progress};
+    TokenizerTrainOptions how = {.vocab_size = (int32_t)o->vocab_size,
+                                 .threads = (int)o->threads,
+                                 .progress = show_progress,
+                                 .progress_context = &progress};
     cli_catch_interrupts();
     Status status = tokenizer_train(&how, &(TextSource){data_texts_next, texts}, tokenizer);
     if (progress.terminal) fputs("\r\033[K", stderr);
@@ -61,10 +66,12 @@ static Status run(const void *opaque, Operands operands)
     DataTexts *texts;
     Tokenizer *tokenizer;
     DataSource *sources = ARENA_ARRAY(&arena, DataSource, operands.n);
-    for (int i = 0; i < operands.n; i++) sources[i] = (DataSource){.path = operands.at[i], .weight = 1, .key = o->key};
+    for (int i = 0; i < operands.n; i++)
+        sources[i] = (DataSource){.path = operands.at[i], .weight = 1, .key = o->key};
     double begin = clock_s();
-    Status status = data_texts_open(&(DataOptions){.sources = sources, .n_sources = operands.n, .bad_share = 0.01},
-                                    (uint64_t)o->limit, &texts);
+    Status status = data_texts_open(
+        &(DataOptions){.sources = sources, .n_sources = operands.n, .bad_share = 0.01},
+        (uint64_t)o->limit, &texts);
     if (status == OK) {
         status = train(o, texts, &tokenizer);
         data_texts_close(texts);
@@ -88,8 +95,9 @@ const Command command_tokenizer_train = {
     .max_operands = ANY_NUMBER,
     .group = "train a tokenizer; encode, decode, inspect",
     .sentence = "learn a byte-level BPE tokenizer from texts",
-    .details = "PATH is a text file, a directory, a pattern such as 'src/**/*.c', or JSON lines (.jsonl,\n"
-               ".jsonl.gz, .jsonl.zst).",
+    .details =
+        "PATH is a text file, a directory, a pattern such as 'src/**/*.c', or JSON lines (.jsonl,\n"
+        ".jsonl.gz, .jsonl.zst).",
     COMMAND_OPTIONS(TrainFlags, options),
     .run = run,
 };

@@ -23,8 +23,10 @@ static Status run_line(const ParsedLine *line)
     if (line->version) {
         printf("drover %s\n", drover_version());
     } else if (line->help) {
-        if (line->command) help_command(line->command, &text);
-        else if (line->operands.n == 0 || !help_group(line->operands.at[0], &text)) help_all(&text);
+        if (line->command)
+            help_command(line->command, &text);
+        else if (line->operands.n == 0 || !help_group(line->operands.at[0], &text))
+            help_all(&text);
         fputs(text.at, stdout);
         str_deinit(&text);
     } else {
@@ -41,7 +43,8 @@ int cli_main(int argc, const char *const *argv)
     if (status == OK) status = run_line(&line);
     errno = 0;
     if (fflush(stdout) || ferror(stdout)) {
-        Status lost = fail(ERR_IO, "cannot write to standard output: %s", strerror(errno ? errno : EIO));
+        Status lost = fail(ERR_IO, "cannot write to standard output: %s",
+                           strerror(errno ? errno : EIO));
         if (status == OK) status = lost;
     }
     if (status != OK) log_error("%s", status_message());
@@ -49,7 +52,7 @@ int cli_main(int argc, const char *const *argv)
     return exit_code(status);
 }
 
-/* ---- interrupts --------------------------------------------------------------------------------- */
+/* ---- interrupts ------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupted;
 

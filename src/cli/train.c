@@ -21,11 +21,12 @@ static const Option options[] = {
     {"trace", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(TrainOptions, trace),
      "some steps of all ranks, for chrome://tracing or Perfetto; short for log.trace=FILE"},
     {"schedule", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(TrainOptions, schedule),
-     "with --dry-run: write the pipeline's schedule, as a table that parallel.schedule reads, or as a picture when FILE ends in .svg"},
+     "with --dry-run: write the pipeline's schedule, as a table that parallel.schedule reads, or "
+     "as a picture when FILE ends in .svg"},
 };
 
-/* The first signal asks for a checkpoint and an orderly end, the second one ends at once; but launchers may send SIGUSR1 more
- * than once. */
+/* The first signal asks for a checkpoint and an orderly end, the second one ends at once; but
+ * launchers may send SIGUSR1 more than once. */
 static void on_signal(int number)
 {
     trainer_request_stop();
@@ -53,7 +54,8 @@ static void say_outcome(const RunConfig *config, const TrainOutcome *o)
 {
     printf("%s: %lld steps", config->name, (long long)o->step);
     if (!isnan(o->loss)) printf(", loss %.4f", o->loss);
-    if (!isnan(o->val_loss)) printf(", validation loss %.4f, %.4f bits per byte", o->val_loss, o->val_bits_per_byte);
+    if (!isnan(o->val_loss))
+        printf(", validation loss %.4f, %.4f bits per byte", o->val_loss, o->val_bits_per_byte);
     if (o->tokens_per_s > 0) printf(", %.0f tokens/s", o->tokens_per_s);
     printf("\n");
 }
@@ -75,9 +77,12 @@ static Status write_schedule(const RunConfig *config, const char *path)
     size_t n = strlen(path);
     TRY(run_layout_check(config, run_ranks(config)));
     TRY(train_pipeline(config, run_n_micro(config), &pipeline));
-    if (!pipeline) return fail(ERR_ARG, "--schedule %s: parallel.pp is 1, there is no pipeline", path);
-    if (n > 4 && !strcmp(path + n - 4, ".svg")) pipeline_svg(pipeline, &text);
-    else pipeline_text(pipeline, &text);
+    if (!pipeline)
+        return fail(ERR_ARG, "--schedule %s: parallel.pp is 1, there is no pipeline", path);
+    if (n > 4 && !strcmp(path + n - 4, ".svg"))
+        pipeline_svg(pipeline, &text);
+    else
+        pipeline_text(pipeline, &text);
     Status status = file_write_atomic(path, text.at, text.n);
     str_deinit(&text);
     pipeline_destroy(pipeline);
@@ -90,7 +95,7 @@ static Status dry_run(const RunConfig *config, const TrainOptions *o)
     return o->schedule ? write_schedule(config, o->schedule) : OK;
 }
 
-/* ---- ranks ---------------------------------------------------------------------------------------- */
+/* ---- ranks ------------------------------------------------------------------------------ */
 
 typedef struct Job {
     const RunConfig *config;
@@ -121,15 +126,19 @@ static Status train(RunConfig *config, const TrainOptions *o)
 {
     Job job = {.config = config};
     if (o->dry_run) return dry_run(config, o);
-    if (o->schedule) return fail(ERR_ARG, "--schedule goes with --dry-run: it writes the schedule and trains nothing");
+    if (o->schedule)
+        return fail(ERR_ARG,
+                    "--schedule goes with --dry-run: it writes the schedule and trains nothing");
     if (o->trace) config->log.trace = o->trace;
     int n = ranks_launched();
-    if (n > 1 && run_ranks(config) == 1) config->parallel.dp = n; /* no layout was asked for: the batch is shared */
+    if (n > 1 && run_ranks(config) == 1)
+        config->parallel.dp = n; /* no layout was asked for: the batch is shared */
     int64_t wanted = run_ranks(config);
     TRY(ranks_run(n > 1 ? n : (int)min_i64(wanted, INT32_MAX), train_rank, &job));
     if (job.first) say_outcome(config, &job.outcome);
     if (!job.outcome.interrupted) return OK;
-    return fail(ERR_CANCELLED, "stopped after step %lld; the same command goes on from there", (long long)job.outcome.step);
+    return fail(ERR_CANCELLED, "stopped after step %lld; the same command goes on from there",
+                (long long)job.outcome.step);
 }
 
 static Status run(const void *chosen, Operands operands)

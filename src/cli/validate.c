@@ -10,14 +10,18 @@ typedef struct ValidateFlags {
 
 static const Option options[] = {
     {"json", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ValidateFlags, json), "one JSON object"},
-    {"raw", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ValidateFlags, raw), "without the one factor that is fitted for each framework"},
-    {"only", OPTION_TEXT, "ID", 0, 0, NULL, NULL, offsetof(ValidateFlags, only), "rows whose id begins so, such as DG405 or TTN-01"},
+    {"raw", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(ValidateFlags, raw),
+     "without the one factor that is fitted for each framework"},
+    {"only", OPTION_TEXT, "ID", 0, 0, NULL, NULL, offsetof(ValidateFlags, only),
+     "rows whose id begins so, such as DG405 or TTN-01"},
 };
 
 static void show_progress(void *context, const ValidateRow *row)
 {
     (void)context;
-    if (!row->skip) log_debug("%s: %.3f s measured, %.3f s planned", row->row->id, row->row->step_s, row->step_s);
+    if (!row->skip)
+        log_debug("%s: %.3f s measured, %.3f s planned", row->row->id, row->row->step_s,
+                  row->step_s);
 }
 
 static Status run(const void *opaque, Operands operands)
@@ -26,10 +30,14 @@ static Status run(const void *opaque, Operands operands)
     Arena arena = {0};
     Str text = {0};
     ValidateResult result;
-    Status status = validate_file(&arena, operands.at[0], &(ValidateOptions){.only = f->only, .raw = f->raw, .progress = show_progress}, &result);
+    Status status = validate_file(
+        &arena, operands.at[0],
+        &(ValidateOptions){.only = f->only, .raw = f->raw, .progress = show_progress}, &result);
     if (status == OK) {
-        if (f->json) validate_json(&result, &text);
-        else validate_text(&result, &text);
+        if (f->json)
+            validate_json(&result, &text);
+        else
+            validate_text(&result, &text);
         fwrite(text.at, 1, text.n, stdout);
     }
     str_deinit(&text);

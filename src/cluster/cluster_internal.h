@@ -1,16 +1,19 @@
-/* cluster, inside: the table of settings, files that are compiled in, the one-line form, contradictions. */
+/* cluster, inside: the table of settings, files that are compiled in, the one-line form,
+ * contradictions. */
 #ifndef CLUSTER_CLUSTER_INTERNAL_H
 #define CLUSTER_CLUSTER_INTERNAL_H
 
 #include "cluster/cluster.h"
 #include "setting/setting.h"
 
-/* Dotted names of everything in a Cluster; those of lists: network.tiers[]., failures[]., device.ops[]. */
+/* Dotted names of everything in a Cluster; those of lists: network.tiers[]., failures[].,
+ * device.ops[]. */
 extern const Setting cluster_table[];
 extern const int cluster_table_n;
 enum { MAX_CAUSES = 64, MAX_OP_RATES = 256 };
 
-/* A YAML file of src/cluster/ that the build put into the program; the list ends with a name of NULL. */
+/* A YAML file of src/cluster/ that the build put into the program; the list ends with a name of
+ * NULL. */
 typedef struct ClusterFile {
     const char *name; /* "devices/h100": path without .yaml */
     const unsigned char *at;
@@ -27,7 +30,8 @@ Status cluster_line_tree(Arena *arena, const char *line, SettingNode **root);
 const ClusterFile *cluster_find_file(const char *folder, const char *name);
 const char *cluster_nearest_file(const char *name, bool devices_only);
 
-/* Contradictions between values that are each in range. `place` of a key, for sentences: of an element of its list
+/* Contradictions between values that are each in range. `place` of a key, for sentences: of an
+ * element of its list
  * ("network.tiers", 2), else of the one value. */
 typedef struct ClusterPlaces {
     const char *(*place)(const struct ClusterPlaces *places, const char *key, int element);

@@ -14,7 +14,7 @@ static Status parse(const char *text, Cluster *c)
     return cluster_parse((Bytes){(const uint8_t *)text, strlen(text)}, "my.yaml", c);
 }
 
-/* ---- presets ----------------------------------------------------------------------------- */
+/* ---- presets ---------------------------------------------------------------------------- */
 
 static bool given_in_file(const Setting *s, const void *base)
 {
@@ -39,9 +39,12 @@ static void check_sources(const Cluster *c)
 {
     for (int i = 0; i < cluster_table_n; i++) {
         const Setting *s = &cluster_table[i];
-        if (strstr(s->name, "[]") || s->type == SETTING_TEXT || s->type == SETTING_CHOICE || !given_in_file(s, c)) continue;
+        if (strstr(s->name, "[]") || s->type == SETTING_TEXT || s->type == SETTING_CHOICE ||
+            !given_in_file(s, c))
+            continue;
         bool resolved = !strcmp(s->name, "node.link_domain") || !strcmp(s->name, "nodes");
-        if (!resolved && !*cluster_source(c, s->name)) fail_msg("%s: %s has no source", c->name, s->name);
+        if (!resolved && !*cluster_source(c, s->name))
+            fail_msg("%s: %s has no source", c->name, s->name);
     }
     for (int i = 0; i < c->n_failures; i++) {
         char key[64];
@@ -53,8 +56,10 @@ static void check_sources(const Cluster *c)
 static void test_presets(void **state)
 {
     (void)state;
-    static const char *const wanted[] = {"a100", "h100", "h100-96", "h800", "h200", "b200", "gb200", "cpu", "meta-24k",
-                                         "meta-100k", "colossus-100k", "colossus-200k", "superpod", "deepseek-h800", "hgx"};
+    static const char *const wanted[] = {
+        "a100",          "h100",          "h100-96",  "h800",          "h200",
+        "b200",          "gb200",         "cpu",      "meta-24k",      "meta-100k",
+        "colossus-100k", "colossus-200k", "superpod", "deepseek-h800", "hgx"};
     int n = 0;
     bool found[COUNT_OF(wanted)] = {0};
     for (ClusterPreset p; (p = cluster_list(n)).name; n++) {
@@ -93,7 +98,8 @@ static void test_layers(void **state)
 {
     (void)state;
     Cluster c;
-    assert_int_equal(parse("base: meta-24k\ndevice: {base: b200, max_w: 900}\nnode: {nics: 16}\n", &c), OK);
+    assert_int_equal(
+        parse("base: meta-24k\ndevice: {base: b200, max_w: 900}\nnode: {nics: 16}\n", &c), OK);
     assert_string_equal(c.name, "my");
     assert_int_equal(c.n_nodes, 3072);
     assert_true(c.device.matrix[MATH_BF16].peak_flop_per_s == 2250e12);
@@ -103,8 +109,11 @@ static void test_layers(void **state)
     assert_non_null(strstr(cluster_source(&c, "network.kind"), "Llama 3 paper"));
     assert_string_equal(cluster_source(&c, "device.max_w"), "my.yaml:2");
     cluster_deinit(&c);
-    assert_int_equal(parse("device: gb200\nnodes: 36\nnetwork: {tiers: [{name: a, nodes: 18}, {name: b, nodes: 36}]}\n"
-                           "failures: [{name: x, per_day: 1, source: me}]\n", &c), OK);
+    assert_int_equal(parse("device: gb200\nnodes: 36\nnetwork: {tiers: [{name: a, nodes: 18}, "
+                           "{name: b, nodes: 36}]}\n"
+                           "failures: [{name: x, per_day: 1, source: me}]\n",
+                           &c),
+                     OK);
     assert_int_equal(c.node.link_domain, 72);
     assert_int_equal(c.n_failures, 1);
     assert_string_equal(cluster_source(&c, "failures[0].per_day"), "me");
@@ -118,7 +127,8 @@ static void write_values(const char *prefix, const void *base, Str *out)
 {
     for (int i = 0; i < cluster_table_n; i++) {
         const Setting *s = &cluster_table[i];
-        if (strncmp(s->name, prefix, strlen(prefix)) != 0 || strstr(s->name + strlen(prefix), "[]")) continue;
+        if (strncmp(s->name, prefix, strlen(prefix)) != 0 || strstr(s->name + strlen(prefix), "[]"))
+            continue;
         str_printf(out, "%s: ", s->name);
         setting_write(s, base, out);
         str_add(out, "\n");
@@ -130,7 +140,8 @@ static void write_all(const Cluster *c, Str *out)
 {
     str_clear(out);
     write_values("", c, out);
-    for (int i = 0; i < c->network.n_tiers; i++) write_values("network.tiers[].", &c->network.tier[i], out);
+    for (int i = 0; i < c->network.n_tiers; i++)
+        write_values("network.tiers[].", &c->network.tier[i], out);
     for (int i = 0; i < c->n_failures; i++) write_values("failures[].", &c->failure[i], out);
     for (int i = 0; i < c->device.n_ops; i++) write_values("device.ops[].", &c->device.op[i], out);
 }
@@ -143,12 +154,14 @@ static void test_text_loads_again(void **state)
         Cluster c = load(cluster_list(i).name), again;
         str_clear(&text);
         cluster_text(&c, &text);
-        if (cluster_parse((Bytes){(const uint8_t *)text.at, text.n}, "again", &again) != OK) fail_msg("%s", status_message());
+        if (cluster_parse((Bytes){(const uint8_t *)text.at, text.n}, "again", &again) != OK)
+            fail_msg("%s", status_message());
         write_all(&c, &first);
         write_all(&again, &second);
         assert_string_equal(first.at, second.at);
         assert_string_equal(cluster_source(&c, "site.pue"), cluster_source(&again, "site.pue"));
-        assert_string_equal(cluster_source(&c, "failures[2].per_day"), cluster_source(&again, "failures[2].per_day"));
+        assert_string_equal(cluster_source(&c, "failures[2].per_day"),
+                            cluster_source(&again, "failures[2].per_day"));
         cluster_deinit(&again);
         cluster_deinit(&c);
     }
@@ -157,7 +170,7 @@ static void test_text_loads_again(void **state)
     str_deinit(&second);
 }
 
-/* ---- refusals ---------------------------------------------------------------------------- */
+/* ---- refusals --------------------------------------------------------------------------- */
 
 typedef struct Refusal {
     const char *text;
@@ -170,62 +183,101 @@ static void check_refusal(const Refusal *r, Status status)
     if (status == OK) fail_msg("%s: was accepted", r->text);
     if (status != r->status) fail_msg("%s: %s", r->text, status_message());
     for (int i = 0; i < COUNT_OF(r->says) && r->says[i]; i++)
-        if (!strstr(status_message(), r->says[i])) fail_msg("%s: '%s' lacks '%s'", r->text, status_message(), r->says[i]);
+        if (!strstr(status_message(), r->says[i]))
+            fail_msg("%s: '%s' lacks '%s'", r->text, status_message(), r->says[i]);
     assert_null(strchr(status_message(), '\n'));
 }
+
+static const Refusal file_refusals[] = {
+    {"device: h100\n", ERR_ARG, {"my.yaml", "nodes is missing", "nodes: 3072"}},
+    {"nodes: 4\n", ERR_ARG, {"device.memory.bytes is missing"}},
+    {"nodes: 4\ndevice: h1000\n", ERR_ARG, {"my.yaml:2", "h1000", "did you mean h100"}},
+    {"base: meta24k\n", ERR_ARG, {"my.yaml:1", "did you mean meta-24k"}},
+    {"base: [a]\n", ERR_ARG, {"my.yaml:1", "name of a preset"}},
+    {"base: hgx\nnodez: 4\n", ERR_ARG, {"my.yaml:2", "did you mean nodes"}},
+    {"base: hgx\nnode: {nic_bytes_pers: 4}\n",
+     ERR_ARG,
+     {"my.yaml:2", "did you mean node.nic_bytes_per_s"}},
+    {"base: hgx\nnodes: 0\n", ERR_ARG, {"my.yaml:2", "nodes is 0", "1 to 1048576"}},
+    {"base: hgx\nnodes: many\n", ERR_ARG, {"my.yaml:2", "whole number"}},
+    {"base: hgx\nnode: {nic_bytes_per_s: 400e9}\n", ERR_ARG, {"my.yaml:2", "0 to 250000000000"}},
+    {"base: hgx\ndevice: {memory: {bytes: 80}}\n",
+     ERR_ARG,
+     {"my.yaml:2", "device.memory.bytes is 80"}},
+    {"base: hgx\ndevice: {bf16: {peak_flop_per_s: 989}}\n",
+     ERR_REFUSED,
+     {"my.yaml:2", "such as 989e12"}},
+    {"nodes: 1\nnode: {devices: 8}\ndevice: {memory: {bytes: 8e9, bytes_per_s: 1e12}}\n",
+     ERR_REFUSED,
+     {"device.bf16.peak_flop_per_s is missing"}},
+    {"base: hgx\ndevice: {memory: {reserved_bytes: 90e9}}\n",
+     ERR_REFUSED,
+     {"my.yaml:2", "leaves nothing"}},
+    {"base: hgx\ndevice: {idle_w: 800}\n",
+     ERR_REFUSED,
+     {"my.yaml:2", "above device.max_w 700", "700 would do"}},
+    {"base: hgx\nnode: {link_domain: 20}\n",
+     ERR_REFUSED,
+     {"my.yaml:2", "no multiple of node.devices 8", "24 would be"}},
+    {"base: hgx\nnodes: 2\nnode:\n  nics: 0\n",
+     ERR_REFUSED,
+     {"my.yaml:4", "node.nics is 0", "one per device"}},
+    {"base: hgx\nnodes: 2\nnode:\n  nic_bytes_per_s: 0\n",
+     ERR_REFUSED,
+     {"my.yaml:4", "50e9 are 400 Gb/s"}},
+    {"base: hgx\nnodes: 4\nnetwork:\n  tiers:\n    - {name: a, nodes: 2}\n    - {name: b, nodes: "
+     "5}\n",
+     ERR_REFUSED,
+     {"my.yaml:6", "no multiple of the 2", "6 would be"}},
+    {"base: hgx\nnodes: 4\nnetwork:\n  tiers:\n    - {name: a, nodes: 2}\n",
+     ERR_REFUSED,
+     {"my.yaml:5", "holds 2 of the 4 nodes (my.yaml:2)", "nodes: 4 there"}},
+    {"base: hgx\nnetwork: {tiers: [{name: a, nodes: 2, latency_s: 5e-6}, {name: b, nodes: 4, "
+     "latency_s: 1e-6}]}\n",
+     ERR_REFUSED,
+     {"tier b has a latency of 1e-06 s, less", "5e-06 would do"}},
+    {"base: hgx\nnetwork: {tiers: [{name: a, nodes: 2}, {name: a, nodes: 4}]}\n",
+     ERR_REFUSED,
+     {"two tiers are called a"}},
+    {"base: hgx\nnetwork: {tiers: [{name: a}]}\n",
+     ERR_ARG,
+     {"my.yaml:2", "network.tiers[].nodes is missing"}},
+    {"base: hgx\nnetwork: {tiers: [{name: a, nodes: 4, oversubscription: 0.25}]}\n",
+     ERR_ARG,
+     {"1 to 100"}},
+    {"base: hgx\nnetwork: {tiers: 4}\n", ERR_ARG, {"my.yaml:2", "should be a list of at most 8"}},
+    {"base: hgx\nfailures: [{name: a, per_day: 1}, {name: a, per_day: 1}]\n",
+     ERR_REFUSED,
+     {"two failures are called a"}},
+    {"base: meta-24k\nfailures: [{name: a, per_day: 1, unit: group, tier: pods}]\n",
+     ERR_REFUSED,
+     {"my.yaml:2", "no tier pods", "pod would do"}},
+    {"base: meta-24k\nfailures: [{name: a, per_day: 1, tier: pod}]\n",
+     ERR_REFUSED,
+     {"for unit: group"}},
+    {"base: hgx\nsite: {pue: [1.2, 1.1, 1.3]}\n",
+     ERR_ARG,
+     {"my.yaml:2", "low, central and high rise"}},
+    {"base: hgx\nsite: {pue: [1.2, 1.3]}\n", ERR_ARG, {"my.yaml:2", "[low, central, high]"}},
+    {"base: hgx\nsite: {pue: {value: 1.2, sauce: x}}\n",
+     ERR_ARG,
+     {"my.yaml:2", "beside value only source"}},
+    {"base: hgx\nsite: {source: [1], pue: 1.2}\n", ERR_ARG, {"my.yaml:2", "a source is a text"}},
+    {"base: hgx\nsite: cheap\n", ERR_ARG, {"my.yaml:2", "site is a section"}},
+    {"a: &x 1\n", ERR_ARG, {"my.yaml:1", "anchors"}},
+    {"- 1\n", ERR_ARG, {"my.yaml:1", "a mapping is wanted"}},
+};
 
 static void test_files_refused(void **state)
 {
     (void)state;
-    static const Refusal refusals[] = {
-        {"device: h100\n", ERR_ARG, {"my.yaml", "nodes is missing", "nodes: 3072"}},
-        {"nodes: 4\n", ERR_ARG, {"device.memory.bytes is missing"}},
-        {"nodes: 4\ndevice: h1000\n", ERR_ARG, {"my.yaml:2", "h1000", "did you mean h100"}},
-        {"base: meta24k\n", ERR_ARG, {"my.yaml:1", "did you mean meta-24k"}},
-        {"base: [a]\n", ERR_ARG, {"my.yaml:1", "name of a preset"}},
-        {"base: hgx\nnodez: 4\n", ERR_ARG, {"my.yaml:2", "did you mean nodes"}},
-        {"base: hgx\nnode: {nic_bytes_pers: 4}\n", ERR_ARG, {"my.yaml:2", "did you mean node.nic_bytes_per_s"}},
-        {"base: hgx\nnodes: 0\n", ERR_ARG, {"my.yaml:2", "nodes is 0", "1 to 1048576"}},
-        {"base: hgx\nnodes: many\n", ERR_ARG, {"my.yaml:2", "whole number"}},
-        {"base: hgx\nnode: {nic_bytes_per_s: 400e9}\n", ERR_ARG, {"my.yaml:2", "0 to 250000000000"}},
-        {"base: hgx\ndevice: {memory: {bytes: 80}}\n", ERR_ARG, {"my.yaml:2", "device.memory.bytes is 80"}},
-        {"base: hgx\ndevice: {bf16: {peak_flop_per_s: 989}}\n", ERR_REFUSED, {"my.yaml:2", "such as 989e12"}},
-        {"nodes: 1\nnode: {devices: 8}\ndevice: {memory: {bytes: 8e9, bytes_per_s: 1e12}}\n", ERR_REFUSED,
-         {"device.bf16.peak_flop_per_s is missing"}},
-        {"base: hgx\ndevice: {memory: {reserved_bytes: 90e9}}\n", ERR_REFUSED, {"my.yaml:2", "leaves nothing"}},
-        {"base: hgx\ndevice: {idle_w: 800}\n", ERR_REFUSED, {"my.yaml:2", "above device.max_w 700", "700 would do"}},
-        {"base: hgx\nnode: {link_domain: 20}\n", ERR_REFUSED, {"my.yaml:2", "no multiple of node.devices 8", "24 would be"}},
-        {"base: hgx\nnodes: 2\nnode:\n  nics: 0\n", ERR_REFUSED, {"my.yaml:4", "node.nics is 0", "one per device"}},
-        {"base: hgx\nnodes: 2\nnode:\n  nic_bytes_per_s: 0\n", ERR_REFUSED, {"my.yaml:4", "50e9 are 400 Gb/s"}},
-        {"base: hgx\nnodes: 4\nnetwork:\n  tiers:\n    - {name: a, nodes: 2}\n    - {name: b, nodes: 5}\n", ERR_REFUSED,
-         {"my.yaml:6", "no multiple of the 2", "6 would be"}},
-        {"base: hgx\nnodes: 4\nnetwork:\n  tiers:\n    - {name: a, nodes: 2}\n", ERR_REFUSED,
-         {"my.yaml:5", "holds 2 of the 4 nodes (my.yaml:2)", "nodes: 4 there"}},
-        {"base: hgx\nnetwork: {tiers: [{name: a, nodes: 2, latency_s: 5e-6}, {name: b, nodes: 4, latency_s: 1e-6}]}\n",
-         ERR_REFUSED, {"tier b has a latency of 1e-06 s, less", "5e-06 would do"}},
-        {"base: hgx\nnetwork: {tiers: [{name: a, nodes: 2}, {name: a, nodes: 4}]}\n", ERR_REFUSED, {"two tiers are called a"}},
-        {"base: hgx\nnetwork: {tiers: [{name: a}]}\n", ERR_ARG, {"my.yaml:2", "network.tiers[].nodes is missing"}},
-        {"base: hgx\nnetwork: {tiers: [{name: a, nodes: 4, oversubscription: 0.25}]}\n", ERR_ARG, {"1 to 100"}},
-        {"base: hgx\nnetwork: {tiers: 4}\n", ERR_ARG, {"my.yaml:2", "should be a list of at most 8"}},
-        {"base: hgx\nfailures: [{name: a, per_day: 1}, {name: a, per_day: 1}]\n", ERR_REFUSED, {"two failures are called a"}},
-        {"base: meta-24k\nfailures: [{name: a, per_day: 1, unit: group, tier: pods}]\n", ERR_REFUSED,
-         {"my.yaml:2", "no tier pods", "pod would do"}},
-        {"base: meta-24k\nfailures: [{name: a, per_day: 1, tier: pod}]\n", ERR_REFUSED, {"for unit: group"}},
-        {"base: hgx\nsite: {pue: [1.2, 1.1, 1.3]}\n", ERR_ARG, {"my.yaml:2", "low, central and high rise"}},
-        {"base: hgx\nsite: {pue: [1.2, 1.3]}\n", ERR_ARG, {"my.yaml:2", "[low, central, high]"}},
-        {"base: hgx\nsite: {pue: {value: 1.2, sauce: x}}\n", ERR_ARG, {"my.yaml:2", "beside value only source"}},
-        {"base: hgx\nsite: {source: [1], pue: 1.2}\n", ERR_ARG, {"my.yaml:2", "a source is a text"}},
-        {"base: hgx\nsite: cheap\n", ERR_ARG, {"my.yaml:2", "site is a section"}},
-        {"a: &x 1\n", ERR_ARG, {"my.yaml:1", "anchors"}},
-        {"- 1\n", ERR_ARG, {"my.yaml:1", "a mapping is wanted"}},
-    };
-    for (int i = 0; i < COUNT_OF(refusals); i++) {
+    for (int i = 0; i < COUNT_OF(file_refusals); i++) {
         Cluster c;
-        check_refusal(&refusals[i], parse(refusals[i].text, &c));
+        check_refusal(&file_refusals[i], parse(file_refusals[i].text, &c));
     }
 }
 
-/* ---- the one-line form ------------------------------------------------------------------- */
+/* ---- the one-line form ------------------------------------------------------------------ */
 
 static void test_line(void **state)
 {
@@ -279,7 +331,7 @@ static void test_lines_refused(void **state)
     }
 }
 
-/* ---- links ------------------------------------------------------------------------------- */
+/* ---- links ------------------------------------------------------------------------------ */
 
 static void test_links(void **state)
 {
@@ -351,9 +403,11 @@ static void test_resize(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_presets),        cmocka_unit_test(test_meta_24k), cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_text_loads_again), cmocka_unit_test(test_files_refused), cmocka_unit_test(test_line),
-        cmocka_unit_test(test_lines_refused),  cmocka_unit_test(test_links),    cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_presets),       cmocka_unit_test(test_meta_24k),
+        cmocka_unit_test(test_layers),        cmocka_unit_test(test_text_loads_again),
+        cmocka_unit_test(test_files_refused), cmocka_unit_test(test_line),
+        cmocka_unit_test(test_lines_refused), cmocka_unit_test(test_links),
+        cmocka_unit_test(test_resize),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

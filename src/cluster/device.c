@@ -30,7 +30,8 @@ static double tile_fill(double m, double n, double tile_m, double tile_n, double
     return m * n / (waves * units * tile_m * tile_n);
 }
 
-double cluster_matrix_efficiency(const DeviceSheet *d, MathKind math, int64_t m, int64_t n, int64_t k)
+double cluster_matrix_efficiency(const DeviceSheet *d, MathKind math, int64_t m, int64_t n,
+                                 int64_t k)
 {
     const MatrixCurve *curve = &d->matrix[math];
     double units = (double)d->units, tile_m = (double)d->tile_m, tile_n = (double)d->tile_n;
@@ -43,11 +44,13 @@ double cluster_matrix_efficiency(const DeviceSheet *d, MathKind math, int64_t m,
     return curve->eta_inf * fill * inner / (inner + curve->k_half) * (aligned ? 1 : d->unaligned);
 }
 
-double cluster_attention_efficiency(const DeviceSheet *d, int64_t head_dim, double keys, bool backward)
+double cluster_attention_efficiency(const DeviceSheet *d, int64_t head_dim, double keys,
+                                    bool backward)
 {
     const AttentionCurve *a = &d->attention;
     double head = (double)head_dim;
-    return a->eta_inf * head / (head + a->head_half) * keys / (keys + a->keys_half) * (backward ? a->backward : 1);
+    return a->eta_inf * head / (head + a->head_half) * keys / (keys + a->keys_half) *
+           (backward ? a->backward : 1);
 }
 
 double cluster_memory_efficiency(const DeviceSheet *d, double bytes)
@@ -55,12 +58,15 @@ double cluster_memory_efficiency(const DeviceSheet *d, double bytes)
     return d->memory.eta * bytes / (bytes + d->memory.half_bytes);
 }
 
-double cluster_matrix_flop_per_s(const DeviceSheet *d, MathKind math, double element_bytes, int64_t m, int64_t n, int64_t k)
+double cluster_matrix_flop_per_s(const DeviceSheet *d, MathKind math, double element_bytes,
+                                 int64_t m, int64_t n, int64_t k)
 {
     double flop = 2.0 * (double)m * (double)n * (double)k;
     /* operands in their own type, the result in 16 bits at least */
-    double bytes = ((double)m * (double)k + (double)k * (double)n) * element_bytes + (double)m * (double)n * fmax(2, element_bytes);
-    double compute_s = flop / (d->matrix[math].peak_flop_per_s * cluster_matrix_efficiency(d, math, m, n, k));
+    double bytes = ((double)m * (double)k + (double)k * (double)n) * element_bytes +
+                   (double)m * (double)n * fmax(2, element_bytes);
+    double compute_s = flop / (d->matrix[math].peak_flop_per_s *
+                               cluster_matrix_efficiency(d, math, m, n, k));
     double memory_s = bytes / (d->memory.bytes_per_s * cluster_memory_efficiency(d, bytes));
     return flop / (d->launch_s + fmax(compute_s, memory_s));
 }
@@ -81,7 +87,8 @@ double cluster_op_s(const DeviceSheet *d, const char *op, MathKind math, double 
 {
     const OpRate *rate = find_rate(d, op, math);
     if (!rate) return -1;
-    double s = (rate->flop_per_s > 0 ? flop / rate->flop_per_s : 0) + (rate->bytes_per_s > 0 ? bytes / rate->bytes_per_s : 0);
+    double s = (rate->flop_per_s > 0 ? flop / rate->flop_per_s : 0) +
+               (rate->bytes_per_s > 0 ? bytes / rate->bytes_per_s : 0);
     return rate->fixed_s + s / (d->op_speed > 0 ? d->op_speed : 1);
 }
 
@@ -90,7 +97,8 @@ DeviceSheet cluster_share(const DeviceSheet *device, int64_t ranks)
     DeviceSheet d = *device;
     if (d.cores == 0 || ranks < 1) return d;
     double threads = floor((double)d.cores / (double)ranks), speed;
-    if (threads < 1) speed = (double)d.cores / (double)ranks;
+    if (threads < 1)
+        speed = (double)d.cores / (double)ranks;
     else {
         /* what a team of t threads loses grows with t, up to that of all cores */
         double loss = d.cores > 1 ? (1 - d.team_eta) * (threads - 1) / (double)(d.cores - 1) : 0;

@@ -1,4 +1,5 @@
-/* Curves against published measurements, and the constants in the presets against a fit to these points. */
+/* Curves against published measurements, and the constants in the presets against a fit to these
+ * points. */
 #include "base/testing.h"
 #include "cluster/cluster.h"
 
@@ -11,9 +12,10 @@ static Cluster load(const char *text)
 
 /* DeepGEMM's table for H800: FP8 products of m, n, k at so many TFLOP/s. */
 static const MatrixPoint deepgemm[] = {
-    {64, 2112, 7168, 206e12},     {64, 7168, 16384, 336e12},   {128, 7168, 16384, 645e12},  {128, 24576, 1536, 535e12},
-    {4096, 2112, 7168, 1058e12},  {4096, 24576, 1536, 990e12}, {4096, 32768, 512, 590e12},  {4096, 7168, 16384, 1358e12},
-    {4096, 4096, 7168, 1304e12},  {4096, 7168, 2048, 1025e12},
+    {64, 2112, 7168, 206e12},    {64, 7168, 16384, 336e12},    {128, 7168, 16384, 645e12},
+    {128, 24576, 1536, 535e12},  {4096, 2112, 7168, 1058e12},  {4096, 24576, 1536, 990e12},
+    {4096, 32768, 512, 590e12},  {4096, 7168, 16384, 1358e12}, {4096, 4096, 7168, 1304e12},
+    {4096, 7168, 2048, 1025e12},
 };
 
 static void test_fp8_products(void **state)
@@ -21,7 +23,8 @@ static void test_fp8_products(void **state)
     (void)state;
     Cluster c = load("h800");
     MatrixCurve curve;
-    double residual = cluster_fit_matrix(&c.device, MATH_FP8, 1, deepgemm, COUNT_OF(deepgemm), &curve);
+    double residual = cluster_fit_matrix(&c.device, MATH_FP8, 1, deepgemm, COUNT_OF(deepgemm),
+                                         &curve);
     assert_true(residual < 0.13);
     assert_near(c.device.matrix[MATH_FP8].eta_inf, curve.eta_inf, 0.01);
     assert_near(c.device.matrix[MATH_FP8].k_half, curve.k_half, 0.01);
@@ -38,10 +41,13 @@ static void test_bf16_products(void **state)
 {
     (void)state;
     Cluster c = load("h100");
-    assert_near(cluster_matrix_flop_per_s(&c.device, MATH_BF16, 2, 4096, 4096, 4096) / 716e12, 1, 0.05);
-    assert_near(cluster_matrix_flop_per_s(&c.device, MATH_BF16, 2, 8192, 8192, 8192) / 795e12, 1, 0.06);
+    assert_near(cluster_matrix_flop_per_s(&c.device, MATH_BF16, 2, 4096, 4096, 4096) / 716e12, 1,
+                0.05);
+    assert_near(cluster_matrix_flop_per_s(&c.device, MATH_BF16, 2, 8192, 8192, 8192) / 795e12, 1,
+                0.06);
     for (int64_t k = 1024; k <= 65536; k *= 2)
-        assert_true(cluster_matrix_flop_per_s(&c.device, MATH_BF16, 2, 16896, 16384, k) < 1.05 * 794.5e12);
+        assert_true(cluster_matrix_flop_per_s(&c.device, MATH_BF16, 2, 16896, 16384, k) <
+                    1.05 * 794.5e12);
     cluster_deinit(&c);
 }
 
@@ -49,7 +55,8 @@ static void test_bf16_products(void **state)
 static void test_attention(void **state)
 {
     (void)state;
-    static const double causal128[] = {292, 423, 521, 579, 602, 616}, full128[] = {467, 565, 625, 638, 646, 648};
+    static const double causal128[] = {292, 423, 521, 579, 602, 616},
+                        full128[] = {467, 565, 625, 638, 646, 648};
     static const double causal64[] = {197, 265, 371, 420, 460, 473};
     AttentionPoint point[18];
     for (int i = 0; i < 6; i++) {
@@ -63,11 +70,14 @@ static void test_attention(void **state)
     double residual = cluster_fit_attention(&c.device, point, COUNT_OF(point), &curve);
     assert_true(residual < 0.065);
     for (int i = 0; i < COUNT_OF(point); i++) {
-        double rate = 989e12 * cluster_attention_efficiency(&c.device, point[i].head_dim, point[i].keys, false);
-        if (fabs(rate / point[i].flop_per_s - 1) > 0.15) fail_msg("%d: %g against %g", i, rate, point[i].flop_per_s);
+        double rate = 989e12 * cluster_attention_efficiency(&c.device, point[i].head_dim,
+                                                            point[i].keys, false);
+        if (fabs(rate / point[i].flop_per_s - 1) > 0.15)
+            fail_msg("%d: %g against %g", i, rate, point[i].flop_per_s);
     }
     assert_near(cluster_attention_efficiency(&c.device, 128, 2048, true) /
-                           cluster_attention_efficiency(&c.device, 128, 2048, false), 0.8, 1e-12);
+                    cluster_attention_efficiency(&c.device, 128, 2048, false),
+                0.8, 1e-12);
     cluster_deinit(&c);
 }
 
@@ -82,7 +92,8 @@ static void test_fit_recovers(void **state)
     MatrixPoint point[6];
     for (int i = 0; i < COUNT_OF(point); i++) {
         point[i] = (MatrixPoint){4096 + 1000 * i, 2048, 256 << i, 0};
-        point[i].flop_per_s = cluster_matrix_flop_per_s(&d, MATH_BF16, 2, point[i].m, point[i].n, point[i].k);
+        point[i].flop_per_s = cluster_matrix_flop_per_s(&d, MATH_BF16, 2, point[i].m, point[i].n,
+                                                        point[i].k);
     }
     MatrixCurve curve;
     assert_true(cluster_fit_matrix(&c.device, MATH_BF16, 2, point, COUNT_OF(point), &curve) < 1e-3);
@@ -99,7 +110,8 @@ static void test_waves(void **state)
     DeviceSheet *d = &c.device;
     double whole = cluster_matrix_efficiency(d, MATH_BF16, 132 * 128, 256, 4096);
     assert_near(whole, 0.835 * 4096 / (4096 + 500), 1e-12);
-    double more = cluster_matrix_efficiency(d, MATH_BF16, 133 * 128, 256, 4096); /* half tiles both ways: 532 in 5 waves of 132 */
+    double more = cluster_matrix_efficiency(d, MATH_BF16, 133 * 128, 256,
+                                            4096); /* half tiles both ways: 532 in 5 waves of 132 */
     assert_near(more / whole, 532.0 / 660, 1e-9);
     assert_near(cluster_matrix_efficiency(d, MATH_BF16, 132 * 128, 256, 4095) / whole, 0.75, 1e-3);
     cluster_deinit(&c);
@@ -124,8 +136,14 @@ static void test_share_of_a_processor(void **state)
 {
     (void)state;
     OpRate rates[] = {{"rmsnorm", OP_ANY, 1e-6, 2e9, 4e9}, {"rmsnorm", OP_BF16, 0, 1e9, 0}};
-    DeviceSheet d = {.cores = 4, .team_eta = 0.85, .matrix[MATH_F32].peak_flop_per_s = 1e10, .memory.bytes_per_s = 5e9,
-                     .memory.bytes = 8e9, .op = rates, .n_ops = 2, .op_speed = 1};
+    DeviceSheet d = {.cores = 4,
+                     .team_eta = 0.85,
+                     .matrix[MATH_F32].peak_flop_per_s = 1e10,
+                     .memory.bytes_per_s = 5e9,
+                     .memory.bytes = 8e9,
+                     .op = rates,
+                     .n_ops = 2,
+                     .op_speed = 1};
     assert_near(cluster_share(&d, 4).matrix[MATH_F32].peak_flop_per_s, 1e10, 1e-12);
     assert_near(cluster_share(&d, 1).matrix[MATH_F32].peak_flop_per_s, 3.4e10, 1e-12);
     assert_near(cluster_share(&d, 2).memory.bytes_per_s, 2 * 5e9 * 0.95, 1e-12);
@@ -143,8 +161,12 @@ static void test_share_of_a_processor(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fp8_products), cmocka_unit_test(test_bf16_products),    cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_fit_recovers), cmocka_unit_test(test_waves),            cmocka_unit_test(test_memory_and_kinds),
+        cmocka_unit_test(test_fp8_products),
+        cmocka_unit_test(test_bf16_products),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_fit_recovers),
+        cmocka_unit_test(test_waves),
+        cmocka_unit_test(test_memory_and_kinds),
         cmocka_unit_test(test_share_of_a_processor),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

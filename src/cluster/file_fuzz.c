@@ -1,5 +1,5 @@
-/* Any bytes as a cluster's file, and as a cluster's line: refused, or loaded into what passes every check; and what
- * loads is written and read back. */
+/* Any bytes as a cluster's file, and as a cluster's line: refused, or loaded into what passes every
+ * check; and what loads is written and read back. */
 #include "cluster/cluster.h"
 
 #include <string.h>
@@ -11,7 +11,8 @@ static void check(Cluster *c)
     CHECK(cluster_check(c) == OK);
     int64_t devices = cluster_devices(c), last = devices - 1;
     Link link = cluster_link(c, 0, last);
-    CHECK(link.tier >= -1 && link.tier <= c->network.n_tiers && link.bytes_per_s >= link.share_bytes_per_s);
+    CHECK(link.tier >= -1 && link.tier <= c->network.n_tiers &&
+          link.bytes_per_s >= link.share_bytes_per_s);
     CHECK(cluster_group_link(c, 0, 1, devices).tier <= c->network.n_tiers);
     for (int i = 0; i < MATH_KINDS; i++) {
         double share = cluster_matrix_efficiency(&c->device, (MathKind)i, 100, 100, 100);
@@ -21,8 +22,10 @@ static void check(Cluster *c)
     cluster_text(c, &text);
     Cluster again;
     Status status = cluster_parse((Bytes){(const uint8_t *)text.at, text.n}, "again", &again);
-    if (status == OK) cluster_deinit(&again);
-    else CHECK(text.n > 1 << 20 || strstr(status_message(), "more than 16384"));
+    if (status == OK)
+        cluster_deinit(&again);
+    else
+        CHECK(text.n > 1 << 20 || strstr(status_message(), "more than 16384"));
     str_deinit(&text);
     cluster_deinit(c);
 }

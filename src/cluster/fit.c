@@ -1,4 +1,5 @@
-/* Curves through measured points, by least squares of logarithms: a search over a grid that narrows. */
+/* Curves through measured points, by least squares of logarithms: a search over a grid that
+ * narrows. */
 #include "cluster/cluster.h"
 
 #include <math.h>
@@ -18,7 +19,8 @@ typedef struct Fit {
 } Fit;
 
 /* One point of the grid over a box, by its number. */
-static void grid_point(const Fit *fit, const double *low, const double *high, int64_t index, double *parameter)
+static void grid_point(const Fit *fit, const double *low, const double *high, int64_t index,
+                       double *parameter)
 {
     for (int i = 0; i < fit->n; i++, index /= GRID + 1)
         parameter[i] = low[i] + (high[i] - low[i]) * (double)(index % (GRID + 1)) / GRID;
@@ -54,7 +56,7 @@ static double fit_run(const Fit *fit, double *best)
 
 static double square(double x) { return x * x; }
 
-/* ---- products ---------------------------------------------------------------------------- */
+/* ---- products --------------------------------------------------------------------------- */
 
 static double matrix_error(const Fit *fit, const double *parameter)
 {
@@ -64,23 +66,31 @@ static double matrix_error(const Fit *fit, const double *parameter)
     device.matrix[fit->math].eta_inf = parameter[0];
     device.matrix[fit->math].k_half = parameter[1];
     for (int i = 0; i < fit->n_points; i++) {
-        double rate = cluster_matrix_flop_per_s(&device, fit->math, fit->element_bytes, point[i].m, point[i].n, point[i].k);
+        double rate = cluster_matrix_flop_per_s(&device, fit->math, fit->element_bytes, point[i].m,
+                                                point[i].n, point[i].k);
         sum += square(log(rate / point[i].flop_per_s));
     }
     return sum;
 }
 
-double cluster_fit_matrix(const DeviceSheet *device, MathKind math, double element_bytes, const MatrixPoint *point, int n,
-                          MatrixCurve *curve)
+double cluster_fit_matrix(const DeviceSheet *device, MathKind math, double element_bytes,
+                          const MatrixPoint *point, int n, MatrixCurve *curve)
 {
-    Fit fit = {.low = {0.05, 0}, .high = {1, 3000}, .n = 2, .error = matrix_error, .device = device, .points = point,
-               .n_points = n, .math = math, .element_bytes = element_bytes};
+    Fit fit = {.low = {0.05, 0},
+               .high = {1, 3000},
+               .n = 2,
+               .error = matrix_error,
+               .device = device,
+               .points = point,
+               .n_points = n,
+               .math = math,
+               .element_bytes = element_bytes};
     double best[FIT_MAX] = {0}, residual = fit_run(&fit, best);
     *curve = (MatrixCurve){device->matrix[math].peak_flop_per_s, best[0], best[1]};
     return residual;
 }
 
-/* ---- attention --------------------------------------------------------------------------- */
+/* ---- attention -------------------------------------------------------------------------- */
 
 static double attention_error(const Fit *fit, const double *parameter)
 {
@@ -89,16 +99,23 @@ static double attention_error(const Fit *fit, const double *parameter)
     double sum = 0, peak = device.matrix[MATH_BF16].peak_flop_per_s;
     device.attention = (AttentionCurve){parameter[0], parameter[1], parameter[2], 1};
     for (int i = 0; i < fit->n_points; i++) {
-        double rate = peak * cluster_attention_efficiency(&device, point[i].head_dim, point[i].keys, false);
+        double rate = peak * cluster_attention_efficiency(&device, point[i].head_dim, point[i].keys,
+                                                          false);
         sum += square(log(rate / point[i].flop_per_s));
     }
     return sum;
 }
 
-double cluster_fit_attention(const DeviceSheet *device, const AttentionPoint *point, int n, AttentionCurve *curve)
+double cluster_fit_attention(const DeviceSheet *device, const AttentionPoint *point, int n,
+                             AttentionCurve *curve)
 {
-    Fit fit = {.low = {0.1, 0, 0}, .high = {1.5, 150, 1000}, .n = 3, .error = attention_error, .device = device,
-               .points = point, .n_points = n};
+    Fit fit = {.low = {0.1, 0, 0},
+               .high = {1.5, 150, 1000},
+               .n = 3,
+               .error = attention_error,
+               .device = device,
+               .points = point,
+               .n_points = n};
     double best[FIT_MAX] = {0}, residual = fit_run(&fit, best);
     *curve = (AttentionCurve){best[0], best[1], best[2], device->attention.backward};
     return residual;

@@ -12,16 +12,18 @@ typedef struct Loader {
     const SettingNode **given; /* [cluster_table_n] */
     VEC(ClusterSource) source;
     const SettingNode *tiers, *causes; /* the lists, where they were given */
-    bool is_preset; /* of the file that is being laid over: whoever says nothing of a source has none */
+    bool is_preset; /* of the file that is being laid over: whoever says nothing of a source has
+                       none */
     int depth;
 } Loader;
 
 static SettingReader reader_of(const Loader *l)
 {
-    return (SettingReader){l->arena, cluster_table, cluster_table_n, "`drover inspect --cluster hgx` shows them all", l->given};
+    return (SettingReader){l->arena, cluster_table, cluster_table_n,
+                           "`drover inspect --cluster hgx` shows them all", l->given};
 }
 
-/* ---- files that are compiled in ---------------------------------------------------------- */
+/* ---- files that are compiled in --------------------------------------------------------- */
 
 const ClusterFile *cluster_find_file(const char *folder, const char *name)
 {
@@ -41,7 +43,7 @@ const char *cluster_nearest_file(const char *name, bool devices_only)
     return name_nearest(name, names, n);
 }
 
-/* ---- sources ----------------------------------------------------------------------------- */
+/* ---- sources ---------------------------------------------------------------------------- */
 
 static void add_source(Loader *l, const char *key, const char *words)
 {
@@ -59,32 +61,39 @@ static void drop_sources(Loader *l, const char *list)
 {
     size_t n = strlen(list), kept = 0;
     for (size_t i = 0; i < l->source.n; i++)
-        if (strncmp(l->source.at[i].key, list, n) != 0 || l->source.at[i].key[n] != '[') l->source.at[kept++] = l->source.at[i];
+        if (strncmp(l->source.at[i].key, list, n) != 0 || l->source.at[i].key[n] != '[')
+            l->source.at[kept++] = l->source.at[i];
     l->source.n = kept;
 }
 
 /* What names another file: laid under this one already. */
 static bool is_base(const char *path, const SettingNode *node)
 {
-    return !strcmp(path, "base") || !strcmp(path, "device.base") || (!strcmp(path, "device") && node->kind == NODE_SCALAR);
+    return !strcmp(path, "base") || !strcmp(path, "device.base") ||
+           (!strcmp(path, "device") && node->kind == NODE_SCALAR);
 }
 
-/* A copy of `node` without its bases and its sources, which are noted for every value below: its own, else `words`. */
-static Status take_sources(Loader *l, const SettingNode *node, const char *key, const char *words, SettingNode **out)
+/* A copy of `node` without its bases and its sources, which are noted for every value below: its
+ * own, else `words`. */
+static Status take_sources(Loader *l, const SettingNode *node, const char *key, const char *words,
+                           SettingNode **out)
 {
-    const SettingNode *own = setting_node_find(node, "source"), *value = setting_node_find(node, "value");
+    const SettingNode *own = setting_node_find(node, "source"),
+                      *value = setting_node_find(node, "value");
     if (own && own->kind != NODE_SCALAR)
         return fail(ERR_ARG, "%s: a source is a text", setting_node_where(l->arena, own));
     if (own) words = own->text;
     if (value) {
         if (node->n != 1 + (own != NULL))
-            return fail(ERR_ARG, "%s: beside value only source may stand", setting_node_where(l->arena, node));
+            return fail(ERR_ARG, "%s: beside value only source may stand",
+                        setting_node_where(l->arena, node));
         return take_sources(l, value, key, words, out);
     }
     SettingNode *copy = setting_node_create(l->arena, node->kind, node->place, node->line);
     copy->text = node->text;
     copy->quoted = node->quoted;
-    bool leaf = node->kind == NODE_SCALAR || (node->kind == NODE_LIST && node->n && node->item[0]->kind == NODE_SCALAR);
+    bool leaf = node->kind == NODE_SCALAR ||
+                (node->kind == NODE_LIST && node->n && node->item[0]->kind == NODE_SCALAR);
     if (leaf && !words && !l->is_preset) words = setting_node_where(l->arena, node);
     if (leaf && words) add_source(l, key, words);
     if (node->kind == NODE_LIST && !leaf) drop_sources(l, key);
@@ -92,11 +101,14 @@ static Status take_sources(Loader *l, const SettingNode *node, const char *key, 
         const char *name = node->kind == NODE_MAP ? node->key[i] : NULL;
         SettingNode *item;
         if (node->item[i] == own) continue;
-        const char *path = !name ? arena_printf(l->arena, "%s[%d]", key, i)
-                           : *key ? arena_printf(l->arena, "%s.%s", key, name) : name;
+        const char *path = !name  ? arena_printf(l->arena, "%s[%d]", key, i)
+                           : *key ? arena_printf(l->arena, "%s.%s", key, name)
+                                  : name;
         if (is_base(path, node->item[i])) continue;
-        if (leaf) item = node->item[i];
-        else TRY(take_sources(l, node->item[i], path, words, &item));
+        if (leaf)
+            item = node->item[i];
+        else
+            TRY(take_sources(l, node->item[i], path, words, &item));
         setting_node_append(l->arena, copy, name, item);
     }
     *out = copy;
@@ -110,7 +122,7 @@ const char *cluster_source(const Cluster *cluster, const char *key)
     return "";
 }
 
-/* ---- lists ------------------------------------------------------------------------------- */
+/* ---- lists ------------------------------------------------------------------------------ */
 
 /* Takes `name` out of `map`; NULL when it is not there. */
 static SettingNode *take(SettingNode *map, const char *name)
@@ -127,13 +139,15 @@ static SettingNode *take(SettingNode *map, const char *name)
 }
 
 /* The list's elements into n structs of `size` bytes, at most `max`. */
-static Status read_list(Loader *l, const SettingNode *list, const char *prefix, size_t size, int max, void **out, int *n)
+static Status read_list(Loader *l, const SettingNode *list, const char *prefix, size_t size,
+                        int max, void **out, int *n)
 {
     SettingReader r = reader_of(l);
     const char *where = setting_node_where(l->arena, list);
     if (list->kind != NODE_LIST || list->n > max)
-        return fail(ERR_ARG, "%s: %.*s should be a list of at most %d elements, each {%s: ...}", where, (int)strlen(prefix) - 3,
-                    prefix, max, !strcmp(prefix, "device.ops[].") ? "op" : "name");
+        return fail(ERR_ARG, "%s: %.*s should be a list of at most %d elements, each {%s: ...}",
+                    where, (int)strlen(prefix) - 3, prefix, max,
+                    !strcmp(prefix, "device.ops[].") ? "op" : "name");
     char *items = arena_alloc(l->arena, size * (size_t)(list->n + 1));
     for (int i = 0; i < list->n; i++) {
         for (int k = 0; k < cluster_table_n; k++)
@@ -162,7 +176,8 @@ static Status read_tiers(Loader *l, const SettingNode *list)
 static Status read_causes(Loader *l, const SettingNode *list)
 {
     void *items = NULL;
-    TRY(read_list(l, list, "failures[].", sizeof(FailureCause), MAX_CAUSES, &items, &l->cluster->n_failures));
+    TRY(read_list(l, list, "failures[].", sizeof(FailureCause), MAX_CAUSES, &items,
+                  &l->cluster->n_failures));
     l->causes = list;
     l->cluster->failure = items;
     return OK;
@@ -171,12 +186,13 @@ static Status read_causes(Loader *l, const SettingNode *list)
 static Status read_ops(Loader *l, const SettingNode *list)
 {
     void *items = NULL;
-    TRY(read_list(l, list, "device.ops[].", sizeof(OpRate), MAX_OP_RATES, &items, &l->cluster->device.n_ops));
+    TRY(read_list(l, list, "device.ops[].", sizeof(OpRate), MAX_OP_RATES, &items,
+                  &l->cluster->device.n_ops));
     l->cluster->device.op = items;
     return OK;
 }
 
-/* ---- layers ------------------------------------------------------------------------------ */
+/* ---- layers ----------------------------------------------------------------------------- */
 
 static Status apply_base(Loader *l, const SettingNode *name, bool device_only);
 
@@ -197,12 +213,14 @@ static Status apply_tree(Loader *l, const SettingNode *tree, bool device_only)
 {
     SettingReader r = reader_of(l);
     SettingNode *root;
-    const SettingNode *from = setting_node_find(tree, "base"), *of = setting_node_find(tree, "device");
+    const SettingNode *from = setting_node_find(tree, "base"),
+                      *of = setting_node_find(tree, "device");
     if (of && of->kind == NODE_MAP) of = setting_node_find(of, "base");
     if (from) TRY(apply_base(l, from, device_only));
     if (of && (*of->text || of->kind != NODE_SCALAR)) TRY(apply_base(l, of, true));
     TRY(take_sources(l, device_only ? device_part(l, tree) : tree, "", NULL, &root));
-    SettingNode *ops = take(setting_node_find(root, "device"), "ops"), *causes = take(root, "failures");
+    SettingNode *ops = take(setting_node_find(root, "device"), "ops"),
+                *causes = take(root, "failures");
     SettingNode *tiers = take(setting_node_find(root, "network"), "tiers");
     TRY(setting_read_map(&r, "", root, l->cluster));
     if (ops) TRY(read_ops(l, ops));
@@ -231,17 +249,20 @@ static Status apply_base(Loader *l, const SettingNode *name, bool device_only)
 {
     const char *where = setting_node_where(l->arena, name);
     if (name->kind != NODE_SCALAR || !*name->text)
-        return fail(ERR_ARG, "%s: %s is the name of a preset or a file, such as h100", where, device_only ? "device" : "base");
-    if (++l->depth > MAX_BASES) return fail(ERR_ARG, "%s: bases stand on one another more than %d deep", where, MAX_BASES);
+        return fail(ERR_ARG, "%s: %s is the name of a preset or a file, such as h100", where,
+                    device_only ? "device" : "base");
+    if (++l->depth > MAX_BASES)
+        return fail(ERR_ARG, "%s: bases stand on one another more than %d deep", where, MAX_BASES);
     const ClusterFile *file = cluster_find_file("devices/", name->text);
     if (!file) file = cluster_find_file("presets/", name->text);
-    if (file) TRY(apply_file(l, file, device_only));
+    if (file)
+        TRY(apply_file(l, file, device_only));
     else {
         const char *near = cluster_nearest_file(name->text, device_only);
         Bytes text;
         if (!file_exists(name->text))
-            return fail(ERR_ARG, "%s: no preset and no file is called %.200s%s%s", where, name->text,
-                        near ? "; did you mean " : "", near ? near : "");
+            return fail(ERR_ARG, "%s: no preset and no file is called %.200s%s%s", where,
+                        name->text, near ? "; did you mean " : "", near ? near : "");
         TRY(file_read(l->arena, name->text, MAX_SETTING_FILE_BYTES, &text));
         TRY(apply_text(l, text, name->text, device_only));
     }
@@ -249,7 +270,7 @@ static Status apply_base(Loader *l, const SettingNode *name, bool device_only)
     return OK;
 }
 
-/* ---- all together ------------------------------------------------------------------------ */
+/* ---- all together ----------------------------------------------------------------------- */
 
 /* Values whose default depends on others. */
 static void resolve(Loader *l, const char *name)
@@ -257,7 +278,8 @@ static void resolve(Loader *l, const char *name)
     Cluster *c = l->cluster;
     if (!*c->name) {
         const char *base = path_base(name), *dot = strrchr(base, '.');
-        c->name = arena_strndup(l->arena, base, dot && dot != base ? (size_t)(dot - base) : strlen(base));
+        c->name = arena_strndup(l->arena, base,
+                                dot && dot != base ? (size_t)(dot - base) : strlen(base));
     }
     if (c->node.link_domain == 0) c->node.link_domain = c->node.devices;
     if (c->network.n_tiers == 0)
@@ -269,8 +291,12 @@ static const char *place_of(const ClusterPlaces *places, const char *key, int el
 {
     const Loader *l = places->context;
     const Setting *s = setting_find(cluster_table, cluster_table_n, key);
-    const SettingNode *list = !strncmp(key, "failures", 8) ? l->causes : !strncmp(key, "network.tiers", 13) ? l->tiers : NULL;
-    const SettingNode *node = list && element < list->n ? list->item[element] : s ? l->given[s - cluster_table] : NULL;
+    const SettingNode *list = !strncmp(key, "failures", 8)         ? l->causes
+                              : !strncmp(key, "network.tiers", 13) ? l->tiers
+                                                                   : NULL;
+    const SettingNode *node = list && element < list->n ? list->item[element]
+                              : s                       ? l->given[s - cluster_table]
+                                                        : NULL;
     return node ? setting_node_where(l->arena, node) : l->cluster->name;
 }
 
@@ -293,10 +319,13 @@ static Status load(Loader *l, const SettingNode *tree, const ClusterFile *preset
 }
 
 /* `arena` holds the tree already; on success the cluster owns it. */
-static Status finish(Arena *arena, const SettingNode *tree, const ClusterFile *preset, const char *name, Cluster *cluster)
+static Status finish(Arena *arena, const SettingNode *tree, const ClusterFile *preset,
+                     const char *name, Cluster *cluster)
 {
     Cluster loaded = {0};
-    Loader l = {.arena = arena, .cluster = &loaded, .given = ARENA_ARRAY(arena, const SettingNode *, cluster_table_n)};
+    Loader l = {.arena = arena,
+                .cluster = &loaded,
+                .given = ARENA_ARRAY(arena, const SettingNode *, cluster_table_n)};
     Status status = load(&l, tree, preset, name);
     VEC_FREE(&l.source);
     if (status != OK) {
@@ -324,7 +353,8 @@ static Status load_line(const char *line, Cluster *cluster)
     Arena arena = {0};
     SettingNode *root = NULL;
     Status status = cluster_line_tree(&arena, line, &root);
-    if (status == OK) return finish(&arena, root, NULL, arena_printf(&arena, "'%s'", line), cluster);
+    if (status == OK)
+        return finish(&arena, root, NULL, arena_printf(&arena, "'%s'", line), cluster);
     arena_deinit(&arena);
     return status;
 }
@@ -338,7 +368,8 @@ Status cluster_load(const char *text, Cluster *cluster)
     if (cluster_is_line(text) && !file_exists(text)) return load_line(text, cluster);
     if (!file_exists(text)) {
         const char *near = cluster_nearest_file(text, false);
-        return fail(ERR_ARG, "cluster: no preset and no file is called %.200s%s%s", text, near ? "; did you mean " : "",
+        return fail(ERR_ARG, "cluster: no preset and no file is called %.200s%s%s", text,
+                    near ? "; did you mean " : "",
                     near ? near : "; `drover inspect --cluster list` shows the presets");
     }
     Bytes bytes;

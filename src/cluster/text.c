@@ -4,7 +4,8 @@
 #include <string.h>
 
 /* The value, with its source beside it where there is one. */
-static void add_value(const Cluster *c, const Setting *s, const void *base, const char *key, Str *out)
+static void add_value(const Cluster *c, const Setting *s, const void *base, const char *key,
+                      Str *out)
 {
     const char *words = cluster_source(c, key);
     if (*words) str_add(out, "{value: ");
@@ -17,7 +18,8 @@ static void add_value(const Cluster *c, const Setting *s, const void *base, cons
 }
 
 /* One element of a list, on lines of their own below a dash. */
-static void add_element(const Cluster *c, const char *prefix, const char *path, int indent, const void *item, Str *out)
+static void add_element(const Cluster *c, const char *prefix, const char *path, int indent,
+                        const void *item, Str *out)
 {
     size_t skip = strlen(prefix);
     const char *lead = "- ";
@@ -45,26 +47,32 @@ typedef struct List {
 static void add_list(const Cluster *c, const List *list, Str *out)
 {
     const char *dot = strrchr(list->key, '.');
-    str_printf(out, "%*s%s:%s\n", list->indent, "", dot ? dot + 1 : list->key, list->n ? "" : " []");
+    str_printf(out, "%*s%s:%s\n", list->indent, "", dot ? dot + 1 : list->key,
+               list->n ? "" : " []");
     for (int i = 0; i < list->n; i++) {
         char path[96];
         snprintf(path, sizeof path, "%s[%d]", list->key, i);
-        add_element(c, list->prefix, path, list->indent + 2, list->items + list->size * (size_t)i, out);
+        add_element(c, list->prefix, path, list->indent + 2, list->items + list->size * (size_t)i,
+                    out);
     }
 }
 
 void cluster_text(const Cluster *c, Str *out)
 {
     const List lists[] = {
-        {"device.ops[].", "device.ops", 2, (const char *)c->device.op, c->device.n_ops, sizeof(OpRate)},
-        {"network.tiers[].", "network.tiers", 2, (const char *)c->network.tier, c->network.n_tiers, sizeof(Tier)},
-        {"failures[].", "failures", 0, (const char *)c->failure, c->n_failures, sizeof(FailureCause)},
+        {"device.ops[].", "device.ops", 2, (const char *)c->device.op, c->device.n_ops,
+         sizeof(OpRate)},
+        {"network.tiers[].", "network.tiers", 2, (const char *)c->network.tier, c->network.n_tiers,
+         sizeof(Tier)},
+        {"failures[].", "failures", 0, (const char *)c->failure, c->n_failures,
+         sizeof(FailureCause)},
     };
     const char *before = "";
     int done = 0; /* lists written */
     for (int i = 0; i < cluster_table_n; i++) {
         const Setting *s = &cluster_table[i];
-        if (done < COUNT_OF(lists) && !strncmp(s->name, lists[done].prefix, strlen(lists[done].prefix)))
+        if (done < COUNT_OF(lists) &&
+            !strncmp(s->name, lists[done].prefix, strlen(lists[done].prefix)))
             add_list(c, &lists[done++], out);
         if (strstr(s->name, "[]")) continue;
         setting_write_key(s->name, before, out);

@@ -1,7 +1,7 @@
 /* The board: a slot for each rank that says what it did last, and the first failure of the world.
  *
- * It is read when something hangs, so reading needs nobody's help: a rank that is stopped, dead or deep in
- * a computation has left its row behind. Writers never wait. */
+ * It is read when something hangs, so reading needs nobody's help: a rank that is stopped, dead or
+ * deep in a computation has left its row behind. Writers never wait. */
 #include "comm/comm_internal.h"
 
 #include <fcntl.h>
@@ -23,8 +23,8 @@ void comm_board_init(CommBoard *board, int n)
     memcpy(board->magic, COMM_BOARD_MAGIC, sizeof board->magic);
 }
 
-/* The words are released one by one, and the version before them: who reads a new word also sees the odd
- * version, or a later one. */
+/* The words are released one by one, and the version before them: who reads a new word also sees
+ * the odd version, or a later one. */
 void comm_board_write(CommBoard *board, int rank, const CommRow *row)
 {
     CommSlot *slot = &board->slot[rank];
@@ -48,7 +48,8 @@ bool comm_board_read(const CommBoard *board, int rank, CommRow *row)
             word[i] = atomic_load_explicit(&slot->word[i], memory_order_acquire);
         if (!(before & 1) && atomic_load_explicit(&slot->version, memory_order_relaxed) == before) {
             memcpy(row, word, sizeof *row);
-            row->group[sizeof row->group - 1] = row->node[sizeof row->node - 1] = row->doing[sizeof row->doing - 1] = 0;
+            row->group[sizeof row->group - 1] = row->node[sizeof row->node - 1] =
+                row->doing[sizeof row->doing - 1] = 0;
             return true;
         }
         sched_yield();
@@ -66,9 +67,10 @@ bool comm_board_fail(CommBoard *board, int rank, const char *sentence)
     return true;
 }
 
-/* ---- looking at a rank ----------------------------------------------------------------------- */
+/* ---- looking at a rank ------------------------------------------------------------------ */
 
-/* The letter of /proc/PID/stat behind the name, which may itself hold parentheses; 'X' without such a process. */
+/* The letter of /proc/PID/stat behind the name, which may itself hold parentheses; 'X' without such
+ * a process. */
 static int process_state(int pid)
 {
     char path[64], text[512];
@@ -92,7 +94,7 @@ CommSeen comm_board_look(const CommBoard *board, int rank, bool own_processes)
     return seen;
 }
 
-/* ---- from outside ---------------------------------------------------------------------------- */
+/* ---- from outside ----------------------------------------------------------------------- */
 
 static void read_ranks(Arena *arena, const CommBoard *board, CommStatus *out)
 {
@@ -101,7 +103,10 @@ static void read_ranks(Arena *arena, const CommBoard *board, CommStatus *out)
         CommRow row;
         if (!comm_board_read(board, r, &row)) continue;
         CommStatusRank *rank = &out->rank[out->n_ranks++];
-        *rank = (CommStatusRank){.rank = r, .pid = row.pid, .step = row.step, .active_s = row.time_s > row.note_s ? row.time_s : row.note_s};
+        *rank = (CommStatusRank){.rank = r,
+                                 .pid = row.pid,
+                                 .step = row.step,
+                                 .active_s = row.time_s > row.note_s ? row.time_s : row.note_s};
         memcpy(rank->doing, row.doing, sizeof rank->doing);
     }
 }
@@ -111,11 +116,15 @@ Status comm_status_read(Arena *arena, const char *path, CommStatus *status)
     FileMap map;
     TRY(file_map(path, &map));
     const CommBoard *board = (const CommBoard *)(const void *)map.at;
-    bool good = map.n >= sizeof *board && !memcmp(board->magic, COMM_BOARD_MAGIC, sizeof board->magic) && board->slot_bytes == sizeof(CommSlot) &&
-                board->header_bytes == sizeof *board && board->n <= 1u << 24 && map.n == comm_board_bytes((int)board->n);
+    bool good = map.n >= sizeof *board &&
+                !memcmp(board->magic, COMM_BOARD_MAGIC, sizeof board->magic) &&
+                board->slot_bytes == sizeof(CommSlot) && board->header_bytes == sizeof *board &&
+                board->n <= 1u << 24 && map.n == comm_board_bytes((int)board->n);
     if (good) {
         *status = (CommStatus){.n = (int)board->n, .failed = comm_board_failed(board)};
-        if (status->failed) snprintf(status->sentence, sizeof status->sentence, "%.*s", COMM_SENTENCE_BYTES - 1, board->sentence);
+        if (status->failed)
+            snprintf(status->sentence, sizeof status->sentence, "%.*s", COMM_SENTENCE_BYTES - 1,
+                     board->sentence);
         read_ranks(arena, board, status);
     }
     file_unmap(&map);

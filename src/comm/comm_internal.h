@@ -6,16 +6,21 @@
 
 #include <stdatomic.h>
 
-/* ---- the board: what every rank does, readable while it is stopped or dead ------------------ */
+/* ---- the board: what every rank does, readable while it is stopped or dead -------------- */
 
-typedef enum CommPhase { COMM_PHASE_NONE, COMM_PHASE_STARTED, COMM_PHASE_WAITING, COMM_PHASE_DONE } CommPhase;
+typedef enum CommPhase {
+    COMM_PHASE_NONE,
+    COMM_PHASE_STARTED,
+    COMM_PHASE_WAITING,
+    COMM_PHASE_DONE
+} CommPhase;
 
 enum { COMM_DOING_BYTES = 16 };
 
 /* The last thing a rank did. Times are of the host's monotonic clock, which its processes share. */
 typedef struct CommRow {
     int32_t pid, phase, kind;
-    int32_t late; /* 1 + the rank of the world for which it has waited too long; 0: none */
+    int32_t late;         /* 1 + the rank of the world for which it has waited too long; 0: none */
     int64_t number, step; /* of the operation; of the note */
     double time_s;        /* of the operation */
     double deadline_s;    /* for which the rank waits in it at most */
@@ -28,21 +33,22 @@ enum { COMM_ROW_WORDS = (int)(sizeof(CommRow) / 8), COMM_SENTENCE_BYTES = 1024 }
 typedef struct CommSeen {
     CommRow row;
     int32_t known;   /* 0: nothing */
-    int32_t state;   /* of its process, the letter of /proc/PID/stat ('T' stopped), 'X' when it is gone; 0: cannot be seen */
+    int32_t state;   /* of its process, the letter of /proc/PID/stat ('T' stopped), 'X' when it is
+                        gone; 0: cannot be seen */
     double age_s;    /* since the operation */
     double silent_s; /* since its host was last heard of; 0: it was just asked */
 } CommSeen;
 
-/* A row as it lies in memory: whoever sees the same even version before and after has a whole one. Words are
- * atomic, so that neither threads nor processes race. */
+/* A row as it lies in memory: whoever sees the same even version before and after has a whole one.
+ * Words are atomic, so that neither threads nor processes race. */
 typedef struct CommSlot {
     _Atomic uint64_t version; /* odd while the owner writes */
     _Atomic uint64_t word[COMM_ROW_WORDS];
 } CommSlot;
 
-/* One for a local world; one file in the host's shared memory under MPI, which a supervisor may map too: it is
- * COMM_BOARD_MAGIC, four numbers, the failure, then a slot for each rank of the world, of which the ranks of
- * this host write theirs. */
+/* One for a local world; one file in the host's shared memory under MPI, which a supervisor may map
+ * too: it is COMM_BOARD_MAGIC, four numbers, the failure, then a slot for each rank of the world,
+ * of which the ranks of this host write theirs. */
 #define COMM_BOARD_MAGIC "drvcomm3"
 typedef struct CommBoard {
     char magic[8];
@@ -56,7 +62,8 @@ typedef struct CommBoard {
 size_t comm_board_bytes(int n);
 void comm_board_init(CommBoard *board, int n);
 void comm_board_write(CommBoard *board, int rank, const CommRow *row);
-bool comm_board_read(const CommBoard *board, int rank, CommRow *row); /* false: nothing written yet, or never whole */
+bool comm_board_read(const CommBoard *board, int rank,
+                     CommRow *row); /* false: nothing written yet, or never whole */
 /* The first failure stays; false when there was one already. */
 bool comm_board_fail(CommBoard *board, int rank, const char *sentence);
 static inline bool comm_board_failed(const CommBoard *board)
@@ -64,7 +71,7 @@ static inline bool comm_board_failed(const CommBoard *board)
     return atomic_load_explicit(&board->failed, memory_order_acquire) == 2;
 }
 
-/* ---- worlds, groups, requests ---------------------------------------------------------------- */
+/* ---- worlds, groups, requests ----------------------------------------------------------- */
 
 typedef struct CommTransport CommTransport;
 
@@ -72,11 +79,12 @@ struct CommWorld {
     const CommTransport *transport;
     int n, first, here;
     double deadline_s;
-    Comm **all;        /* [here] the group of all ranks; each heads the list of that rank's groups; owned */
-    char (*host)[64];  /* [n] */
-    CommRow *row;      /* [here] of this process's ranks, as they stand on the board; owned */
-    CommBoard *board;  /* the transport's */
-    void *state;       /* the transport's */
+    Comm *
+        *all; /* [here] the group of all ranks; each heads the list of that rank's groups; owned */
+    char (*host)[64]; /* [n] */
+    CommRow *row;     /* [here] of this process's ranks, as they stand on the board; owned */
+    CommBoard *board; /* the transport's */
+    void *state;      /* the transport's */
 };
 
 struct Comm {
@@ -86,7 +94,7 @@ struct Comm {
     int *ranks;        /* [n] in the world; owned */
     uint64_t key;      /* of name and ranks: the same on all members */
     double deadline_s;
-    int64_t started;         /* collectives */
+    int64_t started;          /* collectives */
     int64_t *sent, *received; /* [n] messages started, by peer; owned */
     CommStats stats;
     CommTrace trace[COMM_TRACES];
@@ -94,22 +102,26 @@ struct Comm {
     CommRequest *open; /* not yet waited for; owned */
     void *state;       /* the transport's */
     Comm *next;        /* group of the same rank */
-    CommDone *on_done; /* of the group of all ranks, for all groups of the rank; NULL: nobody listens */
+    CommDone
+        *on_done; /* of the group of all ranks, for all groups of the rank; NULL: nobody listens */
     void *on_done_context;
 };
 
-/* How an operation cuts its buffers: parts of REDUCE_SCATTER, ALL_GATHER as said, of ALL_REDUCE and BROADCAST
- * n even ones, which ranks work on; in ALL_TO_ALL send and recv are cut differently, else recv is NULL. */
+/* How an operation cuts its buffers: parts of REDUCE_SCATTER, ALL_GATHER as said, of ALL_REDUCE and
+ * BROADCAST n even ones, which ranks work on; in ALL_TO_ALL send and recv are cut differently, else
+ * recv is NULL. */
 typedef struct CommParts {
     int64_t *count, *at;           /* [n] */
     int64_t *recv_count, *recv_at; /* [n] */
 } CommParts;
 
-/* What must agree among the ranks, and what is said when it does not. Sent as it is between processes. */
+/* What must agree among the ranks, and what is said when it does not. Sent as it is between
+ * processes. */
 typedef struct CommHead {
     int32_t kind, dtype, reduce, root;
-    int64_t number, count; /* count: in all, except of ALL_TO_ALL: what goes to the reader of this head */
-    uint64_t parts;        /* a hash of the counts, where all ranks say all of them */
+    int64_t number,
+        count;      /* count: in all, except of ALL_TO_ALL: what goes to the reader of this head */
+    uint64_t parts; /* a hash of the counts, where all ranks say all of them */
     char node[COMM_NODE_BYTES];
 } CommHead;
 
@@ -122,52 +134,58 @@ struct CommRequest {
     int64_t sent_bytes, check_bytes;
     double start_s, arrived_s, end_s;
     double until_s;    /* waited for at most */
-    uint64_t late_key; /* failure.c: what the late ones waited in when they were last looked at; 0: not yet */
+    uint64_t late_key; /* failure.c: what the late ones waited in when they were last looked at; 0:
+                          not yet */
     bool skipped;      /* by a fault: nothing was started */
     char node[COMM_NODE_BYTES];
     CommRequest *prev, *next; /* in comm->open */
     void *state;              /* the transport's */
 };
 
-/* What a transport does. It sets arrived_s and end_s of a request; failures of the world go to the board. */
+/* What a transport does. It sets arrived_s and end_s of a request; failures of the world go to the
+ * board. */
 struct CommTransport {
     const char *name;
     void (*open)(Comm *group);  /* a new group of one of this process's ranks; waits for nobody */
     void (*close)(Comm *group); /* at the end of the world */
     Status (*start)(CommRequest *request);
-    /* Until done, failed, or until_s has passed: then the transport calls comm_fail_late. After it the buffers are the
-     * caller's again. */
+    /* Until done, failed, or until_s has passed: then the transport calls comm_fail_late. After it
+     * the buffers are the caller's again. */
     Status (*wait)(CommRequest *request);
     /* What is known of these ranks of the world, within a fraction of a second. */
     void (*look)(CommWorld *world, const int *ranks, int n, CommSeen *seen);
     /* Takes in what other ranks say, until the board has a failure or the time has passed. */
     void (*listen)(CommWorld *world, double seconds);
-    /* Puts a failure of rank `rank` on all boards, unless they have one. Rank `chair` decides between failures
-     * that come at the same time. */
+    /* Puts a failure of rank `rank` on all boards, unless they have one. Rank `chair` decides
+     * between failures that come at the same time. */
     void (*report)(CommWorld *world, int rank, int chair, const char *sentence);
     void (*destroy)(CommWorld *world);
 };
 
 /* The part of an operation that needs no transport (op.c). */
 Status comm_op_check(const Comm *comm, const CommOp *op);
-void comm_op_cut(const CommOp *op, int n, CommParts *parts); /* allocates one block at parts->count */
+void comm_op_cut(const CommOp *op, int n,
+                 CommParts *parts); /* allocates one block at parts->count */
 CommHead comm_op_head(const CommRequest *request);
 CommHead comm_head_to(const CommRequest *request, int peer);       /* as `peer` must read it */
 CommHead comm_head_expected(const CommRequest *request, int peer); /* as it must come from `peer` */
 bool comm_heads_agree(const CommHead *a, const CommHead *b);
 bool comm_kind_is_message(CommKind kind);
-size_t comm_text_op(char *buf, size_t n, const CommHead *head); /* "all_reduce of 100 f32 (mlp.down)" */
+size_t comm_text_op(char *buf, size_t n,
+                    const CommHead *head); /* "all_reduce of 100 f32 (mlp.down)" */
 
-/* Failures of the world (failure.c): each puts its sentence on the board, if it is the first, and spreads it. */
+/* Failures of the world (failure.c): each puts its sentence on the board, if it is the first, and
+ * spreads it. */
 Status comm_failure(const CommWorld *world); /* the status and sentence of what is on the board */
 Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs);
-/* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. OK: not yet, others are to say more;
- * the request's until_s is a later one, and its rank goes on waiting. */
+/* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. OK: not
+ * yet, others are to say more; the request's until_s is a later one, and its rank goes on waiting.
+ */
 Status comm_fail_late(CommRequest *request, const bool *missing, bool arrived, double waited_s);
 Status comm_fail_world(Comm *comm, const char *sentence);
 
-/* in[n][count], reduced by the tree of comm.h into each of out[n_out][count]; out may be one of in. dtype is
- * f32, bf16 or i32. */
+/* in[n][count], reduced by the tree of comm.h into each of out[n_out][count]; out may be one of in.
+ * dtype is f32, bf16 or i32. */
 typedef struct CommTree {
     DType dtype;
     CommReduce reduce;
@@ -178,14 +196,20 @@ typedef struct CommTree {
 void comm_tree_reduce(const CommTree *tree, int64_t count);
 /* The forms by instruction set, for tests; NULL where this processor lacks it. */
 typedef void CommTreeForm(const CommTree *tree, int64_t count);
-typedef enum CommTreeLevel { COMM_TREE_GENERIC, COMM_TREE_AVX2, COMM_TREE_AVX512, COMM_TREE_LEVELS } CommTreeLevel;
+typedef enum CommTreeLevel {
+    COMM_TREE_GENERIC,
+    COMM_TREE_AVX2,
+    COMM_TREE_AVX512,
+    COMM_TREE_LEVELS
+} CommTreeLevel;
 CommTreeForm *comm_tree_form(CommTreeLevel level);
 
 /* For the transports' create functions (world.c). */
 CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptions *options);
 /* The host of a rank that DROVER_TEST_HOSTS pretends; false without it. */
 bool comm_test_host(int rank, char host[64]);
-CommSeen comm_board_look(const CommBoard *board, int rank, bool own_processes); /* own_processes: that are seen in /proc */
+CommSeen comm_board_look(const CommBoard *board, int rank,
+                         bool own_processes); /* own_processes: that are seen in /proc */
 void comm_world_add_ranks(CommWorld *world, int first, int here); /* opens the groups of all */
 void comm_board_say(const CommRequest *request, CommPhase phase);
 void comm_board_say_late(const Comm *comm, int world_rank); /* for whom this rank waits too long */

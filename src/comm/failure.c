@@ -1,9 +1,10 @@
 /* The sentences of a lost world: who is late and what it does, who called what, who gave up.
  *
- * When a rank hangs, the waiting spreads: those that need it are late for others. A rank whose late ones do nothing but wait
- * themselves therefore goes on waiting until their deadlines have passed, for they know better; unless they go on without
- * it. Where several deadlines pass at the same moment, all reports go through one rank (the chair), whose first one is the
- * failure of the world. So the sentence names the rank that hangs, and there is one sentence. */
+ * When a rank hangs, the waiting spreads: those that need it are late for others. A rank whose late
+ * ones do nothing but wait themselves therefore goes on waiting until their deadlines have passed,
+ * for they know better; unless they go on without it. Where several deadlines pass at the same
+ * moment, all reports go through one rank (the chair), whose first one is the failure of the world.
+ * So the sentence names the rank that hangs, and there is one sentence. */
 #include "comm/comm_internal.h"
 
 #include <stdlib.h>
@@ -13,13 +14,12 @@ enum {
     NAMED = 4,      /* ranks that a sentence names before it counts */
     LOOKED_AT = 16, /* of the late ones, to find which of them hang */
 };
-static const double silent_s = 0.9; /* without a word of a host, which is to be heard twice a second: what it said last is no longer so */
-static const double patience_s = 0.55; /* longer than a look at silent ranks takes, and its report */
+static const double silent_s = 0.9; /* without a word of a host, which is to be heard twice a
+                                       second: what it said last is no longer so */
+static const double patience_s =
+    0.55; /* longer than a look at silent ranks takes, and its report */
 
-Status comm_failure(const CommWorld *world)
-{
-    return fail(ERR_COMM, "%s", world->board->sentence);
-}
+Status comm_failure(const CommWorld *world) { return fail(ERR_COMM, "%s", world->board->sentence); }
 
 int comm_failed_rank(const Comm *comm)
 {
@@ -32,7 +32,8 @@ static Status report(Comm *comm, int chair, const char *sentence)
     CommWorld *world = comm->world;
     if (comm_board_failed(world->board)) return comm_failure(world);
     world->transport->report(world, comm->self, chair, sentence);
-    world->transport->listen(world, 1); /* another rank may be writing its sentence, or died of it */
+    world->transport->listen(world,
+                             1); /* another rank may be writing its sentence, or died of it */
     return comm_failure(world);
 }
 
@@ -41,7 +42,8 @@ Status comm_fail_world(Comm *comm, const char *sentence) { return report(comm, 0
 void comm_abort(Comm *comm)
 {
     char text[COMM_SENTENCE_BYTES];
-    snprintf(text, sizeof text, "rank %d on %s gave up: %s", comm->self, comm->world->host[comm->self], status_message());
+    snprintf(text, sizeof text, "rank %d on %s gave up: %s", comm->self,
+             comm->world->host[comm->self], status_message());
     (void)comm_fail_world(comm, text);
 }
 
@@ -55,13 +57,15 @@ Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *the
     comm_text_op(a, sizeof a, first ? &own : theirs);
     comm_text_op(b, sizeof b, first ? theirs : &own);
     int low = first ? c->rank : peer, high = first ? peer : c->rank;
-    snprintf(text, sizeof text, "%s: %s #%lld differs: rank %d on %s calls %s, rank %d on %s calls %s", c->name,
-             comm_kind_is_message(mine->op.kind) ? "message" : "collective", (long long)mine->number, c->ranks[low],
-             host[c->ranks[low]], a, c->ranks[high], host[c->ranks[high]], b);
+    snprintf(text, sizeof text,
+             "%s: %s #%lld differs: rank %d on %s calls %s, rank %d on %s calls %s", c->name,
+             comm_kind_is_message(mine->op.kind) ? "message" : "collective",
+             (long long)mine->number, c->ranks[low], host[c->ranks[low]], a, c->ranks[high],
+             host[c->ranks[high]], b);
     return comm_fail_world(c, text);
 }
 
-/* ---- what a late rank does --------------------------------------------------------------------- */
+/* ---- what a late rank does -------------------------------------------------------------- */
 
 typedef struct Late {
     int rank[LOOKED_AT]; /* in the world, those that hang first */
@@ -109,7 +113,8 @@ static const char *state_text(int state)
     }
 }
 
-/* " (pid 77, stopped by a signal; in backward of step 17; last: left all_reduce #6 of tp in 'mlp.down', 3.2 s ago)" */
+/* " (pid 77, stopped by a signal; in backward of step 17; last: left all_reduce #6 of tp in
+ * 'mlp.down', 3.2 s ago)" */
 static void add_seen(Str *s, const CommWorld *world, const CommSeen *seen)
 {
     static const char *const did[] = {"", "started", "waits in", "left"};
@@ -120,14 +125,17 @@ static void add_seen(Str *s, const CommWorld *world, const CommSeen *seen)
     }
     str_printf(s, " (pid %d%s", row->pid, state_text(seen->state));
     if (row->doing[0]) str_printf(s, "; in %s of step %lld", row->doing, (long long)row->step);
-    if (row->phase > COMM_PHASE_NONE && row->phase <= COMM_PHASE_DONE && (unsigned)row->kind < COMM_KINDS) {
-        str_printf(s, "; last: %s %s #%lld of %s", did[row->phase], comm_kind_name((CommKind)row->kind), (long long)row->number, row->group);
+    if (row->phase > COMM_PHASE_NONE && row->phase <= COMM_PHASE_DONE &&
+        (unsigned)row->kind < COMM_KINDS) {
+        str_printf(s, "; last: %s %s #%lld of %s", did[row->phase],
+                   comm_kind_name((CommKind)row->kind), (long long)row->number, row->group);
         if (row->node[0]) str_printf(s, " in '%s'", row->node);
         if (row->phase == COMM_PHASE_WAITING && row->late > 0 && row->late <= world->n)
             str_printf(s, " for rank %d on %s", row->late - 1, world->host[row->late - 1]);
         str_printf(s, ", %.1f s ago", seen->age_s);
     }
-    if (seen->silent_s >= silent_s) str_printf(s, "; its host is silent for %.1f s", seen->silent_s);
+    if (seen->silent_s >= silent_s)
+        str_printf(s, "; its host is silent for %.1f s", seen->silent_s);
     str_add(s, ")");
 }
 
@@ -151,7 +159,8 @@ static int choose_chair(const Late *late)
     }
 }
 
-/* What the late ones are in, all of which wait, and how long until the last of them must have spoken. */
+/* What the late ones are in, all of which wait, and how long until the last of them must have
+ * spoken. */
 static double speak_in_s(const Late *late, uint64_t *key)
 {
     double longest_s = 0;
@@ -159,15 +168,17 @@ static double speak_in_s(const Late *late, uint64_t *key)
     for (int i = 0; i < late->n; i++) {
         const CommRow *row = &late->seen[i].row;
         double left_s = row->deadline_s - late->seen[i].age_s + patience_s;
-        if (row->phase == COMM_PHASE_WAITING && left_s > longest_s) longest_s = left_s; /* one that has only started it computes */
-        *key = rng_key(*key + (uint64_t)late->rank[i], row->group) + (uint64_t)row->number * COMM_KINDS + (uint64_t)row->kind;
+        if (row->phase == COMM_PHASE_WAITING && left_s > longest_s)
+            longest_s = left_s; /* one that has only started it computes */
+        *key = rng_key(*key + (uint64_t)late->rank[i], row->group) +
+               (uint64_t)row->number * COMM_KINDS + (uint64_t)row->kind;
     }
     *key |= 1;
     return longest_s;
 }
 
-/* Whom the late ones wait for they will say themselves. Who is in another operation than a moment before does not: it has left
- * this rank behind. */
+/* Whom the late ones wait for they will say themselves. Who is in another operation than a moment
+ * before does not: it has left this rank behind. */
 static bool hold_back(CommRequest *r, const Late *late)
 {
     uint64_t key;
@@ -188,7 +199,8 @@ Status comm_fail_late(CommRequest *request, const bool *missing, bool arrived, d
     Late late = look_at_late(c, missing);
     if (hold_back(request, &late)) return OK;
     comm_text_op(op, sizeof op, &request->head);
-    str_printf(&s, "%s: #%lld, %s, waited %.1f s on rank %d; %s:", c->name, (long long)request->number, op, waited_s, c->self,
+    str_printf(&s, "%s: #%lld, %s, waited %.1f s on rank %d; %s:", c->name,
+               (long long)request->number, op, waited_s, c->self,
                arrived ? "started there too, but no data comes from" : "not arrived");
     add_late(&s, c->world, &late);
     Status status = report(c, choose_chair(&late), s.at);

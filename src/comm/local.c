@@ -1,8 +1,8 @@
 /* The local transport: ranks are threads of this process, which meet at operations of their groups.
  *
- * An operation becomes known when its first rank starts it and is complete when the last has; then whoever waits
- * takes pieces of its work until none is left. A small one is done by the last to arrive, so that the others
- * wake up once. */
+ * An operation becomes known when its first rank starts it and is complete when the last has; then
+ * whoever waits takes pieces of its work until none is left. A small one is done by the last to
+ * arrive, so that the others wake up once. */
 #include "comm/local.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ typedef struct LocalWorld {
 
 static LocalWorld *local_of(const Comm *c) { return c->world->state; }
 
-/* ---- groups -------------------------------------------------------------------------------- */
+/* ---- groups ----------------------------------------------------------------------------- */
 
 static void cond_init_monotonic(pthread_cond_t *cond)
 {
@@ -34,7 +34,8 @@ static void cond_init_monotonic(pthread_cond_t *cond)
 
 static bool same_group(const Comm *a, const Comm *b)
 {
-    return a->key == b->key && a->n == b->n && !strcmp(a->name, b->name) && !memcmp(a->ranks, b->ranks, (size_t)a->n * sizeof(int));
+    return a->key == b->key && a->n == b->n && !strcmp(a->name, b->name) &&
+           !memcmp(a->ranks, b->ranks, (size_t)a->n * sizeof(int));
 }
 
 static void open_group(Comm *c)
@@ -79,7 +80,7 @@ static void close_group(Comm *c)
     free(g);
 }
 
-/* ---- start --------------------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------ */
 
 /* Where a request stands among the posts of its operation. */
 static int place_of(const CommRequest *r)
@@ -94,7 +95,8 @@ static bool belongs(const LocalOp *op, const CommRequest *r)
     if (!message) return op->number == r->number;
     if (op->arrived == 2 || op->bad || op->post[place_of(r)]) return false;
     const CommRequest *other = op->post[!place_of(r)];
-    return other && other->op.tag == r->op.tag && other->op.peer == r->comm->rank && other->comm->rank == r->op.peer;
+    return other && other->op.tag == r->op.tag && other->op.peer == r->comm->rank &&
+           other->comm->rank == r->op.peer;
 }
 
 /* The operation that this request joins: the oldest that fits, or a new one at the end. */
@@ -118,7 +120,8 @@ static int find_mismatch(const LocalOp *op, const CommRequest *r)
     for (int i = 0; i < op->need; i++) {
         const CommRequest *other = op->post[i];
         if (!other || other == r) continue;
-        CommHead theirs = comm_head_to(other, r->comm->rank), mine = comm_head_expected(r, other->comm->rank);
+        CommHead theirs = comm_head_to(other, r->comm->rank),
+                 mine = comm_head_expected(r, other->comm->rank);
         bool agree = comm_heads_agree(&mine, &theirs);
         if (agree && r->op.kind == COMM_ALL_TO_ALL)
             agree = r->parts.count[other->comm->rank] == other->parts.recv_count[r->comm->rank];
@@ -158,7 +161,8 @@ static Status start(CommRequest *r)
     LocalWorld *w = local_of(r->comm);
     LocalGroup *g = r->comm->state;
     pthread_mutex_lock(&w->lock);
-    if (comm_board_failed(r->comm->world->board)) { /* posts of ranks that have left are no longer there */
+    if (comm_board_failed(
+            r->comm->world->board)) { /* posts of ranks that have left are no longer there */
         pthread_mutex_unlock(&w->lock);
         return comm_failure(r->comm->world);
     }
@@ -178,7 +182,7 @@ static Status start(CommRequest *r)
     return OK;
 }
 
-/* ---- wait ---------------------------------------------------------------------------------- */
+/* ---- wait ------------------------------------------------------------------------------- */
 
 static void take_piece(LocalWorld *w, LocalGroup *g, LocalOp *op)
 {
@@ -237,7 +241,8 @@ static Status wait(CommRequest *r)
     pthread_mutex_lock(&w->lock);
     while (!op->done) {
         if (comm_board_failed(r->comm->world->board)) {
-            op->bad = true; /* nobody takes another piece; who is at one still touches our buffers */
+            op->bad =
+                true; /* nobody takes another piece; who is at one still touches our buffers */
             while (op->working) pthread_cond_wait(&g->changed, &w->lock);
             pthread_mutex_unlock(&w->lock);
             return comm_failure(r->comm->world);
@@ -248,7 +253,8 @@ static Status wait(CommRequest *r)
         else if (!wait_change(w, g, complete ? -1 : r->until_s) && op->arrived < op->need &&
                  !comm_board_failed(r->comm->world->board)) {
             (void)report_late(w, r, clock_s() - start_s);
-            pthread_mutex_lock(&w->lock); /* once more around: to leave a lost world in order, or to wait on */
+            pthread_mutex_lock(
+                &w->lock); /* once more around: to leave a lost world in order, or to wait on */
         }
     }
     r->arrived_s = op->arrived_s;
@@ -258,7 +264,7 @@ static Status wait(CommRequest *r)
     return OK;
 }
 
-/* ---- failures ------------------------------------------------------------------------------ */
+/* ---- failures --------------------------------------------------------------------------- */
 
 static void look(CommWorld *world, const int *ranks, int n, CommSeen *seen)
 {
@@ -268,7 +274,8 @@ static void look(CommWorld *world, const int *ranks, int n, CommSeen *seen)
 static void listen_for(CommWorld *world, double seconds)
 {
     double until_s = clock_s() + seconds;
-    while (!comm_board_failed(world->board) && clock_s() < until_s) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    while (!comm_board_failed(world->board) && clock_s() < until_s)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
 /* All ranks share the board: the first to write is the chair. */
@@ -282,7 +289,7 @@ static void report(CommWorld *world, int rank, int chair, const char *sentence)
     pthread_mutex_unlock(&w->lock);
 }
 
-/* ---- world --------------------------------------------------------------------------------- */
+/* ---- world ------------------------------------------------------------------------------ */
 
 static void destroy(CommWorld *world)
 {
@@ -306,7 +313,8 @@ static const CommTransport local_transport = {
 
 Status comm_world_create_local(int n, const CommOptions *options, CommWorld **out)
 {
-    if (n < 1 || n > MAX_RANKS) return fail(ERR_ARG, "comm: %d ranks as threads; 1 to %d are possible", n, MAX_RANKS);
+    if (n < 1 || n > MAX_RANKS)
+        return fail(ERR_ARG, "comm: %d ranks as threads; 1 to %d are possible", n, MAX_RANKS);
     CommWorld *world = comm_world_new(&local_transport, n, options);
     LocalWorld *w = xcalloc(1, sizeof *w);
     pthread_mutex_init(&w->lock, NULL);
@@ -314,7 +322,9 @@ Status comm_world_create_local(int n, const CommOptions *options, CommWorld **ou
     world->board = xcalloc(1, comm_board_bytes(n));
     comm_board_init(world->board, n);
     for (int r = 0; r < n; r++)
-        if (!comm_test_host(r, world->host[r]) && gethostname(world->host[r], sizeof world->host[r] - 1) != 0) snprintf(world->host[r], sizeof world->host[r], "this host");
+        if (!comm_test_host(r, world->host[r]) &&
+            gethostname(world->host[r], sizeof world->host[r] - 1) != 0)
+            snprintf(world->host[r], sizeof world->host[r], "this host");
     comm_world_add_ranks(world, 0, n);
     *out = world;
     return OK;

@@ -1,5 +1,5 @@
-/* Inside comm/: ranks as threads. One lock for the world, held for moments; the work on buffers is done
- * without it. */
+/* Inside comm/: ranks as threads. One lock for the world, held for moments; the work on buffers is
+ * done without it. */
 #ifndef COMM_LOCAL_H
 #define COMM_LOCAL_H
 
@@ -7,12 +7,13 @@
 
 #include <pthread.h>
 
-/* An operation of a group, from the first rank that starts it to the last that has waited. Its work is cut in
- * pieces, which any waiting rank takes: a rank that computes holds up nobody, and which rank does a
- * piece does not change its bits. */
+/* An operation of a group, from the first rank that starts it to the last that has waited. Its work
+ * is cut in pieces, which any waiting rank takes: a rank that computes holds up nobody, and which
+ * rank does a piece does not change its bits. */
 typedef struct LocalOp {
-    CommRequest **post; /* [need] of the ranks that have started; of a message the sender, the receiver */
-    int64_t number;     /* of a collective */
+    CommRequest *
+        *post; /* [need] of the ranks that have started; of a message the sender, the receiver */
+    int64_t number; /* of a collective */
     int need, arrived, left;
     bool message, bad, done; /* bad: the ranks disagree, nobody touches it */
     int64_t chunk, pieces, taken, finished;
@@ -30,7 +31,7 @@ typedef struct LocalGroup {
 } LocalGroup;
 
 /* local_work.c */
-void local_op_plan(LocalOp *op); /* when all have arrived: chunk and pieces */
+void local_op_plan(LocalOp *op);           /* when all have arrived: chunk and pieces */
 int64_t local_op_bytes(const LocalOp *op); /* read and written in all */
 void local_op_work(const LocalOp *op, int64_t piece);
 

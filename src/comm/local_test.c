@@ -56,7 +56,8 @@ static void test_random(void **state)
 {
     (void)state;
     for (int i = 0; i < COUNT_OF(sizes); i++)
-        for (int seed = 0; seed < (sizes[i] <= 8 ? 4 : 1); seed++) expect_good(sizes[i], body_random, sizes[i] * 10 + seed);
+        for (int seed = 0; seed < (sizes[i] <= 8 ? 4 : 1); seed++)
+            expect_good(sizes[i], body_random, sizes[i] * 10 + seed);
 }
 
 static void test_subtrees(void **state)
@@ -83,7 +84,7 @@ static void test_counts(void **state)
     for (int i = 0; i < COUNT_OF(sizes); i++) expect_good(sizes[i], body_counts, 0);
 }
 
-/* ---- NaN, wrong arguments ---------------------------------------------------------------------- */
+/* ---- NaN, wrong arguments --------------------------------------------------------------- */
 
 static void test_nan(void **state)
 {
@@ -98,16 +99,19 @@ static void test_nan(void **state)
     }
 }
 
-/* Which of two NaNs survives an addition is the compiler's choice of operands: one NaN is as good as another. */
+/* Which of two NaNs survives an addition is the compiler's choice of operands: one NaN is as good
+ * as another. */
 static void unify_nans(DType dtype, void *p, int n)
 {
     for (int i = 0; i < n; i++) {
         if (dtype == DTYPE_F32 && isnan(((float *)p)[i])) ((float *)p)[i] = NAN;
-        if (dtype == DTYPE_BF16 && isnan(bf16_to_f32(((uint16_t *)p)[i]))) ((uint16_t *)p)[i] = 0x7fc0;
+        if (dtype == DTYPE_BF16 && isnan(bf16_to_f32(((uint16_t *)p)[i])))
+            ((uint16_t *)p)[i] = 0x7fc0;
     }
 }
 
-/* Odd lengths, infinities and NaN: every form that this processor has gives the bits of the plain one. */
+/* Odd lengths, infinities and NaN: every form that this processor has gives the bits of the plain
+ * one. */
 static void test_forms(void **state)
 {
     (void)state;
@@ -159,28 +163,47 @@ static void test_arguments(void **state)
     assert_int_equal(comm_world_create_local(0, NULL, &world), ERR_ARG);
     assert_ok(comm_world_create_local(2, NULL, &world));
     Comm *c = comm_of_rank(world, 1);
-    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = -1}, "negative");
-    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = INT64_MAX}, "beyond reason");
-    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x + 1, .count = 4}, "overlap");
+    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = -1},
+                   "negative");
+    expect_refused(c,
+                   (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = INT64_MAX},
+                   "beyond reason");
+    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x + 1, .count = 4},
+                   "overlap");
     expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .count = 4}, "missing");
-    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_U8, .send = x, .recv = x, .count = 4}, "only f32");
-    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = (char *)x + 2, .recv = (char *)x + 2, .count = 4}, "aligned");
-    expect_refused(c, (CommOp){COMM_REDUCE_SCATTER, DTYPE_F32, COMM_MAX, .send = x, .recv = x + 2, .count = 2}, "only sums");
-    expect_refused(c, (CommOp){COMM_REDUCE_SCATTER, DTYPE_F32, .send = x, .recv = x, .count = 2}, "overlap");
-    expect_refused(c, (CommOp){COMM_ALL_GATHER, DTYPE_F32, .send = x, .recv = x, .counts = bad}, "negative");
-    expect_refused(c, (CommOp){COMM_ALL_TO_ALL, DTYPE_F32, .send = x, .recv = x + 4, .send_offsets = bad, .count = 1}, "offset");
-    expect_refused(c, (CommOp){COMM_BROADCAST, DTYPE_F32, .send = x, .recv = x, .count = 2, .peer = 2}, "not a rank");
+    expect_refused(c, (CommOp){COMM_ALL_REDUCE, DTYPE_U8, .send = x, .recv = x, .count = 4},
+                   "only f32");
+    expect_refused(c,
+                   (CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = (char *)x + 2,
+                            .recv = (char *)x + 2, .count = 4},
+                   "aligned");
+    expect_refused(
+        c, (CommOp){COMM_REDUCE_SCATTER, DTYPE_F32, COMM_MAX, .send = x, .recv = x + 2, .count = 2},
+        "only sums");
+    expect_refused(c, (CommOp){COMM_REDUCE_SCATTER, DTYPE_F32, .send = x, .recv = x, .count = 2},
+                   "overlap");
+    expect_refused(c, (CommOp){COMM_ALL_GATHER, DTYPE_F32, .send = x, .recv = x, .counts = bad},
+                   "negative");
+    expect_refused(c,
+                   (CommOp){COMM_ALL_TO_ALL, DTYPE_F32, .send = x, .recv = x + 4,
+                            .send_offsets = bad, .count = 1},
+                   "offset");
+    expect_refused(c,
+                   (CommOp){COMM_BROADCAST, DTYPE_F32, .send = x, .recv = x, .count = 2, .peer = 2},
+                   "not a rank");
     expect_refused(c, (CommOp){COMM_SEND, DTYPE_F32, .send = x, .count = 2, .peer = 1}, "itself");
-    expect_refused(c, (CommOp){COMM_SEND, DTYPE_F32, .send = x, .count = 2, .tag = COMM_TAG_LIMIT}, "tag");
+    expect_refused(c, (CommOp){COMM_SEND, DTYPE_F32, .send = x, .count = 2, .tag = COMM_TAG_LIMIT},
+                   "tag");
     expect_refused(c, (CommOp){.kind = COMM_KINDS}, "do not exist");
     assert_int_equal(comm_group(c, "g", (int[]){0}, 1, &group), ERR_ARG); /* without the caller */
     assert_int_equal(comm_group(c, "g", (int[]){1, 1}, 2, &group), ERR_ARG);
     assert_int_equal(comm_group(c, "g", (int[]){1, 2}, 2, &group), ERR_ARG);
-    assert_int_equal(comm_group(c, "a name that is far too long for it", (int[]){1}, 1, &group), ERR_ARG);
+    assert_int_equal(comm_group(c, "a name that is far too long for it", (int[]){1}, 1, &group),
+                     ERR_ARG);
     comm_world_destroy(world); /* nothing was started */
 }
 
-/* ---- lost worlds --------------------------------------------------------------------------------- */
+/* ---- lost worlds ------------------------------------------------------------------------ */
 
 /* All ranks must have failed with the same sentence, which has these words. */
 static void expect_lost(RankRun *run, int n, int except, const char *const *words)
@@ -189,7 +212,8 @@ static void expect_lost(RankRun *run, int n, int except, const char *const *word
         if (r == except) continue;
         assert_int_equal(run[r].status, ERR_COMM);
         for (int w = 0; words[w]; w++)
-            if (!strstr(run[r].sentence, words[w])) fail_msg("rank %d: '%s' has no '%s'", r, run[r].sentence, words[w]);
+            if (!strstr(run[r].sentence, words[w]))
+                fail_msg("rank %d: '%s' has no '%s'", r, run[r].sentence, words[w]);
     }
 }
 
@@ -213,14 +237,17 @@ static void test_late(void **state)
     double start_s = clock_s();
     RankRun *run = run_ranks(5, 0.2, body_late, 3);
     double took_s = clock_s() - start_s - stall_end(&meter);
-    expect_lost(run, 5, 3, (const char *[]){"tp: #2, all_reduce of 4 f32 (sum) in 'sum'", "not arrived: rank 3 on ", "left barrier #1 of tp in 'start'", NULL});
+    expect_lost(run, 5, 3,
+                (const char *[]){"tp: #2, all_reduce of 4 f32 (sum) in 'sum'",
+                                 "not arrived: rank 3 on ", "left barrier #1 of tp in 'start'",
+                                 NULL});
     assert_null(strstr(run[0].sentence, ", rank ")); /* only who is missing */
-    assert_true(took_s < 1.2);                      /* one second after the deadline at most */
+    assert_true(took_s < 1.2);                       /* one second after the deadline at most */
     free(run);
 }
 
-/* Rank 0 waits for 1, which waits for 2, and that for nobody. Rank 1 has more patience, and is in its operation before rank 0
- * begins: so rank 0's deadline passes first. */
+/* Rank 0 waits for 1, which waits for 2, and that for nobody. Rank 1 has more patience, and is in
+ * its operation before rank 0 begins: so rank 0's deadline passes first. */
 static Status body_chain(Comm *world, int64_t argument, Arena *arena)
 {
     Comm *pair;
@@ -235,8 +262,8 @@ static Status body_chain(Comm *world, int64_t argument, Arena *arena)
     return run_sum(pair, x, x, 4);
 }
 
-/* The rank that hangs is named, not the one that waits for it. A thread that is kept from running for half a second cannot speak
- * in time, whatever the rules: only then it is tried again. */
+/* The rank that hangs is named, not the one that waits for it. A thread that is kept from running
+ * for half a second cannot speak in time, whatever the rules: only then it is tried again. */
 static void test_chain(void **state)
 {
     (void)state;
@@ -247,7 +274,10 @@ static void test_chain(void **state)
         RankRun *run = run_ranks(3, 20, body_chain, 0);
         double took_s = clock_s() - start_s, stalled_s = stall_end(&meter);
         bool right = strstr(run[0].sentence, "high: #1") != NULL;
-        if (right) expect_lost(run, 3, 2, (const char *[]){"high: #1", "not arrived: rank 2 on ", "in backward of step 17", NULL});
+        if (right)
+            expect_lost(run, 3, 2,
+                        (const char *[]){"high: #1", "not arrived: rank 2 on ",
+                                         "in backward of step 17", NULL});
         if (right) assert_true(took_s - stalled_s < 1.9);
         if (!right && stalled_s < 0.3) fail_msg("%s", run[0].sentence);
         free(run);
@@ -257,7 +287,8 @@ static void test_chain(void **state)
     skip();
 }
 
-/* Rank 0 waits for 1, which has left it behind and is in ever new operations with 2: it need not wait for their deadline. */
+/* Rank 0 waits for 1, which has left it behind and is in ever new operations with 2: it need not
+ * wait for their deadline. */
 static Status body_left_behind(Comm *world, int64_t argument, Arena *arena)
 {
     Comm *pair;
@@ -304,18 +335,26 @@ static void test_cross(void **state)
     double start_s = clock_s();
     RankRun *run = run_ranks(2, 0.2, body_cross, 0);
     assert_true(clock_s() - start_s - stall_end(&meter) < 1.2);
-    expect_lost(run, 2, -1, (const char *[]){"not arrived: rank ", "last: waits in all_reduce #1 of ", " in 'sum' for rank ", NULL});
+    expect_lost(run, 2, -1,
+                (const char *[]){"not arrived: rank ", "last: waits in all_reduce #1 of ",
+                                 " in 'sum' for rank ", NULL});
     free(run);
 }
 
-/* A rank leaves one of several equal collectives out, or says another size: it is found at the next one. */
+/* A rank leaves one of several equal collectives out, or says another size: it is found at the next
+ * one. */
 static Status body_layers(Comm *world, int64_t argument, Arena *arena)
 {
     static const char *const nodes[] = {"layer0", "layer1", "layer2"};
     float *x = ARENA_ARRAY(arena, float, 4);
     (void)argument;
     for (int i = 0; i < COUNT_OF(nodes); i++)
-        TRY(comm_run(world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .send = x, .recv = x, .count = 4, .node = nodes[i]}));
+        TRY(comm_run(world, &(CommOp){.kind = COMM_ALL_REDUCE,
+                                      .dtype = DTYPE_F32,
+                                      .send = x,
+                                      .recv = x,
+                                      .count = 4,
+                                      .node = nodes[i]}));
     return OK;
 }
 
@@ -324,11 +363,16 @@ static void test_left_out(void **state)
     (void)state;
     assert_ok(fault_set("comm_skip:4"));
     RankRun *run = run_ranks(3, 20, body_layers, 0);
-    expect_lost(run, 3, -1, (const char *[]){"world: collective #2 differs: rank ", "all_reduce of 4 f32 (sum) in 'layer1'", "in 'layer2'", NULL});
+    expect_lost(run, 3, -1,
+                (const char *[]){"world: collective #2 differs: rank ",
+                                 "all_reduce of 4 f32 (sum) in 'layer1'", "in 'layer2'", NULL});
     free(run);
     assert_ok(fault_set("comm_differ:4"));
     run = run_ranks(3, 20, body_layers, 0);
-    expect_lost(run, 3, -1, (const char *[]){"world: collective #2 differs: rank ", "all_reduce of 4 f32 (sum) in 'layer1'", "all_reduce of 5 f32 (sum) in 'layer1'", NULL});
+    expect_lost(run, 3, -1,
+                (const char *[]){"world: collective #2 differs: rank ",
+                                 "all_reduce of 4 f32 (sum) in 'layer1'",
+                                 "all_reduce of 5 f32 (sum) in 'layer1'", NULL});
     free(run);
     assert_ok(fault_set(NULL));
 }
@@ -338,14 +382,17 @@ static Status body_no_message(Comm *world, int64_t argument, Arena *arena)
     float *x = ARENA_ARRAY(arena, float, 4);
     (void)argument;
     if (comm_rank(world) == 1) return OK;
-    return comm_run(world, &(CommOp){COMM_RECV, DTYPE_F32, .recv = x, .count = 4, .peer = 1, .tag = 7, .node = "stage"});
+    return comm_run(world, &(CommOp){COMM_RECV, DTYPE_F32, .recv = x, .count = 4, .peer = 1,
+                                     .tag = 7, .node = "stage"});
 }
 
 static void test_no_message(void **state)
 {
     (void)state;
     RankRun *run = run_ranks(2, 0.1, body_no_message, 0);
-    expect_lost(run, 2, 1, (const char *[]){"world: #1, recv of 4 f32 in 'stage'", "not arrived: rank 1", "nothing known", NULL});
+    expect_lost(run, 2, 1,
+                (const char *[]){"world: #1, recv of 4 f32 in 'stage'", "not arrived: rank 1",
+                                 "nothing known", NULL});
     free(run);
 }
 
@@ -373,7 +420,8 @@ static Status body_mismatch(Comm *world, int64_t which, Arena *arena)
         a.kind = b.kind = COMM_ALL_TO_ALL;
         b.count = 50;
     }
-    if (which == 7 && comm_rank(world) == 2) return comm_run(world, &(CommOp){.kind = COMM_BARRIER});
+    if (which == 7 && comm_rank(world) == 2)
+        return comm_run(world, &(CommOp){.kind = COMM_BARRIER});
     if (which == 7) {
         a.kind = COMM_SEND;
         b.kind = COMM_RECV;
@@ -388,7 +436,10 @@ static void test_mismatch(void **state)
     (void)state;
     for (int which = 0; which < 8; which++) {
         RankRun *run = run_ranks(3, 20, body_mismatch, which);
-        expect_lost(run, 3, -1, (const char *[]){which < 7 ? "world: collective #2 differs: rank " : "message #1 differs", ": rank ", "rank 1 on ", " calls ", NULL});
+        expect_lost(run, 3, -1,
+                    (const char *[]){which < 7 ? "world: collective #2 differs: rank "
+                                               : "message #1 differs",
+                                     ": rank ", "rank 1 on ", " calls ", NULL});
         free(run);
     }
 }
@@ -412,7 +463,8 @@ static void test_abort(void **state)
     free(run);
 }
 
-/* The k-th operation of the process fails, or its rank stalls, for every k: nobody hangs, all know. */
+/* The k-th operation of the process fails, or its rank stalls, for every k: nobody hangs, all know.
+ */
 static void test_faults(void **state)
 {
     (void)state;
@@ -439,7 +491,7 @@ static void test_faults(void **state)
     assert_ok(fault_set(NULL));
 }
 
-/* ---- many ranks ---------------------------------------------------------------------------------- */
+/* ---- many ranks ------------------------------------------------------------------------- */
 
 static Status body_barrier(Comm *world, int64_t argument, Arena *arena)
 {
@@ -448,7 +500,8 @@ static Status body_barrier(Comm *world, int64_t argument, Arena *arena)
     return comm_run(world, &(CommOp){.kind = COMM_BARRIER});
 }
 
-/* Creation, threads, one barrier and the end of a world of 64, the best of a few on a busy machine. */
+/* Creation, threads, one barrier and the end of a world of 64, the best of a few on a busy machine.
+ */
 static void test_many(void **state)
 {
     (void)state;
@@ -469,13 +522,15 @@ static void test_many(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random),     cmocka_unit_test(test_subtrees), cmocka_unit_test(test_orders),
-        cmocka_unit_test(test_messages),   cmocka_unit_test(test_counts),   cmocka_unit_test(test_nan),
-        cmocka_unit_test(test_arguments),  cmocka_unit_test(test_late),     cmocka_unit_test(test_no_message),
-        cmocka_unit_test(test_chain),     cmocka_unit_test(test_left_behind), cmocka_unit_test(test_cross),
-        cmocka_unit_test(test_left_out),
-        cmocka_unit_test(test_mismatch),   cmocka_unit_test(test_abort),    cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_many),       cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_random),      cmocka_unit_test(test_subtrees),
+        cmocka_unit_test(test_orders),      cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_counts),      cmocka_unit_test(test_nan),
+        cmocka_unit_test(test_arguments),   cmocka_unit_test(test_late),
+        cmocka_unit_test(test_no_message),  cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_left_behind), cmocka_unit_test(test_cross),
+        cmocka_unit_test(test_left_out),    cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_abort),       cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_many),        cmocka_unit_test(test_forms),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,11 +1,12 @@
-/* What is to be done with the buffers of a local operation, piece by piece, straight from the peers' memory. */
+/* What is to be done with the buffers of a local operation, piece by piece, straight from the
+ * peers' memory. */
 #include "comm/local.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Bytes of all ranks that one piece touches: small enough to share the work evenly, large enough that
- * taking a piece costs nothing beside it. */
+/* Bytes of all ranks that one piece touches: small enough to share the work evenly, large enough
+ * that taking a piece costs nothing beside it. */
 enum { PIECE_BYTES = 1 << 20, PIECE_MIN = 1024 };
 
 /* A stretch of elements: `first` counts within the part. */
@@ -14,9 +15,12 @@ typedef struct Stretch {
     int64_t first, count;
 } Stretch;
 
-/* In these kinds each part is another rank's; elsewhere the whole is one part, and in all_to_all a piece is what
- * goes to one rank. */
-static bool has_parts(CommKind kind) { return kind == COMM_REDUCE_SCATTER || kind == COMM_ALL_GATHER; }
+/* In these kinds each part is another rank's; elsewhere the whole is one part, and in all_to_all a
+ * piece is what goes to one rank. */
+static bool has_parts(CommKind kind)
+{
+    return kind == COMM_REDUCE_SCATTER || kind == COMM_ALL_GATHER;
+}
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -71,8 +75,14 @@ static Stretch stretch_of(const LocalOp *op, int64_t piece)
     return (Stretch){part, first, min_i64(op->chunk, r->parts.count[part] - first)};
 }
 
-static const char *sent(const CommRequest *r, int64_t at) { return (const char *)r->op.send + (size_t)at * dtype_bytes(r->op.dtype); }
-static char *received(const CommRequest *r, int64_t at) { return (char *)r->op.recv + (size_t)at * dtype_bytes(r->op.dtype); }
+static const char *sent(const CommRequest *r, int64_t at)
+{
+    return (const char *)r->op.send + (size_t)at * dtype_bytes(r->op.dtype);
+}
+static char *received(const CommRequest *r, int64_t at)
+{
+    return (char *)r->op.recv + (size_t)at * dtype_bytes(r->op.dtype);
+}
 
 /* A gather in place, or a broadcast at its root, has nothing to move. */
 static void copy(char *to, const char *from, size_t bytes)
@@ -104,7 +114,8 @@ static void spread(const LocalOp *op, Stretch s)
     bool gather = r->op.kind == COMM_ALL_GATHER;
     const char *from = sent(op->post[gather ? s.part : r->op.peer], s.first);
     int64_t at = gather ? r->parts.at[s.part] + s.first : s.first;
-    for (int i = 0; i < op->need; i++) copy(received(op->post[i], at), from, (size_t)s.count * dtype_bytes(r->op.dtype));
+    for (int i = 0; i < op->need; i++)
+        copy(received(op->post[i], at), from, (size_t)s.count * dtype_bytes(r->op.dtype));
 }
 
 static void collect(const LocalOp *op, int to)
@@ -127,7 +138,8 @@ void local_op_work(const LocalOp *op, int64_t piece)
     case COMM_ALL_TO_ALL: collect(op, (int)piece); break;
     case COMM_SEND:
         s = stretch_of(op, piece);
-        copy(received(op->post[1], s.first), sent(r, s.first), (size_t)s.count * dtype_bytes(r->op.dtype));
+        copy(received(op->post[1], s.first), sent(r, s.first),
+             (size_t)s.count * dtype_bytes(r->op.dtype));
         break;
     case COMM_RECV:
     case COMM_BARRIER:

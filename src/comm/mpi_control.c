@@ -1,7 +1,9 @@
-/* Small messages beside the operations: greetings of groups, and (mpi_lost.c) all about ranks that are late.
+/* Small messages beside the operations: greetings of groups, and (mpi_lost.c) all about ranks that
+ * are late.
  *
- * A group begins to exist on a rank when the rank asks for it. It then tells each other member, without waiting, the
- * index under which it takes the group's messages; an operation starts to move when those of its peers are known. */
+ * A group begins to exist on a rank when the rank asks for it. It then tells each other member,
+ * without waiting, the index under which it takes the group's messages; an operation starts to move
+ * when those of its peers are known. */
 #include "comm/mpi_transport.h"
 
 #include <stdlib.h>
@@ -9,7 +11,8 @@
 
 static void listen(MpiWorld *w)
 {
-    MPI_Irecv(&w->incoming, (int)sizeof w->incoming, MPI_BYTE, MPI_ANY_SOURCE, TAG_CONTROL, w->all, &w->incoming_request);
+    MPI_Irecv(&w->incoming, (int)sizeof w->incoming, MPI_BYTE, MPI_ANY_SOURCE, TAG_CONTROL, w->all,
+              &w->incoming_request);
 }
 
 void mpi_control_send(MpiWorld *w, const MpiControl *message, size_t bytes, int rank)
@@ -21,7 +24,7 @@ void mpi_control_send(MpiWorld *w, const MpiControl *message, size_t bytes, int 
     w->sends = s;
 }
 
-/* ---- greetings ----------------------------------------------------------------------------- */
+/* ---- greetings -------------------------------------------------------------------------- */
 
 static int rank_in(const Comm *c, int world_rank)
 {
@@ -95,7 +98,7 @@ void mpi_group_close(Comm *c)
     free(g);
 }
 
-/* ---- life ----------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------- */
 
 void mpi_control_poll(MpiWorld *w)
 {

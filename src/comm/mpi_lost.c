@@ -1,9 +1,10 @@
-/* What ranks on different hosts tell each other of those that are late, and how all learn of one failure.
+/* What ranks on different hosts tell each other of those that are late, and how all learn of one
+ * failure.
  *
- * A rank that is stopped cannot answer for itself. Ranks of its host see its row on their board and the state of its
- * process; and every host tells the next one, twice a second, what its ranks do, so that a host that has gone silent
- * altogether has left word. Who misses a rank asks both. Each host sends and keeps the rows of one, whatever the number
- * of hosts. */
+ * A rank that is stopped cannot answer for itself. Ranks of its host see its row on their board and
+ * the state of its process; and every host tells the next one, twice a second, what its ranks do,
+ * so that a host that has gone silent altogether has left word. Who misses a rank asks both. Each
+ * host sends and keeps the rows of one, whatever the number of hosts. */
 #include "comm/mpi_transport.h"
 
 #include <stdlib.h>
@@ -14,7 +15,7 @@ static const double beat_every_s = 0.5;
 /* Together with failure.c's patience these stay below a second. */
 static const double answer_s = 0.2, chair_s = 0.15, spread_s = 0.15;
 
-/* ---- hosts ---------------------------------------------------------------------------------- */
+/* ---- hosts ------------------------------------------------------------------------------ */
 
 void mpi_lost_open(MpiWorld *w)
 {
@@ -46,7 +47,7 @@ static bool is_here(const MpiWorld *w, int rank) { return w->hosts.of[rank] == w
 /* Who is told how the ranks of a host are. */
 static int neighbour(const MpiHosts *h, int host) { return h->first[(host + 1) % h->n]; }
 
-/* ---- what is known of a rank ------------------------------------------------------------------ */
+/* ---- what is known of a rank ------------------------------------------------------------ */
 
 static CommSeen known_of(const MpiWorld *w, int rank)
 {
@@ -69,7 +70,8 @@ static void send_seen(MpiWorld *w, MpiControlKind what, int rank, int to)
     mpi_control_send(w, &message, SEEN_BYTES, to);
 }
 
-/* By the first rank of each host. Nothing is sent on while the neighbour has not taken what was sent before. */
+/* By the first rank of each host. Nothing is sent on while the neighbour has not taken what was
+ * sent before. */
 void mpi_lost_beat(MpiWorld *w)
 {
     const MpiHosts *h = &w->hosts;
@@ -111,7 +113,8 @@ static bool is_among(const int *ranks, int n, int rank)
     return false;
 }
 
-/* A rank of its host that is not late itself, or else the late one, should it only compute; and the neighbour of the host. */
+/* A rank of its host that is not late itself, or else the late one, should it only compute; and the
+ * neighbour of the host. */
 static void ask(MpiWorld *w, MpiQuestion *q, int rank)
 {
     const MpiHosts *h = &w->hosts;
@@ -146,7 +149,7 @@ void mpi_lost_look(CommWorld *world, const int *ranks, int n, CommSeen *seen)
     pthread_mutex_unlock(&w->lock);
 }
 
-/* ---- failures ----------------------------------------------------------------------------------- */
+/* ---- failures --------------------------------------------------------------------------- */
 
 void mpi_lost_listen(CommWorld *world, double seconds)
 {
@@ -160,7 +163,8 @@ void mpi_lost_listen(CommWorld *world, double seconds)
     }
 }
 
-/* Ranks of this host see the board; the others are told. What is on its way gets a moment to leave. */
+/* Ranks of this host see the board; the others are told. What is on its way gets a moment to leave.
+ */
 static void spread(MpiWorld *w)
 {
     const CommBoard *b = w->world->board;

@@ -1,10 +1,11 @@
-/* Ranks as processes: the bodies of the local test on this world. Run by mpirun (cmake/module.cmake).
+/* Ranks as processes: the bodies of the local test on this world. Run by mpirun
+ * (cmake/module.cmake).
  *
  *     mpirun -n 4 build/comm_mpi_test            everything that must go well
  *     mpirun -n 3 build/comm_mpi_test SCENARIO [hosts | DIRECTORY]
- *                                                a world that is lost, see tests/comm_mpi_test.sh; with hosts each rank says it
- *                                                were on a host of its own, in DIRECTORY lies the status file; SYNC_DIR is an
- *                                                empty directory */
+ *                                                a world that is lost, see tests/comm_mpi_test.sh;
+ * with hosts each rank says it were on a host of its own, in DIRECTORY lies the status file;
+ * SYNC_DIR is an empty directory */
 #include "comm/comm_testkit.h"
 #include "comm/mpi_transport.h"
 
@@ -18,7 +19,7 @@ typedef struct Case {
 } Case;
 
 static const Case cases[] = {
-    {"random", body_random, 6}, {"subtrees", body_subtrees, 1}, {"orders", body_orders, 1},
+    {"random", body_random, 6},     {"subtrees", body_subtrees, 1}, {"orders", body_orders, 1},
     {"messages", body_messages, 1}, {"counts", body_counts, 1},
 };
 
@@ -30,7 +31,8 @@ static Status body_large(Comm *world, int64_t argument, Arena *arena)
     float *x = ARENA_ARRAY(arena, float, N), values[256];
     (void)argument;
     for (int64_t i = 0; i < N; i++) x[i] = input_value(11, me, i % 5000);
-    TRY(comm_run(world, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = N, .node = "large"}));
+    TRY(comm_run(world, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = N,
+                                  .node = "large"}));
     for (int64_t i = 0; i < N; i++) {
         for (int r = 0; i < 5000 && r < n; r++) values[r] = input_value(11, r, i);
         float want = i < 5000 ? tree_value(COMM_SUM, values, n) : x[i % 5000];
@@ -45,7 +47,8 @@ static int run_case(Comm *world, const Case *c)
         Arena arena = {0};
         Status status = c->body(world, seed, &arena);
         if (status != OK) {
-            fprintf(stderr, "rank %d: %s, seed %d: %s\n", comm_rank(world), c->name, seed, status_message());
+            fprintf(stderr, "rank %d: %s, seed %d: %s\n", comm_rank(world), c->name, seed,
+                    status_message());
             comm_abort(world);
             return 1;
         }
@@ -55,10 +58,10 @@ static int run_case(Comm *world, const Case *c)
     return 0;
 }
 
-/* ---- lost worlds ------------------------------------------------------------------------------ */
+/* ---- lost worlds ------------------------------------------------------------------------ */
 
-/* Ranks here are processes of one machine, whatever hosts they say they are on: they leave word of what they have done as files
- * in SYNC_DIR, so that nothing depends on how fast any of them is. */
+/* Ranks here are processes of one machine, whatever hosts they say they are on: they leave word of
+ * what they have done as files in SYNC_DIR, so that nothing depends on how fast any of them is. */
 static const char *word_path(char path[256], const char *word)
 {
     snprintf(path, 256, "%s/%s", getenv("SYNC_DIR"), word);
@@ -86,7 +89,8 @@ static void await_beat(Comm *world)
     for (bool heard = false; !heard; a_moment()) {
         pthread_mutex_lock(&w->lock);
         mpi_control_poll(w);
-        for (size_t i = 0; i < w->beats.n; i++) heard |= w->beats.at[i].rank == 2 && w->beats.at[i].seen.row.step == 3;
+        for (size_t i = 0; i < w->beats.n; i++)
+            heard |= w->beats.at[i].rank == 2 && w->beats.at[i].seen.row.step == 3;
         pthread_mutex_unlock(&w->lock);
     }
     say_word("heard", "");
@@ -125,11 +129,12 @@ static void await_stop(Comm *world)
 static Status sum_in(Comm *tp, const char *node)
 {
     float x[4] = {0};
-    return comm_run(tp, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = node});
+    return comm_run(
+        tp, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = node});
 }
 
-/* Rank 0 waits for 1, which waits for 2, and that for nobody. Rank 1 has more patience and is in its operation before rank 0
- * begins: so rank 0's deadline passes first. */
+/* Rank 0 waits for 1, which waits for 2, and that for nobody. Rank 1 has more patience and is in
+ * its operation before rank 0 begins: so rank 0's deadline passes first. */
 static Status wait_in_chain(Comm *world)
 {
     enum { PATIENCE_S = 3 };
@@ -143,7 +148,10 @@ static Status wait_in_chain(Comm *world)
     TRY(comm_group(world, me == 0 ? "low" : "high", (int[]){me, me + 1}, 2, &pair));
     if (me == 0) return sum_in(pair, "second");
     comm_set_deadline(pair, PATIENCE_S);
-    TRY(comm_start(pair, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = "second"}, &request));
+    TRY(comm_start(
+        pair,
+        &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = "second"},
+        &request));
     say_word("waiting", "");
     return comm_wait(request);
 }
@@ -162,10 +170,12 @@ static Status lose(Comm *world, const char *scenario)
     if (!strcmp(scenario, "stop") && last) return stop_here(world);
     if (!strcmp(scenario, "stop")) await_stop(world);
     if (last && !strcmp(scenario, "late"))
-        while (comm_failed_rank(world) < 0) a_moment(); /* it computes for longer than the others wait */
+        while (comm_failed_rank(world) < 0)
+            a_moment(); /* it computes for longer than the others wait */
     if (last && !strcmp(scenario, "abort")) return fail(ERR_SHAPE, "the roof is on fire");
     if (last && !strcmp(scenario, "mismatch"))
-        return comm_run(tp, &(CommOp){COMM_ALL_GATHER, DTYPE_F32, .send = x, .recv = x + 4, .count = 4, .node = "other"});
+        return comm_run(tp, &(CommOp){COMM_ALL_GATHER, DTYPE_F32, .send = x, .recv = x + 4,
+                                      .count = 4, .node = "other"});
     return sum_in(tp, "second");
 }
 

@@ -1,4 +1,5 @@
-/* Inside comm/: ranks as processes, over MPI. Only files named mpi_* see this, and only where MPI was found. */
+/* Inside comm/: ranks as processes, over MPI. Only files named mpi_* see this, and only where MPI
+ * was found. */
 #ifndef COMM_MPI_TRANSPORT_H
 #define COMM_MPI_TRANSPORT_H
 
@@ -7,9 +8,10 @@
 #include <mpi.h>
 #include <pthread.h>
 
-/* All traffic goes over one communicator. Tags: an index that the receiver has chosen for the group, so that it
- * is unique for it without asking anybody; a lane; and the user's tag in messages. The largest is below 2^23,
- * which every transport below MPI has. Between two ranks, what has one tag arrives in the order sent. */
+/* All traffic goes over one communicator. Tags: an index that the receiver has chosen for the
+ * group, so that it is unique for it without asking anybody; a lane; and the user's tag in
+ * messages. The largest is below 2^23, which every transport below MPI has. Between two ranks, what
+ * has one tag arrives in the order sent. */
 enum { LANES = 2, TAG_CONTROL = LANES * (COMM_GROUP_LIMIT + 4), TAG_MESSAGES = 8192 };
 _Static_assert(TAG_CONTROL < TAG_MESSAGES, "tags do not overlap");
 _Static_assert(TAG_MESSAGES + (COMM_GROUP_LIMIT + 2) * COMM_TAG_LIMIT < 1 << 23, "tags fit");
@@ -36,9 +38,9 @@ typedef enum MpiPhase { MPI_PHASE_GREET, MPI_PHASE_HEADS, MPI_PHASE_DATA, MPI_PH
 typedef struct MpiOp {
     CommRequest *request;
     MpiPhase phase;
-    CommHead *head;          /* [2 n] received, then sent */
-    MpiLane lane[LANES];     /* lane 0 also carries the heads */
-    int64_t segment;         /* elements of each part at a time */
+    CommHead *head;      /* [2 n] received, then sent */
+    MpiLane lane[LANES]; /* lane 0 also carries the heads */
+    int64_t segment;     /* elements of each part at a time */
     int64_t n_segments;
     int lanes; /* a message has one, since all its traffic has one tag */
     struct MpiOp *next;
@@ -63,7 +65,7 @@ typedef struct MpiControl { /* small messages beside the operations */
     };
 } MpiControl;
 #define GREETING_BYTES offsetof(MpiControl, rank)
-#define SEEN_BYTES (offsetof(MpiControl, seen) + sizeof(CommSeen))
+#define SEEN_BYTES     (offsetof(MpiControl, seen) + sizeof(CommSeen))
 
 typedef struct MpiSend { /* a control message on its way */
     MpiControl message;
@@ -124,8 +126,8 @@ typedef struct MpiWorld {
 void mpi_control_open(MpiWorld *w);
 void mpi_control_close(MpiWorld *w);
 void mpi_control_send(MpiWorld *w, const MpiControl *message, size_t bytes, int rank);
-/* Under the lock, by whoever looks after the operations: takes messages in, and from time to time tells the next host
- * how the ranks of this one are. */
+/* Under the lock, by whoever looks after the operations: takes messages in, and from time to time
+ * tells the next host how the ranks of this one are. */
 void mpi_control_poll(MpiWorld *w);
 void mpi_group_open(Comm *group);
 void mpi_group_close(Comm *group);

@@ -1,10 +1,11 @@
 /* The MPI transport: a world of processes, and who moves its operations on.
  *
- * MPI moves data only inside its calls, so somebody must keep calling. A rank that waits does it itself, which costs no
- * hand-over; while none waits and there is something to move, a helper thread does, so that an operation
- * goes on while the rank computes. It sleeps when there is nothing, and ever longer when nothing happens; with
- * several hosts it looks for messages all the same, so that a rank deep in a computation answers for its host.
- * All hold one lock when they call MPI (MPI_THREAD_SERIALIZED). */
+ * MPI moves data only inside its calls, so somebody must keep calling. A rank that waits does it
+ * itself, which costs no hand-over; while none waits and there is something to move, a helper
+ * thread does, so that an operation goes on while the rank computes. It sleeps when there is
+ * nothing, and ever longer when nothing happens; with several hosts it looks for messages all the
+ * same, so that a rank deep in a computation answers for its host. All hold one lock when they call
+ * MPI (MPI_THREAD_SERIALIZED). */
 #include "comm/mpi_transport.h"
 
 #include <errno.h>
@@ -16,14 +17,16 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- moving --------------------------------------------------------------------------------- */
+/* ---- moving ----------------------------------------------------------------------------- */
 
 static bool same_channel(const CommRequest *a, const CommRequest *b)
 {
-    return a->comm == b->comm && a->op.kind == b->op.kind && a->op.peer == b->op.peer && a->op.tag == b->op.tag;
+    return a->comm == b->comm && a->op.kind == b->op.kind && a->op.peer == b->op.peer &&
+           a->op.tag == b->op.tag;
 }
 
-/* Collectives of a group take turns in their order, and so do messages with the same peer and tag. */
+/* Collectives of a group take turns in their order, and so do messages with the same peer and tag.
+ */
 static bool has_turn(MpiWorld *w, MpiOp *op)
 {
     CommRequest *r = op->request;
@@ -59,8 +62,8 @@ static bool progress(MpiWorld *w)
     return moved;
 }
 
-/* How long to leave the processor to others after `idle` looks at which nothing had happened: not at all at first,
- * when an answer may be a microsecond away, in the end a millisecond. */
+/* How long to leave the processor to others after `idle` looks at which nothing had happened: not
+ * at all at first, when an answer may be a microsecond away, in the end a millisecond. */
 enum { SPINS = 200, YIELDS = 2000 };
 static void back_off(int idle)
 {
@@ -68,7 +71,9 @@ static void back_off(int idle)
     if (idle < YIELDS)
         sched_yield();
     else
-        nanosleep(&(struct timespec){.tv_nsec = min_i64(1000000, 20000 + (int64_t)(idle - YIELDS) * 1000)}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = min_i64(1000000,
+                                                        20000 + (int64_t)(idle - YIELDS) * 1000)},
+                  NULL);
 }
 
 /* Under the lock, until there is work or, with several hosts, it is time to look for messages. */
@@ -108,13 +113,15 @@ static void *help(void *context)
     return NULL;
 }
 
-/* ---- start and wait --------------------------------------------------------------------------- */
+/* ---- start and wait --------------------------------------------------------------------- */
 
 static Status start(CommRequest *r)
 {
     MpiWorld *w = r->comm->world->state;
     MpiOp *op = mpi_op_create(r);
-    if (!op) return fail(ERR_MEMORY, "%s: no memory for the segments of %s #%lld", r->comm->name, comm_kind_name(r->op.kind), (long long)r->number);
+    if (!op)
+        return fail(ERR_MEMORY, "%s: no memory for the segments of %s #%lld", r->comm->name,
+                    comm_kind_name(r->op.kind), (long long)r->number);
     r->state = op;
     pthread_mutex_lock(&w->lock);
     if (w->last)
@@ -155,19 +162,21 @@ static Status wait(CommRequest *r)
             break;
         }
         /* on a busy host every yield may take a tenth of a second */
-        if ((idle > SPINS || idle % 64 == 63) && clock_s() > r->until_s) status = give_up(r, clock_s() - start_s);
+        if ((idle > SPINS || idle % 64 == 63) && clock_s() > r->until_s)
+            status = give_up(r, clock_s() - start_s);
         if (status != OK) break;
         pthread_mutex_unlock(&w->lock);
         back_off(idle);
         pthread_mutex_lock(&w->lock);
     }
     if (!--w->waiting && w->ops) pthread_cond_signal(&w->work);
-    if (status == OK) mpi_op_free(op); /* else MPI may still write into what it was given: it stays */
+    if (status == OK)
+        mpi_op_free(op); /* else MPI may still write into what it was given: it stays */
     pthread_mutex_unlock(&w->lock);
     return status;
 }
 
-/* ---- the world ------------------------------------------------------------------------------- */
+/* ---- the world -------------------------------------------------------------------------- */
 
 /* The board of this host: a file in shared memory, named by the job and the host. */
 static Status map_board(CommWorld *world, const char *dir, uint64_t job)
@@ -176,7 +185,8 @@ static Status map_board(CommWorld *world, const char *dir, uint64_t job)
     char path[512];
     const char *host = world->host[world->first];
     w->board_bytes = comm_board_bytes(world->n);
-    snprintf(path, sizeof path, "%s/drover-comm.%016llx.%s", dir ? dir : "/dev/shm", (unsigned long long)job, host);
+    snprintf(path, sizeof path, "%s/drover-comm.%016llx.%s", dir ? dir : "/dev/shm",
+             (unsigned long long)job, host);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0 || ftruncate(fd, (off_t)w->board_bytes) != 0) {
         if (fd >= 0) close(fd);
@@ -184,7 +194,8 @@ static Status map_board(CommWorld *world, const char *dir, uint64_t job)
     }
     void *at = mmap(NULL, w->board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
-    if (at == MAP_FAILED) return fail(ERR_IO, "comm: cannot map the status file %s: %s", path, strerror(errno));
+    if (at == MAP_FAILED)
+        return fail(ERR_IO, "comm: cannot map the status file %s: %s", path, strerror(errno));
     world->board = at;
     comm_board_init(world->board, world->n);
     MPI_Barrier(w->all);
@@ -210,15 +221,18 @@ static Status check_tags(const MpiWorld *w)
     int found = 0, *limit = NULL, largest = TAG_MESSAGES + (COMM_GROUP_LIMIT + 2) * COMM_TAG_LIMIT;
     MPI_Comm_get_attr(w->all, MPI_TAG_UB, (void *)&limit, &found);
     if (found && *limit >= largest) return OK;
-    return fail(ERR_UNSUPPORTED, "comm: this MPI has tags up to %d; %d are needed", found ? *limit : 0, largest);
+    return fail(ERR_UNSUPPORTED, "comm: this MPI has tags up to %d; %d are needed",
+                found ? *limit : 0, largest);
 }
 
-/* All ranks come here before any leaves, so that MPI_Finalize waits for nobody: it has no deadline. The last checkpoint may
- * still be on its way to the disk on one of them. False when somebody did not come. */
+/* All ranks come here before any leaves, so that MPI_Finalize waits for nobody: it has no deadline.
+ * The last checkpoint may still be on its way to the disk on one of them. False when somebody did
+ * not come. */
 static bool part(MpiWorld *w)
 {
     static const double longest_s = 3600;
-    double until_s = clock_s() + (w->world->deadline_s > longest_s ? w->world->deadline_s : longest_s);
+    double until_s = clock_s() +
+                     (w->world->deadline_s > longest_s ? w->world->deadline_s : longest_s);
     MPI_Request all_here;
     int done = 0;
     MPI_Ibarrier(w->all, &all_here);
@@ -267,9 +281,13 @@ static Status begin_mpi(void)
 {
     int done = 0, level = 0;
     MPI_Initialized(&done);
-    if (done) return fail(ERR_ARG, "comm: MPI was started before in this process, and starts only once");
-    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &level) != MPI_SUCCESS) return fail(ERR_COMM, "comm: MPI does not start");
-    if (level < MPI_THREAD_SERIALIZED) return fail(ERR_UNSUPPORTED, "comm: this MPI was built without threads (MPI_THREAD_SERIALIZED)");
+    if (done)
+        return fail(ERR_ARG, "comm: MPI was started before in this process, and starts only once");
+    if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &level) != MPI_SUCCESS)
+        return fail(ERR_COMM, "comm: MPI does not start");
+    if (level < MPI_THREAD_SERIALIZED)
+        return fail(ERR_UNSUPPORTED,
+                    "comm: this MPI was built without threads (MPI_THREAD_SERIALIZED)");
     return OK;
 }
 
@@ -308,7 +326,8 @@ Status comm_world_create_mpi(const CommOptions *options, CommWorld **out)
     TRY(map_board(world, options ? options->status_dir : NULL, job));
     mpi_control_open(w);
     comm_world_add_ranks(world, rank, 1);
-    w->has_helper = pthread_create(&w->helper, NULL, help, w) == 0; /* without it, operations move in waits only */
+    w->has_helper = pthread_create(&w->helper, NULL, help, w) ==
+                    0; /* without it, operations move in waits only */
     *out = world;
     return OK;
 }

@@ -5,7 +5,9 @@ Status comm_world_create_mpi(const CommOptions *options, CommWorld **world)
 {
     (void)options;
     (void)world;
-    return fail(ERR_UNSUPPORTED, "comm: this build has no MPI; install libopenmpi-dev and openmpi-bin, then build again");
+    return fail(
+        ERR_UNSUPPORTED,
+        "comm: this build has no MPI; install libopenmpi-dev and openmpi-bin, then build again");
 }
 
 const char *comm_mpi_version(char buf[64])

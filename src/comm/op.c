@@ -4,10 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const kind_names[COMM_KINDS] = {"barrier",    "all_reduce", "reduce_scatter", "all_gather",
-                                                   "all_to_all", "broadcast",  "send",           "recv"};
+static const char *const kind_names[COMM_KINDS] = {"barrier",    "all_reduce", "reduce_scatter",
+                                                   "all_gather", "all_to_all", "broadcast",
+                                                   "send",       "recv"};
 static const char *const reduce_names[] = {"sum", "max", "min"};
-static const int64_t count_limit = (int64_t)1 << 48; /* elements; products with bytes and ranks stay far from overflow */
+static const int64_t count_limit =
+    (int64_t)1 << 48; /* elements; products with bytes and ranks stay far from overflow */
 
 const char *comm_kind_name(CommKind kind)
 {
@@ -17,11 +19,12 @@ const char *comm_kind_name(CommKind kind)
 
 bool comm_kind_is_message(CommKind kind) { return kind == COMM_SEND || kind == COMM_RECV; }
 
-/* ---- checks -------------------------------------------------------------------------------- */
+/* ---- checks ----------------------------------------------------------------------------- */
 
 static Status wrong(const Comm *c, const CommOp *op, const char *what)
 {
-    return fail(ERR_ARG, "%s: %s (%s): %s", c->name, comm_kind_name(op->kind), op->node ? op->node : "no node", what);
+    return fail(ERR_ARG, "%s: %s (%s): %s", c->name, comm_kind_name(op->kind),
+                op->node ? op->node : "no node", what);
 }
 
 static Status check_sum(const Comm *c, const CommOp *op, const int64_t *counts, int64_t *total)
@@ -29,7 +32,8 @@ static Status check_sum(const Comm *c, const CommOp *op, const int64_t *counts, 
     *total = 0;
     for (int r = 0; r < c->n; r++) {
         int64_t count = counts ? counts[r] : op->count;
-        if (count < 0 || count > count_limit) return wrong(c, op, "a count is negative or beyond reason");
+        if (count < 0 || count > count_limit)
+            return wrong(c, op, "a count is negative or beyond reason");
         *total += count;
     }
     if (*total > count_limit) return wrong(c, op, "the counts are beyond reason");
@@ -41,14 +45,16 @@ typedef struct Extent {
     int64_t send, recv;
 } Extent;
 
-static Status extent_of_parts(const Comm *c, const CommOp *op, const int64_t *counts, const int64_t *offsets, int64_t *extent)
+static Status extent_of_parts(const Comm *c, const CommOp *op, const int64_t *counts,
+                              const int64_t *offsets, int64_t *extent)
 {
     TRY(check_sum(c, op, counts, extent));
     if (!offsets) return OK;
     *extent = 0;
     for (int r = 0; r < c->n; r++) {
         int64_t count = counts ? counts[r] : op->count;
-        if (offsets[r] < 0 || offsets[r] > count_limit) return wrong(c, op, "an offset is negative or beyond reason");
+        if (offsets[r] < 0 || offsets[r] > count_limit)
+            return wrong(c, op, "an offset is negative or beyond reason");
         if (count) *extent = max_i64(*extent, offsets[r] + count);
     }
     return OK;
@@ -101,25 +107,33 @@ static Status check_buffers(const Comm *c, const CommOp *op, Extent e)
     const char *send = op->send, *recv = op->recv;
     size_t send_bytes = (size_t)e.send * unit, recv_bytes = (size_t)e.recv * unit;
     if ((send_bytes && !send) || (recv_bytes && !recv)) return wrong(c, op, "a buffer is missing");
-    if ((uintptr_t)send % unit || (uintptr_t)recv % unit) return wrong(c, op, "a buffer is not aligned to its elements");
-    if (!send_bytes || !recv_bytes || send + send_bytes <= recv || recv + recv_bytes <= send) return OK;
-    if (!in_place(c, op, send, recv)) return wrong(c, op, "send and recv overlap in a way that is not in place (comm.h)");
+    if ((uintptr_t)send % unit || (uintptr_t)recv % unit)
+        return wrong(c, op, "a buffer is not aligned to its elements");
+    if (!send_bytes || !recv_bytes || send + send_bytes <= recv || recv + recv_bytes <= send)
+        return OK;
+    if (!in_place(c, op, send, recv))
+        return wrong(c, op, "send and recv overlap in a way that is not in place (comm.h)");
     return OK;
 }
 
 Status comm_op_check(const Comm *c, const CommOp *op)
 {
-    if ((unsigned)op->kind >= COMM_KINDS || (unsigned)op->dtype >= DTYPE_COUNT || (unsigned)op->reduce > COMM_MIN)
-        return fail(ERR_ARG, "%s: an operation with kind %d, type %d, reduction %d, which do not exist", c->name, (int)op->kind,
-                    (int)op->dtype, (int)op->reduce);
+    if ((unsigned)op->kind >= COMM_KINDS || (unsigned)op->dtype >= DTYPE_COUNT ||
+        (unsigned)op->reduce > COMM_MIN)
+        return fail(ERR_ARG,
+                    "%s: an operation with kind %d, type %d, reduction %d, which do not exist",
+                    c->name, (int)op->kind, (int)op->dtype, (int)op->reduce);
     bool reduces = op->kind == COMM_ALL_REDUCE || op->kind == COMM_REDUCE_SCATTER;
     if (reduces && op->dtype != DTYPE_F32 && op->dtype != DTYPE_BF16 && op->dtype != DTYPE_I32)
         return wrong(c, op, "only f32, bf16 and i32 are reduced");
-    if (op->kind == COMM_REDUCE_SCATTER && op->reduce != COMM_SUM) return wrong(c, op, "reduce_scatter only sums");
+    if (op->kind == COMM_REDUCE_SCATTER && op->reduce != COMM_SUM)
+        return wrong(c, op, "reduce_scatter only sums");
     bool has_peer = op->kind == COMM_BROADCAST || comm_kind_is_message(op->kind);
-    if (has_peer && (op->peer < 0 || op->peer >= c->n)) return wrong(c, op, "the peer is not a rank of the group");
+    if (has_peer && (op->peer < 0 || op->peer >= c->n))
+        return wrong(c, op, "the peer is not a rank of the group");
     if (comm_kind_is_message(op->kind)) {
-        if (op->tag < 0 || op->tag >= COMM_TAG_LIMIT) return wrong(c, op, "the tag is not in 0 to 4095");
+        if (op->tag < 0 || op->tag >= COMM_TAG_LIMIT)
+            return wrong(c, op, "the tag is not in 0 to 4095");
         if (op->peer == c->rank) return wrong(c, op, "a rank does not send to itself");
     }
     Extent extent;
@@ -127,7 +141,7 @@ Status comm_op_check(const Comm *c, const CommOp *op)
     return check_buffers(c, op, extent);
 }
 
-/* ---- parts --------------------------------------------------------------------------------- */
+/* ---- parts ------------------------------------------------------------------------------ */
 
 /* Cuts `count` into n parts that differ by at most one element. */
 static void cut_evenly(int64_t count, int n, int64_t *part)
@@ -168,9 +182,9 @@ void comm_op_cut(const CommOp *op, int n, CommParts *parts)
     place(parts->recv_count, op->recv_offsets, n, parts->recv_at);
 }
 
-/* all_reduce: every rank sends each other its part (reduce-scatter), then its own result to all others.
- * broadcast: the root sends each rank its part, then every rank its part to all others; no rank needs the root's, which
- * the root sends itself. */
+/* all_reduce: every rank sends each other its part (reduce-scatter), then its own result to all
+ * others. broadcast: the root sends each rank its part, then every rank its part to all others; no
+ * rank needs the root's, which the root sends itself. */
 int64_t comm_sent_bytes(const CommOp *op, int n, int rank)
 {
     CommParts parts;
@@ -194,12 +208,15 @@ int64_t comm_sent_bytes(const CommOp *op, int n, int rank)
     return elements * (int64_t)dtype_bytes(op->dtype);
 }
 
-/* ---- heads --------------------------------------------------------------------------------- */
+/* ---- heads ------------------------------------------------------------------------------ */
 
 CommHead comm_op_head(const CommRequest *r)
 {
     const CommOp *op = &r->op;
-    CommHead head = {.kind = (int32_t)op->kind, .dtype = (int32_t)op->dtype, .reduce = (int32_t)op->reduce, .root = -1};
+    CommHead head = {.kind = (int32_t)op->kind,
+                     .dtype = (int32_t)op->dtype,
+                     .reduce = (int32_t)op->reduce,
+                     .root = -1};
     head.number = r->number;
     head.count = op->kind == COMM_BARRIER ? 0 : op->count;
     memcpy(head.node, r->node, sizeof head.node);
@@ -229,23 +246,31 @@ CommHead comm_head_expected(const CommRequest *r, int peer)
 bool comm_heads_agree(const CommHead *a, const CommHead *b)
 {
     if (comm_kind_is_message((CommKind)a->kind))
-        return comm_kind_is_message((CommKind)b->kind) && a->dtype == b->dtype && a->count == b->count;
+        return comm_kind_is_message((CommKind)b->kind) && a->dtype == b->dtype &&
+               a->count == b->count;
     if (a->kind != b->kind || a->number != b->number) return false;
-    if (strncmp(a->node, b->node, sizeof a->node)) return false; /* the same shape elsewhere in the graph: one was left out */
+    if (strncmp(a->node, b->node, sizeof a->node))
+        return false; /* the same shape elsewhere in the graph: one was left out */
     if (a->kind == COMM_BARRIER) return true;
-    return a->dtype == b->dtype && a->reduce == b->reduce && a->root == b->root && a->parts == b->parts && a->count == b->count;
+    return a->dtype == b->dtype && a->reduce == b->reduce && a->root == b->root &&
+           a->parts == b->parts && a->count == b->count;
 }
 
 /* A head may come from another process: its numbers are checked before they name anything. */
 size_t comm_text_op(char *buf, size_t n, const CommHead *h)
 {
-    bool known = (unsigned)h->kind < COMM_KINDS && (unsigned)h->dtype < DTYPE_COUNT && (unsigned)h->reduce <= COMM_MIN;
+    bool known = (unsigned)h->kind < COMM_KINDS && (unsigned)h->dtype < DTYPE_COUNT &&
+                 (unsigned)h->reduce <= COMM_MIN;
     if (!known) return (size_t)snprintf(buf, n, "an unknown operation");
     int used = snprintf(buf, n, "%s", comm_kind_name((CommKind)h->kind));
     if (h->kind != COMM_BARRIER)
-        used += snprintf(buf + used, n - (size_t)used, " of %lld %s", (long long)h->count, dtype_name((DType)h->dtype));
-    if (h->kind == COMM_ALL_REDUCE) used += snprintf(buf + used, n - (size_t)used, " (%s)", reduce_names[h->reduce]);
-    if (h->kind == COMM_BROADCAST) used += snprintf(buf + used, n - (size_t)used, " from rank %d", h->root);
-    if (h->node[0]) used += snprintf(buf + used, n - (size_t)used, " in '%.*s'", COMM_NODE_BYTES - 1, h->node);
+        used += snprintf(buf + used, n - (size_t)used, " of %lld %s", (long long)h->count,
+                         dtype_name((DType)h->dtype));
+    if (h->kind == COMM_ALL_REDUCE)
+        used += snprintf(buf + used, n - (size_t)used, " (%s)", reduce_names[h->reduce]);
+    if (h->kind == COMM_BROADCAST)
+        used += snprintf(buf + used, n - (size_t)used, " from rank %d", h->root);
+    if (h->node[0])
+        used += snprintf(buf + used, n - (size_t)used, " in '%.*s'", COMM_NODE_BYTES - 1, h->node);
     return (size_t)used;
 }

@@ -1,9 +1,10 @@
 /* Reductions in the one order that comm.h promises.
  *
- * A block of elements at a time, so that the partial results of the tree stay in the nearest cache and each
- * input is read once; results are written when all inputs of the block have been read, which makes working
- * in place safe. Compiled once for each instruction set (ISA); as there is nothing but additions and
- * comparisons, and their order is written down, all give the same bits. */
+ * A block of elements at a time, so that the partial results of the tree stay in the nearest cache
+ * and each input is read once; results are written when all inputs of the block have been read,
+ * which makes working in place safe. Compiled once for each instruction set (ISA); as there is
+ * nothing but additions and comparisons, and their order is written down, all give the same bits.
+ */
 #include "comm/comm_internal.h"
 
 #include <string.h>
@@ -24,21 +25,23 @@ static int below(int n) /* the largest power of two below n, n > 1 */
 #define MAX_OF(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
 #define MIN_OF(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
 
-/* out[m] = the subtree over in[0..n) at elements at..at+m; scratch holds a block for each level below. */
-#define DEFINE_TREE(name, In, Acc, LOAD, JOIN)                                                                    \
-    static void name(const void *const *in, int n, int64_t at, int m, Acc *restrict out, Acc *restrict scratch)   \
-    {                                                                                                             \
-        const In *a = (const In *)in[0] + at, *b = n > 1 ? (const In *)in[1] + at : a;                            \
-        if (n == 1) {                                                                                             \
-            for (int i = 0; i < m; i++) out[i] = LOAD(a[i]);                                                      \
-        } else if (n == 2) {                                                                                      \
-            for (int i = 0; i < m; i++) out[i] = JOIN(LOAD(a[i]), LOAD(b[i]));                                    \
-        } else {                                                                                                  \
-            int mid = below(n);                                                                                   \
-            name(in, mid, at, m, out, scratch);                                                                   \
-            name(in + mid, n - mid, at, m, scratch, scratch + BLOCK);                                             \
-            for (int i = 0; i < m; i++) out[i] = JOIN(out[i], scratch[i]);                                        \
-        }                                                                                                         \
+/* out[m] = the subtree over in[0..n) at elements at..at+m; scratch holds a block for each level
+ * below. */
+#define DEFINE_TREE(name, In, Acc, LOAD, JOIN)                                                     \
+    static void name(const void *const *in, int n, int64_t at, int m, Acc *restrict out,           \
+                     Acc *restrict scratch)                                                        \
+    {                                                                                              \
+        const In *a = (const In *)in[0] + at, *b = n > 1 ? (const In *)in[1] + at : a;             \
+        if (n == 1) {                                                                              \
+            for (int i = 0; i < m; i++) out[i] = LOAD(a[i]);                                       \
+        } else if (n == 2) {                                                                       \
+            for (int i = 0; i < m; i++) out[i] = JOIN(LOAD(a[i]), LOAD(b[i]));                     \
+        } else {                                                                                   \
+            int mid = below(n);                                                                    \
+            name(in, mid, at, m, out, scratch);                                                    \
+            name(in + mid, n - mid, at, m, scratch, scratch + BLOCK);                              \
+            for (int i = 0; i < m; i++) out[i] = JOIN(out[i], scratch[i]);                         \
+        }                                                                                          \
     }
 
 DEFINE_TREE(sum_f32, float, float, LOAD_SAME, ADD)
@@ -51,12 +54,15 @@ DEFINE_TREE(sum_i32, int32_t, int32_t, LOAD_SAME, ADD_WRAP)
 DEFINE_TREE(max_i32, int32_t, int32_t, LOAD_SAME, MAX_OF)
 DEFINE_TREE(min_i32, int32_t, int32_t, LOAD_SAME, MIN_OF)
 
-typedef void FloatTree(const void *const *in, int n, int64_t at, int m, float *restrict out, float *restrict scratch);
-typedef void IntTree(const void *const *in, int n, int64_t at, int m, int32_t *restrict out, int32_t *restrict scratch);
+typedef void FloatTree(const void *const *in, int n, int64_t at, int m, float *restrict out,
+                       float *restrict scratch);
+typedef void IntTree(const void *const *in, int n, int64_t at, int m, int32_t *restrict out,
+                     int32_t *restrict scratch);
 
 static void reduce_floats(const CommTree *t, int64_t count)
 {
-    static FloatTree *const of[2][3] = {{sum_f32, max_f32, min_f32}, {sum_bf16, max_bf16, min_bf16}};
+    static FloatTree *const of[2][3] = {{sum_f32, max_f32, min_f32},
+                                        {sum_bf16, max_bf16, min_bf16}};
     FloatTree *tree = of[t->dtype == DTYPE_BF16][t->reduce];
     float result[BLOCK], scratch[LEVELS * BLOCK];
     uint16_t narrow[BLOCK];

@@ -8,7 +8,7 @@
 
 static const double default_deadline_s = 600;
 
-/* ---- worlds -------------------------------------------------------------------------------- */
+/* ---- worlds ----------------------------------------------------------------------------- */
 
 CommWorld *comm_world_new(const CommTransport *transport, int n, const CommOptions *options)
 {
@@ -115,14 +115,16 @@ Comm *comm_of_rank(CommWorld *w, int rank)
     return w->all[rank - w->first];
 }
 
-/* ---- groups -------------------------------------------------------------------------------- */
+/* ---- groups ----------------------------------------------------------------------------- */
 
 static Status check_group(const Comm *member, const char *name, const int *ranks, int n)
 {
     const CommWorld *w = member->world;
     if (!name[0] || strlen(name) >= COMM_NAME_BYTES)
-        return fail(ERR_ARG, "comm: a group's name has 1 to %d letters, not '%.64s'", COMM_NAME_BYTES - 1, name);
-    if (n < 1 || n > w->n) return fail(ERR_ARG, "%s: a group of %d ranks in a world of %d", name, n, w->n);
+        return fail(ERR_ARG, "comm: a group's name has 1 to %d letters, not '%.64s'",
+                    COMM_NAME_BYTES - 1, name);
+    if (n < 1 || n > w->n)
+        return fail(ERR_ARG, "%s: a group of %d ranks in a world of %d", name, n, w->n);
     char *seen = xcalloc(1, (size_t)w->n);
     int bad = -1;
     for (int i = 0; i < n && bad < 0; i++) {
@@ -134,8 +136,12 @@ static Status check_group(const Comm *member, const char *name, const int *ranks
     }
     bool includes = seen[member->self];
     free(seen);
-    if (bad >= 0) return fail(ERR_ARG, "%s: rank %d is named twice or is not of this world of %d", name, ranks[bad], w->n);
-    if (!includes) return fail(ERR_ARG, "%s: rank %d is not in the group that it asks for", name, member->self);
+    if (bad >= 0)
+        return fail(ERR_ARG, "%s: rank %d is named twice or is not of this world of %d", name,
+                    ranks[bad], w->n);
+    if (!includes)
+        return fail(ERR_ARG, "%s: rank %d is not in the group that it asks for", name,
+                    member->self);
     return OK;
 }
 
@@ -145,11 +151,14 @@ Status comm_group(Comm *member, const char *name, const int *ranks, int n, Comm 
     TRY(check_group(member, name, ranks, n));
     Comm *last = w->all[member->self - w->first];
     for (int groups = 1;; last = last->next, groups++) {
-        if (last->n == n && !strcmp(last->name, name) && !memcmp(last->ranks, ranks, (size_t)n * sizeof(int))) {
+        if (last->n == n && !strcmp(last->name, name) &&
+            !memcmp(last->ranks, ranks, (size_t)n * sizeof(int))) {
             *group = last;
             return OK;
         }
-        if (groups > COMM_GROUP_LIMIT) return fail(ERR_ARG, "%s: rank %d is in %d groups already", name, member->self, groups - 1);
+        if (groups > COMM_GROUP_LIMIT)
+            return fail(ERR_ARG, "%s: rank %d is in %d groups already", name, member->self,
+                        groups - 1);
         if (!last->next) break;
     }
     last->next = group_new(w, member->self, name, ranks, n);
@@ -169,7 +178,7 @@ int comm_world_rank(const Comm *c, int rank)
 const char *comm_host(const Comm *c, int rank) { return c->world->host[comm_world_rank(c, rank)]; }
 void comm_set_deadline(Comm *c, double deadline_s) { c->deadline_s = deadline_s; }
 
-/* ---- the life of a request ------------------------------------------------------------------- */
+/* ---- the life of a request -------------------------------------------------------------- */
 
 static CommRow *row_of(const Comm *c) { return &c->world->row[c->self - c->world->first]; }
 
@@ -207,7 +216,8 @@ void comm_note(Comm *c, const char *doing, int64_t step)
 /* Fault comm_stall: the rank does not take part, until the others have noticed. */
 static Status stall(const Comm *c)
 {
-    while (!comm_board_failed(c->world->board)) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    while (!comm_board_failed(c->world->board))
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     return comm_failure(c->world);
 }
 
@@ -226,8 +236,11 @@ static CommRequest *request_new(Comm *c, const CommOp *op)
     snprintf(r->node, sizeof r->node, "%s", op->node ? op->node : "");
     r->op.node = r->node;
     comm_op_cut(op, c->n, &r->parts);
-    r->op.counts = r->op.send_counts = r->op.recv_counts = r->op.send_offsets = r->op.recv_offsets = NULL;
-    r->number = 1 + (op->kind == COMM_SEND ? c->sent[op->peer]++ : op->kind == COMM_RECV ? c->received[op->peer]++ : c->started++);
+    r->op.counts = r->op.send_counts = r->op.recv_counts = r->op.send_offsets = r->op.recv_offsets =
+        NULL;
+    r->number = 1 + (op->kind == COMM_SEND   ? c->sent[op->peer]++
+                     : op->kind == COMM_RECV ? c->received[op->peer]++
+                                             : c->started++);
     r->head = comm_op_head(r);
     r->sent_bytes = comm_sent_bytes(op, c->n, c->rank);
     add_open(r);
@@ -247,10 +260,13 @@ static CommRequest *request_skipped(Comm *c)
 Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
 {
     TRY(comm_op_check(c, op));
-    if (fault_hit("comm")) return fail(ERR_COMM, "%s: %s failed on rank %d (injected fault)", c->name, comm_kind_name(op->kind), c->self);
+    if (fault_hit("comm"))
+        return fail(ERR_COMM, "%s: %s failed on rank %d (injected fault)", c->name,
+                    comm_kind_name(op->kind), c->self);
     if (fault_hit("comm_stall")) return stall(c);
     if (comm_board_failed(c->world->board)) return comm_failure(c->world);
-    bool collective = !comm_kind_is_message(op->kind), differs = collective && fault_hit("comm_differ");
+    bool collective = !comm_kind_is_message(op->kind),
+         differs = collective && fault_hit("comm_differ");
     if (collective && fault_hit("comm_skip")) {
         *request = request_skipped(c);
         return OK;
@@ -281,7 +297,8 @@ static void count(CommRequest *r, double blocked_s)
     k->blocked_s += blocked_s;
     if (r->arrived_s > r->start_s) k->late_s += r->arrived_s - r->start_s;
     CommTrace *t = &c->trace[c->n_traces++ % COMM_TRACES];
-    *t = (CommTrace){r->op.kind, r->number, r->sent_bytes, r->start_s, r->arrived_s, r->end_s, blocked_s, {0}};
+    *t = (CommTrace){r->op.kind,   r->number, r->sent_bytes, r->start_s,
+                     r->arrived_s, r->end_s,  blocked_s,     {0}};
     if (r->op.kind == COMM_RECV) t->bytes = r->op.count * (int64_t)dtype_bytes(r->op.dtype);
     memcpy(t->node, r->node, sizeof t->node);
     const Comm *all = all_of(c);

@@ -1,4 +1,5 @@
-/* Which tokens a batch holds: a pure function of seed and step, however it is cut and whoever waits for it. */
+/* Which tokens a batch holds: a pure function of seed and step, however it is cut and whoever waits
+ * for it. */
 #include "data/data_testkit.h"
 
 #include <math.h>
@@ -6,9 +7,12 @@
 static void test_any_split_and_order_gives_the_same_rows(void **state)
 {
     Data *data = open_path(*state, "texts");
-    DataLoader *whole = loader_for(data, (DataPlan){.seed = 5, .batch = 12, .micro_batch = 12, .seq = 33});
-    DataLoader *parts = loader_for(data, (DataPlan){.seed = 5, .batch = 12, .micro_batch = 3, .seq = 33});
-    DataLoader *other = loader_for(data, (DataPlan){.seed = 6, .batch = 12, .micro_batch = 12, .seq = 33});
+    DataLoader *whole = loader_for(
+        data, (DataPlan){.seed = 5, .batch = 12, .micro_batch = 12, .seq = 33});
+    DataLoader *parts = loader_for(data,
+                                   (DataPlan){.seed = 5, .batch = 12, .micro_batch = 3, .seq = 33});
+    DataLoader *other = loader_for(
+        data, (DataPlan){.seed = 6, .batch = 12, .micro_batch = 12, .seq = 33});
     Rows a = rows_create(12, 33), b = rows_create(12, 33);
     int differ = 0;
     for (int64_t k = 0; k < 40; k++) {
@@ -34,15 +38,17 @@ static void test_any_split_and_order_gives_the_same_rows(void **state)
     data_close(data);
 }
 
-/* Cutting an epoch's rows at their borders and joining inputs gives each token as often as the corpus has
- * it; targets are the next inputs; positions restart where documents do. */
+/* Cutting an epoch's rows at their borders and joining inputs gives each token as often as the
+ * corpus has it; targets are the next inputs; positions restart where documents do. */
 static void check_epoch(const Data *data, int64_t seq, int64_t epoch)
 {
     const Corpus *c = &data->source[0].split[DATA_TRAIN];
     int64_t slots = (c->n_tokens + seq - 1) / seq, n_inputs = 0, n_targets = 0;
-    DataLoader *loader = loader_for(data, (DataPlan){.seed = 1, .batch = 1, .micro_batch = 1, .seq = seq});
+    DataLoader *loader = loader_for(
+        data, (DataPlan){.seed = 1, .batch = 1, .micro_batch = 1, .seq = seq});
     int32_t bos = tokenizer_bos(data->tokenizer), eos = tokenizer_eos(data->tokenizer);
-    int64_t *seen = xcalloc((size_t)data->vocab_size, 8), *expected = xcalloc((size_t)data->vocab_size, 8);
+    int64_t *seen = xcalloc((size_t)data->vocab_size, 8),
+            *expected = xcalloc((size_t)data->vocab_size, 8);
     int32_t *all = xcalloc((size_t)c->n_tokens, 4);
     assert_int_equal(data_corpus_read(c, 0, c->n_tokens, data->vocab_size, all), OK);
     for (int64_t i = 0; i < c->n_tokens; i++) expected[all[i]]++;
@@ -119,7 +125,9 @@ static void test_holdout(void **state)
     assert_int_equal(found, held.n_documents); /* whole documents; the words of each are its own */
 
     /* every target once, whatever the batch, and the bytes are those of the text */
-    DataLoader *loader = loader_for(data, (DataPlan){.split = DATA_HOLDOUT, .seed = 9, .batch = 4, .micro_batch = 2, .seq = 40});
+    DataLoader *loader = loader_for(
+        data,
+        (DataPlan){.split = DATA_HOLDOUT, .seed = 9, .batch = 4, .micro_batch = 2, .seq = 40});
     uint64_t bytes;
     assert_int_equal(data_target_bytes(loader, data_loader_steps(loader), &bytes), OK);
     assert_int_equal(bytes, held.text_bytes);
@@ -135,8 +143,10 @@ static void test_holdout(void **state)
     str_deinit(&text);
 
     /* one document: its end is held out; two: one of them */
-    write_text(b, "one/a.txt", "long enough to be cut in two; long enough to be cut in two; long enough to be cut in two; "
-                               "long enough to be cut in two; long enough to be cut in two; long enough to be cut in two");
+    write_text(
+        b, "one/a.txt",
+        "long enough to be cut in two; long enough to be cut in two; long enough to be cut in two; "
+        "long enough to be cut in two; long enough to be cut in two; long enough to be cut in two");
     data_close(data);
     data = open_path(b, "one");
     assert_int_equal(data_stats(data, DATA_HOLDOUT).n_documents, 1);
@@ -155,7 +165,8 @@ static void test_mixing(void **state)
     write_text(b, "mix/a.txt", "aaaaaaaa");
     write_text(b, "mix/b.txt", "bbbbbbbb");
     write_text(b, "mix/c.txt", "cccccccc");
-    DataSource sources[] = {{.path = at(b, "mix/a.txt"), .weight = 3}, {.path = at(b, "mix/b.txt"), .weight = 1},
+    DataSource sources[] = {{.path = at(b, "mix/a.txt"), .weight = 3},
+                            {.path = at(b, "mix/b.txt"), .weight = 1},
                             {.path = at(b, "mix/c.txt"), .weight = 2.5}};
     Data *data = open_data(b, sources, 3);
     DataLoader *loader = loader_for(data, (DataPlan){.batch = 1, .micro_batch = 1, .seq = 64});
@@ -232,7 +243,8 @@ static void test_prefetch(void **state)
     const DataBatch *batch;
     assert_int_equal(data_prefetch_next(prefetch, 0, 3, &batch), ERR_ARG);
     /* an error is handed to the one who asks, again each time, and does not stop the thread */
-    for (int i = 0; i < 3; i++) assert_int_equal(data_prefetch_next(prefetch, INT64_MAX / 2, 0, &batch), ERR_ARG);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(data_prefetch_next(prefetch, INT64_MAX / 2, 0, &batch), ERR_ARG);
     assert_non_null(strstr(status_message(), "out of range"));
     assert_int_equal(data_prefetch_next(prefetch, 5, 0, &batch), OK);
     data_prefetch_destroy(prefetch);
@@ -251,7 +263,13 @@ static void test_prefetch_of_a_part(void **state)
     Data *data = open_path(*state, "texts");
     static const int64_t stride[] = {0, 1};
     for (int i = 0; i < COUNT_OF(stride); i++) {
-        DataPlan plan = {.seed = 2, .batch = 8, .micro_batch = 1, .seq = 20, .part = stride[i] ? 4 : 1, .parts = 4, .stride = stride[i]};
+        DataPlan plan = {.seed = 2,
+                         .batch = 8,
+                         .micro_batch = 1,
+                         .seq = 20,
+                         .part = stride[i] ? 4 : 1,
+                         .parts = 4,
+                         .stride = stride[i]};
         DataLoader *ahead = loader_for(data, plan), *direct = loader_for(data, plan);
         DataPrefetch *prefetch;
         Rows r = rows_create(1, 20);
@@ -260,7 +278,8 @@ static void test_prefetch_of_a_part(void **state)
             for (int64_t m = 0; m < 2; m++) { /* of 8, shared by 4 */
                 const DataBatch *batch;
                 assert_int_equal(data_prefetch_next(prefetch, step, m, &batch), OK);
-                assert_int_equal(data_fill(direct, step, stride[i] ? 4 + m : 1 + 4 * m, &r.batch), OK);
+                assert_int_equal(data_fill(direct, step, stride[i] ? 4 + m : 1 + 4 * m, &r.batch),
+                                 OK);
                 Rows got = {*batch, 1, 20};
                 assert_same_rows(&r, &got);
             }

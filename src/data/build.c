@@ -1,9 +1,10 @@
 /* A source becomes shards: read in order, tokenised in parallel, written in a shuffled order.
  *
- * Records are gathered into batches of a few MiB; the threads tokenise a batch, then its documents are
- * appended in the order of the files, so that the result does not depend on the threads. Documents are
- * shuffled among those of their shard, which bounds memory; sequences are shuffled over all of them later.
- * Everything is written to a directory beside the final one, which is renamed when it is complete. */
+ * Records are gathered into batches of a few MiB; the threads tokenise a batch, then its documents
+ * are appended in the order of the files, so that the result does not depend on the threads.
+ * Documents are shuffled among those of their shard, which bounds memory; sequences are shuffled
+ * over all of them later. Everything is written to a directory beside the final one, which is
+ * renamed when it is complete. */
 #include "data/data_internal.h"
 
 #include <jansson.h>
@@ -60,7 +61,7 @@ typedef struct Builder {
     char first_bad[MAX_WHY + 256];
 } Builder;
 
-/* ---- one record ------------------------------------------------------------------------ */
+/* ---- one record ------------------------------------------------------------------------- */
 
 /* Runs on any thread; touches only the item. */
 static void tokenise(const Builder *b, Encoder *encoder, Item *item)
@@ -98,15 +99,18 @@ static int thread_number(void)
 #endif
 }
 
-/* ---- budget of bad records --------------------------------------------------------------- */
+/* ---- budget of bad records -------------------------------------------------------------- */
 
 static Status check_budget(const Builder *b, bool at_end)
 {
     double bad = (double)b->stats.n_bad_records, share = b->options->bad_share;
     double of = (double)(at_end || b->n_records > SURE_RECORDS ? b->n_records : SURE_RECORDS);
     if (bad <= share * of) return OK;
-    return fail(ERR_FORMAT, "data: %s: %lld of %lld records are damaged, more than dataset.bad_share = %g allows; the first: %s",
-                b->source->path, (long long)b->stats.n_bad_records, (long long)b->n_records, share, b->first_bad);
+    return fail(ERR_FORMAT,
+                "data: %s: %lld of %lld records are damaged, more than dataset.bad_share = %g "
+                "allows; the first: %s",
+                b->source->path, (long long)b->stats.n_bad_records, (long long)b->n_records, share,
+                b->first_bad);
 }
 
 static void count_bad(Builder *b, const Item *item)
@@ -114,12 +118,13 @@ static void count_bad(Builder *b, const Item *item)
     char line[32] = "";
     if (item->record.line) snprintf(line, sizeof line, " line %lld", (long long)item->record.line);
     if (b->stats.n_bad_records++ == 0)
-        snprintf(b->first_bad, sizeof b->first_bad, "%.200s%s: %s", item->file->path, line, item->record.why);
+        snprintf(b->first_bad, sizeof b->first_bad, "%.200s%s: %s", item->file->path, line,
+                 item->record.why);
     if (b->stats.n_bad_records <= LOGGED_RECORDS)
         log_warn("data: skipped %s%s: %s", item->file->path, line, item->record.why);
 }
 
-/* ---- shards ---------------------------------------------------------------------------- */
+/* ---- shards ----------------------------------------------------------------------------- */
 
 static const char *const split_names[2] = {"train", "holdout"};
 
@@ -132,8 +137,10 @@ static Status flush_shard(Builder *b, DataSplit split)
     ShardDoc *ordered = xmalloc((size_t)n * sizeof *ordered);
     uint64_t key = rng_u64(b->order_key, docs->shard.n * 2 + split);
     for (int64_t i = 0; i < n; i++)
-        ordered[i] = docs->doc.at[b->options->shuffle ? rng_permute(key, (uint64_t)i, (uint64_t)n) : (uint64_t)i];
-    char *path = arena_printf(&arena, "%s/%s-%05zu.tokens", b->dir, split_names[split], docs->shard.n);
+        ordered[i] = docs->doc.at[b->options->shuffle ? rng_permute(key, (uint64_t)i, (uint64_t)n)
+                                                      : (uint64_t)i];
+    char *path = arena_printf(&arena, "%s/%s-%05zu.tokens", b->dir, split_names[split],
+                              docs->shard.n);
     ShardText text = {docs->ids.at, ordered, n};
     ShardInfo info = {0};
     Status status = data_shard_write(path, &text, b->width, &info);
@@ -159,7 +166,8 @@ static Status append(Builder *b, Item *item)
     return docs->ids.n >= SHARD_TOKENS ? flush_shard(b, split) : OK;
 }
 
-/* Moves the document that lies lowest (or highest) from one split to the other, while it is in memory. */
+/* Moves the document that lies lowest (or highest) from one split to the other, while it is in
+ * memory. */
 static void move_document(Builder *b, DataSplit from, bool lowest)
 {
     Docs *source = &b->split[from], *target = &b->split[!from];
@@ -170,7 +178,8 @@ static void move_document(Builder *b, DataSplit from, bool lowest)
         if (lowest ? place < other : place > other) best = i;
     }
     ShardDoc doc = source->doc.at[best];
-    memmove(&source->doc.at[best], &source->doc.at[best + 1], (source->doc.n - best - 1) * sizeof doc);
+    memmove(&source->doc.at[best], &source->doc.at[best + 1],
+            (source->doc.n - best - 1) * sizeof doc);
     source->doc.n--;
     source->n_total--;
     uint64_t begin = doc.begin;
@@ -187,11 +196,13 @@ static void split_document(Builder *b)
     uint64_t tail = (uint64_t)((double)doc->n * b->options->holdout);
     if (tail < MIN_TAIL_TOKENS) tail = MIN_TAIL_TOKENS;
     if (doc->n < 4 * tail) return;
-    ShardDoc end = {0, tail, (uint64_t)((double)doc->text_bytes * (double)tail / (double)doc->n), doc->place};
+    ShardDoc end = {0, tail, (uint64_t)((double)doc->text_bytes * (double)tail / (double)doc->n),
+                    doc->place};
     doc->n -= tail;
     doc->text_bytes -= end.text_bytes;
     Docs *held = &b->split[DATA_HOLDOUT];
-    for (uint64_t i = 0; i < tail; i++) VEC_PUSH(&held->ids, b->split[DATA_TRAIN].ids.at[doc->begin + doc->n + i]);
+    for (uint64_t i = 0; i < tail; i++)
+        VEC_PUSH(&held->ids, b->split[DATA_TRAIN].ids.at[doc->begin + doc->n + i]);
     VEC_PUSH(&held->doc, end);
     held->n_total++;
 }
@@ -202,17 +213,20 @@ static void balance(Builder *b)
     Docs *train = &b->split[DATA_TRAIN], *held = &b->split[DATA_HOLDOUT];
     if (!train->n_total) move_document(b, DATA_HOLDOUT, false);
     if (held->n_total || b->options->holdout <= 0) return;
-    if (train->n_total > 1) move_document(b, DATA_TRAIN, true);
-    else if (train->n_total == 1 && train->doc.n == 1) split_document(b);
+    if (train->n_total > 1)
+        move_document(b, DATA_TRAIN, true);
+    else if (train->n_total == 1 && train->doc.n == 1)
+        split_document(b);
 }
 
-/* ---- batches --------------------------------------------------------------------------- */
+/* ---- batches ---------------------------------------------------------------------------- */
 
 static Status report(const Builder *b, uint64_t done_bytes)
 {
     const DataOptions *o = b->options;
     if (!o->progress) return OK;
-    DataProgress p = {b->source->path, done_bytes, b->files->total_bytes, b->stats.n_documents, b->stats.n_tokens};
+    DataProgress p = {b->source->path, done_bytes, b->files->total_bytes, b->stats.n_documents,
+                      b->stats.n_tokens};
     return o->progress(o->progress_context, &p);
 }
 
@@ -224,9 +238,12 @@ static Status finish_batch(Builder *b, uint64_t done_bytes)
     for (size_t i = 0; i < b->item.n; i++) {
         Item *item = &b->item.at[i];
         b->n_records++;
-        if (item->record.bad) count_bad(b, item);
-        else if (item->skipped) b->stats.n_skipped_files++;
-        else if (item->ids.n && item->text_bytes && status == OK) status = append(b, item);
+        if (item->record.bad)
+            count_bad(b, item);
+        else if (item->skipped)
+            b->stats.n_skipped_files++;
+        else if (item->ids.n && item->text_bytes && status == OK)
+            status = append(b, item);
         VEC_FREE(&item->ids);
     }
     b->item.n = 0;
@@ -242,7 +259,8 @@ static Status read_records(Builder *b, Reader *reader, const SourceFile *file)
         TRY(data_reader_next(reader, &record));
         if (!record.bytes.at && !record.bad) return OK;
         Item item = {.record = record, .offset = b->text.n, .file = file};
-        if (record.bytes.n && !record.bad) str_add_n(&b->text, (const char *)record.bytes.at, record.bytes.n);
+        if (record.bytes.n && !record.bad)
+            str_add_n(&b->text, (const char *)record.bytes.at, record.bytes.n);
         VEC_PUSH(&b->item, item);
         if (b->text.n >= BATCH_BYTES || b->item.n >= BATCH_RECORDS)
             TRY(finish_batch(b, b->done_bytes + data_reader_done_bytes(reader)));
@@ -265,7 +283,7 @@ static Status read_files(Builder *b)
     return finish_batch(b, b->done_bytes);
 }
 
-/* ---- index ----------------------------------------------------------------------------- */
+/* ---- index ------------------------------------------------------------------------------ */
 
 static Status write_index(const Builder *b)
 {
@@ -276,12 +294,14 @@ static Status write_index(const Builder *b)
             char name[32], hash[17];
             snprintf(name, sizeof name, "%s-%05zu.tokens", split_names[split], i);
             snprintf(hash, sizeof hash, "%016llx", (unsigned long long)info->hash);
-            json_array_append_new(shards, json_pack("{s:s, s:b, s:I, s:s}", "file", name, "holdout", split,
-                                                    "tokens", (json_int_t)info->n_tokens, "hash", hash));
+            json_array_append_new(shards,
+                                  json_pack("{s:s, s:b, s:I, s:s}", "file", name, "holdout", split,
+                                            "tokens", (json_int_t)info->n_tokens, "hash", hash));
         }
     const DataStats *s = &b->stats;
     json_object_set_new(root, "version", json_integer(CACHE_VERSION));
-    json_object_set_new(root, "source", json_string(b->source->path)); /* a path that is not UTF-8 stays out */
+    json_object_set_new(root, "source",
+                        json_string(b->source->path)); /* a path that is not UTF-8 stays out */
     json_object_set_new(root, "files", json_integer(s->n_files));
     json_object_set_new(root, "skipped_files", json_integer(s->n_skipped_files));
     json_object_set_new(root, "bad_records", json_integer(s->n_bad_records));
@@ -301,26 +321,29 @@ static Status finish(Builder *b)
     TRY(check_budget(b, true));
     const DataStats *s = &b->stats;
     if (!s->n_documents)
-        return fail(ERR_FORMAT, "data: no text in what %s names: %lld files, %lld of them binary or not UTF-8", b->source->path,
-                    (long long)s->n_files, (long long)s->n_skipped_files);
+        return fail(ERR_FORMAT,
+                    "data: no text in what %s names: %lld files, %lld of them binary or not UTF-8",
+                    b->source->path, (long long)s->n_files, (long long)s->n_skipped_files);
     if (s->n_skipped_files)
-        log_warn("data: %s: %lld texts are binary or not UTF-8 and were left out", b->source->path, (long long)s->n_skipped_files);
+        log_warn("data: %s: %lld texts are binary or not UTF-8 and were left out", b->source->path,
+                 (long long)s->n_skipped_files);
     balance(b);
     TRY(flush_shard(b, DATA_TRAIN));
     TRY(flush_shard(b, DATA_HOLDOUT));
     return write_index(b);
 }
 
-/* ---- all of it --------------------------------------------------------------------------- */
+/* ---- all of it -------------------------------------------------------------------------- */
 
 uint64_t data_source_key(const DataOptions *o, const DataSource *source, const SourceFiles *files)
 {
     Str text = {0};
     str_printf(&text, "%d %016llx %d %d %d %.17g %.17g %zu %s\n", CACHE_VERSION,
-               (unsigned long long)tokenizer_hash(o->tokenizer), o->bos, o->eos, o->shuffle, o->holdout, o->bad_share,
-               o->line_limit, source->key ? source->key : "text");
+               (unsigned long long)tokenizer_hash(o->tokenizer), o->bos, o->eos, o->shuffle,
+               o->holdout, o->bad_share, o->line_limit, source->key ? source->key : "text");
     for (size_t i = 0; i < files->n; i++)
-        str_printf(&text, "%s %llu %llu\n", files->at[i].path, (unsigned long long)files->at[i].bytes,
+        str_printf(&text, "%s %llu %llu\n", files->at[i].path,
+                   (unsigned long long)files->at[i].bytes,
                    (unsigned long long)files->at[i].mtime_ns);
     uint64_t key = hash_bytes(text.at, text.n);
     str_deinit(&text);
@@ -351,7 +374,8 @@ static void release(Builder *b)
     }
 }
 
-Status data_source_build(const DataOptions *options, const DataSource *source, const SourceFiles *files, const char *dir)
+Status data_source_build(const DataOptions *options, const DataSource *source,
+                         const SourceFiles *files, const char *dir)
 {
     Arena arena = {0};
     char *beside = arena_printf(&arena, "%s.tmp-%d", dir, (int)getpid());

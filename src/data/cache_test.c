@@ -1,7 +1,10 @@
 /* Shards: damaged ones are built again, changed inputs make others, no fault leaves half of one. */
 #include "data/data_testkit.h"
 
-static char *shard_path(const Data *data) { return xstrdup(data->source[0].split[DATA_TRAIN].shard[0].map.path); }
+static char *shard_path(const Data *data)
+{
+    return xstrdup(data->source[0].split[DATA_TRAIN].shard[0].map.path);
+}
 
 static void test_damaged_shards_are_built_again(void **state)
 {
@@ -18,7 +21,8 @@ static void test_damaged_shards_are_built_again(void **state)
         bytes[i] ^= 0xff;
         damage(path, bytes, good.n);
         Shard shard;
-        if (data_shard_open(path, &shard) == OK) { /* an id: found by the hash, or as out of range when read */
+        if (data_shard_open(path, &shard) ==
+            OK) { /* an id: found by the hash, or as out of range when read */
             assert_true(i >= 64 + 8 * (size_t)(shard.info.n_docs + 1));
             assert_int_equal(data_shard_verify(&shard), ERR_FORMAT);
             data_shard_close(&shard);
@@ -73,11 +77,13 @@ static void test_cache_follows_its_inputs(void **state)
     free(other);
 }
 
-/* Whatever call fails while shards are built: a sentence, nothing half made, and the next try works. */
+/* Whatever call fails while shards are built: a sentence, nothing half made, and the next try
+ * works. */
 static void test_every_fault_of_a_build(void **state)
 {
     Bench *b = *state;
-    static const char *const points[] = {"open", "read", "write", "fsync", "rename", "close", "mkdir", "map"};
+    static const char *const points[] = {"open",   "read",  "write", "fsync",
+                                         "rename", "close", "mkdir", "map"};
     DataSource source = {.path = at(b, "one"), .weight = 1};
     DataOptions options = options_for(b, &source, 1);
     options.cache_dir = at(b, "faults");
@@ -91,8 +97,10 @@ static void test_every_fault_of_a_build(void **state)
             Status status = data_open(&options, &data);
             failed = fault_count(points[p]) >= n;
             assert_int_equal(fault_set(NULL), OK);
-            if (status == OK) data_close(data);
-            else assert_true(failed && strlen(status_message()) > 5);
+            if (status == OK)
+                data_close(data);
+            else
+                assert_true(failed && strlen(status_message()) > 5);
             assert_int_equal(data_open(&options, &data), OK);
             assert_int_equal(data_verify(data), OK);
             data_close(data);

@@ -7,7 +7,7 @@
 
 enum { MAX_INDEX_BYTES = 64 << 20, MAX_SHARDS = 1 << 20 };
 
-/* ---- one long line ----------------------------------------------------------------------- */
+/* ---- one long line ---------------------------------------------------------------------- */
 
 /* The shard that holds `at` by the starts of all of them; at < starts[n]. */
 static int find_shard(const int64_t *starts, int n, int64_t at)
@@ -15,8 +15,10 @@ static int find_shard(const int64_t *starts, int n, int64_t at)
     int low = 0, high = n - 1;
     while (low < high) {
         int middle = (low + high + 1) / 2;
-        if (starts[middle] <= at) low = middle;
-        else high = middle - 1;
+        if (starts[middle] <= at)
+            low = middle;
+        else
+            high = middle - 1;
     }
     return low;
 }
@@ -59,14 +61,16 @@ Status data_corpus_doc(const Corpus *c, int64_t i, int64_t *begin, int64_t *end)
     return OK;
 }
 
-/* ---- opening --------------------------------------------------------------------------- */
+/* ---- opening ---------------------------------------------------------------------------- */
 
 static Status open_shard(Arena *arena, const char *dir, const json_t *entry, SourceData *source)
 {
     const char *file = json_string_value(json_object_get(entry, "file"));
     const char *hash = json_string_value(json_object_get(entry, "hash"));
-    const json_t *tokens = json_object_get(entry, "tokens"), *holdout = json_object_get(entry, "holdout");
-    if (!file || !hash || !json_is_integer(tokens) || !json_is_boolean(holdout) || !path_is_plain_name(file))
+    const json_t *tokens = json_object_get(entry, "tokens"),
+                 *holdout = json_object_get(entry, "holdout");
+    if (!file || !hash || !json_is_integer(tokens) || !json_is_boolean(holdout) ||
+        !path_is_plain_name(file))
         return fail(ERR_FORMAT, "%s/index.json: an entry of shards is not what it should be", dir);
     Corpus *c = &source->split[json_is_true(holdout) ? DATA_HOLDOUT : DATA_TRAIN];
     Shard *shard = &c->shard[c->n_shards];
@@ -98,7 +102,8 @@ static Status read_index(Arena *arena, const char *dir, const json_t *root, Sour
         source->split[i].first_doc = ARENA_ARRAY(arena, int64_t, n + 1);
     }
     for (size_t i = 0; i < n; i++) TRY(open_shard(arena, dir, json_array_get(shards, i), source));
-    if (!source->split[DATA_TRAIN].n_tokens) return fail(ERR_FORMAT, "%s/index.json lists nothing to train on", dir);
+    if (!source->split[DATA_TRAIN].n_tokens)
+        return fail(ERR_FORMAT, "%s/index.json lists nothing to train on", dir);
     return OK;
 }
 
@@ -106,7 +111,8 @@ Status data_source_open(Arena *arena, const char *dir, SourceData *source)
 {
     Arena text_arena = {0};
     Bytes text;
-    Status status = file_read(&text_arena, path_join(&text_arena, dir, "index.json"), MAX_INDEX_BYTES, &text);
+    Status status = file_read(&text_arena, path_join(&text_arena, dir, "index.json"),
+                              MAX_INDEX_BYTES, &text);
     if (status == OK) {
         json_error_t error;
         json_t *root = json_loadb((const char *)text.at, text.n, JSON_REJECT_DUPLICATES, &error);
@@ -122,34 +128,44 @@ Status data_source_open(Arena *arena, const char *dir, SourceData *source)
 void data_source_close(SourceData *source)
 {
     for (int i = 0; i < 2; i++) {
-        for (int k = 0; k < source->split[i].n_shards; k++) data_shard_close(&source->split[i].shard[k]);
+        for (int k = 0; k < source->split[i].n_shards; k++)
+            data_shard_close(&source->split[i].shard[k]);
         source->split[i] = (Corpus){0};
     }
 }
 
-/* ---- all sources ----------------------------------------------------------------------- */
+/* ---- all sources ------------------------------------------------------------------------ */
 
 static Status check_options(const DataOptions *o)
 {
-    if (o->n_sources < 1) return fail(ERR_ARG, "data: the run names no data; for instance data: [{path: /usr/include}]");
+    if (o->n_sources < 1)
+        return fail(ERR_ARG,
+                    "data: the run names no data; for instance data: [{path: /usr/include}]");
     for (int i = 0; i < o->n_sources; i++) {
         if (!(o->sources[i].weight > 0) || !(o->sources[i].weight < 1e300))
-            return fail(ERR_ARG, "data: the weight of source %d is %g; above 0 is wanted", i, o->sources[i].weight);
-        if (o->sources[i].path && !o->tokenizer) return fail(ERR_ARG, "data: %s needs a tokenizer", o->sources[i].path);
+            return fail(ERR_ARG, "data: the weight of source %d is %g; above 0 is wanted", i,
+                        o->sources[i].weight);
+        if (o->sources[i].path && !o->tokenizer)
+            return fail(ERR_ARG, "data: %s needs a tokenizer", o->sources[i].path);
     }
-    if (!(o->holdout >= 0 && o->holdout <= 0.5)) return fail(ERR_ARG, "data: holdout is %g; 0 to 0.5 is wanted", o->holdout);
-    if (!(o->bad_share >= 0 && o->bad_share <= 1)) return fail(ERR_ARG, "data: bad_share is %g; 0 to 1 is wanted", o->bad_share);
-    if (o->line_limit && o->line_limit < 16) return fail(ERR_ARG, "data: line_limit is %zu; at least 16 is wanted", o->line_limit);
+    if (!(o->holdout >= 0 && o->holdout <= 0.5))
+        return fail(ERR_ARG, "data: holdout is %g; 0 to 0.5 is wanted", o->holdout);
+    if (!(o->bad_share >= 0 && o->bad_share <= 1))
+        return fail(ERR_ARG, "data: bad_share is %g; 0 to 1 is wanted", o->bad_share);
+    if (o->line_limit && o->line_limit < 16)
+        return fail(ERR_ARG, "data: line_limit is %zu; at least 16 is wanted", o->line_limit);
     return OK;
 }
 
-static Status open_source(const DataOptions *o, const DataSource *source, Data *data, SourceData *out)
+static Status open_source(const DataOptions *o, const DataSource *source, Data *data,
+                          SourceData *out)
 {
     SourceFiles files;
     TRY(data_files_find(&data->arena, source->path, &files));
     out->path = arena_strdup(&data->arena, source->path);
     uint64_t key = data_source_key(o, source, &files);
-    const char *dir = arena_printf(&data->arena, "%s/%016llx", o->cache_dir, (unsigned long long)key);
+    const char *dir = arena_printf(&data->arena, "%s/%016llx", o->cache_dir,
+                                   (unsigned long long)key);
     if (dir_exists(dir)) {
         if (data_source_open(&data->arena, dir, out) == OK) return OK;
         log_warn("%s; the shards of %s are built again", status_message(), source->path);
@@ -173,13 +189,18 @@ Status data_open(const DataOptions *o, Data **out)
     for (int i = 0; i < o->n_sources && status == OK; i++) {
         SourceData *source = &data->source[i];
         source->weight = o->sources[i].weight;
-        if (o->sources[i].path) status = open_source(o, &o->sources[i], data, source);
-        else if (o->vocab_size) data->vocab_size = o->vocab_size;
+        if (o->sources[i].path)
+            status = open_source(o, &o->sources[i], data, source);
+        else if (o->vocab_size)
+            data->vocab_size = o->vocab_size;
         data->n_sources++;
     }
-    if (status == OK && data->vocab_size < 1) status = fail(ERR_ARG, "data: random ids need a vocabulary size");
-    if (status == OK) *out = data;
-    else data_close(data);
+    if (status == OK && data->vocab_size < 1)
+        status = fail(ERR_ARG, "data: random ids need a vocabulary size");
+    if (status == OK)
+        *out = data;
+    else
+        data_close(data);
     return status;
 }
 

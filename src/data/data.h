@@ -1,21 +1,21 @@
 /* data: text from files to batches of token ids.
  *
- * What it is.   Sources (files, directories, globs, JSON lines, compressed or not) are tokenised once
- *               into shards in a cache directory, split by document into training and held-out text,
- *               mixed by weight, packed into sequences and handed out as batches.
+ * What it is.   Sources (files, directories, globs, JSON lines, compressed or not) are tokenised
+ *               once
+ *               into shards in a cache directory, split by document into training and held-out
+ * text, mixed by weight, packed into sequences and handed out as batches.
  * Depends on.   base, text; jansson, zlib, zstd.
  * Owns.         Data: the mapped shards. DataLoader: a small scratch; one thread at a time.
  *               DataPrefetch: its thread and buffers, with a loader borrowed.
- * Invariants.   What stands in row r of step s is a pure function of (data, tokenizer, seed, batch, seq,
- *               s, r): not of micro-batches, ranks, threads or of what was read before. Each token of a
- *               source is read once an epoch. Held-out documents depend on their text alone.
- * Use:
- *     DataSource source = {.path = "/usr/include", .weight = 1, .key = "text"};
- *     DataOptions options = {.sources = &source, .n_sources = 1, .tokenizer = tokenizer, .cache_dir = "cache",
- *                            .holdout = 0.01, .bos = true, .eos = true, .shuffle = true};
- *     TRY(data_open(&options, &data));
- *     TRY(data_loader_create(data, &(DataPlan){.batch = 16, .micro_batch = 16, .seq = 256}, &loader));
- *     TRY(data_fill(loader, step, 0, &(DataBatch){ids, targets, pos, weights}));
+ * Invariants.   What stands in row r of step s is a pure function of (data, tokenizer, seed, batch,
+ *               seq,
+ *               s, r): not of micro-batches, ranks, threads or of what was read before. Each token
+ * of a source is read once an epoch. Held-out documents depend on their text alone. Use: DataSource
+ * source = {.path = "/usr/include", .weight = 1, .key = "text"}; DataOptions options = {.sources =
+ * &source, .n_sources = 1, .tokenizer = tokenizer, .cache_dir = "cache", .holdout = 0.01, .bos =
+ * true, .eos = true, .shuffle = true}; TRY(data_open(&options, &data));
+ *     TRY(data_loader_create(data, &(DataPlan){.batch = 16, .micro_batch = 16, .seq = 256},
+ * &loader)); TRY(data_fill(loader, step, 0, &(DataBatch){ids, targets, pos, weights}));
  */
 #ifndef DATA_DATA_H
 #define DATA_DATA_H
@@ -23,7 +23,7 @@
 #include "base/base.h"
 #include "text/text.h"
 
-/* ---- sources --------------------------------------------------------------------------- */
+/* ---- sources ---------------------------------------------------------------------------- */
 
 typedef struct DataSource {
     const char *path; /* file, directory, or glob with * ? [] and **; NULL: uniformly random ids */
@@ -32,7 +32,7 @@ typedef struct DataSource {
 } DataSource;
 
 typedef struct DataProgress {
-    const char *path;           /* of the source */
+    const char *path;                 /* of the source */
     uint64_t done_bytes, total_bytes; /* of its files as they lie on disk */
     int64_t n_documents, n_tokens;
 } DataProgress;
@@ -45,8 +45,9 @@ typedef struct DataOptions {
     const char *cache_dir;      /* made when absent */
     double holdout;             /* share of documents, 0 to 0.5 */
     double bad_share;           /* of records that may be skipped */
-    size_t line_limit;          /* longest JSON line; a longer text file becomes several documents; 0: 64 MiB */
-    bool bos, eos;              /* begin-of-text before, end-of-text after each document */
+    /* longest JSON line; a longer text file becomes several documents; 0: 64 MiB */
+    size_t line_limit;
+    bool bos, eos; /* begin-of-text before, end-of-text after each document */
     bool shuffle;
     int threads; /* 0: all */
     /* Called now and then while shards are built; anything but OK stops. May be NULL. */
@@ -79,7 +80,8 @@ Status data_holdout_text(const Data *data, size_t max_bytes, Str *out);
 
 /* ---- texts for training a tokenizer ----------------------------------------------------- */
 
-/* Documents of the sources as texts, about limit_bytes of them taken evenly, none that is held out. */
+/* Documents of the sources as texts, about limit_bytes of them taken evenly, none that is held out.
+ */
 typedef struct DataTexts DataTexts;
 Status data_texts_open(const DataOptions *options, uint64_t limit_bytes, DataTexts **out);
 /* Fits TextSource.next: at == NULL after the last. */
@@ -87,7 +89,7 @@ Status data_texts_next(void *texts, Bytes *text);
 uint64_t data_texts_total_bytes(const DataTexts *texts); /* expected, for a progress bar */
 void data_texts_close(DataTexts *texts);
 
-/* ---- the lines of one file ---------------------------------------------------------------- */
+/* ---- the lines of one file -------------------------------------------------------------- */
 
 typedef struct DataLine {
     int64_t number; /* from 1 */
@@ -102,19 +104,22 @@ Status data_lines_open(const char *path, DataLines **out);
 Status data_lines_next(DataLines *lines, DataLine *line);
 void data_lines_close(DataLines *lines);
 
-/* ---- batches --------------------------------------------------------------------------- */
+/* ---- batches ---------------------------------------------------------------------------- */
 
 typedef struct DataPlan {
     DataSplit split;
-    uint64_t seed;              /* of the order; the held-out order does not depend on it */
-    int64_t batch, micro_batch; /* sequences per step over all ranks, and per call; one divides the other */
+    uint64_t seed; /* of the order; the held-out order does not depend on it */
+    int64_t batch,
+        micro_batch; /* sequences per step over all ranks, and per call; one divides the other */
     int64_t seq;
-    int64_t part, parts; /* prefetching a rank's share, a parts-th of the micro-batches, from number `part` on; 0 parts: all */
+    int64_t part, parts; /* prefetching a rank's share, a parts-th of the micro-batches, from number
+                            `part` on; 0 parts: all */
     int64_t stride;      /* and every stride-th from there; 0: every parts-th */
 } DataPlan;
 
-/* All [micro_batch seq]. A position restarts at 0 with each document and at the start of a row; a target
- * is -1 at a document's last token and in padding; a weight is 1 / targets of the whole step, or 0. */
+/* All [micro_batch seq]. A position restarts at 0 with each document and at the start of a row; a
+ * target is -1 at a document's last token and in padding; a weight is 1 / targets of the whole
+ * step, or 0. */
 typedef struct DataBatch {
     int32_t *ids, *targets, *pos;
     float *weights;
@@ -131,21 +136,25 @@ int64_t data_loader_steps(const DataLoader *loader);
 Status data_fill(DataLoader *loader, int64_t step, int64_t micro_index, const DataBatch *batch);
 /* Targets of a step over all its rows. */
 Status data_step_targets(DataLoader *loader, int64_t step, int64_t *n_targets);
-/* Bytes of text that the targets of steps [0, n_steps) stand for: loss sum / ln 2 / this = bits per byte. */
+/* Bytes of text that the targets of steps [0, n_steps) stand for: loss sum / ln 2 / this = bits per
+ * byte. */
 Status data_target_bytes(DataLoader *loader, int64_t n_steps, uint64_t *bytes);
 
-/* ---- prefetch -------------------------------------------------------------------------- */
+/* ---- prefetch --------------------------------------------------------------------------- */
 
 typedef struct DataPrefetch DataPrefetch;
 
 /* What a prefetch of this depth allocates, known beforehand. */
 Status data_prefetch_bytes(const DataPlan *plan, int depth, size_t *bytes);
-/* A thread fills the batches from step `first_step` on, at most `depth` ahead. It borrows the loader. */
+/* A thread fills the batches from step `first_step` on, at most `depth` ahead. It borrows the
+ * loader. */
 Status data_prefetch_create(DataLoader *loader, int64_t first_step, int depth, DataPrefetch **out);
 void data_prefetch_destroy(DataPrefetch *prefetch);
-/* The batch, valid until the next call. In order of (step, micro_index); any other place is possible
- * but throws away what was read ahead. */
-Status data_prefetch_next(DataPrefetch *prefetch, int64_t step, int64_t micro_index, const DataBatch **batch);
-double data_prefetch_wait_s(const DataPrefetch *prefetch); /* spent waiting in data_prefetch_next so far */
+/* The batch, valid until the next call. In order of (step, micro_index); any other place is
+ * possible but throws away what was read ahead. */
+Status data_prefetch_next(DataPrefetch *prefetch, int64_t step, int64_t micro_index,
+                          const DataBatch **batch);
+double
+data_prefetch_wait_s(const DataPrefetch *prefetch); /* spent waiting in data_prefetch_next so far */
 
 #endif

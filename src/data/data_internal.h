@@ -4,7 +4,7 @@
 
 #include "data/data.h"
 
-/* ---- files.c: what a path or glob names -------------------------------------------------- */
+/* ---- files.c: what a path or glob names ------------------------------------------------- */
 
 typedef enum Packing { PACKING_NONE, PACKING_GZIP, PACKING_ZSTD } Packing;
 
@@ -24,7 +24,7 @@ typedef struct SourceFiles {
 /* ERR_IO with a sentence that names the pattern when nothing matches. */
 Status data_files_find(Arena *arena, const char *pattern, SourceFiles *files);
 
-/* ---- stream.c: the bytes of a file, unpacked --------------------------------------------- */
+/* ---- stream.c: the bytes of a file, unpacked -------------------------------------------- */
 
 typedef struct ByteStream ByteStream;
 Status data_stream_open(const SourceFile *file, ByteStream **out);
@@ -33,7 +33,7 @@ Status data_stream_read(ByteStream *stream, void *out, size_t cap, size_t *n);
 uint64_t data_stream_done_bytes(const ByteStream *stream); /* of the file as it lies on disk */
 void data_stream_close(ByteStream *stream);
 
-/* ---- reader.c: the documents of a file --------------------------------------------------- */
+/* ---- reader.c: the documents of a file -------------------------------------------------- */
 
 enum { MAX_WHY = 160 };
 
@@ -51,18 +51,20 @@ Status data_reader_next(Reader *reader, Record *record);
 uint64_t data_reader_done_bytes(const Reader *reader);
 void data_reader_close(Reader *reader);
 
-/* The text of a record. `text` points into the record, or into `holder`, which the caller releases. */
+/* The text of a record. `text` points into the record, or into `holder`, which the caller releases.
+ */
 typedef struct TextHolder {
     void *json;
 } TextHolder;
-bool data_record_text(const Record *record, const char *key, TextHolder *holder, Bytes *text, char why[MAX_WHY]);
+bool data_record_text(const Record *record, const char *key, TextHolder *holder, Bytes *text,
+                      char why[MAX_WHY]);
 void data_text_release(TextHolder *holder);
 /* UTF-8 without zero bytes. */
 bool data_is_text(Bytes bytes);
 /* Where a document falls in [0, 1), by its text: below the share it is held out. */
 double data_holdout_place(uint64_t text_hash);
 
-/* ---- shard.c: token ids on disk ---------------------------------------------------------- */
+/* ---- shard.c: token ids on disk --------------------------------------------------------- */
 
 typedef struct ShardInfo {
     int64_t n_docs, n_tokens;
@@ -93,20 +95,23 @@ Status data_shard_open(const char *path, Shard *shard);
 void data_shard_close(Shard *shard);
 Status data_shard_verify(const Shard *shard);
 /* Ids [first, first + n); all of them below vocab_size, or ERR_FORMAT. */
-Status data_shard_read(const Shard *shard, int64_t first, int64_t n, int32_t vocab_size, int32_t *out);
+Status data_shard_read(const Shard *shard, int64_t first, int64_t n, int32_t vocab_size,
+                       int32_t *out);
 /* Where document i begins; i == n_docs gives n_tokens. */
 Status data_shard_offset(const Shard *shard, int64_t i, int64_t *offset);
 /* Documents that end at or before `token`. */
 Status data_shard_ended(const Shard *shard, int64_t token, int64_t *n_ended);
 
-/* ---- build.c: a source becomes shards ----------------------------------------------------- */
+/* ---- build.c: a source becomes shards --------------------------------------------------- */
 
 /* The cache's directory for this source; built when it is not there. */
-Status data_source_build(const DataOptions *options, const DataSource *source, const SourceFiles *files, const char *dir);
+Status data_source_build(const DataOptions *options, const DataSource *source,
+                         const SourceFiles *files, const char *dir);
 /* Names the shards of (files, tokenizer, options). */
-uint64_t data_source_key(const DataOptions *options, const DataSource *source, const SourceFiles *files);
+uint64_t data_source_key(const DataOptions *options, const DataSource *source,
+                         const SourceFiles *files);
 
-/* ---- corpus.c: shards, opened ------------------------------------------------------------- */
+/* ---- corpus.c: shards, opened ----------------------------------------------------------- */
 
 /* The tokens of one split of one source as one long line. */
 typedef struct Corpus {
@@ -136,11 +141,11 @@ struct Data {
 /* Reads dir/index.json and opens what it lists. */
 Status data_source_open(Arena *arena, const char *dir, SourceData *source);
 void data_source_close(SourceData *source);
-Status data_corpus_read(const Corpus *corpus, int64_t first, int64_t n, int32_t vocab_size, int32_t *out);
+Status data_corpus_read(const Corpus *corpus, int64_t first, int64_t n, int32_t vocab_size,
+                        int32_t *out);
 Status data_corpus_ended(const Corpus *corpus, int64_t token, int64_t *n_ended);
 /* Begin and end of document i, in tokens of the corpus. */
 Status data_corpus_doc(const Corpus *corpus, int64_t i, int64_t *begin, int64_t *end);
-
 
 const DataPlan *data_loader_plan(const DataLoader *loader);
 

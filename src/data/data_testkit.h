@@ -1,4 +1,5 @@
-/* What the tests of data share: a directory with texts and a tokenizer, opened data, rows of batches. */
+/* What the tests of data share: a directory with texts and a tokenizer, opened data, rows of
+ * batches. */
 #ifndef DATA_DATA_TESTKIT_H
 #define DATA_DATA_TESTKIT_H
 
@@ -14,7 +15,7 @@
 
 #include <cmocka.h>
 
-/* ---- a directory with texts, and a tokenizer ---------------------------------------------- */
+/* ---- a directory with texts, and a tokenizer -------------------------------------------- */
 
 typedef struct Bench {
     Arena arena;
@@ -41,13 +42,17 @@ static inline void write_file(Bench *b, const char *name, const void *data, size
     damage(path, data, n);
 }
 
-static inline void write_text(Bench *b, const char *name, const char *text) { write_file(b, name, text, strlen(text)); }
+static inline void write_text(Bench *b, const char *name, const char *text)
+{
+    write_file(b, name, text, strlen(text));
+}
 
 /* Documents of random lengths made of distinct words: "d17w3 ". */
 static inline char *document(Bench *b, int d)
 {
     Str text = {0};
-    for (uint64_t w = 0; w < 3 + rng_below(7, (uint64_t)d, 60); w++) str_printf(&text, "d%dw%d ", d, (int)w);
+    for (uint64_t w = 0; w < 3 + rng_below(7, (uint64_t)d, 60); w++)
+        str_printf(&text, "d%dw%d ", d, (int)w);
     char *copy = arena_strdup(&b->arena, text.at);
     str_deinit(&text);
     return copy;
@@ -71,7 +76,8 @@ static inline int setup(void **state)
     TokenizerTrainOptions options = {.vocab_size = 320, .threads = 1};
     TextSource source = {corpus_next, &n};
     if (tokenizer_train(&options, &source, &b->tokenizer) != OK) fail_msg("%s", status_message());
-    for (int d = 0; d < 150; d++) write_text(b, arena_printf(&b->arena, "texts/%d/%d.txt", d % 7, d), document(b, d));
+    for (int d = 0; d < 150; d++)
+        write_text(b, arena_printf(&b->arena, "texts/%d/%d.txt", d % 7, d), document(b, d));
     log_set_level(LOG_SILENT);
     *state = b;
     return 0;
@@ -89,8 +95,16 @@ static inline int teardown(void **state)
 
 static inline DataOptions options_for(Bench *b, const DataSource *sources, int n)
 {
-    return (DataOptions){.sources = sources, .n_sources = n, .tokenizer = b->tokenizer, .cache_dir = at(b, "cache"),
-                         .holdout = 0.1, .bad_share = 0.001, .bos = true, .eos = true, .shuffle = true, .threads = 2};
+    return (DataOptions){.sources = sources,
+                         .n_sources = n,
+                         .tokenizer = b->tokenizer,
+                         .cache_dir = at(b, "cache"),
+                         .holdout = 0.1,
+                         .bad_share = 0.001,
+                         .bos = true,
+                         .eos = true,
+                         .shuffle = true,
+                         .threads = 2};
 }
 
 static inline Data *open_data(Bench *b, const DataSource *sources, int n)
@@ -114,11 +128,12 @@ static inline void assert_refused(Bench *b, const DataSource *source, const char
     options.line_limit = 1000;
     Data *data;
     assert_int_not_equal(data_open(&options, &data), OK);
-    if (!strstr(status_message(), says)) fail_msg("the sentence lacks '%s': %s", says, status_message());
+    if (!strstr(status_message(), says))
+        fail_msg("the sentence lacks '%s': %s", says, status_message());
     assert_null(strchr(status_message(), '\n'));
 }
 
-/* ---- batches ----------------------------------------------------------------------------- */
+/* ---- batches ---------------------------------------------------------------------------- */
 
 typedef struct Rows {
     DataBatch batch;
@@ -142,7 +157,8 @@ static inline void rows_destroy(Rows *r)
 static inline DataBatch rows_from(const Rows *r, int64_t row)
 {
     int64_t k = row * r->seq;
-    return (DataBatch){r->batch.ids + k, r->batch.targets + k, r->batch.pos + k, r->batch.weights + k};
+    return (DataBatch){r->batch.ids + k, r->batch.targets + k, r->batch.pos + k,
+                       r->batch.weights + k};
 }
 
 static inline void assert_same_rows(const Rows *a, const Rows *b)

@@ -1,7 +1,7 @@
 /* Which files a path names: one file, everything below a directory, or what a glob matches.
  *
- * ** stands for any number of directories. Hidden names are matched only by a pattern that begins with
- * a dot; links to directories are not followed below a **, so that a loop ends. */
+ * ** stands for any number of directories. Hidden names are matched only by a pattern that begins
+ * with a dot; links to directories are not followed below a **, so that a loop ends. */
 #include "data/data_internal.h"
 
 #include <fnmatch.h>
@@ -81,9 +81,12 @@ static Status walk_entries(Walk *w, const char *dir, int at, int depth)
         if (everything || any) {
             bool sub = is_real_dir(path);
             struct stat st;
-            if (sub) status = walk(w, path, at, depth + 1);
-            else if (everything && stat(path, &st) == 0) add_file(w, path, &st);
-        } else if (fnmatch(w->part[at], name, FNM_PERIOD) == 0) status = enter(w, path, at + 1, depth);
+            if (sub)
+                status = walk(w, path, at, depth + 1);
+            else if (everything && stat(path, &st) == 0)
+                add_file(w, path, &st);
+        } else if (fnmatch(w->part[at], name, FNM_PERIOD) == 0)
+            status = enter(w, path, at + 1, depth);
     }
     arena_deinit(&arena);
     return status;
@@ -91,7 +94,8 @@ static Status walk_entries(Walk *w, const char *dir, int at, int depth)
 
 static Status walk(Walk *w, const char *dir, int part, int depth)
 {
-    if (depth > MAX_WALK_DEPTH) return fail(ERR_IO, "%s is more than %d directories deep", dir, MAX_WALK_DEPTH);
+    if (depth > MAX_WALK_DEPTH)
+        return fail(ERR_IO, "%s is more than %d directories deep", dir, MAX_WALK_DEPTH);
     if (part == w->n_parts) return walk_entries(w, dir, part, depth);
     if (!strcmp(w->part[part], "**")) {
         TRY(walk(w, dir, part + 1, depth + 1)); /* no directory at all */
@@ -114,9 +118,11 @@ static Status split_pattern(Walk *w, const char *pattern)
 {
     for (const char *at = pattern; *at;) {
         size_t n = strcspn(at, "/");
-        bool again = n == 2 && w->n_parts && !strncmp(at, "**", 2) && !strcmp(w->part[w->n_parts - 1], "**");
+        bool again = n == 2 && w->n_parts && !strncmp(at, "**", 2) &&
+                     !strcmp(w->part[w->n_parts - 1], "**");
         if (n && !again && !(n == 1 && *at == '.')) {
-            if (w->n_parts == MAX_PARTS) return fail(ERR_ARG, "data: %s has more than %d parts", pattern, MAX_PARTS);
+            if (w->n_parts == MAX_PARTS)
+                return fail(ERR_ARG, "data: %s has more than %d parts", pattern, MAX_PARTS);
             w->part[w->n_parts++] = arena_strndup(w->arena, at, n);
         }
         at += n + (at[n] == '/');
@@ -136,9 +142,11 @@ static Status take_files(Walk *w, const char *pattern, SourceFiles *out)
         files.at[files.n++] = w->files.at[i];
         files.total_bytes += w->files.at[i].bytes;
     }
-    if (!files.total_bytes) return fail(ERR_IO, "data: what %s names is empty (files: %zu)", pattern, files.n);
+    if (!files.total_bytes)
+        return fail(ERR_IO, "data: what %s names is empty (files: %zu)", pattern, files.n);
     if (w->n_unreadable)
-        log_warn("data: below %s, %lld directories could not be read", pattern, (long long)w->n_unreadable);
+        log_warn("data: below %s, %lld directories could not be read", pattern,
+                 (long long)w->n_unreadable);
     *out = files;
     return OK;
 }
@@ -149,7 +157,8 @@ Status data_files_find(Arena *arena, const char *pattern, SourceFiles *files)
     if (!*pattern) return fail(ERR_ARG, "data: a source's path is empty");
     struct stat st;
     Status status = OK;
-    if (stat(pattern, &st) == 0 && !S_ISDIR(st.st_mode)) add_file(&w, pattern, &st); /* [] in a name is no glob */
+    if (stat(pattern, &st) == 0 && !S_ISDIR(st.st_mode))
+        add_file(&w, pattern, &st); /* [] in a name is no glob */
     else {
         status = split_pattern(&w, stat(pattern, &st) == 0 ? "" : pattern);
         const char *root = stat(pattern, &st) == 0 ? pattern : pattern[0] == '/' ? "/" : ".";

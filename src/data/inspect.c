@@ -26,9 +26,12 @@ static void add_visible(const char *text, size_t n, Str *out)
         uint32_t c;
         const uint8_t *at = (const uint8_t *)text + i;
         int length = utf8_decode(at, n - i, &c);
-        if (length && c == '\n') str_add(out, "\\n");
-        else if (length == 0 || c < 0x20 || c == 0x7f) str_printf(out, "\\x%02x", *at);
-        else str_add_n(out, text + i, (size_t)length);
+        if (length && c == '\n')
+            str_add(out, "\\n");
+        else if (length == 0 || c < 0x20 || c == 0x7f)
+            str_printf(out, "\\x%02x", *at);
+        else
+            str_add_n(out, text + i, (size_t)length);
         i += length ? (size_t)length : 1;
     }
 }
@@ -47,7 +50,8 @@ static Status add_histogram(const Data *data, int64_t *count, int64_t total, Str
 {
     int64_t unused = 0;
     for (int32_t id = 0; id < data->vocab_size; id++) unused += count[id] == 0;
-    str_printf(out, "ids that never occur: %lld of %d\ncommonest tokens:\n", (long long)unused, data->vocab_size);
+    str_printf(out, "ids that never occur: %lld of %d\ncommonest tokens:\n", (long long)unused,
+               data->vocab_size);
     for (int k = 0; k < COMMONEST; k++) {
         int32_t best = 0;
         for (int32_t id = 1; id < data->vocab_size; id++)
@@ -69,7 +73,9 @@ static Status add_samples(const Data *data, Str *out)
         const Corpus *c = &data->source[k % data->n_sources].split[DATA_TRAIN];
         int64_t begin, end;
         if (!c->n_docs) continue;
-        TRY(data_corpus_doc(c, (int64_t)rng_permute(1, (uint64_t)k % (uint64_t)c->n_docs, (uint64_t)c->n_docs), &begin, &end));
+        TRY(data_corpus_doc(
+            c, (int64_t)rng_permute(1, (uint64_t)k % (uint64_t)c->n_docs, (uint64_t)c->n_docs),
+            &begin, &end));
         int64_t n = min_i64(end - begin, SAMPLE_TOKENS);
         Str text = {0};
         Status status = data_corpus_read(c, begin, n, data->vocab_size, ids);
@@ -87,13 +93,16 @@ static void add_counts(const Data *data, Str *out)
 {
     static const char *const names[] = {"training", "held out"};
     DataStats train = data_stats(data, DATA_TRAIN);
-    str_printf(out, "sources: %d, files: %lld, texts left out: %lld, bad records: %lld\n", data->n_sources,
-               (long long)train.n_files, (long long)train.n_skipped_files, (long long)train.n_bad_records);
+    str_printf(out, "sources: %d, files: %lld, texts left out: %lld, bad records: %lld\n",
+               data->n_sources, (long long)train.n_files, (long long)train.n_skipped_files,
+               (long long)train.n_bad_records);
     for (int split = 0; split < 2; split++) {
         DataStats s = data_stats(data, (DataSplit)split);
-        str_printf(out, "%s: %lld documents, %lld tokens, %llu bytes", names[split], (long long)s.n_documents,
-                   (long long)s.n_tokens, (unsigned long long)s.text_bytes);
-        if (s.n_tokens) str_printf(out, ", %.2f bytes per token", (double)s.text_bytes / (double)s.n_tokens);
+        str_printf(out, "%s: %lld documents, %lld tokens, %llu bytes", names[split],
+                   (long long)s.n_documents, (long long)s.n_tokens,
+                   (unsigned long long)s.text_bytes);
+        if (s.n_tokens)
+            str_printf(out, ", %.2f bytes per token", (double)s.text_bytes / (double)s.n_tokens);
         str_add(out, "\n");
     }
 }
@@ -113,7 +122,8 @@ Status data_inspect(const Data *data, Str *out)
     return status == OK ? add_samples(data, out) : status;
 }
 
-/* A document's text is what its tokens decode to, without the special ones that were put around it. */
+/* A document's text is what its tokens decode to, without the special ones that were put around it.
+ */
 static Status add_document(const Data *data, const Corpus *c, int64_t begin, int64_t end, Str *out)
 {
     int32_t *block = xmalloc(BLOCK_TOKENS * sizeof *block);
@@ -122,7 +132,8 @@ static Status add_document(const Data *data, const Corpus *c, int64_t begin, int
     for (int64_t at = begin; at < end && status == OK; at += BLOCK_TOKENS) {
         int64_t n = min_i64(BLOCK_TOKENS, end - at);
         status = data_corpus_read(c, at, n, data->vocab_size, block);
-        for (int64_t i = 0; i < n && status == OK; i++) status = decoder_push(&decoder, block[i], out);
+        for (int64_t i = 0; i < n && status == OK; i++)
+            status = decoder_push(&decoder, block[i], out);
     }
     decoder_finish(&decoder, out);
     free(block);

@@ -18,14 +18,17 @@ Status data_lines_open(const char *path, DataLines **out)
     if (!file_exists(path)) return fail(ERR_IO, "there is no file at %s", path);
     DataLines *lines = xcalloc(1, sizeof *lines);
     Status status = data_files_find(&lines->arena, path, &files);
-    if (status == OK && files.n != 1) status = fail(ERR_ARG, "%s stands for %zu files; one is wanted", path, files.n);
+    if (status == OK && files.n != 1)
+        status = fail(ERR_ARG, "%s stands for %zu files; one is wanted", path, files.n);
     if (status == OK) {
         lines->file = files.at[0];
         lines->file.json = true; /* whatever it is called */
         status = data_reader_open(&lines->file, MAX_LINE_BYTES, &lines->reader);
     }
-    if (status == OK) *out = lines;
-    else data_lines_close(lines);
+    if (status == OK)
+        *out = lines;
+    else
+        data_lines_close(lines);
     return status;
 }
 

@@ -1,15 +1,16 @@
 /* Which tokens stand in which row of which step: computed, never stored.
  *
- * A source's tokens lie in one line of N, cut into S = ceil(N / seq) slots of seq inputs, each with one
- * token more as the last target, so that every token is an input once an epoch. In each epoch the cuts are
- * moved by a random phase below S seq - N + 1 and the slots come in a random order, which is rng_permute:
- * nothing has to be stored or replayed to know sample 10^9.
+ * A source's tokens lie in one line of N, cut into S = ceil(N / seq) slots of seq inputs, each with
+ * one token more as the last target, so that every token is an input once an epoch. In each epoch
+ * the cuts are moved by a random phase below S seq - N + 1 and the slots come in a random order,
+ * which is rng_permute: nothing has to be stored or replayed to know sample 10^9.
  *
- * Sources are mixed by a chain of two-way splits: of the first j samples that reach split i, floor(j p_i)
- * go to source i and the others on to the next split. Shares are exact at every moment, to one sample per
- * split, and both the source and its own count follow from j alone.
+ * Sources are mixed by a chain of two-way splits: of the first j samples that reach split i,
+ * floor(j p_i) go to source i and the others on to the next split. Shares are exact at every
+ * moment, to one sample per split, and both the source and its own count follow from j alone.
  *
- * The held-out split is not mixed: its slots, all sources together, come once, in one fixed order. */
+ * The held-out split is not mixed: its slots, all sources together, come once, in one fixed order.
+ */
 #include "data/data_internal.h"
 
 #include <stdlib.h>
@@ -23,21 +24,25 @@ struct DataLoader {
     uint64_t *share;  /* of 2^63: what split i of the chain keeps; [n_sources] */
     int64_t *n_slots; /* of each source */
     int64_t total_slots;
-    int32_t *tokens; /* [seq + 1], of the row that is filled */
+    int32_t *tokens;                       /* [seq + 1], of the row that is filled */
     int64_t counted_step, counted_targets; /* the last answer of data_step_targets; step -1: none */
 };
 
-/* ---- where a sample lies ----------------------------------------------------------------- */
+/* ---- where a sample lies ---------------------------------------------------------------- */
 
 typedef struct Sample {
-    int source;       /* -1: padding */
-    int64_t begin;    /* of its seq inputs in the source's line; may lie before 0 or reach past the end */
-    uint64_t random;  /* key of its random ids, when the source has no text */
+    int source; /* -1: padding */
+    /* of its seq inputs in the source's line; may lie before 0 or reach past the end */
+    int64_t begin;
+    uint64_t random; /* key of its random ids, when the source has no text */
 } Sample;
 
 __extension__ typedef unsigned __int128 Wide;
 
-static int64_t kept(uint64_t share, int64_t j) { return (int64_t)(((Wide)(uint64_t)j * share) >> 63); }
+static int64_t kept(uint64_t share, int64_t j)
+{
+    return (int64_t)(((Wide)(uint64_t)j * share) >> 63);
+}
 
 /* Sample j of the run to its source and to its number there. */
 static int mix(const DataLoader *l, int64_t j, int64_t *index)
@@ -82,7 +87,8 @@ static Sample locate_holdout(const DataLoader *l, int64_t j)
 {
     if (j >= l->total_slots) return (Sample){.source = -1};
     if (l->data->shuffle)
-        j = (int64_t)rng_permute(rng_key(0, "data/holdout-order"), (uint64_t)j, (uint64_t)l->total_slots);
+        j = (int64_t)rng_permute(rng_key(0, "data/holdout-order"), (uint64_t)j,
+                                 (uint64_t)l->total_slots);
     int i = 0;
     while (j >= l->n_slots[i]) j -= l->n_slots[i++];
     return (Sample){.source = i, .begin = j * l->plan.seq};
@@ -91,7 +97,8 @@ static Sample locate_holdout(const DataLoader *l, int64_t j)
 static Status locate(const DataLoader *l, int64_t step, int64_t row, Sample *sample)
 {
     int64_t j;
-    if (step < 0 || __builtin_mul_overflow(step, l->plan.batch, &j) || __builtin_add_overflow(j, row, &j) || j == INT64_MAX)
+    if (step < 0 || __builtin_mul_overflow(step, l->plan.batch, &j) ||
+        __builtin_add_overflow(j, row, &j) || j == INT64_MAX)
         return fail(ERR_ARG, "data: step %lld is out of range", (long long)step);
     *sample = l->plan.split == DATA_TRAIN ? locate_train(l, j) : locate_holdout(l, j);
     return OK;
@@ -109,7 +116,7 @@ static void clip(const DataLoader *l, const Sample *sample, int64_t *low, int64_
     *high = max_i64(*low, min_i64(sample->begin + l->plan.seq, corpus_of(l, sample)->n_tokens));
 }
 
-/* ---- one row --------------------------------------------------------------------------- */
+/* ---- one row ---------------------------------------------------------------------------- */
 
 typedef struct Row {
     int32_t *ids, *targets, *pos; /* [seq] */
@@ -144,13 +151,15 @@ static Status fill_text(const DataLoader *l, const Sample *sample, const Row *ro
     pad(row, 0, low - sample->begin);
     pad(row, high - sample->begin, l->plan.seq);
     if (low == high) return OK;
-    TRY(data_corpus_read(c, low, min_i64(high + 1, c->n_tokens) - low, l->data->vocab_size, l->tokens));
+    TRY(data_corpus_read(c, low, min_i64(high + 1, c->n_tokens) - low, l->data->vocab_size,
+                         l->tokens));
     TRY(data_corpus_ended(c, low, &doc));
     for (int64_t at = low; at < high; doc++) {
         if (doc >= c->n_docs) return fail(ERR_FORMAT, "data: a shard changed while it was in use");
         TRY(data_corpus_doc(c, doc, &begin, &end));
         int64_t first = max_i64(at, begin), stop = min_i64(end, high);
-        if (first != at || stop <= at) return fail(ERR_FORMAT, "data: a shard changed while it was in use");
+        if (first != at || stop <= at)
+            return fail(ERR_FORMAT, "data: a shard changed while it was in use");
         for (; at < stop; at++) {
             int64_t t = at - sample->begin;
             row->ids[t] = l->tokens[at - low];
@@ -165,13 +174,16 @@ static Status fill_row(const DataLoader *l, int64_t step, int64_t r, const Row *
 {
     Sample sample = {0};
     TRY(locate(l, step, r, &sample));
-    if (sample.source < 0) pad(row, 0, l->plan.seq);
-    else if (!l->data->source[sample.source].path) fill_random(l, &sample, row);
-    else return fill_text(l, &sample, row);
+    if (sample.source < 0)
+        pad(row, 0, l->plan.seq);
+    else if (!l->data->source[sample.source].path)
+        fill_random(l, &sample, row);
+    else
+        return fill_text(l, &sample, row);
     return OK;
 }
 
-/* ---- steps ----------------------------------------------------------------------------- */
+/* ---- steps ------------------------------------------------------------------------------ */
 
 static Status count_row(const DataLoader *l, int64_t step, int64_t r, int64_t *n_targets)
 {
@@ -206,13 +218,15 @@ Status data_fill(DataLoader *l, int64_t step, int64_t micro_index, const DataBat
 {
     int64_t rows = l->plan.micro_batch, seq = l->plan.seq, n_targets;
     if (micro_index < 0 || micro_index >= l->plan.batch / rows)
-        return fail(ERR_ARG, "data: micro-batch %lld of %lld", (long long)micro_index, (long long)(l->plan.batch / rows));
+        return fail(ERR_ARG, "data: micro-batch %lld of %lld", (long long)micro_index,
+                    (long long)(l->plan.batch / rows));
     TRY(data_step_targets(l, step, &n_targets));
     float weight = n_targets ? 1.0f / (float)n_targets : 0.0f;
     for (int64_t r = 0; r < rows; r++) {
         Row row = {batch->ids + r * seq, batch->targets + r * seq, batch->pos + r * seq};
         TRY(fill_row(l, step, micro_index * rows + r, &row));
-        for (int64_t t = 0; t < seq; t++) batch->weights[r * seq + t] = row.targets[t] >= 0 ? weight : 0.0f;
+        for (int64_t t = 0; t < seq; t++)
+            batch->weights[r * seq + t] = row.targets[t] >= 0 ? weight : 0.0f;
     }
     return OK;
 }
@@ -237,7 +251,8 @@ Status data_target_bytes(DataLoader *l, int64_t n_steps, uint64_t *bytes)
             status = fill_row(l, step, r, &row);
             for (int64_t t = 0; t < seq && status == OK; t++)
                 if (row.targets[t] >= 0) {
-                    bool is_first = row.ids[t] == tokenizer_bos(l->data->tokenizer); /* of its document */
+                    bool is_first = row.ids[t] ==
+                                    tokenizer_bos(l->data->tokenizer); /* of its document */
                     sum += tokenizer_text_bytes(l->data->tokenizer, row.targets[t], is_first);
                 }
         }
@@ -246,15 +261,17 @@ Status data_target_bytes(DataLoader *l, int64_t n_steps, uint64_t *bytes)
     return status;
 }
 
-/* ---- create ---------------------------------------------------------------------------- */
+/* ---- create ----------------------------------------------------------------------------- */
 
 static Status check_plan(const DataPlan *p)
 {
     if (p->batch < 1 || p->micro_batch < 1 || p->batch % p->micro_batch != 0)
-        return fail(ERR_ARG, "data: a micro-batch of %lld sequences does not divide a batch of %lld", (long long)p->micro_batch,
-                    (long long)p->batch);
+        return fail(ERR_ARG,
+                    "data: a micro-batch of %lld sequences does not divide a batch of %lld",
+                    (long long)p->micro_batch, (long long)p->batch);
     if (p->seq < 1 || p->seq > MAX_SEQ)
-        return fail(ERR_ARG, "data: sequences of %lld tokens; 1 to %d are possible", (long long)p->seq, MAX_SEQ);
+        return fail(ERR_ARG, "data: sequences of %lld tokens; 1 to %d are possible",
+                    (long long)p->seq, MAX_SEQ);
     return OK;
 }
 
@@ -284,7 +301,8 @@ Status data_loader_create(const Data *data, const DataPlan *plan, DataLoader **o
         int64_t n = data->source[i].split[plan->split].n_tokens;
         bool endless = !data->source[i].path && plan->split == DATA_TRAIN;
         l->n_slots[i] = n / plan->seq + (n % plan->seq != 0);
-        l->total_slots = endless || l->total_slots == INT64_MAX ? INT64_MAX : l->total_slots + l->n_slots[i];
+        l->total_slots = endless || l->total_slots == INT64_MAX ? INT64_MAX
+                                                                : l->total_slots + l->n_slots[i];
     }
     *out = l;
     return OK;
@@ -299,6 +317,6 @@ void data_loader_destroy(DataLoader *l)
     free(l);
 }
 
-/* ---- for prefetch.c and inspect.c -------------------------------------------------------- */
+/* ---- for prefetch.c and inspect.c ------------------------------------------------------- */
 
 const DataPlan *data_loader_plan(const DataLoader *l) { return &l->plan; }

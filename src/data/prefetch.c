@@ -1,8 +1,8 @@
 /* A thread that fills batches ahead of the step loop, in a ring of buffers.
  *
- * The thread fills the places (step, micro_index) in order; `generation` changes when the consumer jumps, so
- * that a batch that was being filled for the old place is thrown away. An error waits in the ring like a
- * batch and is handed to the consumer who asks for that place. */
+ * The thread fills the places (step, micro_index) in order; `generation` changes when the consumer
+ * jumps, so that a batch that was being filled for the old place is thrown away. An error waits in
+ * the ring like a batch and is handed to the consumer who asks for that place. */
 #include "data/data_internal.h"
 
 #include <pthread.h>
@@ -44,18 +44,21 @@ struct DataPrefetch {
 static Status batch_bytes(const DataPlan *plan, size_t *array, size_t *total, int depth)
 {
     size_t n;
-    if (!size_mul((size_t)plan->micro_batch, (size_t)plan->seq, &n) || !size_mul(n, 4, &n) || n > SIZE_MAX / 1024)
-        return fail(ERR_ARG, "data: a batch of %lld x %lld tokens is too large", (long long)plan->micro_batch,
-                    (long long)plan->seq);
+    if (!size_mul((size_t)plan->micro_batch, (size_t)plan->seq, &n) || !size_mul(n, 4, &n) ||
+        n > SIZE_MAX / 1024)
+        return fail(ERR_ARG, "data: a batch of %lld x %lld tokens is too large",
+                    (long long)plan->micro_batch, (long long)plan->seq);
     *array = round_up(n, ALIGNMENT);
-    if (!size_mul(*array, 4 * (size_t)depth, total)) return fail(ERR_ARG, "data: prefetch buffers are too large");
+    if (!size_mul(*array, 4 * (size_t)depth, total))
+        return fail(ERR_ARG, "data: prefetch buffers are too large");
     return OK;
 }
 
 Status data_prefetch_bytes(const DataPlan *plan, int depth, size_t *bytes)
 {
     size_t array;
-    if (depth < 2 || depth > MAX_DEPTH) return fail(ERR_ARG, "data: prefetch depth %d; 2 to %d are possible", depth, MAX_DEPTH);
+    if (depth < 2 || depth > MAX_DEPTH)
+        return fail(ERR_ARG, "data: prefetch depth %d; 2 to %d are possible", depth, MAX_DEPTH);
     return batch_bytes(plan, &array, bytes, depth);
 }
 
@@ -81,8 +84,10 @@ static void *run(void *context)
         uint64_t generation = p->generation;
         slot->place = p->next;
         pthread_mutex_unlock(&p->lock);
-        slot->status = data_fill(p->loader, slot->place.step, slot->place.micro_index * p->stride + p->part, &slot->batch);
-        if (slot->status != OK) snprintf(slot->sentence, sizeof slot->sentence, "%s", status_message());
+        slot->status = data_fill(p->loader, slot->place.step,
+                                 slot->place.micro_index * p->stride + p->part, &slot->batch);
+        if (slot->status != OK)
+            snprintf(slot->sentence, sizeof slot->sentence, "%s", status_message());
         pthread_mutex_lock(&p->lock);
         if (generation != p->generation) continue; /* the consumer jumped meanwhile */
         p->next = place_after(p, p->next);
@@ -98,12 +103,14 @@ static Status allocate(DataPrefetch *p, const DataPlan *plan)
     size_t array = 0, total = 0;
     TRY(batch_bytes(plan, &array, &total, p->depth));
     p->block = fault_hit("tensor_alloc") ? NULL : aligned_alloc(ALIGNMENT, total);
-    if (!p->block) return fail(ERR_MEMORY, "data: no memory for prefetch buffers of %zu bytes", total);
+    if (!p->block)
+        return fail(ERR_MEMORY, "data: no memory for prefetch buffers of %zu bytes", total);
     p->slot = xcalloc((size_t)p->depth, sizeof *p->slot);
     for (int i = 0; i < p->depth; i++) {
         char *at = (char *)p->block + (size_t)i * 4 * array;
         p->slot[i].batch = (DataBatch){(int32_t *)(void *)at, (int32_t *)(void *)(at + array),
-                                       (int32_t *)(void *)(at + 2 * array), (float *)(void *)(at + 3 * array)};
+                                       (int32_t *)(void *)(at + 2 * array),
+                                       (float *)(void *)(at + 3 * array)};
     }
     return OK;
 }
@@ -159,8 +166,8 @@ static void drop_first(DataPrefetch *p)
     p->n_ready--;
 }
 
-/* What was read ahead is of no use: the thread starts again at `place`, once it has finished the slot that
- * it may be filling. */
+/* What was read ahead is of no use: the thread starts again at `place`, once it has finished the
+ * slot that it may be filling. */
 static void jump(DataPrefetch *p, Place place)
 {
     p->generation++;
@@ -168,11 +175,13 @@ static void jump(DataPrefetch *p, Place place)
     p->next = place;
 }
 
-Status data_prefetch_next(DataPrefetch *p, int64_t step, int64_t micro_index, const DataBatch **batch)
+Status data_prefetch_next(DataPrefetch *p, int64_t step, int64_t micro_index,
+                          const DataBatch **batch)
 {
     Place place = {step, micro_index};
     if (step < 0 || micro_index < 0 || micro_index >= p->n_micro)
-        return fail(ERR_ARG, "data: there is no micro-batch %lld in step %lld", (long long)micro_index, (long long)step);
+        return fail(ERR_ARG, "data: there is no micro-batch %lld in step %lld",
+                    (long long)micro_index, (long long)step);
     pthread_mutex_lock(&p->lock);
     if (p->held) drop_first(p);
     p->held = false;

@@ -1,7 +1,7 @@
 /* The documents of a file: a JSON line each, or the whole text.
  *
- * Damage never ends the process and is never silent: a line that is too long is passed over and counted
- * as a bad record, a compressed file that breaks off gives one bad record at its end. */
+ * Damage never ends the process and is never silent: a line that is too long is passed over and
+ * counted as a bad record, a compressed file that breaks off gives one bad record at its end. */
 #include "data/data_internal.h"
 
 #include <jansson.h>
@@ -10,7 +10,7 @@
 
 enum {
     READ_BYTES = 1 << 16,
-    ENDLESS = 16,         /* a line of so many limits is given up together with the rest of its file */
+    ENDLESS = 16, /* a line of so many limits is given up together with the rest of its file */
     MAX_BLANKS = 1 << 20, /* blank lines on end: a file that unpacks to nothing else is given up */
 };
 
@@ -20,8 +20,8 @@ struct Reader {
     size_t line_limit;
     uint8_t *buffer; /* [0, at) was given out, [at, n) is to come */
     size_t at, n, cap, checked;
-    bool ended;   /* the stream has no more */
-    bool any;     /* of a text: a document was given out */
+    bool ended; /* the stream has no more */
+    bool any;   /* of a text: a document was given out */
     int64_t line;
 };
 
@@ -133,13 +133,14 @@ static Status next_line(Reader *r, Record *record)
             bad(record, "a million blank lines; the rest of the file was not read");
             r->ended = true;
             r->at = r->checked = r->n;
-        } else if (end - begin > r->line_limit) bad(record, "longer than dataset.line_limit");
+        } else if (end - begin > r->line_limit)
+            bad(record, "longer than dataset.line_limit");
         return OK;
     }
 }
 
-/* Where to cut a text that is longer than the limit: after the last line end in its latter half, else
- * before a byte that begins a character. */
+/* Where to cut a text that is longer than the limit: after the last line end in its latter half,
+ * else before a byte that begins a character. */
 static size_t cut(const uint8_t *text, size_t limit)
 {
     const uint8_t *newline = memrchr(text + limit / 2, '\n', limit - limit / 2);
@@ -175,14 +176,15 @@ Status data_reader_next(Reader *r, Record *record)
     return r->file->json ? next_line(r, record) : next_text(r, record);
 }
 
-/* ---- records --------------------------------------------------------------------------- */
+/* ---- records ---------------------------------------------------------------------------- */
 
 bool data_is_text(Bytes bytes)
 {
     return !memchr(bytes.at, 0, bytes.n) && utf8_valid(bytes.at, bytes.n);
 }
 
-bool data_record_text(const Record *record, const char *key, TextHolder *holder, Bytes *text, char why[MAX_WHY])
+bool data_record_text(const Record *record, const char *key, TextHolder *holder, Bytes *text,
+                      char why[MAX_WHY])
 {
     holder->json = NULL;
     if (!record->json) {
@@ -190,16 +192,20 @@ bool data_record_text(const Record *record, const char *key, TextHolder *holder,
         return true;
     }
     json_error_t error;
-    json_t *root = json_loadb((const char *)record->bytes.at, record->bytes.n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+    json_t *root = json_loadb((const char *)record->bytes.at, record->bytes.n,
+                              JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (!root) {
         snprintf(why, MAX_WHY, "not JSON: %.120s", error.text);
         return false;
     }
     json_t *value = json_is_object(root) ? json_object_get(root, key) : NULL;
     if (!json_is_string(value)) {
-        if (!json_is_object(root)) snprintf(why, MAX_WHY, "not a JSON object");
-        else if (value) snprintf(why, MAX_WHY, "its field %.80s is no text", key);
-        else snprintf(why, MAX_WHY, "it has no field %.80s", key);
+        if (!json_is_object(root))
+            snprintf(why, MAX_WHY, "not a JSON object");
+        else if (value)
+            snprintf(why, MAX_WHY, "its field %.80s is no text", key);
+        else
+            snprintf(why, MAX_WHY, "it has no field %.80s", key);
         json_decref(root);
         return false;
     }

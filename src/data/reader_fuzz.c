@@ -1,5 +1,5 @@
-/* Any bytes as a file of JSON lines or text, plain, gzip or zstd (the first byte chooses): records come out or
- * are refused, each within the limit. */
+/* Any bytes as a file of JSON lines or text, plain, gzip or zstd (the first byte chooses): records
+ * come out or are refused, each within the limit. */
 #include "data/data_internal.h"
 
 #include <stdlib.h>
@@ -31,7 +31,8 @@ static void read_all(const SourceFile *file)
         if (data_record_text(&record, "text", &holder, &text, why)) {
             CHECK(!record.json || utf8_valid(text.at, text.n));
             data_text_release(&holder);
-        } else CHECK(why[0]);
+        } else
+            CHECK(why[0]);
     }
     if (file->packing == PACKING_NONE && !file->json) CHECK(plain_bytes == file->bytes);
     data_reader_close(reader);
@@ -45,7 +46,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     CHECK(fd >= 0 && write(fd, data + 1, size - 1) == (ssize_t)(size - 1));
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    SourceFile file = {.path = path, .json = data[0] & 4, .packing = (Packing)((data[0] & 3) % 3), .bytes = size - 1};
+    SourceFile file = {.path = path,
+                       .json = data[0] & 4,
+                       .packing = (Packing)((data[0] & 3) % 3),
+                       .bytes = size - 1};
     read_all(&file);
     close(fd);
     return 0;

@@ -7,7 +7,9 @@
 /* The same 50 records as .jsonl, .gz and .zst. */
 static void make_jsonl(Bench *b, Str *plain)
 {
-    for (int d = 0; d < 50; d++) str_printf(plain, "{\"id\": %d, \"text\": \"%s\\n\\u00e9\", \"x\": [1, {}]}\n", d, document(b, d));
+    for (int d = 0; d < 50; d++)
+        str_printf(plain, "{\"id\": %d, \"text\": \"%s\\n\\u00e9\", \"x\": [1, {}]}\n", d,
+                   document(b, d));
 }
 
 static void write_gzip(Bench *b, const char *name, const void *data, size_t n, size_t cut)
@@ -42,9 +44,12 @@ static void test_packed_json_lines_read_alike(void **state)
     Rows rows[3];
     for (int i = 0; i < 3; i++) {
         Data *data = open_path(b, names[i]);
-        assert_int_equal(data_stats(data, DATA_TRAIN).n_documents + data_stats(data, DATA_HOLDOUT).n_documents, 50);
+        assert_int_equal(data_stats(data, DATA_TRAIN).n_documents +
+                             data_stats(data, DATA_HOLDOUT).n_documents,
+                         50);
         assert_int_equal(data_verify(data), OK);
-        DataLoader *loader = loader_for(data, (DataPlan){.batch = 16, .micro_batch = 16, .seq = 64});
+        DataLoader *loader = loader_for(data,
+                                        (DataPlan){.batch = 16, .micro_batch = 16, .seq = 64});
         rows[i] = rows_create(16, 64);
         fill_step(loader, 3, 16, &rows[i]);
         data_loader_destroy(loader);
@@ -58,18 +63,23 @@ static void test_packed_json_lines_read_alike(void **state)
 static void test_globs(void **state)
 {
     Bench *b = *state;
-    static const char *const names[] = {"g/a.h", "g/b.c", "g/s/c.h", "g/s/t/d.h", "g/.hidden/e.h", "g/s/.f.h", "g/[x].h"};
+    static const char *const names[] = {"g/a.h",         "g/b.c",    "g/s/c.h", "g/s/t/d.h",
+                                        "g/.hidden/e.h", "g/s/.f.h", "g/[x].h"};
     for (int i = 0; i < COUNT_OF(names); i++) write_text(b, names[i], names[i]);
     assert_int_equal(symlink("..", at(b, "g/s/loop")), 0);
     static const struct {
         const char *pattern;
         size_t n;
-    } cases[] = {{"g", 5},       {"g/", 5},         {"g/**", 5},    {"g/**/*.h", 4},    {"g/*.h", 2}, {"g/*/*.h", 1}, {"g/[ab].?", 2},
-                 {"g/[x].h", 1}, {"g/**/t/*.h", 1}, {"g/**/s", 2},  {"g/**/**/*.h", 4}, {"g/s/../a.h", 1}, {"g/.hidden/*", 1}};
+    } cases[] = {{"g", 5},          {"g/", 5},      {"g/**", 5},        {"g/**/*.h", 4},
+                 {"g/*.h", 2},      {"g/*/*.h", 1}, {"g/[ab].?", 2},    {"g/[x].h", 1},
+                 {"g/**/t/*.h", 1}, {"g/**/s", 2},  {"g/**/**/*.h", 4}, {"g/s/../a.h", 1},
+                 {"g/.hidden/*", 1}};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         SourceFiles files;
-        if (data_files_find(&b->arena, at(b, cases[i].pattern), &files) != OK) fail_msg("%s", status_message());
-        if (files.n != cases[i].n) fail_msg("%s matches %zu files, not %zu", cases[i].pattern, files.n, cases[i].n);
+        if (data_files_find(&b->arena, at(b, cases[i].pattern), &files) != OK)
+            fail_msg("%s", status_message());
+        if (files.n != cases[i].n)
+            fail_msg("%s matches %zu files, not %zu", cases[i].pattern, files.n, cases[i].n);
     }
 }
 
@@ -134,9 +144,11 @@ static void test_hostile_files(void **state)
     Str plain = {0};
     make_jsonl(b, &plain);
     write_gzip(b, "hostile/cut.jsonl.gz", plain.at, plain.n, 20);
-    assert_refused(b, &(DataSource){.path = at(b, "hostile/cut.jsonl.gz"), .weight = 1}, "ends in the middle");
+    assert_refused(b, &(DataSource){.path = at(b, "hostile/cut.jsonl.gz"), .weight = 1},
+                   "ends in the middle");
     write_zstd(b, "hostile/cut.jsonl.zst", plain.at, plain.n, 20);
-    assert_refused(b, &(DataSource){.path = at(b, "hostile/cut.jsonl.zst"), .weight = 1}, "ends in the middle");
+    assert_refused(b, &(DataSource){.path = at(b, "hostile/cut.jsonl.zst"), .weight = 1},
+                   "ends in the middle");
     write_text(b, "hostile/fake.jsonl.gz", "this is not gzip");
     assert_refused(b, &(DataSource){.path = at(b, "hostile/fake.jsonl.gz"), .weight = 1}, "gzip");
     write_text(b, "hostile/fake.jsonl.zst", "this is not zstd");
@@ -147,7 +159,8 @@ static void test_hostile_files(void **state)
     /* a window of 2^31 bytes: refused, not allocated */
     static const uint8_t window[] = {0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 1, 0, 0};
     write_file(b, "hostile/window.jsonl.zst", window, sizeof window);
-    assert_refused(b, &(DataSource){.path = at(b, "hostile/window.jsonl.zst"), .weight = 1}, "zstd");
+    assert_refused(b, &(DataSource){.path = at(b, "hostile/window.jsonl.zst"), .weight = 1},
+                   "zstd");
 
     /* bombs: one endless line, and nothing but line ends; memory stays below a few MB */
     size_t bomb_bytes = (size_t)64 << 20, before = memory_peak_rss_bytes();
@@ -158,8 +171,10 @@ static void test_hostile_files(void **state)
     write_zstd(b, "hostile/blank.jsonl.zst", zeros, bomb_bytes, 0);
     free(zeros);
     before = memory_peak_rss_bytes();
-    assert_refused(b, &(DataSource){.path = at(b, "hostile/line.jsonl.zst"), .weight = 1}, "endless line");
-    assert_refused(b, &(DataSource){.path = at(b, "hostile/blank.jsonl.zst"), .weight = 1}, "blank lines");
+    assert_refused(b, &(DataSource){.path = at(b, "hostile/line.jsonl.zst"), .weight = 1},
+                   "endless line");
+    assert_refused(b, &(DataSource){.path = at(b, "hostile/blank.jsonl.zst"), .weight = 1},
+                   "blank lines");
     assert_true(memory_peak_rss_bytes() - before < (size_t)16 << 20);
     str_deinit(&plain);
 }
@@ -198,8 +213,10 @@ static void test_texts_and_inspect(void **state)
             if (!text.at) break;
         }
         Data *data = open_path(b, "texts");
-        if (part) assert_in_range(bytes, 2500, 7500);
-        else assert_int_equal(bytes, data_stats(data, DATA_TRAIN).text_bytes);
+        if (part)
+            assert_in_range(bytes, 2500, 7500);
+        else
+            assert_int_equal(bytes, data_stats(data, DATA_TRAIN).text_bytes);
         Str out = {0};
         assert_int_equal(data_inspect(data, &out), OK);
         assert_non_null(strstr(out.at, "training: "));

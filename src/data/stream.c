@@ -36,11 +36,15 @@ Status data_stream_open(const SourceFile *file, ByteStream **out)
         status = fail(ERR_MEMORY, "%s: no memory to unpack gzip", file->path);
     if (file->packing == PACKING_ZSTD) {
         s->zstd = ZSTD_createDStream();
-        if (!s->zstd) status = fail(ERR_MEMORY, "%s: no memory to unpack zstd", file->path);
-        else ZSTD_DCtx_setParameter(s->zstd, ZSTD_d_windowLogMax, MAX_WINDOW_LOG);
+        if (!s->zstd)
+            status = fail(ERR_MEMORY, "%s: no memory to unpack zstd", file->path);
+        else
+            ZSTD_DCtx_setParameter(s->zstd, ZSTD_d_windowLogMax, MAX_WINDOW_LOG);
     }
-    if (status != OK) data_stream_close(s);
-    else *out = s;
+    if (status != OK)
+        data_stream_close(s);
+    else
+        *out = s;
     return status;
 }
 
@@ -55,7 +59,8 @@ void data_stream_close(ByteStream *s)
 
 uint64_t data_stream_done_bytes(const ByteStream *s) { return s->done_bytes; }
 
-/* The file ends where it ended when it was listed: what is appended meanwhile belongs to a later run. */
+/* The file ends where it ended when it was listed: what is appended meanwhile belongs to a later
+ * run. */
 static Status read_file(ByteStream *s, void *out, size_t cap, size_t *n)
 {
     uint64_t left = s->file->bytes - s->done_bytes;
@@ -94,7 +99,8 @@ static Status read_gzip(ByteStream *s, void *out, size_t cap, size_t *n)
         s->gzip.avail_in = (unsigned)(s->n - s->at);
         int result = inflate(&s->gzip, Z_NO_FLUSH);
         s->at = s->n - s->gzip.avail_in;
-        if (result == Z_STREAM_END) s->inside = false;
+        if (result == Z_STREAM_END)
+            s->inside = false;
         else if (result != Z_OK && result != Z_BUF_ERROR)
             return fail(ERR_FORMAT, "%s: damaged gzip data before byte %llu (%s)", s->file->path,
                         (unsigned long long)s->done_bytes, s->gzip.msg ? s->gzip.msg : "not gzip");

@@ -9,9 +9,9 @@ struct DataTexts {
     DataOptions options;
     SourceFiles *files; /* of each source */
     uint64_t total_bytes;
-    double share;       /* of the documents */
+    double share; /* of the documents */
     int source;
-    size_t file;        /* the next to open */
+    size_t file; /* the next to open */
     Reader *reader;
     TextHolder holder;
     uint64_t n_records; /* so far: the index of the next one's random number */
@@ -29,7 +29,8 @@ Status data_texts_open(const DataOptions *options, uint64_t limit_bytes, DataTex
         status = data_files_find(&t->arena, options->sources[i].path, &t->files[i]);
         total += t->files[i].total_bytes;
     }
-    if (status == OK && !total) status = fail(ERR_FORMAT, "data: there is no text to train a tokenizer on");
+    if (status == OK && !total)
+        status = fail(ERR_FORMAT, "data: there is no text to train a tokenizer on");
     if (status != OK) {
         data_texts_close(t);
         return status;

@@ -17,8 +17,8 @@ static bool has_bf16(void)
 Isa cpu_best_isa(void)
 {
     __builtin_cpu_init();
-    bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-              __builtin_cpu_supports("bmi2");
+    bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl");
@@ -29,7 +29,8 @@ Isa cpu_best_isa(void)
 static void processor_name(char name[49])
 {
     unsigned r[12] = {0};
-    for (unsigned i = 0; i < 3; i++) __get_cpuid(0x80000002u + i, &r[4 * i], &r[4 * i + 1], &r[4 * i + 2], &r[4 * i + 3]);
+    for (unsigned i = 0; i < 3; i++)
+        __get_cpuid(0x80000002u + i, &r[4 * i], &r[4 * i + 1], &r[4 * i + 2], &r[4 * i + 3]);
     memcpy(name, r, 48);
     name[48] = 0;
 }
@@ -42,7 +43,9 @@ static void processor_name(char name[49]) { strncpy(name, "unknown processor", 4
 static Status find_group(Ranks *ranks, unsigned axes, Comm **group)
 {
     Device *d = (Device *)ranks;
-    if (!d->world) return fail(ERR_ARG, "the program is for %d ranks, but this device was made without peers", mesh_ranks(&d->mesh));
+    if (!d->world)
+        return fail(ERR_ARG, "the program is for %d ranks, but this device was made without peers",
+                    mesh_ranks(&d->mesh));
     if (d->group[axes]) {
         *group = d->group[axes];
         return OK;
@@ -50,11 +53,13 @@ static Status find_group(Ranks *ranks, unsigned axes, Comm **group)
     Str name = {0};
     int n = 0, all = mesh_ranks(&d->mesh), *member = xcalloc((size_t)all, sizeof *member);
     for (int a = 0; a < MESH_AXES; a++)
-        if (axes >> a & 1) str_printf(&name, "%s%s", name.n ? "+" : "", mesh_axis_name((MeshAxis)a));
+        if (axes >> a & 1)
+            str_printf(&name, "%s%s", name.n ? "+" : "", mesh_axis_name((MeshAxis)a));
     for (int r = 0; r < all; r++) {
         Mesh other = mesh_at(&d->mesh, r);
         bool same = true;
-        for (int a = 0; a < MESH_AXES; a++) same &= (axes >> a & 1) || other.coord[a] == d->mesh.coord[a];
+        for (int a = 0; a < MESH_AXES; a++)
+            same &= (axes >> a & 1) || other.coord[a] == d->mesh.coord[a];
         if (same) member[n++] = r;
     }
     Status status = comm_group(d->world, name.at, member, n, &d->group[axes]);
@@ -64,7 +69,10 @@ static Status find_group(Ranks *ranks, unsigned axes, Comm **group)
     return status;
 }
 
-Status device_group(Device *device, unsigned axes, Comm **group) { return find_group(&device->ranks, axes, group); }
+Status device_group(Device *device, unsigned axes, Comm **group)
+{
+    return find_group(&device->ranks, axes, group);
+}
 
 Status device_create_cpu(CpuOptions options, Device **out)
 {
@@ -72,13 +80,15 @@ Status device_create_cpu(CpuOptions options, Device **out)
     char name[49];
     processor_name(name);
     device->target.isa = cpu_best_isa();
-    if (options.limit_isa && options.max_isa < device->target.isa) device->target.isa = options.max_isa;
+    if (options.limit_isa && options.max_isa < device->target.isa)
+        device->target.isa = options.max_isa;
     device->ranks.group = find_group;
     device->world = options.world;
     device->mesh = options.mesh;
     device->target.threads = options.threads > 0 ? options.threads : cpu_count();
-    snprintf(device->text, sizeof device->text, "%s, %d thread%s, %s", name + strspn(name, " "), device->target.threads,
-             device->target.threads == 1 ? "" : "s", isa_name(device->target.isa));
+    snprintf(device->text, sizeof device->text, "%s, %d thread%s, %s", name + strspn(name, " "),
+             device->target.threads, device->target.threads == 1 ? "" : "s",
+             isa_name(device->target.isa));
     *out = device;
     return OK;
 }
@@ -102,8 +112,8 @@ Status device_alloc(Device *device, size_t bytes, const char *what, DeviceMemory
                                         : mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE,
                                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
-        return fail(ERR_MEMORY, "no memory for %zu bytes of %s; %zu bytes are available", bytes, what,
-                    memory_available_bytes());
+        return fail(ERR_MEMORY, "no memory for %zu bytes of %s; %zu bytes are available", bytes,
+                    what, memory_available_bytes());
     region->map = p;
     region->map_bytes = bytes + slack;
     region->at = slack ? (char *)p + (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE : p;

@@ -2,13 +2,12 @@
  *
  * What it is.   Device (a processor with its memory), Session (a store and some programs, loaded).
  * Depends on.   base, tensor, pipeline, cluster, graph, ops, pass, program
- * Owns.         A Device counts what it allocates; a Session owns the memory of its regions. Programs
+ * Owns.         A Device counts what it allocates; a Session owns the memory of its regions.
+ *               Programs
  *               and the store are borrowed and must outlive it.
  * Invariants.   Nothing is allocated and nothing is looked up between session_create and
- *               session_destroy: a run walks an array of kernels with ready pointers. What a session
- *               allocates is session_plan's total, to the byte.
- * Use:
- *     Device *device;
+ *               session_destroy: a run walks an array of kernels with ready pointers. What a
+ * session allocates is session_plan's total, to the byte. Use: Device *device;
  *     TRY(device_create_cpu((CpuOptions){.threads = 2}, &device));
  *     TRY(program_compile(graph, device_target(device), store, &program));
  *     TRY(session_create(device, store, &program, 1, &session));
@@ -26,7 +25,8 @@ typedef struct Session Session;
 
 typedef struct CpuOptions {
     int threads; /* 0: all cores we may use */
-    Isa max_isa; /* not above this level, for tests; ISA_GENERIC (0) means no limit unless limit_isa */
+    Isa max_isa; /* not above this level, for tests; ISA_GENERIC (0) means no limit unless
+                  limit_isa */
     bool limit_isa;
     Comm *world; /* this rank in the group of all ranks; NULL: there is one rank */
     Mesh mesh;   /* and its place among them */
@@ -48,22 +48,26 @@ Status device_group(Device *device, unsigned axes, Comm **group);
 /* Bytes that session_create will allocate for these programs over this store. */
 typedef struct MemoryPlan {
     size_t state_bytes; /* the store */
-    size_t step_bytes;  /* slots of all programs that have them, and the largest step region: they take turns */
+    size_t step_bytes;  /* slots of all programs that have them, and the largest step region: they
+                           take turns */
     size_t held_bytes;  /* of step_bytes: the slots */
     size_t io_bytes;    /* all inputs */
     size_t total_bytes;
 } MemoryPlan;
 MemoryPlan session_plan(const Store *store, Program *const *programs, int n);
 
-Status session_create(Device *device, const Store *store, Program *const *programs, int n, Session **session);
+Status session_create(Device *device, const Store *store, Program *const *programs, int n,
+                      Session **session);
 void session_destroy(Session *session);
 
-/* The slots of the micro-batch that later runs, reads and writes of the program mean; 0 at the start. */
+/* The slots of the micro-batch that later runs, reads and writes of the program mean; 0 at the
+ * start. */
 void session_use_slots(Session *session, int program, const int slot[PIPELINE_SPANS]);
 /* Runs the instructions of the phases first..last of a program. */
 Status session_run(Session *session, int program, Phase first, Phase last);
 /* Copies between the host and an input or output, whole: bytes must be its size. */
-Status session_write(Session *session, int program, const char *input, const void *data, size_t bytes);
+Status session_write(Session *session, int program, const char *input, const void *data,
+                     size_t bytes);
 Status session_read(Session *session, int program, const char *output, void *data, size_t bytes);
 /* The same places as pointers, where the host shares the device's memory (cpu); NULL elsewhere. */
 void *session_input(Session *session, int program, const char *input);
@@ -72,14 +76,15 @@ void *session_output(Session *session, int program, const char *output);
 Tensor session_state(Session *session, int entry);
 /* One part of an entry: a weight by its published name. */
 Tensor session_state_part(Session *session, int entry, int part);
-/* Initial weights of every PARAM from (seed, published name), so that a fused, a sharded and a plain
- * start are the same start; then working copies. */
+/* Initial weights of every PARAM from (seed, published name), so that a fused, a sharded and a
+ * plain start are the same start; then working copies. */
 Status session_init_weights(Session *session, uint64_t seed);
-/* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. All ranks call it: where
- * they share masters of whole copies, they exchange what they made. */
+/* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. All ranks
+ * call it: where they share masters of whole copies, they exchange what they made. */
 Status session_refresh_copies(Session *session);
 
-/* From now on fn hears of every instruction that was run, and when (clock_s); NULL: no longer. For traces and bench. */
+/* From now on fn hears of every instruction that was run, and when (clock_s); NULL: no longer. For
+ * traces and bench. */
 typedef struct InstrTime {
     const Program *program;
     const Instr *instr;

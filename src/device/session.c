@@ -14,9 +14,9 @@ typedef struct Loaded {
     const Program *program;
     DeviceMemory io;
     Step *step;
-    int n_prepared; /* steps whose prepare succeeded, for release */
+    int n_prepared;           /* steps whose prepare succeeded, for release */
     int slot[PIPELINE_SPANS]; /* of the micro-batch in flight that is meant */
-    Tensor *tensor; /* all operands */
+    Tensor *tensor;           /* all operands */
 } Loaded;
 
 /* The slots of all programs that have them, in the step region from its start. */
@@ -51,14 +51,16 @@ static SlotPlan plan_slots(Program *const *programs, int n)
         }
         if (p->io_bytes > plan.io_bytes) plan.io_bytes = p->io_bytes;
     }
-    if (plan.bytes[PIPELINE_BW] > plan.bytes[PIPELINE_FB]) plan.bytes[PIPELINE_FB] = plan.bytes[PIPELINE_BW];
+    if (plan.bytes[PIPELINE_BW] > plan.bytes[PIPELINE_FB])
+        plan.bytes[PIPELINE_FB] = plan.bytes[PIPELINE_BW];
     plan.bytes[PIPELINE_BW] = plan.bytes[PIPELINE_FB]; /* they share slots */
     plan.at[PIPELINE_FW] = (size_t)plan.n[PIPELINE_FB] * plan.bytes[PIPELINE_FB];
     plan.end = plan.at[PIPELINE_FW] + (size_t)plan.n[PIPELINE_FW] * plan.bytes[PIPELINE_FW];
     return plan;
 }
 
-/* Slots stay while programs run; behind them the programs that have slots take turns, the others take turns in all. */
+/* Slots stay while programs run; behind them the programs that have slots take turns, the others
+ * take turns in all. */
 MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
 {
     MemoryPlan plan = {.state_bytes = store->bytes};
@@ -76,7 +78,10 @@ MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
 }
 
 /* Where the program's own part of the step region begins. */
-static char *step_of(const Session *s, const Loaded *l) { return s->step.at + (l->program->slotted ? s->slots.end : 0); }
+static char *step_of(const Session *s, const Loaded *l)
+{
+    return s->step.at + (l->program->slotted ? s->slots.end : 0);
+}
 
 static Tensor resolve(const Session *s, const Loaded *l, const Operand *o)
 {
@@ -87,10 +92,14 @@ static Tensor resolve(const Session *s, const Loaded *l, const Operand *o)
     case REGION_STATE: t.data = s->state.at + o->offset; break;
     case REGION_STEP: t.data = step_of(s, l) + o->offset; break;
     case REGION_IO:
-        t.data = (l->program->slotted ? s->slot_io.at + (size_t)l->slot[PIPELINE_FW] * s->slots.io_bytes : l->io.at) + o->offset;
+        t.data = (l->program->slotted
+                      ? s->slot_io.at + (size_t)l->slot[PIPELINE_FW] * s->slots.io_bytes
+                      : l->io.at) +
+                 o->offset;
         break;
     case REGION_HELD:
-        t.data = s->step.at + s->slots.at[o->span] + (size_t)l->slot[o->span] * s->slots.bytes[o->span] + o->offset;
+        t.data = s->step.at + s->slots.at[o->span] +
+                 (size_t)l->slot[o->span] * s->slots.bytes[o->span] + o->offset;
         break;
     }
     return t;
@@ -103,10 +112,15 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
     step->instr = instr;
     step->kernel = instr->op->cpu[s->device->target.isa];
     KernelArgs *a = &step->args;
-    *a = (KernelArgs){.attr = instr->node->attr, .in = tensor, .out = tensor + instr->node->n_in,
-                      .n_in = instr->node->n_in, .n_out = instr->node->n_out,
-                      .workspace_bytes = instr->workspace_bytes, .threads = s->device->target.threads,
-                      .ranks = &s->device->ranks, .node = instr->node->name};
+    *a = (KernelArgs){.attr = instr->node->attr,
+                      .in = tensor,
+                      .out = tensor + instr->node->n_in,
+                      .n_in = instr->node->n_in,
+                      .n_out = instr->node->n_out,
+                      .workspace_bytes = instr->workspace_bytes,
+                      .threads = s->device->target.threads,
+                      .ranks = &s->device->ranks,
+                      .node = instr->node->name};
     if (instr->workspace_bytes) a->workspace = step_of(s, l) + instr->workspace_offset;
     for (int k = 0; k < a->n_in; k++) a->in[k] = resolve(s, l, &instr->in[k]);
     for (int k = 0; k < a->n_out; k++) a->out[k] = resolve(s, l, &instr->out[k]);
@@ -132,7 +146,8 @@ static Status load(Session *s, Loaded *l, const Program *program)
     return OK;
 }
 
-Status session_create(Device *device, const Store *store, Program *const *programs, int n, Session **session)
+Status session_create(Device *device, const Store *store, Program *const *programs, int n,
+                      Session **session)
 {
     Session *s = xcalloc(1, sizeof *s);
     s->device = device;
@@ -141,10 +156,13 @@ Status session_create(Device *device, const Store *store, Program *const *progra
     s->n_loaded = n;
     MemoryPlan plan = session_plan(store, programs, n);
     s->slots = plan_slots(programs, n);
-    Status status = device_alloc(device, plan.state_bytes, "weights and optimizer state", &s->state);
-    if (status == OK) status = device_alloc(device, plan.step_bytes, "activations and workspace", &s->step);
+    Status status = device_alloc(device, plan.state_bytes, "weights and optimizer state",
+                                 &s->state);
     if (status == OK)
-        status = device_alloc(device, (size_t)s->slots.n[PIPELINE_FW] * s->slots.io_bytes, "step inputs", &s->slot_io);
+        status = device_alloc(device, plan.step_bytes, "activations and workspace", &s->step);
+    if (status == OK)
+        status = device_alloc(device, (size_t)s->slots.n[PIPELINE_FW] * s->slots.io_bytes,
+                              "step inputs", &s->slot_io);
     for (int i = 0; i < n && status == OK; i++) status = load(s, &s->loaded[i], programs[i]);
     if (status != OK) {
         session_destroy(s);
@@ -178,7 +196,8 @@ static Status failed_at(const Step *step, Status status)
     const Node *node = step->instr->node;
     char layer[32] = "";
     if (node->layer >= 0) snprintf(layer, sizeof layer, " in layer %d", node->layer);
-    fail_context("%s%s%s%s", step->instr->op->name, node->name ? " " : "", node->name ? node->name : "", layer);
+    fail_context("%s%s%s%s", step->instr->op->name, node->name ? " " : "",
+                 node->name ? node->name : "", layer);
     return status;
 }
 
@@ -187,8 +206,10 @@ static void find_operands(const Session *s, Loaded *l, int begin, int end)
 {
     for (int i = begin; i < end; i++) {
         Step *step = &l->step[i];
-        for (int k = 0; k < step->args.n_in; k++) step->args.in[k].data = resolve(s, l, &step->instr->in[k]).data;
-        for (int k = 0; k < step->args.n_out; k++) step->args.out[k].data = resolve(s, l, &step->instr->out[k]).data;
+        for (int k = 0; k < step->args.n_in; k++)
+            step->args.in[k].data = resolve(s, l, &step->instr->in[k]).data;
+        for (int k = 0; k < step->args.n_out; k++)
+            step->args.out[k].data = resolve(s, l, &step->instr->out[k]).data;
     }
 }
 
@@ -202,7 +223,9 @@ Status session_run(Session *s, int program, Phase first, Phase last)
         double begin_s = s->watch ? clock_s() : 0;
         Status status = step->kernel->run(&step->args);
         if (status != OK) return failed_at(step, status);
-        if (s->watch) s->watch(s->watch_context, &(InstrTime){l->program, step->instr, l->slot[PIPELINE_FW], begin_s, clock_s()});
+        if (s->watch)
+            s->watch(s->watch_context, &(InstrTime){l->program, step->instr, l->slot[PIPELINE_FW],
+                                                    begin_s, clock_s()});
     }
     return OK;
 }
@@ -231,7 +254,9 @@ static Status check_size(const Operand *o, const char *name, const char *graph, 
 {
     if (!o) return fail(ERR_ARG, "program %s has no input or output %s", graph, name);
     size_t expected = (size_t)shape_count(&o->shape) * dtype_bytes(o->dtype);
-    if (expected != bytes) return fail(ERR_ARG, "%s of program %s has %zu bytes, not %zu", name, graph, expected, bytes);
+    if (expected != bytes)
+        return fail(ERR_ARG, "%s of program %s has %zu bytes, not %zu", name, graph, expected,
+                    bytes);
     return OK;
 }
 
@@ -249,7 +274,8 @@ Status session_read(Session *s, int program, const char *output, void *data, siz
     const Program *p = s->loaded[program].program;
     const Operand *o = program_output(p, output);
     TRY(check_size(o, output, p->graph->name, bytes));
-    if (!stride_is_contiguous(&o->shape, o->stride)) return fail(ERR_ARG, "output %s is not contiguous", output);
+    if (!stride_is_contiguous(&o->shape, o->stride))
+        return fail(ERR_ARG, "output %s is not contiguous", output);
     memcpy(data, place_of(s, program, o), bytes);
     return OK;
 }
@@ -263,7 +289,8 @@ Tensor session_state(Session *s, int entry)
 Tensor session_state_part(Session *s, int entry, int part)
 {
     const StateEntry *e = &s->store->entry[entry];
-    return tensor_make(s->state.at + e->offset + e->part[part].offset_bytes, e->dtype, e->part[part].shape);
+    return tensor_make(s->state.at + e->offset + e->part[part].offset_bytes, e->dtype,
+                       e->part[part].shape);
 }
 
 enum { INIT_PIECE = 1 << 16 }; /* elements made at a time, in f32 */
@@ -275,8 +302,8 @@ typedef struct Init {
     float *piece;
 } Init;
 
-/* A weight's elements are a function of its published name and their number in the whole tensor: a rank makes
- * its own and gets the same as a rank that makes all. */
+/* A weight's elements are a function of its published name and their number in the whole tensor: a
+ * rank makes its own and gets the same as a rank that makes all. */
 static Status init_run(void *context, const StateRun *run)
 {
     const Init *init = context;
@@ -288,11 +315,13 @@ static Status init_run(void *context, const StateRun *run)
     for (int64_t at = 0; at < run->n; at += INIT_PIECE) {
         int64_t m = min_i64(run->n - at, INIT_PIECE);
         if (part->init_deviation > 0)
-            rng_fill_normal(key, (uint64_t)(run->global + at), (double)part->init_deviation, init->piece, (size_t)m);
+            rng_fill_normal(key, (uint64_t)(run->global + at), (double)part->init_deviation,
+                            init->piece, (size_t)m);
         else
             for (int64_t i = 0; i < m; i++) init->piece[i] = part->init_value;
         TRY(dtype_convert(DTYPE_F32, init->piece, init->entry->dtype,
-                          init->data + (size_t)(run->local + at) * dtype_bytes(init->entry->dtype), m));
+                          init->data + (size_t)(run->local + at) * dtype_bytes(init->entry->dtype),
+                          m));
     }
     return OK;
 }
@@ -325,11 +354,19 @@ static Status gather_copy(Session *s, int axis, const Tensor *from, const Tensor
     Comm *group;
     TRY(device_group(s->device, 1u << axis, &group));
     int n = comm_size(group), rank = comm_rank(group);
-    int64_t part = tensor_count(from), left = tensor_count(to), *counts = xcalloc((size_t)n, sizeof *counts);
+    int64_t part = tensor_count(from), left = tensor_count(to),
+            *counts = xcalloc((size_t)n, sizeof *counts);
     for (int r = 0; r < n; r++, left -= counts[r - 1]) counts[r] = min_i64(part, left);
     char *own = (char *)to->data + (size_t)(part * rank) * dtype_bytes(to->dtype);
-    Status status = counts[rank] ? dtype_convert(from->dtype, from->data, to->dtype, own, counts[rank]) : OK;
-    CommOp op = {.kind = COMM_ALL_GATHER, .dtype = to->dtype, .send = own, .recv = to->data, .counts = counts, .node = "working weights"};
+    Status status = counts[rank]
+                        ? dtype_convert(from->dtype, from->data, to->dtype, own, counts[rank])
+                        : OK;
+    CommOp op = {.kind = COMM_ALL_GATHER,
+                 .dtype = to->dtype,
+                 .send = own,
+                 .recv = to->data,
+                 .counts = counts,
+                 .node = "working weights"};
     if (status == OK) status = comm_run(group, &op);
     free(counts);
     return status;

@@ -7,13 +7,18 @@
 Status sim_init(const Cluster *cluster, const Mesh *mesh, Sim *sim)
 {
     int64_t ranks = mesh_ranks(mesh), devices = cluster_devices(cluster);
-    *sim = (Sim){.cluster = cluster, .device = cluster->device, .mesh = *mesh, .derating = cluster->network.derating.central};
+    *sim = (Sim){.cluster = cluster,
+                 .device = cluster->device,
+                 .mesh = *mesh,
+                 .derating = cluster->network.derating.central};
     if (cluster->device.cores) { /* ranks share the host's cores */
-        sim->device = cluster_share(&cluster->device, (ranks + cluster->n_nodes - 1) / cluster->n_nodes);
+        sim->device = cluster_share(&cluster->device,
+                                    (ranks + cluster->n_nodes - 1) / cluster->n_nodes);
         return OK;
     }
     if (ranks > devices)
-        return fail(ERR_REFUSED, "the layout has %lld ranks, and cluster %s has %lld devices", (long long)ranks, cluster->name, (long long)devices);
+        return fail(ERR_REFUSED, "the layout has %lld ranks, and cluster %s has %lld devices",
+                    (long long)ranks, cluster->name, (long long)devices);
     return OK;
 }
 
@@ -36,7 +41,7 @@ void sim_time_add(SimTime *sum, const SimTime *x, double times)
     sum->flop += times * x->flop;
 }
 
-/* ---- streams ---------------------------------------------------------------------------------------------- */
+/* ---- streams ---------------------------------------------------------------------------- */
 
 enum { NVLINK, NETWORK, LINKS };
 
@@ -47,10 +52,10 @@ typedef struct Flight {
 typedef struct Run {
     const Sim *sim;
     const Program *program;
-    double now, host;            /* of the kernels' stream; when the host has launched the last kernel */
-    double stream[MESH_AXES];    /* until when exchanges along an axis are on their way */
-    double link[LINKS];          /* until when it is taken */
-    Flight *flight;              /* per node that starts an exchange */
+    double now, host; /* of the kernels' stream; when the host has launched the last kernel */
+    double stream[MESH_AXES]; /* until when exchanges along an axis are on their way */
+    double link[LINKS];       /* until when it is taken */
+    Flight *flight;           /* per node that starts an exchange */
     SimTime time;
     SimWatch *watch;
     void *context;
@@ -68,7 +73,7 @@ static int axis_of(unsigned axes)
     return MESH_PP;
 }
 
-/* ---- exchanges -------------------------------------------------------------------------------------------- */
+/* ---- exchanges -------------------------------------------------------------------------- */
 
 /* It takes its turn on the links that it goes over. */
 static Flight take_off(Run *r, const Cost *c)
@@ -77,7 +82,8 @@ static Flight take_off(Run *r, const Cost *c)
     int axis = axis_of(c->axes);
     int64_t reach = 1;
     for (int a = axis; a < MESH_AXES; a++) reach *= mesh_size(&r->sim->mesh, (MeshAxis)a);
-    int link = reach > cluster->node.link_domain && cluster->node.link_domain > 0 ? NETWORK : NVLINK;
+    int link = reach > cluster->node.link_domain && cluster->node.link_domain > 0 ? NETWORK
+                                                                                  : NVLINK;
     double begin = fmax(r->now, fmax(r->stream[axis], r->link[link]));
     double end = begin + sim_exchange_s(r->sim, c->exchange, c->axes, c->whole_bytes);
     r->stream[axis] = r->link[link] = end;
@@ -102,16 +108,19 @@ static void exchange(Run *r, const Instr *instr, const Cost *c)
     int axis = axis_of(c->axes);
     long at = node - r->program->graph->node;
     if (starts && nobody_flies(r)) {
-        r->flight[at].end_s = sim_exchange_s(r->sim, c->exchange, c->axes, c->whole_bytes); /* how long, when it is waited for */
+        r->flight[at].end_s = sim_exchange_s(r->sim, c->exchange, c->axes,
+                                             c->whole_bytes); /* how long, when it is waited for */
         return;
     }
     Flight f = take_off(r, c);
     tell(r, instr, 1 + axis, f.begin_s, f.end_s);
-    if (starts) r->flight[at] = f;
-    else land(r, &f, axis);
+    if (starts)
+        r->flight[at] = f;
+    else
+        land(r, &f, axis);
 }
 
-/* ---- kernels ---------------------------------------------------------------------------------------------- */
+/* ---- kernels ---------------------------------------------------------------------------- */
 
 static SimWork work_of(const Cost *c)
 {
@@ -123,7 +132,8 @@ static SimWork work_of(const Cost *c)
 static double slowed_end(const Run *r, SimWork work, double seconds)
 {
     const Network *net = &r->sim->cluster->network;
-    double taken = work == SIM_MEMORY ? net->memory_taken : net->compute_taken, busy = fmax(r->link[NVLINK], r->link[NETWORK]);
+    double taken = work == SIM_MEMORY ? net->memory_taken : net->compute_taken,
+           busy = fmax(r->link[NVLINK], r->link[NETWORK]);
     if (taken <= 0 || busy <= r->now) return r->now + seconds;
     double done = (busy - r->now) * (1 - taken);
     return done >= seconds ? r->now + seconds / (1 - taken) : busy + seconds - done;
@@ -146,7 +156,7 @@ static void kernel(Run *r, const Instr *instr, const Cost *c)
     r->now = end;
 }
 
-/* ---- instructions ------------------------------------------------------------------------------------------- */
+/* ---- instructions ----------------------------------------------------------------------- */
 
 static void wait(Run *r, const Instr *instr)
 {
@@ -166,16 +176,21 @@ static void instruction(Run *r, const Instr *instr)
     if (op->flags & OP_WAITS) wait(r, instr); /* and unpacks, below */
     if (!op->cost) return;
     Cost c = op->cost(r->program->graph, instr->node);
-    if (c.kind == COST_EXCHANGE) exchange(r, instr, &c);
-    else if (c.kind == COST_MESSAGE && c.wire_bytes <= 0) return; /* it was received while others ran */
-    else if (c.flop > 0 || c.read_bytes + c.write_bytes > 0) kernel(r, instr, &c);
+    if (c.kind == COST_EXCHANGE)
+        exchange(r, instr, &c);
+    else if (c.kind == COST_MESSAGE && c.wire_bytes <= 0)
+        return; /* it was received while others ran */
+    else if (c.flop > 0 || c.read_bytes + c.write_bytes > 0)
+        kernel(r, instr, &c);
 }
 
-SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch, void *context)
+SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch,
+                void *context)
 {
     Run r = {.sim = sim, .program = program, .watch = watch, .context = context};
     r.flight = xcalloc((size_t)program->graph->n_nodes, sizeof *r.flight);
-    for (int i = program->phase_begin[first]; i < program->phase_begin[last + 1]; i++) instruction(&r, &program->instr[i]);
+    for (int i = program->phase_begin[first]; i < program->phase_begin[last + 1]; i++)
+        instruction(&r, &program->instr[i]);
     free(r.flight);
     r.time.total_s = r.now;
     return r.time;

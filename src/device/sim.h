@@ -1,10 +1,12 @@
-/* device/sim: a virtual device with a clock, of a cluster that need not be here. It runs programs as the others do, instruction by
- * instruction, and computes nothing: a kernel takes what its op's cost says on the device's sheet, an exchange what the network between the
- * ranks of its group says. It allocates no tensor.
+/* device/sim: a virtual device with a clock, of a cluster that need not be here. It runs programs
+ * as the others do, instruction by instruction, and computes nothing: a kernel takes what its op's
+ * cost says on the device's sheet, an exchange what the network between the ranks of its group
+ * says. It allocates no tensor.
  *
- * The device has one stream for kernels and one for the exchanges along each mesh axis. An exchange that was started runs while kernels do; it
- * has the links that it uses for itself, and makes kernels beside it slower by the share of the device that it takes
- * (Network.compute_taken, memory_taken). What a wait still has to wait for is exposed. */
+ * The device has one stream for kernels and one for the exchanges along each mesh axis. An exchange
+ * that was started runs while kernels do; it has the links that it uses for itself, and makes
+ * kernels beside it slower by the share of the device that it takes (Network.compute_taken,
+ * memory_taken). What a wait still has to wait for is exposed. */
 #ifndef DEVICE_SIM_H
 #define DEVICE_SIM_H
 
@@ -13,19 +15,21 @@
 
 typedef struct Sim {
     const Cluster *cluster; /* borrowed */
-    DeviceSheet device;     /* as one rank has it: of a processor, the share of as many ranks as a host runs */
-    Mesh mesh;              /* sizes: rank r is the cluster's device r, neighbours along tp side by side */
-    double derating;        /* of the network's bandwidth in training */
+    DeviceSheet
+        device; /* as one rank has it: of a processor, the share of as many ranks as a host runs */
+    Mesh mesh;  /* sizes: rank r is the cluster's device r, neighbours along tp side by side */
+    double derating; /* of the network's bandwidth in training */
 } Sim;
 /* ERR_REFUSED: the cluster has fewer devices than the mesh has ranks. */
 Status sim_init(const Cluster *cluster, const Mesh *mesh, Sim *sim);
 
-/* ---- one run of a program ------------------------------------------------------------------------- */
+/* ---- one run of a program --------------------------------------------------------------- */
 
 typedef enum SimWork { SIM_MATRIX, SIM_ATTENTION, SIM_MEMORY, SIM_WORKS } SimWork;
 const char *sim_work_name(SimWork work);
 
-/* Where time went. total_s is the sum of work_s, launch_s and exposed_s. Exchanges along several axes count for the outermost of them. */
+/* Where time went. total_s is the sum of work_s, launch_s and exposed_s. Exchanges along several
+ * axes count for the outermost of them. */
 typedef struct SimTime {
     double total_s;
     double work_s[SIM_WORKS];    /* kernels: products; attention; what memory limits */
@@ -46,15 +50,17 @@ typedef struct SimEvent {
 } SimEvent;
 typedef void SimWatch(void *context, const SimEvent *event);
 
-/* The phases first..last once. What comes from other stages is there at once: waiting for it is the host's (its schedule's) affair. watch
- * may be NULL. */
-SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch, void *context);
+/* The phases first..last once. What comes from other stages is there at once: waiting for it is the
+ * host's (its schedule's) affair. watch may be NULL. */
+SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch,
+                void *context);
 
-/* ---- parts ------------------------------------------------------------------------------------------- */
+/* ---- parts ------------------------------------------------------------------------------ */
 
 /* A kernel alone on the device. */
 double sim_kernel_s(const Sim *sim, const char *op, const Cost *cost);
-/* An exchange among the ranks along these axes, which have the links to themselves. whole_bytes: Cost.whole_bytes. */
+/* An exchange among the ranks along these axes, which have the links to themselves. whole_bytes:
+ * Cost.whole_bytes. */
 double sim_exchange_s(const Sim *sim, CommKind kind, unsigned axes, double whole_bytes);
 /* A message to the same rank of another pipeline stage. */
 double sim_message_s(const Sim *sim, int from_pp, int to_pp, double bytes);

@@ -1,24 +1,29 @@
 /* How long an exchange takes between the ranks of a group, from where they lie in the network.
  *
- * A domain is what lies below a tier: the NVLink domain below the leaves, a leaf's nodes below the pods, and so on. With g of the group's n
- * ranks in each domain, what a ring sends out of a domain is one rank's traffic for g ranks: each device of the domain belongs to such a
- * group, all groups work at once, and share what the tier gives. So a tier takes traffic / (g x bandwidth per device), the links
- * inside a domain traffic / bandwidth, and the slowest of them sets the pace (rings over several rails; Thakur 2005 for the
- * counts). Latencies are NCCL's model: a ring's steps one after the other, a tree's depth up and down.
+ * A domain is what lies below a tier: the NVLink domain below the leaves, a leaf's nodes below the
+ * pods, and so on. With g of the group's n ranks in each domain, what a ring sends out of a domain
+ * is one rank's traffic for g ranks: each device of the domain belongs to such a group, all groups
+ * work at once, and share what the tier gives. So a tier takes traffic / (g x bandwidth per
+ * device), the links inside a domain traffic / bandwidth, and the slowest of them sets the pace
+ * (rings over several rails; Thakur 2005 for the counts). Latencies are NCCL's model: a ring's
+ * steps one after the other, a tree's depth up and down.
  *
  * The library takes the algorithm and protocol that are fastest for the size, and so does this. */
 #include "device/sim.h"
 
 #include <math.h>
 
-/* Steps and shares of NCCL's protocols over its slowest and widest one, Simple: LL128 and LL (tuning constants of NCCL 2.2x: base, hop on
- * NVLink, hop on the network, share of the bandwidth). */
+/* Steps and shares of NCCL's protocols over its slowest and widest one, Simple: LL128 and LL
+ * (tuning constants of NCCL 2.2x: base, hop on NVLink, hop on the network, share of the bandwidth).
+ */
 typedef struct Protocol {
     double base, link_hop, network_hop, share;
 } Protocol;
-static const Protocol protocols[] = {{1, 1, 1, 1}, {1.67, 0.56, 0.29, 0.92}, {0.79, 0.18, 0.19, 0.5}};
+static const Protocol protocols[] = {
+    {1, 1, 1, 1}, {1.67, 0.56, 0.29, 0.92}, {0.79, 0.18, 0.19, 0.5}};
 
-static const double logarithmic_share = 0.75; /* of the bandwidth: gathers and scatters in log2 steps (NCCL's PAT) */
+static const double logarithmic_share =
+    0.75; /* of the bandwidth: gathers and scatters in log2 steps (NCCL's PAT) */
 
 /* A group as the network sees it. */
 typedef struct Spread {
@@ -54,7 +59,8 @@ static Spread spread_of(const Sim *sim, unsigned axes)
 {
     const Cluster *c = sim->cluster;
     Spread s = {.n = ranks_within(&sim->mesh, axes, INT64_MAX)};
-    for (int k = 0; k < c->network.n_tiers; k++) s.inside[k] = ranks_within(&sim->mesh, axes, domain_devices(c, k));
+    for (int k = 0; k < c->network.n_tiers; k++)
+        s.inside[k] = ranks_within(&sim->mesh, axes, domain_devices(c, k));
     s.inside[c->network.n_tiers] = s.n;
     return s;
 }
@@ -63,27 +69,31 @@ static Spread spread_of(const Sim *sim, unsigned axes)
 static double tier_rate(const Sim *sim, int tier)
 {
     const Cluster *c = sim->cluster;
-    double rate = c->node.nic_bytes_per_s * (double)c->node.nics / (double)c->node.devices * c->network.eta * sim->derating;
+    double rate = c->node.nic_bytes_per_s * (double)c->node.nics / (double)c->node.devices *
+                  c->network.eta * sim->derating;
     for (int k = 0; k <= tier; k++) rate /= c->network.tier[k].oversubscription;
     return rate;
 }
 
-/* Between ranks of one domain: over NVLink, else over PCIe; of one processor through its memory, read and written. */
+/* Between ranks of one domain: over NVLink, else over PCIe; of one processor through its memory,
+ * read and written. */
 static double near_rate(const Sim *sim)
 {
     const DeviceSheet *d = &sim->device;
     if (d->link_bytes_per_s > 0) return d->link_bytes_per_s * d->link_eta;
-    return d->cores ? d->memory.bytes_per_s * d->memory.eta / 2 : sim->cluster->node.pcie_bytes_per_s;
+    return d->cores ? d->memory.bytes_per_s * d->memory.eta / 2
+                    : sim->cluster->node.pcie_bytes_per_s;
 }
 
-/* ---- bandwidth ------------------------------------------------------------------------------------------- */
+/* ---- bandwidth -------------------------------------------------------------------------- */
 
 /* `sent`: by each rank to its neighbour in a ring. */
 static double ring_traffic_s(const Sim *sim, const Spread *s, double sent)
 {
     double most = s->inside[0] > 1 ? sent / near_rate(sim) : 0;
     for (int k = 0; k < sim->cluster->network.n_tiers; k++)
-        if (s->inside[k] < s->n) most = fmax(most, sent / ((double)s->inside[k] * tier_rate(sim, k)));
+        if (s->inside[k] < s->n)
+            most = fmax(most, sent / ((double)s->inside[k] * tier_rate(sim, k)));
     return most;
 }
 
@@ -92,14 +102,18 @@ static double pairs_traffic_s(const Sim *sim, const Spread *s, double own)
 {
     double part = own / (double)s->n, most = (double)(s->inside[0] - 1) * part / near_rate(sim);
     for (int k = 0; k < sim->cluster->network.n_tiers; k++)
-        if (s->inside[k] < s->n) most = fmax(most, (double)(s->n - s->inside[k]) * part / tier_rate(sim, k));
+        if (s->inside[k] < s->n)
+            most = fmax(most, (double)(s->n - s->inside[k]) * part / tier_rate(sim, k));
     return most;
 }
 
-/* ---- latency --------------------------------------------------------------------------------------------- */
+/* ---- latency ---------------------------------------------------------------------------- */
 
 /* Further away than the leaves. */
-static double farther_s(const Network *net, int tier) { return net->tier[tier].latency_s - net->tier[0].latency_s; }
+static double farther_s(const Network *net, int tier)
+{
+    return net->tier[tier].latency_s - net->tier[0].latency_s;
+}
 
 /* Once around: of all hops those that leave a domain go over its tier. */
 static double around_s(const Sim *sim, const Spread *s, const HopCosts *hop, const Protocol *p)
@@ -107,8 +121,11 @@ static double around_s(const Sim *sim, const Spread *s, const HopCosts *hop, con
     const Network *net = &sim->cluster->network;
     double sum = 0, outer = (double)s->n; /* hops not told yet */
     for (int k = 0; k <= net->n_tiers; k++) {
-        double leave = k < net->n_tiers && s->inside[k] < s->n ? (double)s->n / (double)s->inside[k] : 0, here = outer - leave;
-        sum += here * (k == 0 ? hop->link_hop_s * p->link_hop : hop->network_hop_s * p->network_hop + farther_s(net, k - 1));
+        double leave = k < net->n_tiers && s->inside[k] < s->n ? (double)s->n / (double)s->inside[k]
+                                                               : 0,
+               here = outer - leave;
+        sum += here * (k == 0 ? hop->link_hop_s * p->link_hop
+                              : hop->network_hop_s * p->network_hop + farther_s(net, k - 1));
         outer = leave;
     }
     return sum * (double)(s->n - 1) / (double)s->n;
@@ -126,24 +143,28 @@ static double depth_s(const Sim *sim, const Spread *s, const HopCosts *hop, cons
     return sum;
 }
 
-/* ---- algorithms -------------------------------------------------------------------------------------------- */
+/* ---- algorithms ------------------------------------------------------------------------- */
 
 /* passes: 2 for a reduction whose result all get, else 1. */
 static double best_algorithm_s(const Sim *sim, const Spread *s, int passes, double whole_bytes)
 {
     const Network *net = &sim->cluster->network;
-    double traffic_s = ring_traffic_s(sim, s, passes * whole_bytes * (double)(s->n - 1) / (double)s->n), best = INFINITY;
+    double traffic_s = ring_traffic_s(sim, s,
+                                      passes * whole_bytes * (double)(s->n - 1) / (double)s->n),
+           best = INFINITY;
     int n_protocols = sim->device.cores ? 1 : COUNT_OF(protocols);
     for (int i = 0; i < n_protocols; i++) {
         const Protocol *p = &protocols[i];
-        double ring_s = net->ring.base_s * p->base + passes * around_s(sim, s, &net->ring, p) + traffic_s / p->share;
+        double ring_s = net->ring.base_s * p->base + passes * around_s(sim, s, &net->ring, p) +
+                        traffic_s / p->share;
         double tree_s = net->tree.base_s * p->base + passes * depth_s(sim, s, &net->tree, p) +
                         traffic_s / p->share / (passes == 2 ? net->tree_eta : logarithmic_share);
         best = fmin(best, fmin(ring_s, tree_s));
     }
     const DeviceSheet *d = &sim->device;
     if (passes == 2 && d->switch_bytes_per_s > 0 && s->inside[0] == s->n)
-        best = fmin(best, d->switch_s + 2 * whole_bytes * (double)(s->n - 1) / (double)s->n / d->switch_bytes_per_s);
+        best = fmin(best, d->switch_s + 2 * whole_bytes * (double)(s->n - 1) / (double)s->n /
+                                            d->switch_bytes_per_s);
     return best;
 }
 
@@ -161,7 +182,9 @@ double sim_exchange_s(const Sim *sim, CommKind kind, unsigned axes, double whole
     case COMM_ALL_REDUCE: return best_algorithm_s(sim, &s, 2, whole_bytes);
     case COMM_ALL_TO_ALL: return all_to_all_s(sim, &s, whole_bytes);
     case COMM_SEND:
-        if (axes == 1u << MESH_PP) return sim_message_s(sim, 0, mesh_size(&sim->mesh, MESH_PP) - 1, whole_bytes); /* its ends */
+        if (axes == 1u << MESH_PP)
+            return sim_message_s(sim, 0, mesh_size(&sim->mesh, MESH_PP) - 1,
+                                 whole_bytes); /* its ends */
         /* each to its neighbour: one of the hops of a gathering */
         return best_algorithm_s(sim, &s, 1, whole_bytes * (double)s.n) / (double)(s.n - 1);
     default: return best_algorithm_s(sim, &s, 1, whole_bytes);

@@ -1,4 +1,5 @@
-/* The simulated device: exchanges against published measurements, and the clock against programs whose time can be told by hand. */
+/* The simulated device: exchanges against published measurements, and the clock against programs
+ * whose time can be told by hand. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -14,10 +15,10 @@ static Sim make_sim(const char *text, Cluster *cluster, Mesh mesh)
     return sim;
 }
 
-/* ---- exchanges -------------------------------------------------------------------------------------------- */
+/* ---- exchanges -------------------------------------------------------------------------- */
 
-/* All-reduce among the 8 H100 of a node, measured (reference: dgxc recipe): 1 MiB 27 us, 8 MiB 83 us, 32 MiB 199 us, 128 MiB 586 us, 1 GiB
- * 4.03 ms. */
+/* All-reduce among the 8 H100 of a node, measured (reference: dgxc recipe): 1 MiB 27 us, 8 MiB 83
+ * us, 32 MiB 199 us, 128 MiB 586 us, 1 GiB 4.03 ms. */
 static void test_one_node(void **state)
 {
     (void)state;
@@ -27,12 +28,15 @@ static void test_one_node(void **state)
     Cluster cluster;
     Sim sim = make_sim("h100", &cluster, (Mesh){.size = {[MESH_TP] = 8}});
     for (int i = 0; i < COUNT_OF(rows); i++)
-        assert_near(sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_TP, rows[i].mib * 1048576), rows[i].us * 1e-6, 0.15);
-    assert_near(sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_TP, 1048576.0 * 1024), 4030e-6, 0.05);
+        assert_near(sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_TP, rows[i].mib * 1048576),
+                    rows[i].us * 1e-6, 0.15);
+    assert_near(sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_TP, 1048576.0 * 1024), 4030e-6,
+                0.05);
     cluster_deinit(&cluster);
 }
 
-/* Rings over the network (SimAI's table, isolated): share of the NICs' rate at 1 GiB on 2, 8 and 32 nodes; others than rings may be faster. */
+/* Rings over the network (SimAI's table, isolated): share of the NICs' rate at 1 GiB on 2, 8 and 32
+ * nodes; others than rings may be faster. */
 static void test_many_nodes(void **state)
 {
     (void)state;
@@ -42,9 +46,11 @@ static void test_many_nodes(void **state)
     } rows[] = {{2, 0.92}, {8, 0.90}, {32, 0.74}};
     for (int i = 0; i < COUNT_OF(rows); i++) {
         Cluster cluster;
-        Sim sim = make_sim("1024 h100, 8 per node, 400G", &cluster, (Mesh){.size = {[MESH_DP] = 8 * rows[i].nodes}});
+        Sim sim = make_sim("1024 h100, 8 per node, 400G", &cluster,
+                           (Mesh){.size = {[MESH_DP] = 8 * rows[i].nodes}});
         sim.derating = 1;
-        double n = 8.0 * rows[i].nodes, bytes = 1073741824, ideal = 2 * (n - 1) / n * bytes / (8 * 50e9);
+        double n = 8.0 * rows[i].nodes, bytes = 1073741824,
+               ideal = 2 * (n - 1) / n * bytes / (8 * 50e9);
         double share = ideal / sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_DP, bytes);
         assert_true(share > 0.85 * rows[i].share && share < 1);
         cluster_deinit(&cluster);
@@ -57,25 +63,31 @@ static void test_rails(void **state)
     (void)state;
     Cluster cluster;
     double bytes = 16e9;
-    Sim spread = make_sim("1024 h100, 8 per node, 400G", &cluster, (Mesh){.size = {[MESH_DP] = 16, [MESH_TP] = 8}});
+    Sim spread = make_sim("1024 h100, 8 per node, 400G", &cluster,
+                          (Mesh){.size = {[MESH_DP] = 16, [MESH_TP] = 8}});
     double apart = sim_exchange_s(&spread, COMM_REDUCE_SCATTER, 1u << MESH_DP, bytes);
     cluster_deinit(&cluster);
-    Sim together = make_sim("1024 h100, 8 per node, 400G", &cluster, (Mesh){.size = {[MESH_DP] = 128}});
+    Sim together = make_sim("1024 h100, 8 per node, 400G", &cluster,
+                            (Mesh){.size = {[MESH_DP] = 128}});
     double rails = sim_exchange_s(&together, COMM_REDUCE_SCATTER, 1u << MESH_DP, bytes);
     assert_true(apart > 6 * rails && apart < 9 * rails);
     cluster_deinit(&cluster);
 }
 
-/* A tier with a quarter of the bandwidth makes the exchange that crosses it four times as long, and no other. */
+/* A tier with a quarter of the bandwidth makes the exchange that crosses it four times as long, and
+ * no other. */
 static void test_oversubscription(void **state)
 {
     (void)state;
     Cluster full, thin;
     Mesh mesh = {.size = {[MESH_PP] = 2, [MESH_DP] = 512, [MESH_TP] = 8}};
-    Sim a = make_sim("8192 h100, 8 per node, 400G", &full, mesh), b = make_sim("8192 h100, 8 per node, 400G, spine 1:4", &thin, mesh);
-    double bytes = 64e9, one = sim_exchange_s(&a, COMM_ALL_GATHER, 1u << MESH_DP, bytes), other = sim_exchange_s(&b, COMM_ALL_GATHER, 1u << MESH_DP, bytes);
+    Sim a = make_sim("8192 h100, 8 per node, 400G", &full, mesh),
+        b = make_sim("8192 h100, 8 per node, 400G, spine 1:4", &thin, mesh);
+    double bytes = 64e9, one = sim_exchange_s(&a, COMM_ALL_GATHER, 1u << MESH_DP, bytes),
+           other = sim_exchange_s(&b, COMM_ALL_GATHER, 1u << MESH_DP, bytes);
     assert_true(other > one);
-    assert_near(sim_exchange_s(&a, COMM_ALL_GATHER, 1u << MESH_TP, bytes), sim_exchange_s(&b, COMM_ALL_GATHER, 1u << MESH_TP, bytes), 1e-9);
+    assert_near(sim_exchange_s(&a, COMM_ALL_GATHER, 1u << MESH_TP, bytes),
+                sim_exchange_s(&b, COMM_ALL_GATHER, 1u << MESH_TP, bytes), 1e-9);
     cluster_deinit(&full);
     cluster_deinit(&thin);
 }
@@ -84,12 +96,15 @@ static void test_grows(void **state)
 {
     (void)state;
     Cluster cluster;
-    Sim sim = make_sim("8192 h100, 8 per node, 400G", &cluster, (Mesh){.size = {[MESH_DP] = 64, [MESH_EP] = 16, [MESH_TP] = 8}});
-    static const CommKind kinds[] = {COMM_ALL_REDUCE, COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_TO_ALL};
+    Sim sim = make_sim("8192 h100, 8 per node, 400G", &cluster,
+                       (Mesh){.size = {[MESH_DP] = 64, [MESH_EP] = 16, [MESH_TP] = 8}});
+    static const CommKind kinds[] = {COMM_ALL_REDUCE, COMM_ALL_GATHER, COMM_REDUCE_SCATTER,
+                                     COMM_ALL_TO_ALL};
     for (int k = 0; k < COUNT_OF(kinds); k++)
         for (unsigned axes = 1; axes < 1u << MESH_AXES; axes++)
             for (double bytes = 1; bytes < 1e11; bytes *= 10) {
-                double s = sim_exchange_s(&sim, kinds[k], axes, bytes), more = sim_exchange_s(&sim, kinds[k], axes, 10 * bytes);
+                double s = sim_exchange_s(&sim, kinds[k], axes, bytes),
+                       more = sim_exchange_s(&sim, kinds[k], axes, 10 * bytes);
                 assert_true(s >= 0 && more >= s && isfinite(more));
             }
     assert_true(sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_CP, 1e9) == 0); /* alone */
@@ -106,13 +121,14 @@ static void test_too_many_ranks(void **state)
     cluster_deinit(&cluster);
 }
 
-/* ---- the clock ------------------------------------------------------------------------------------------- */
+/* ---- the clock -------------------------------------------------------------------------- */
 
 static const Target gpu = {.isa = ISA_GENERIC, .threads = 1, .gpu = true};
 
 static ValueId matrix(Graph *g, const char *name, int64_t rows, int64_t columns)
 {
-    return graph_input(g, name, DTYPE_BF16, shape_make(2, (int64_t[]){rows, columns}, (Axis[]){AXIS_ANY, AXIS_ANY}));
+    return graph_input(g, name, DTYPE_BF16,
+                       shape_make(2, (int64_t[]){rows, columns}, (Axis[]){AXIS_ANY, AXIS_ANY}));
 }
 
 /* Two large products, one behind the other. */
@@ -178,8 +194,10 @@ static void test_launches(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_node), cmocka_unit_test(test_many_nodes), cmocka_unit_test(test_rails), cmocka_unit_test(test_oversubscription),
-        cmocka_unit_test(test_grows), cmocka_unit_test(test_too_many_ranks), cmocka_unit_test(test_products), cmocka_unit_test(test_launches),
+        cmocka_unit_test(test_one_node), cmocka_unit_test(test_many_nodes),
+        cmocka_unit_test(test_rails),    cmocka_unit_test(test_oversubscription),
+        cmocka_unit_test(test_grows),    cmocka_unit_test(test_too_many_ranks),
+        cmocka_unit_test(test_products), cmocka_unit_test(test_launches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,27 +21,38 @@ void trace_text_end(Str *out)
 
 static void add_name(Str *out, int process, int track, const char *what, const char *name)
 {
-    str_printf(out, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":", process, track, what);
+    str_printf(out,
+               "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":", process,
+               track, what);
     add_string(out, name);
     str_add(out, "}},\n");
 }
 
-void trace_text_process(Str *out, int process, const char *name) { add_name(out, process, 0, "process_name", name); }
-void trace_text_track(Str *out, int process, int track, const char *name) { add_name(out, process, track, "thread_name", name); }
+void trace_text_process(Str *out, int process, const char *name)
+{
+    add_name(out, process, 0, "process_name", name);
+}
+void trace_text_track(Str *out, int process, int track, const char *name)
+{
+    add_name(out, process, track, "thread_name", name);
+}
 
 void trace_text_box(Str *out, const TraceBox *box, const char *name, const char *category)
 {
     str_add(out, "{\"name\":");
     add_string(out, name);
-    str_printf(out, ",\"cat\":\"%s\",\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"args\":{", category, box->process, box->track,
-               box->begin_s * 1e6, (box->end_s - box->begin_s) * 1e6);
+    str_printf(
+        out,
+        ",\"cat\":\"%s\",\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"args\":{",
+        category, box->process, box->track, box->begin_s * 1e6, (box->end_s - box->begin_s) * 1e6);
 }
 
 void trace_text_instr(Str *out, const TraceBox *box, const Program *program, const Instr *instr)
 {
     const Node *node = instr->node;
     Str name = {0};
-    str_printf(&name, "%s%s%s", node->name ? node->name : "", node->name ? ": " : "", node->op->name);
+    str_printf(&name, "%s%s%s", node->name ? node->name : "", node->name ? ": " : "",
+               node->op->name);
     trace_text_box(out, box, name.at, phase_name(node->phase));
     str_printf(out, "\"op\":\"%s\",\"program\":\"%s\"", node->op->name, program->graph->name);
     if (node->layer >= 0) str_printf(out, ",\"layer\":%d", node->layer);

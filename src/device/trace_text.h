@@ -1,5 +1,6 @@
-/* Traces in the format of chrome://tracing and Perfetto ("Trace Event Format"): processes with tracks, on them boxes. What really ran
- * and what was simulated are written alike, so that the one can be laid over the other. */
+/* Traces in the format of chrome://tracing and Perfetto ("Trace Event Format"): processes with
+ * tracks, on them boxes. What really ran and what was simulated are written alike, so that the one
+ * can be laid over the other. */
 #ifndef DEVICE_TRACE_TEXT_H
 #define DEVICE_TRACE_TEXT_H
 
@@ -15,7 +16,8 @@ void trace_text_process(Str *out, int process, const char *name);
 void trace_text_track(Str *out, int process, int track, const char *name);
 /* Opens a box. The caller adds its arguments, `"bytes":1,"group":"tp"`, and ends it. */
 void trace_text_box(Str *out, const TraceBox *box, const char *name, const char *category);
-void trace_text_instr(Str *out, const TraceBox *box, const Program *program, const Instr *instr); /* opens one of an instruction */
+void trace_text_instr(Str *out, const TraceBox *box, const Program *program,
+                      const Instr *instr); /* opens one of an instruction */
 void trace_text_end_box(Str *out);
 void trace_text_end(Str *out);
 

@@ -1,17 +1,18 @@
-/* Which of several answers the model finds likeliest, after the same context. The choice by the sum of
- * log-likelihoods is what lm-evaluation-harness calls acc; by the sum over the length of the answer, acc_norm. */
+/* Which of several answers the model finds likeliest, after the same context. The choice by the sum
+ * of log-likelihoods is what lm-evaluation-harness calls acc; by the sum over the length of the
+ * answer, acc_norm. */
 #include "eval/eval_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- tokens -------------------------------------------------------------------------------------- */
+/* ---- tokens ----------------------------------------------------------------------------- */
 
 static bool is_space(uint8_t c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-/* Context and answer are encoded as one text, joined by a space where there is none. White space at the context's end
- * counts as the answer's, so that it is encoded with the word that follows. */
+/* Context and answer are encoded as one text, joined by a space where there is none. White space at
+ * the context's end counts as the answer's, so that it is encoded with the word that follows. */
 static size_t join(const EvalItem *item, int choice, Str *out)
 {
     Bytes context = item->prompt, answer = item->list[choice];
@@ -23,7 +24,8 @@ static size_t join(const EvalItem *item, int choice, Str *out)
     return end;
 }
 
-Status choice_encode(Encoder *encoder, int32_t prefix, const EvalItem *item, int choice, IdVec *ids, int64_t *begin)
+Status choice_encode(Encoder *encoder, int32_t prefix, const EvalItem *item, int choice, IdVec *ids,
+                     int64_t *begin)
 {
     Str text = {0};
     IdVec context = {0};
@@ -70,7 +72,7 @@ static void plan(EvalJob *job, int64_t longest, InferOptions *infer)
     infer->score_rows = r->batch = eval_rows(job, r->context);
 }
 
-/* ---- some questions -------------------------------------------------------------------------------- */
+/* ---- some questions --------------------------------------------------------------------- */
 
 typedef struct Choice {
     IdVec ids;
@@ -108,19 +110,22 @@ static void judge(EvalJob *job, const EvalItem *item, const Choice *choice)
     for (int c = 0; c < item->n_list; c++) {
         int64_t tokens = (int64_t)choice[c].ids.n - choice[c].begin;
         sum[c] = 0;
-        for (int64_t i = choice[c].begin; i < (int64_t)choice[c].ids.n; i++) sum[c] -= (double)choice[c].nll[i];
+        for (int64_t i = choice[c].begin; i < (int64_t)choice[c].ids.n; i++)
+            sum[c] -= (double)choice[c].nll[i];
         per_byte[c] = sum[c] / (double)item->list[c].n;
         per_token[c] = sum[c] / (double)max_i64(tokens, 1);
         job->result->n_tokens += tokens;
         job->result->n_bytes += item->list[c].n;
         json_array_append_new(list, json_real(sum[c]));
     }
-    int chosen = best(sum, item->n_list), norm = best(per_byte, item->n_list), token = best(per_token, item->n_list);
+    int chosen = best(sum, item->n_list), norm = best(per_byte, item->n_list),
+        token = best(per_token, item->n_list);
     mean_add(&job->mean[0], chosen == item->answer);
     mean_add(&job->mean[1], norm == item->answer);
     mean_add(&job->mean_token, token == item->answer);
-    eval_add_line(job, json_pack("{s:I, s:i, s:i, s:i, s:i, s:o}", "line", (json_int_t)item->line, "answer", item->answer,
-                                 "chosen", chosen, "chosen_norm", norm, "chosen_token", token, "loglikelihoods", list));
+    eval_add_line(job, json_pack("{s:I, s:i, s:i, s:i, s:i, s:o}", "line", (json_int_t)item->line,
+                                 "answer", item->answer, "chosen", chosen, "chosen_norm", norm,
+                                 "chosen_token", token, "loglikelihoods", list));
 }
 
 static Status run(EvalJob *job, const EvalItem *items, int n)
@@ -133,10 +138,12 @@ static Status run(EvalJob *job, const EvalItem *items, int n)
     for (int i = 0, at = 0; i < n; i++)
         for (int c = 0; c < items[i].n_list && status == OK; c++, at++) {
             status = encode(job, &items[i], c, &choices[at]);
-            sequences[at] = (ScoreSequence){choices[at].ids.at, (int64_t)choices[at].ids.n, choices[at].nll};
+            sequences[at] = (ScoreSequence){choices[at].ids.at, (int64_t)choices[at].ids.n,
+                                            choices[at].nll};
         }
     if (status == OK) status = infer_score(job->infer, sequences, total);
-    for (int i = 0, at = 0; i < n && status == OK; at += items[i++].n_list) judge(job, &items[i], &choices[at]);
+    for (int i = 0, at = 0; i < n && status == OK; at += items[i++].n_list)
+        judge(job, &items[i], &choices[at]);
     for (int at = 0; at < total; at++) {
         VEC_FREE(&choices[at].ids);
         free(choices[at].nll);
@@ -150,7 +157,9 @@ static void finish(EvalJob *job)
 {
     eval_add_figure(job, "acc", mean_value(&job->mean[0]), mean_error(&job->mean[0]));
     eval_add_figure(job, "acc_norm", mean_value(&job->mean[1]), mean_error(&job->mean[1]));
-    eval_add_figure(job, "acc_per_token", mean_value(&job->mean_token), mean_error(&job->mean_token));
+    eval_add_figure(job, "acc_per_token", mean_value(&job->mean_token),
+                    mean_error(&job->mean_token));
 }
 
-const EvalTaskDef eval_choice = {.name = "choice", .measure = measure, .plan = plan, .run = run, .finish = finish};
+const EvalTaskDef eval_choice = {
+    .name = "choice", .measure = measure, .plan = plan, .run = run, .finish = finish};

@@ -1,5 +1,5 @@
-/* From a file to figures: every line is looked at first, then the model is loaded for what they need, then they go
- * through it a batch at a time. */
+/* From a file to figures: every line is looked at first, then the model is loaded for what they
+ * need, then they go through it a batch at a time. */
 #include "eval/eval_internal.h"
 
 #include <math.h>
@@ -35,7 +35,7 @@ void eval_add_line(EvalJob *job, json_t *line)
     json_decref(line);
 }
 
-/* ---- the first look --------------------------------------------------------------------------------- */
+/* ---- the first look --------------------------------------------------------------------- */
 
 typedef struct Survey {
     int64_t n_lines, longest;
@@ -43,11 +43,16 @@ typedef struct Survey {
 
 static void name_bad(EvalJob *job, int64_t number, const char *why)
 {
-    if (++job->result->n_bad <= BAD_NAMED) log_warn("%s, line %lld: %s", job->options->data, (long long)number, why);
-    if (job->result->n_bad == BAD_NAMED + 1) log_warn("%s: more bad lines, which are only counted", job->options->data);
+    if (++job->result->n_bad <= BAD_NAMED)
+        log_warn("%s, line %lld: %s", job->options->data, (long long)number, why);
+    if (job->result->n_bad == BAD_NAMED + 1)
+        log_warn("%s: more bad lines, which are only counted", job->options->data);
 }
 
-static bool enough(const EvalJob *job, int64_t n) { return job->options->limit > 0 && n >= job->options->limit; }
+static bool enough(const EvalJob *job, int64_t n)
+{
+    return job->options->limit > 0 && n >= job->options->limit;
+}
 
 static Status look_at(EvalJob *job, DataLines *lines, Survey *survey)
 {
@@ -66,8 +71,10 @@ static Status look_at(EvalJob *job, DataLines *lines, Survey *survey)
         arena_deinit(&arena);
         TRY_AS(status, "%s, line %lld", job->options->data, (long long)line.number);
         survey->longest = max_i64(survey->longest, tokens);
-        if (good) job->result->n_items++;
-        else name_bad(job, line.number, line.bad ? line.why : why);
+        if (good)
+            job->result->n_items++;
+        else
+            name_bad(job, line.number, line.bad ? line.why : why);
     }
     return OK;
 }
@@ -82,13 +89,17 @@ static Status survey_file(EvalJob *job, Survey *survey)
     TRY(status);
     double share = survey->n_lines ? (double)r->n_bad / (double)survey->n_lines : 0;
     if (share > job->options->bad_share)
-        return fail(ERR_REFUSED, "%s: %lld of %lld lines are bad for the task %s, at most %g%% may be; mend them, or allow more",
-                    job->options->data, (long long)r->n_bad, (long long)survey->n_lines, eval_task_name(job->options->task),
-                    100 * job->options->bad_share);
-    return r->n_items ? OK : fail(ERR_FORMAT, "%s has no item for the task %s", job->options->data, eval_task_name(job->options->task));
+        return fail(ERR_REFUSED,
+                    "%s: %lld of %lld lines are bad for the task %s, at most %g%% may be; mend "
+                    "them, or allow more",
+                    job->options->data, (long long)r->n_bad, (long long)survey->n_lines,
+                    eval_task_name(job->options->task), 100 * job->options->bad_share);
+    return r->n_items ? OK
+                      : fail(ERR_FORMAT, "%s has no item for the task %s", job->options->data,
+                             eval_task_name(job->options->task));
 }
 
-/* ---- output ------------------------------------------------------------------------------------------- */
+/* ---- output ----------------------------------------------------------------------------- */
 
 typedef struct Output {
     char *beside; /* NULL: none is wanted */
@@ -124,7 +135,7 @@ static Status output_close(EvalJob *job, Output *output, Status status)
     return status;
 }
 
-/* ---- the work ------------------------------------------------------------------------------------------- */
+/* ---- the work --------------------------------------------------------------------------- */
 
 typedef struct Batch {
     Arena arena;
@@ -153,11 +164,15 @@ static Status run_lines(EvalJob *job, DataLines *lines, Batch *batch, Output *ou
         DataLine line;
         char why[EVAL_WHY];
         TRY(data_lines_next(lines, &line));
-        if (!line.bad && !line.json.at) return fail(ERR_IO, "%s became shorter while it was read", job->options->data);
-        if (line.bad || !eval_item_parse(&batch->arena, job->options->task, line.json, &batch->item[batch->n], why)) continue;
+        if (!line.bad && !line.json.at)
+            return fail(ERR_IO, "%s became shorter while it was read", job->options->data);
+        if (line.bad || !eval_item_parse(&batch->arena, job->options->task, line.json,
+                                         &batch->item[batch->n], why))
+            continue;
         batch->item[batch->n++].line = line.number;
         batch->bytes += line.json.n;
-        if (batch->n == BATCH_ITEMS || batch->bytes >= BATCH_BYTES) TRY(run_batch(job, batch, output));
+        if (batch->n == BATCH_ITEMS || batch->bytes >= BATCH_BYTES)
+            TRY(run_batch(job, batch, output));
     }
     return run_batch(job, batch, output);
 }
@@ -172,7 +187,8 @@ static Status run_items(EvalJob *job)
     Status status = data_lines_open(job->options->data, &lines);
     if (status == OK) {
         status = output_open(&arena, job->options, &output);
-        if (status == OK) status = output_close(job, &output, run_lines(job, lines, batch, &output));
+        if (status == OK)
+            status = output_close(job, &output, run_lines(job, lines, batch, &output));
         data_lines_close(lines);
     }
     job->result->seconds = clock_s() - start;
@@ -185,12 +201,15 @@ static Status run_items(EvalJob *job)
 static Status check_options(const InferModel *model, const EvalOptions *o)
 {
     if (!o->data) return fail(ERR_ARG, "no file of items was given");
-    if (!model->tokenizer) return fail(ERR_FORMAT, "%s has no tokenizer, and the items are texts", model->path);
+    if (!model->tokenizer)
+        return fail(ERR_FORMAT, "%s has no tokenizer, and the items are texts", model->path);
     if (o->context == 1) return fail(ERR_ARG, "a window of one token predicts nothing");
     int64_t most = model->config.max_positions;
     if (o->context > most)
-        return fail(ERR_REFUSED, "%s has %lld positions (max_position_embeddings), but a context of %lld was asked for", model->path,
-                    (long long)most, (long long)o->context);
+        return fail(
+            ERR_REFUSED,
+            "%s has %lld positions (max_position_embeddings), but a context of %lld was asked for",
+            model->path, (long long)most, (long long)o->context);
     return OK;
 }
 
@@ -202,8 +221,10 @@ static Status run_job(EvalJob *job)
     TRY(survey_file(job, &survey));
     tasks[o->task]->plan(job, survey.longest, &infer);
     if (job->result->stride >= job->result->context)
-        return fail(ERR_ARG, "a stride of %lld in windows of %lld leaves nothing before a window's first token", (long long)job->result->stride,
-                    (long long)job->result->context);
+        return fail(
+            ERR_ARG,
+            "a stride of %lld in windows of %lld leaves nothing before a window's first token",
+            (long long)job->result->stride, (long long)job->result->context);
     TRY(infer_create(job->model, infer, &job->infer));
     Status status = run_items(job);
     infer_destroy(job->infer);
@@ -216,7 +237,8 @@ Status eval_run(const InferModel *model, const EvalOptions *options, EvalResult 
     TRY(check_options(model, options));
     EvalResult made = {0};
     EvalJob job = {.model = model, .options = options, .bos = -1, .result = &made};
-    if (options->bos && tokenizer_adds_bos(model->tokenizer)) job.bos = tokenizer_bos(model->tokenizer);
+    if (options->bos && tokenizer_adds_bos(model->tokenizer))
+        job.bos = tokenizer_bos(model->tokenizer);
     TRY(encoder_create(model->tokenizer, &job.encoder));
     Status status = run_job(&job);
     encoder_destroy(job.encoder);

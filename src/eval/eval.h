@@ -1,18 +1,21 @@
 /* eval: how good a model is, on the lines of a file.
  *
- * What it is.   Three tasks: perplexity (how likely texts are), choice (which of several answers is the
- *               likeliest), exact (whether what it writes is the answer); batches, figures with their errors.
+ * What it is.   Three tasks: perplexity (how likely texts are), choice (which of several answers is
+ *               the
+ *               likeliest), exact (whether what it writes is the answer); batches, figures with
+ * their errors.
  * Depends on.   base, text, data, infer; jansson
  * Owns.         Nothing across calls.
- * Invariants.   Every line is looked at before the model is loaded: bad ones are named, counted, and refused
- *               above a share. A figure does not depend on the batch, beyond rounding. Log-likelihoods
- *               come from the training graph; none of a sequence's logits are held.
- * Use:
+ * Invariants.   Every line is looked at before the model is loaded: bad ones are named, counted,
+ *               and refused
+ *               above a share. A figure does not depend on the batch, beyond rounding.
+ * Log-likelihoods come from the training graph; none of a sequence's logits are held. Use:
  *     EvalOptions options = {.task = EVAL_CHOICE, .data = "questions.jsonl", .bos = true};
  *     TRY(infer_model_open("runs/demo", &model));
  *     TRY(eval_run(&model, &options, &result));
  *     for (int i = 0; i < result.n_figures; i++)
- *         printf("%s %g +- %g\n", result.figure[i].name, result.figure[i].value, result.figure[i].error);
+ *         printf("%s %g +- %g\n", result.figure[i].name, result.figure[i].value,
+ * result.figure[i].error);
  */
 #ifndef EVAL_EVAL_H
 #define EVAL_EVAL_H
@@ -21,8 +24,9 @@
 
 typedef enum EvalTask {
     EVAL_PERPLEXITY, /* {"text": ...} */
-    EVAL_CHOICE,     /* {"context" and/or "question": ..., "choices": [...], "answer": index from 0} */
-    EVAL_EXACT,      /* {"prompt" or "question": ..., "answer": ... or "answers": [...], "stop": optional} */
+    EVAL_CHOICE, /* {"context" and/or "question": ..., "choices": [...], "answer": index from 0} */
+    EVAL_EXACT,  /* {"prompt" or "question": ..., "answer": ... or "answers": [...], "stop":
+                    optional} */
 } EvalTask;
 const char *eval_task_name(EvalTask task);
 
@@ -54,11 +58,11 @@ enum { EVAL_MAX_FIGURES = 4 };
 
 typedef struct EvalResult {
     int64_t n_items, n_bad;
-    int64_t n_tokens;          /* scored, or made */
-    uint64_t n_bytes;          /* of the text that the scored tokens stand for */
-    int64_t n_cut;             /* items that were longer than the model's context and lost their beginning */
+    int64_t n_tokens; /* scored, or made */
+    uint64_t n_bytes; /* of the text that the scored tokens stand for */
+    int64_t n_cut;    /* items that were longer than the model's context and lost their beginning */
     int64_t context, stride, batch; /* as used; stride 0 where there is none */
-    double seconds;            /* without loading */
+    double seconds;                 /* without loading */
     EvalFigure figure[EVAL_MAX_FIGURES];
     int n_figures;
 } EvalResult;

@@ -6,25 +6,25 @@
 
 #include "eval/eval.h"
 
-/* ---- item.c: a line of the file ----------------------------------------------------------------- */
+/* ---- item.c: a line of the file --------------------------------------------------------- */
 
 enum { EVAL_MAX_LIST = 256, EVAL_WHY = 160 };
 
 /* Texts live in the arena that they were parsed into. */
 typedef struct EvalItem {
     int64_t line;
-    Bytes prompt;  /* the text itself, the context of the choices, or the prompt */
-    Bytes *list;   /* choices, or answers */
+    Bytes prompt; /* the text itself, the context of the choices, or the prompt */
+    Bytes *list;  /* choices, or answers */
     int n_list;
     Bytes *stop;
     int n_stop;
-    int answer;    /* index among the choices */
+    int answer; /* index among the choices */
 } EvalItem;
 
 /* False, with the reason, for a line that is not an item of this task. */
 bool eval_item_parse(Arena *arena, EvalTask task, Bytes json, EvalItem *item, char why[EVAL_WHY]);
 
-/* ---- figures.c: means and their errors ------------------------------------------------------------ */
+/* ---- figures.c: means and their errors -------------------------------------------------- */
 
 /* Mean of values: sums over items. */
 typedef struct Mean {
@@ -35,7 +35,8 @@ void mean_add(Mean *mean, double value);
 double mean_value(const Mean *mean);
 double mean_error(const Mean *mean); /* deviation of the sample over sqrt(n) */
 
-/* sum of a over sum of b, where an item brings both: tokens of one document are no independent draws, documents are. */
+/* sum of a over sum of b, where an item brings both: tokens of one document are no independent
+ * draws, documents are. */
 typedef struct Ratio {
     int64_t n;
     double a, b, aa, ab, bb;
@@ -44,7 +45,7 @@ void ratio_add(Ratio *ratio, double a, double b);
 double ratio_value(const Ratio *ratio);
 double ratio_error(const Ratio *ratio);
 
-/* ---- match.c: answers ------------------------------------------------------------------------------- */
+/* ---- match.c: answers ------------------------------------------------------------------- */
 
 /* Lower case (ASCII), without punctuation and the words a, an, the; single spaces. Appended. */
 void match_normalise(Bytes text, Str *out);
@@ -52,26 +53,27 @@ bool match_equal(Bytes a, Bytes b); /* without the white space around them */
 /* Where the first of the stops begins in text, or text.n. */
 size_t match_stop(Bytes text, const Bytes *stop, int n);
 
-/* ---- perplexity.c: windows ---------------------------------------------------------------------------- */
+/* ---- perplexity.c: windows -------------------------------------------------------------- */
 
 /* Tokens [begin, end) are seen, [scored, end) count. */
 typedef struct Window {
     int64_t begin, end, scored;
 } Window;
-/* The windows that cover n tokens, appended; each of at most `context`, moved on by `stride`, which is less. The first
- * token of all has nothing before it and is never scored. */
+/* The windows that cover n tokens, appended; each of at most `context`, moved on by `stride`, which
+ * is less. The first token of all has nothing before it and is never scored. */
 typedef struct WindowVec {
     Window *at;
     size_t n, cap;
 } WindowVec;
 void window_list(int64_t n, int64_t context, int64_t stride, WindowVec *out);
 
-/* ---- choice.c: where an answer begins ------------------------------------------------------------------- */
+/* ---- choice.c: where an answer begins --------------------------------------------------- */
 
 /* Ids of begin-of-text, context and choice as one text; *begin: where the choice's tokens begin. */
-Status choice_encode(Encoder *encoder, int32_t prefix, const EvalItem *item, int choice, IdVec *ids, int64_t *begin);
+Status choice_encode(Encoder *encoder, int32_t prefix, const EvalItem *item, int choice, IdVec *ids,
+                     int64_t *begin);
 
-/* ---- tasks ------------------------------------------------------------------------------------------------ */
+/* ---- tasks ------------------------------------------------------------------------------ */
 
 typedef struct EvalJob {
     const InferModel *model;
@@ -79,15 +81,15 @@ typedef struct EvalJob {
     Encoder *encoder;
     int32_t bos; /* in front of texts; -1: none */
     Infer *infer;
-    Str out;     /* lines for options->out that are not written yet */
+    Str out; /* lines for options->out that are not written yet */
     EvalResult *result;
     Mean mean[2];
     Mean mean_token;
     Ratio per_token, per_byte;
 } EvalJob;
 
-/* One file per task. measure: tokens of an item, to know what to load the model for. plan: that, from the longest.
- * run: some items. finish: the figures. */
+/* One file per task. measure: tokens of an item, to know what to load the model for. plan: that,
+ * from the longest. run: some items. finish: the figures. */
 typedef struct EvalTaskDef {
     const char *name;
     Status (*measure)(EvalJob *job, const EvalItem *item, int64_t *tokens);

@@ -1,5 +1,5 @@
-/* Windows, answers and figures against plain definitions; whole evaluations of a small random model against sums over
- * its logits. */
+/* Windows, answers and figures against plain definitions; whole evaluations of a small random model
+ * against sums over its logits. */
 #include "eval/eval_internal.h"
 
 #include "base/testing.h"
@@ -7,7 +7,7 @@
 #include <math.h>
 #include <unistd.h>
 
-/* ---- windows ----------------------------------------------------------------------------------------- */
+/* ---- windows ---------------------------------------------------------------------------- */
 
 static void windows_score_every_token_once(void **state)
 {
@@ -19,28 +19,34 @@ static void windows_score_every_token_once(void **state)
                 int scored[40] = {0};
                 window_list(n, context, stride, &w);
                 for (size_t k = 0; k < w.n; k++) {
-                    assert_true(w.at[k].end - w.at[k].begin <= context && w.at[k].scored < w.at[k].end);
+                    assert_true(w.at[k].end - w.at[k].begin <= context &&
+                                w.at[k].scored < w.at[k].end);
                     for (int64_t i = w.at[k].scored; i < w.at[k].end; i++) {
                         scored[i]++;
-                        /* near the text's beginning all of it is seen, later at least context - stride tokens */
+                        /* near the text's beginning all of it is seen, later at least context -
+                         * stride tokens */
                         assert_true(i - w.at[k].begin >= min_i64(i, context - stride));
                     }
                 }
                 for (int64_t i = 0; i < n; i++)
-                    if (scored[i] != (i > 0)) fail_msg("token %d of %d scored %d times", (int)i, (int)n, scored[i]);
+                    if (scored[i] != (i > 0))
+                        fail_msg("token %d of %d scored %d times", (int)i, (int)n, scored[i]);
                 VEC_FREE(&w);
             }
 }
 
-/* ---- answers ------------------------------------------------------------------------------------------- */
+/* ---- answers ---------------------------------------------------------------------------- */
 
 static Bytes bytes(const char *text) { return (Bytes){(const uint8_t *)text, strlen(text)}; }
 
 static void answers_are_compared_as_usual(void **state)
 {
     (void)state;
-    static const char *const same[][2] = {{"The  Answer, is: 42!", "answer is 42"}, {"\tAn apple\n", "apple"}, {"", "the"},
-                                          {"a.b.c.", "ABC"}, {"Caf\xc3\xa9", "caf\xc3\xa9"}};
+    static const char *const same[][2] = {{"The  Answer, is: 42!", "answer is 42"},
+                                          {"\tAn apple\n", "apple"},
+                                          {"", "the"},
+                                          {"a.b.c.", "ABC"},
+                                          {"Caf\xc3\xa9", "caf\xc3\xa9"}};
     for (int i = 0; i < COUNT_OF(same); i++) {
         Str a = {0}, b = {0};
         str_add(&a, "");
@@ -51,14 +57,15 @@ static void answers_are_compared_as_usual(void **state)
         str_deinit(&a);
         str_deinit(&b);
     }
-    assert_true(match_equal(bytes(" 42\n"), bytes("42")) && !match_equal(bytes("42."), bytes("42")));
+    assert_true(match_equal(bytes(" 42\n"), bytes("42")) &&
+                !match_equal(bytes("42."), bytes("42")));
     Bytes stops[] = {bytes("\n\n"), bytes("Q:"), bytes("")};
     assert_int_equal(match_stop(bytes("one Q: two\n\n"), stops, 3), 4);
     assert_int_equal(match_stop(bytes("one"), stops, 3), 3);
     assert_int_equal(match_stop(bytes(""), stops, 3), 0);
 }
 
-/* ---- figures --------------------------------------------------------------------------------------------- */
+/* ---- figures ---------------------------------------------------------------------------- */
 
 static void errors_follow_their_formulas(void **state)
 {
@@ -72,14 +79,15 @@ static void errors_follow_their_formulas(void **state)
         mean_add(&m, i == 2);
         ratio_add(&r, a[i], b[i]);
     }
-    assert_true(fabs(mean_value(&m) - 0.25) < 1e-12 && fabs(mean_error(&m) - sqrt(0.25 * 0.75 / 3)) < 1e-12);
+    assert_true(fabs(mean_value(&m) - 0.25) < 1e-12 &&
+                fabs(mean_error(&m) - sqrt(0.25 * 0.75 / 3)) < 1e-12);
     double squares = 0, q = 20.0 / 8;
     for (int i = 0; i < 4; i++) squares += (a[i] - q * b[i]) * (a[i] - q * b[i]);
     assert_true(fabs(ratio_value(&r) - q) < 1e-12);
     assert_true(fabs(ratio_error(&r) - sqrt(squares * 4 / 3) / 8) < 1e-12);
 }
 
-/* ---- lines ------------------------------------------------------------------------------------------------- */
+/* ---- lines ------------------------------------------------------------------------------ */
 
 static void bad_lines_say_what_is_wrong(void **state)
 {
@@ -96,8 +104,10 @@ static void bad_lines_say_what_is_wrong(void **state)
         {EVAL_CHOICE, "{\"choices\": [\"a\", \"b\"], \"answer\": 0}", "question"},
         {EVAL_CHOICE, "{\"question\": \"q\", \"choices\": [\"a\"], \"answer\": 0}", "choices"},
         {EVAL_CHOICE, "{\"question\": \"q\", \"choices\": [\"a\", \"\"], \"answer\": 0}", "empty"},
-        {EVAL_CHOICE, "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 2}", "answer"},
-        {EVAL_CHOICE, "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": \"a\"}", "answer"},
+        {EVAL_CHOICE, "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 2}",
+         "answer"},
+        {EVAL_CHOICE, "{\"question\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": \"a\"}",
+         "answer"},
         {EVAL_EXACT, "{\"prompt\": \"p\"}", "answer"},
         {EVAL_EXACT, "{\"prompt\": \"p\", \"answer\": []}", "answer"},
         {EVAL_EXACT, "{\"prompt\": \"p\", \"answer\": \"a\", \"stop\": 3}", "stop"},
@@ -106,13 +116,15 @@ static void bad_lines_say_what_is_wrong(void **state)
         Arena arena = {0};
         EvalItem item;
         char why[EVAL_WHY];
-        if (eval_item_parse(&arena, bad[i].task, bytes(bad[i].line), &item, why)) fail_msg("accepted: %s", bad[i].line);
-        if (!strstr(why, bad[i].why)) fail_msg("%s: '%s' does not say %s", bad[i].line, why, bad[i].why);
+        if (eval_item_parse(&arena, bad[i].task, bytes(bad[i].line), &item, why))
+            fail_msg("accepted: %s", bad[i].line);
+        if (!strstr(why, bad[i].why))
+            fail_msg("%s: '%s' does not say %s", bad[i].line, why, bad[i].why);
         arena_deinit(&arena);
     }
 }
 
-/* ---- whole evaluations ---------------------------------------------------------------------------------------- */
+/* ---- whole evaluations ------------------------------------------------------------------ */
 
 static char shop[64];
 static InferModel model;
@@ -131,8 +143,9 @@ static Status give(void *context, Bytes *text)
     return OK;
 }
 
-static const char sample[] = "The quick brown fox jumps over the lazy dog, and the dog, which is lazy, sleeps on. "
-                             "A fox is quick; the dogs are not. Is a dog a fox? No: the fox is the quicker one of them.\n";
+static const char sample[] =
+    "The quick brown fox jumps over the lazy dog, and the dog, which is lazy, sleeps on. "
+    "A fox is quick; the dogs are not. Is a dog a fox? No: the fox is the quicker one of them.\n";
 
 /* Weights at random, large enough that one token is much likelier than another. */
 static int make_model(void **state)
@@ -141,11 +154,16 @@ static int make_model(void **state)
     log_set_level(LOG_SILENT);
     snprintf(shop, sizeof shop, "/tmp/drover-eval-XXXXXX");
     if (!mkdtemp(shop)) return -1;
-    json_t *json = json_loads("{\"model_type\": \"llama4_text\", \"vocab_size\": 320, \"hidden_size\": 32, \"num_hidden_layers\": 2, "
-                              "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 16, \"intermediate_size\": 24, "
-                              "\"intermediate_size_mlp\": 40, \"num_local_experts\": 3, \"interleave_moe_layer_step\": 2, "
-                              "\"max_position_embeddings\": 128, \"attention_chunk_size\": 24, \"no_rope_layer_interval\": 2, "
-                              "\"initializer_range\": 0.4}", 0, NULL);
+    json_t *json = json_loads("{\"model_type\": \"llama4_text\", \"vocab_size\": 320, "
+                              "\"hidden_size\": 32, \"num_hidden_layers\": 2, "
+                              "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
+                              "\"head_dim\": 16, \"intermediate_size\": 24, "
+                              "\"intermediate_size_mlp\": 40, \"num_local_experts\": 3, "
+                              "\"interleave_moe_layer_step\": 2, "
+                              "\"max_position_embeddings\": 128, \"attention_chunk_size\": 24, "
+                              "\"no_rope_layer_interval\": 2, "
+                              "\"initializer_range\": 0.4}",
+                              0, NULL);
     OneText one = {.text = bytes(sample)};
     TokenizerTrainOptions how = {.vocab_size = 320, .threads = 1};
     bool good = model_config_from_json(json, &model.config) == OK &&
@@ -179,7 +197,8 @@ static void encode(const char *text, bool bos, IdVec *ids)
     encoder_destroy(encoder);
 }
 
-/* -ln p of token i after those before it, from the logits of the whole row: what the figures are made of. */
+/* -ln p of token i after those before it, from the logits of the whole row: what the figures are
+ * made of. */
 static double nll_of(Infer *infer, const int32_t *ids, int64_t n, int64_t first)
 {
     const float *logits;
@@ -212,7 +231,8 @@ static double figure(const EvalResult *r, const char *name)
 
 static void check_near(double got, double want, const char *what)
 {
-    if (!(fabs(got - want) <= 1e-4 * fmax(1, fabs(want)))) fail_msg("%s is %.8g, not %.8g", what, got, want);
+    if (!(fabs(got - want) <= 1e-4 * fmax(1, fabs(want))))
+        fail_msg("%s is %.8g, not %.8g", what, got, want);
 }
 
 static EvalOptions with(EvalTask task, const char *data)
@@ -220,7 +240,9 @@ static EvalOptions with(EvalTask task, const char *data)
     return (EvalOptions){.task = task, .data = data, .bos = true, .infer = {.threads = 1}};
 }
 
-static const char *const texts[] = {"The fox sleeps.", "a", "Is the dog quick, or lazy? The dog is a dog, which is quick; the fox is lazy."};
+static const char *const texts[] = {
+    "The fox sleeps.", "a",
+    "Is the dog quick, or lazy? The dog is a dog, which is quick; the fox is lazy."};
 
 static const char *write_texts(Arena *arena)
 {
@@ -297,7 +319,8 @@ static void long_texts_go_in_windows(void **state)
 }
 
 static const char *const contexts[] = {"The fox is", "Which is lazy? "};
-static const char *const choices[2][3] = {{"quick", "a very lazy dog", "not"}, {"the dog", "the fox which is quick", "No"}};
+static const char *const choices[2][3] = {{"quick", "a very lazy dog", "not"},
+                                          {"the dog", "the fox which is quick", "No"}};
 
 static void choice_is_by_sums_of_likelihoods(void **state)
 {
@@ -313,7 +336,8 @@ static void choice_is_by_sums_of_likelihoods(void **state)
         for (int c = 0; c < 3; c++) {
             IdVec ids = {0}, before = {0};
             bool space = q == 1; /* ends in one, which is then the answer's */
-            const char *all = arena_printf(&arena, space ? "%s%s" : "%s %s", contexts[q], choices[q][c]);
+            const char *all = arena_printf(&arena, space ? "%s%s" : "%s %s", contexts[q],
+                                           choices[q][c]);
             encode(all, true, &ids);
             encode(arena_strndup(&arena, contexts[q], strlen(contexts[q]) - space), true, &before);
             sum[c] = -nll_of(infer, ids.at, (int64_t)ids.n, (int64_t)before.n);
@@ -323,11 +347,14 @@ static void choice_is_by_sums_of_likelihoods(void **state)
             VEC_FREE(&ids);
             VEC_FREE(&before);
         }
-        int answer = q == 0 ? best : (best_norm + 1) % 3; /* one that is right by sum, one wrong by length */
+        int answer = q == 0
+                         ? best
+                         : (best_norm + 1) % 3; /* one that is right by sum, one wrong by length */
         right += best == answer;
         right_norm += best_norm == answer;
-        str_printf(&lines, "{\"context\": \"%s\", \"choices\": [\"%s\", \"%s\", \"%s\"], \"answer\": %d}\n", contexts[q],
-                   choices[q][0], choices[q][1], choices[q][2], answer);
+        str_printf(&lines,
+                   "{\"context\": \"%s\", \"choices\": [\"%s\", \"%s\", \"%s\"], \"answer\": %d}\n",
+                   contexts[q], choices[q][0], choices[q][1], choices[q][2], answer);
         const char *out = path_join(&arena, shop, "out.jsonl");
         EvalOptions one = with(EVAL_CHOICE, write_lines(&arena, "one.jsonl", lines.at));
         one.out = out;
@@ -340,7 +367,9 @@ static void choice_is_by_sums_of_likelihoods(void **state)
             json = json_loads(line, JSON_DISABLE_EOF_CHECK, NULL); /* the last one counts */
         }
         for (int c = 0; c < 3; c++)
-            check_near(json_real_value(json_array_get(json_object_get(json, "loglikelihoods"), (size_t)c)), sum[c], "sum");
+            check_near(
+                json_real_value(json_array_get(json_object_get(json, "loglikelihoods"), (size_t)c)),
+                sum[c], "sum");
         assert_int_equal(json_integer_value(json_object_get(json, "chosen")), best);
         assert_int_equal(json_integer_value(json_object_get(json, "chosen_norm")), best_norm);
         json_decref(json);
@@ -375,7 +404,8 @@ static void greedy(Infer *infer, const char *prompt, int n, Str *out)
 
 static void add_exact(Str *lines, const char *prompt, const char *answer, const char *stop)
 {
-    json_t *json = json_pack("{s:s, s:[s, s]}", "prompt", prompt, "answers", "no such text", answer);
+    json_t *json = json_pack("{s:s, s:[s, s]}", "prompt", prompt, "answers", "no such text",
+                             answer);
     if (stop) json_object_set_new(json, "stop", json_string(stop));
     char *text = json_dumps(json, JSON_COMPACT);
     str_printf(lines, "%s\n", text);
@@ -392,15 +422,16 @@ static void exact_is_what_greedy_decoding_writes(void **state)
     Str text = {0}, lines = {0};
     greedy(infer, "The fox", 9, &text);
     assert_true(text.n >= 4);
-    add_exact(&lines, "The fox", text.at, NULL);                                  /* right */
-    add_exact(&lines, "The fox", "something else", NULL);                         /* wrong */
+    add_exact(&lines, "The fox", text.at, NULL);          /* right */
+    add_exact(&lines, "The fox", "something else", NULL); /* wrong */
     size_t cut = text.n / 2;
     while ((text.at[cut] & 0xc0) == 0x80) cut++; /* at the beginning of a character */
     size_t end = cut + 1;
     while ((text.at[end] & 0xc0) == 0x80) end++;
     const char *stop = arena_strndup(&arena, text.at + cut, end - cut);
     size_t first = match_stop(bytes(text.at), (Bytes[]){bytes(stop)}, 1);
-    add_exact(&lines, "The fox", arena_strndup(&arena, text.at, first), stop);    /* right up to the stop */
+    add_exact(&lines, "The fox", arena_strndup(&arena, text.at, first),
+              stop); /* right up to the stop */
     EvalOptions o = with(EVAL_EXACT, write_lines(&arena, "exact.jsonl", lines.at));
     o.max_tokens = 9;
     o.batch = 2;
@@ -418,7 +449,9 @@ static void bad_lines_have_a_budget(void **state)
     (void)state;
     Arena arena = {0};
     EvalResult r;
-    EvalOptions o = with(EVAL_PERPLEXITY, write_lines(&arena, "bad.jsonl", "{\"text\": \"a fox\"}\n\nnot json\n{\"text\": \"a dog\"}\n"));
+    EvalOptions o = with(EVAL_PERPLEXITY,
+                         write_lines(&arena, "bad.jsonl",
+                                     "{\"text\": \"a fox\"}\n\nnot json\n{\"text\": \"a dog\"}\n"));
     o.bad_share = 0.3;
     assert_int_equal(eval_run(&model, &o, &r), ERR_REFUSED);
     assert_non_null(strstr(status_message(), "1 of 3"));

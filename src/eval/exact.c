@@ -6,12 +6,16 @@
 
 enum { MAX_TOKENS = 64, SLOTS = 8 };
 
-static int64_t max_tokens(const EvalJob *job) { return job->options->max_tokens ? job->options->max_tokens : MAX_TOKENS; }
+static int64_t max_tokens(const EvalJob *job)
+{
+    return job->options->max_tokens ? job->options->max_tokens : MAX_TOKENS;
+}
 
 static Status encode(const EvalJob *job, const EvalItem *item, IdVec *ids)
 {
     int32_t first = job->bos;
-    if (first < 0 && item->prompt.n == 0) first = tokenizer_eos(job->model->tokenizer); /* something to go on from */
+    if (first < 0 && item->prompt.n == 0)
+        first = tokenizer_eos(job->model->tokenizer); /* something to go on from */
     if (first >= 0) VEC_PUSH(ids, first);
     return encoder_encode(job->encoder, item->prompt.at, item->prompt.n, ENCODE_TEXT, ids);
 }
@@ -35,7 +39,7 @@ static void plan(EvalJob *job, int64_t longest, InferOptions *infer)
     infer->batch = r->batch;
 }
 
-/* ---- some prompts ---------------------------------------------------------------------------------- */
+/* ---- some prompts ----------------------------------------------------------------------- */
 
 /* What one slot writes, watched for its stops. */
 typedef struct Answer {
@@ -50,7 +54,8 @@ static bool on_token(void *context, int32_t id)
 {
     Answer *a = context;
     if (decoder_push(&a->decoder, id, &a->text) != OK) return false;
-    return match_stop((Bytes){(const uint8_t *)a->text.at, a->text.n}, a->stop, a->n_stop) == a->text.n;
+    return match_stop((Bytes){(const uint8_t *)a->text.at, a->text.n}, a->stop, a->n_stop) ==
+           a->text.n;
 }
 
 /* A prompt that leaves no room for an answer loses its beginning. */
@@ -62,14 +67,19 @@ static Status prepare(EvalJob *job, const EvalItem *item, Answer *a, GenerateReq
     for (int i = 0; i < item->n_stop; i++) a->stop[a->n_stop++] = item->stop[i];
     if (stop) a->stop[a->n_stop++] = (Bytes){(const uint8_t *)stop, strlen(stop)};
     TRY(encode(job, item, &a->ids));
-    int64_t room = max_i64(job->result->context - max_tokens(job), 1), cut = (int64_t)a->ids.n - room;
+    int64_t room = max_i64(job->result->context - max_tokens(job), 1),
+            cut = (int64_t)a->ids.n - room;
     if (cut > 0) {
         a->ids.n -= (size_t)cut;
         memmove(a->ids.at, a->ids.at + cut, a->ids.n * sizeof *a->ids.at);
         job->result->n_cut++;
     }
-    *request = (GenerateRequest){.prompt = a->ids.at, .n_prompt = (int64_t)a->ids.n, .max_tokens = max_tokens(job),
-                                 .sampler = {.temperature = 0, .top_p = 1}, .on_token = on_token, .context = a};
+    *request = (GenerateRequest){.prompt = a->ids.at,
+                                 .n_prompt = (int64_t)a->ids.n,
+                                 .max_tokens = max_tokens(job),
+                                 .sampler = {.temperature = 0, .top_p = 1},
+                                 .on_token = on_token,
+                                 .context = a};
     return OK;
 }
 
@@ -99,9 +109,10 @@ static void judge(EvalJob *job, const EvalItem *item, Answer *a, const GenerateR
     mean_add(&job->mean[1], strict);
     job->result->n_tokens += (int64_t)request->tokens.n;
     job->result->n_bytes += text.n;
-    eval_add_line(job, json_pack("{s:I, s:b, s:b, s:s%, s:s}", "line", (json_int_t)item->line, "match", match, "strict", strict,
-                                 "text", text.at, text.n, "end",
-                                 text.n < a->text.n ? "stop string" : generate_end_name(request->end)));
+    eval_add_line(job,
+                  json_pack("{s:I, s:b, s:b, s:s%, s:s}", "line", (json_int_t)item->line, "match",
+                            match, "strict", strict, "text", text.at, text.n, "end",
+                            text.n < a->text.n ? "stop string" : generate_end_name(request->end)));
 }
 
 static Status run_batch(EvalJob *job, const EvalItem *items, int n)
@@ -140,7 +151,9 @@ static Status run(EvalJob *job, const EvalItem *items, int n)
 static void finish(EvalJob *job)
 {
     eval_add_figure(job, "exact_match", mean_value(&job->mean[0]), mean_error(&job->mean[0]));
-    eval_add_figure(job, "exact_match_strict", mean_value(&job->mean[1]), mean_error(&job->mean[1]));
+    eval_add_figure(job, "exact_match_strict", mean_value(&job->mean[1]),
+                    mean_error(&job->mean[1]));
 }
 
-const EvalTaskDef eval_exact = {.name = "exact", .measure = measure, .plan = plan, .run = run, .finish = finish};
+const EvalTaskDef eval_exact = {
+    .name = "exact", .measure = measure, .plan = plan, .run = run, .finish = finish};

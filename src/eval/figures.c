@@ -31,8 +31,8 @@ void ratio_add(Ratio *r, double a, double b)
 
 double ratio_value(const Ratio *r) { return r->a / r->b; }
 
-/* Linearised: the deviation of a - q b over items, with q the ratio, over the sum of b (Cochran, Sampling Techniques,
- * chapter 6). */
+/* Linearised: the deviation of a - q b over items, with q the ratio, over the sum of b (Cochran,
+ * Sampling Techniques, chapter 6). */
 double ratio_error(const Ratio *r)
 {
     if (r->n < 2) return NAN;

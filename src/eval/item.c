@@ -1,4 +1,5 @@
-/* Items from lines. What is wrong with a line is said in a few words, for the one who has to mend it. */
+/* Items from lines. What is wrong with a line is said in a few words, for the one who has to mend
+ * it. */
 #include "eval/eval_internal.h"
 
 #include <string.h>
@@ -32,7 +33,9 @@ static bool read_list(Arena *arena, const json_t *value, int min, Bytes **list, 
     *n = 0;
     if (!value || json_is_null(value)) return min == 0;
     size_t count = json_is_string(value) ? 1 : json_array_size(value);
-    if (count < (size_t)min || count > EVAL_MAX_LIST || (!json_is_string(value) && !json_is_array(value))) return false;
+    if (count < (size_t)min || count > EVAL_MAX_LIST ||
+        (!json_is_string(value) && !json_is_array(value)))
+        return false;
     *list = ARENA_ARRAY(arena, Bytes, count + 1);
     for (size_t i = 0; i < count; i++) {
         const json_t *text = json_is_string(value) ? value : json_array_get(value, i);
@@ -45,7 +48,8 @@ static bool read_list(Arena *arena, const json_t *value, int min, Bytes **list, 
 static bool read_text(Arena *arena, const json_t *root, EvalItem *item, char why[EVAL_WHY])
 {
     const json_t *text = json_object_get(root, "text");
-    if (!json_is_string(text)) return bad(why, text ? "its field %s is no text" : "it has no field %s", "text");
+    if (!json_is_string(text))
+        return bad(why, text ? "its field %s is no text" : "it has no field %s", "text");
     item->prompt = keep(arena, text);
     return item->prompt.n > 0 || bad(why, "its %s is empty", "text");
 }
@@ -53,7 +57,8 @@ static bool read_text(Arena *arena, const json_t *root, EvalItem *item, char why
 /* Context, a line end, question; or the one that is there. */
 static bool read_context(Arena *arena, const json_t *root, EvalItem *item, char why[EVAL_WHY])
 {
-    const json_t *context = json_object_get(root, "context"), *question = json_object_get(root, "question");
+    const json_t *context = json_object_get(root, "context"),
+                 *question = json_object_get(root, "question");
     if (!context && !question) return bad(why, "it has neither a field context nor %s", "question");
     if ((context && !json_is_string(context)) || (question && !json_is_string(question)))
         return bad(why, "its context or %s is no text", "question");
@@ -74,7 +79,8 @@ static bool read_choice(Arena *arena, const json_t *root, EvalItem *item, char w
     for (int i = 0; i < item->n_list; i++)
         if (item->list[i].n == 0) return bad(why, "one of its %s is empty", "choices");
     const json_t *answer = json_object_get(root, "answer");
-    if (!json_is_integer(answer) || json_integer_value(answer) < 0 || json_integer_value(answer) >= item->n_list)
+    if (!json_is_integer(answer) || json_integer_value(answer) < 0 ||
+        json_integer_value(answer) >= item->n_list)
         return bad(why, "its field %s is no index of a choice, from 0", "answer");
     item->answer = (int)json_integer_value(answer);
     return true;
@@ -94,12 +100,15 @@ static bool read_exact(Arena *arena, const json_t *root, EvalItem *item, char wh
 
 bool eval_item_parse(Arena *arena, EvalTask task, Bytes json, EvalItem *item, char why[EVAL_WHY])
 {
-    static bool (*const read[])(Arena *, const json_t *, EvalItem *, char *) = {read_text, read_choice, read_exact};
+    static bool (*const read[])(Arena *, const json_t *, EvalItem *,
+                                char *) = {read_text, read_choice, read_exact};
     json_error_t error;
-    json_t *root = json_loadb((const char *)json.at, json.n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
+    json_t *root = json_loadb((const char *)json.at, json.n,
+                              JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (!root) return bad(why, "not JSON: %.120s", error.text);
     *item = (EvalItem){0};
-    bool good = json_is_object(root) ? read[task](arena, root, item, why) : bad(why, "not %s", "a JSON object");
+    bool good = json_is_object(root) ? read[task](arena, root, item, why)
+                                     : bad(why, "not %s", "a JSON object");
     json_decref(root);
     return good;
 }

@@ -1,5 +1,5 @@
-/* Any bytes as a line of each task: an item whose parts lie in the arena, or a reason in words. The first byte is the
- * task. */
+/* Any bytes as a line of each task: an item whose parts lie in the arena, or a reason in words. The
+ * first byte is the task. */
 #include "eval/eval_internal.h"
 
 #include <string.h>

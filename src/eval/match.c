@@ -6,12 +6,14 @@
 static bool is_space(uint8_t c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 static bool is_punctuation(uint8_t c)
 {
-    return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~');
+    return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') ||
+           (c >= '{' && c <= '~');
 }
 
 static bool is_article(const char *word, size_t n)
 {
-    return (n == 1 && word[0] == 'a') || (n == 2 && !memcmp(word, "an", 2)) || (n == 3 && !memcmp(word, "the", 3));
+    return (n == 1 && word[0] == 'a') || (n == 2 && !memcmp(word, "an", 2)) ||
+           (n == 3 && !memcmp(word, "the", 3));
 }
 
 /* The usual way of question answering (SQuAD 1.1). */

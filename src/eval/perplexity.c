@@ -1,5 +1,6 @@
-/* How likely texts are. A text that is longer than a window is gone through in windows that overlap: every token is
- * scored once, in the first window that holds it, so with at least context - stride tokens before it. */
+/* How likely texts are. A text that is longer than a window is gone through in windows that
+ * overlap: every token is scored once, in the first window that holds it, so with at least context
+ * - stride tokens before it. */
 #include "eval/eval_internal.h"
 
 #include <math.h>
@@ -40,13 +41,14 @@ static void plan(EvalJob *job, int64_t longest, InferOptions *infer)
     const EvalOptions *o = job->options;
     EvalResult *r = job->result;
     int64_t most = job->model->config.max_positions, trained = trained_tokens(job->model);
-    r->context = o->context ? o->context : min_i64(trained > 1 ? min_i64(trained, WINDOW) : WINDOW, most);
+    r->context = o->context ? o->context
+                            : min_i64(trained > 1 ? min_i64(trained, WINDOW) : WINDOW, most);
     r->stride = o->stride ? o->stride : max_i64(r->context / 2, 1);
     infer->score_tokens = r->context;
     infer->score_rows = r->batch = eval_rows(job, r->context);
 }
 
-/* ---- some texts -------------------------------------------------------------------------------- */
+/* ---- some texts ------------------------------------------------------------------------- */
 
 typedef struct Text {
     IdVec ids;
@@ -59,7 +61,8 @@ static Status encode(EvalJob *job, const EvalItem *item, Text *text)
     if (job->bos >= 0) VEC_PUSH(&text->ids, job->bos);
     TRY(encoder_encode(job->encoder, item->prompt.at, item->prompt.n, ENCODE_TEXT, &text->ids));
     text->bytes = item->prompt.n;
-    if (job->bos < 0) text->bytes -= tokenizer_token_bytes(job->model->tokenizer, text->ids.at[0]).n;
+    if (job->bos < 0)
+        text->bytes -= tokenizer_token_bytes(job->model->tokenizer, text->ids.at[0]).n;
     return OK;
 }
 
@@ -84,26 +87,29 @@ static Status score(EvalJob *job, Text *texts, int n, Windows *w)
     for (int64_t i = 0, k = 0; i < n; i++)
         for (int64_t end = k + texts[i].n_windows; k < end; k++) {
             const Window *window = &w->at.at[k];
-            w->sequence[k] = (ScoreSequence){texts[i].ids.at + window->begin, window->end - window->begin, nll};
+            w->sequence[k] = (ScoreSequence){texts[i].ids.at + window->begin,
+                                             window->end - window->begin, nll};
             nll += window->end - window->begin;
         }
     return infer_score(job->infer, w->sequence, (int64_t)w->at.n);
 }
 
-static void add(EvalJob *job, const EvalItem *item, const Text *text, const Window *window, const ScoreSequence *sequence)
+static void add(EvalJob *job, const EvalItem *item, const Text *text, const Window *window,
+                const ScoreSequence *sequence)
 {
     double sum = 0;
     int64_t tokens = max_i64((int64_t)text->ids.n - 1, 0);
     for (int64_t k = 0; k < text->n_windows; k++)
-        for (int64_t i = window[k].scored; i < window[k].end; i++) sum += (double)sequence[k].nll[i - window[k].begin];
+        for (int64_t i = window[k].scored; i < window[k].end; i++)
+            sum += (double)sequence[k].nll[i - window[k].begin];
     if (tokens > 0) { /* a text of one token without begin-of-text says nothing */
         ratio_add(&job->per_token, sum, (double)tokens);
         ratio_add(&job->per_byte, sum / log(2), (double)text->bytes);
     }
     job->result->n_tokens += tokens;
     job->result->n_bytes += tokens > 0 ? text->bytes : 0;
-    eval_add_line(job, json_pack("{s:I, s:I, s:I, s:f}", "line", (json_int_t)item->line, "tokens", (json_int_t)tokens, "bytes",
-                                 (json_int_t)text->bytes, "nll", sum));
+    eval_add_line(job, json_pack("{s:I, s:I, s:I, s:f}", "line", (json_int_t)item->line, "tokens",
+                                 (json_int_t)tokens, "bytes", (json_int_t)text->bytes, "nll", sum));
 }
 
 static Status run(EvalJob *job, const EvalItem *items, int n)
@@ -131,4 +137,5 @@ static void finish(EvalJob *job)
     eval_add_figure(job, "bits_per_byte", ratio_value(&job->per_byte), ratio_error(&job->per_byte));
 }
 
-const EvalTaskDef eval_perplexity = {.name = "perplexity", .measure = measure, .plan = plan, .run = run, .finish = finish};
+const EvalTaskDef eval_perplexity = {
+    .name = "perplexity", .measure = measure, .plan = plan, .run = run, .finish = finish};

@@ -15,14 +15,17 @@ double fleet_useful(double interval, double w, double mtbf_s, double u0)
     return interval / (mtbf_s * exp(u0 / mtbf_s) * expm1((interval + w) / mtbf_s));
 }
 
-/* The derivative of log D - log(e^((D+w)/M) - 1) vanishes where, with x = D/M, x = 1 - e^(-(x + w/M)): once in (0, 1). */
+/* The derivative of log D - log(e^((D+w)/M) - 1) vanishes where, with x = D/M, x = 1 - e^(-(x +
+ * w/M)): once in (0, 1). */
 double fleet_interval_best(double w, double mtbf_s)
 {
     double low = 0, high = 1; /* of x; at 0 the right side is larger, at 1 smaller */
     for (int i = 0; i < 100; i++) {
         double x = (low + high) / 2;
-        if (-expm1(-x - w / mtbf_s) > x) low = x;
-        else high = x;
+        if (-expm1(-x - w / mtbf_s) > x)
+            low = x;
+        else
+            high = x;
     }
     return high * mtbf_s;
 }
@@ -51,5 +54,6 @@ double fleet_load_s(const Cluster *c, int64_t nodes, double state_bytes)
 
 double fleet_init_s(const Cluster *c, int64_t devices, Level level)
 {
-    return range_at(c->recovery.init_s, level) * pow((double)devices / 1000, c->recovery.init_exponent);
+    return range_at(c->recovery.init_s, level) *
+           pow((double)devices / 1000, c->recovery.init_exponent);
 }

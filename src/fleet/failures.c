@@ -36,7 +36,8 @@ double fleet_cause_rate(const Cluster *c, const FailureCause *cause, int64_t nod
 double fleet_failure_rate(const Cluster *c, int64_t nodes, Level level)
 {
     double rate = 0;
-    for (int i = 0; i < c->n_failures; i++) rate += fleet_cause_rate(c, &c->failure[i], nodes, level);
+    for (int i = 0; i < c->n_failures; i++)
+        rate += fleet_cause_rate(c, &c->failure[i], nodes, level);
     return rate;
 }
 

@@ -9,10 +9,10 @@ static Cluster load(const char *text)
     return c;
 }
 
-/* ---- failures ---------------------------------------------------------------------------- */
+/* ---- failures --------------------------------------------------------------------------- */
 
-/* Llama 3: one unexpected interruption in 3.1 h on 16,384 GPUs, 3.8 per 1,000 node-days; its fabric's crashes come on
- * top. Meta's 100K: 18 minutes. */
+/* Llama 3: one unexpected interruption in 3.1 h on 16,384 GPUs, 3.8 per 1,000 node-days; its
+ * fabric's crashes come on top. Meta's 100K: 18 minutes. */
 static void test_time_between_failures(void **state)
 {
     (void)state;
@@ -25,7 +25,8 @@ static void test_time_between_failures(void **state)
     cluster_deinit(&c);
     c = load("meta-100k");
     assert_near(1 / fleet_failure_rate(&c, 12500, LEVEL_CENTRAL), 18 * 60, 0.1);
-    assert_near(1 / fleet_failure_rate(&c, 4096, LEVEL_CENTRAL), 2.5 * 3600, 0.7); /* zones make it less */
+    assert_near(1 / fleet_failure_rate(&c, 4096, LEVEL_CENTRAL), 2.5 * 3600,
+                0.7); /* zones make it less */
     cluster_deinit(&c);
 }
 
@@ -46,7 +47,8 @@ static void test_groups(void **state)
     cluster_deinit(&c);
 }
 
-/* 12,500 nodes at 2.3 per 1,000 and day: a day of repair means 29 away, 42 in the 99th percentile; three days 109. */
+/* 12,500 nodes at 2.3 per 1,000 and day: a day of repair means 29 away, 42 in the 99th percentile;
+ * three days 109. */
 static void test_spares(void **state)
 {
     (void)state;
@@ -68,27 +70,32 @@ static void test_spares(void **state)
     c.network.tier[0].nodes = 500;
     c.failure = both;
     c.n_failures = 2;
-    assert_int_equal(fleet_spares(&c, 12500, 0.99, LEVEL_CENTRAL), 42); /* whole groups are not spared for */
+    assert_int_equal(fleet_spares(&c, 12500, 0.99, LEVEL_CENTRAL),
+                     42); /* whole groups are not spared for */
     cluster_deinit(&c);
 }
 
-/* ---- checkpoints ------------------------------------------------------------------------- */
+/* ---- checkpoints ------------------------------------------------------------------------ */
 
-/* The table of cluster.md 2.13, to the per cent it prints: mean time between failures, then for each stall w the useful
- * share with 60, 180 and 600 s from failure to restart. */
+/* The table of cluster.md 2.13, to the per cent it prints: mean time between failures, then for
+ * each stall w the useful share with 60, 180 and 600 s from failure to restart. */
 static void test_table_of_useful_shares(void **state)
 {
     (void)state;
-    static const double mtbf[] = {3.1 * 3600, 50 * 60, 18 * 60}, w[] = {0.5, 5, 30}, u0[] = {60, 180, 600};
-    static const double table[3][3][3] = {{{98.5, 97.5, 93.7}, {96.5, 95.5, 91.8}, {92.4, 91.4, 87.7}},
-                                          {{96, 92, 78}, {92, 89, 75}, {85, 81, 68}},
-                                          {{92, 81, 42}, {86, 75, 38}, {74, 64, 29}}};
+    static const double mtbf[] = {3.1 * 3600, 50 * 60, 18 * 60}, w[] = {0.5, 5, 30},
+                        u0[] = {60, 180, 600};
+    static const double table[3][3][3] = {
+        {{98.5, 97.5, 93.7}, {96.5, 95.5, 91.8}, {92.4, 91.4, 87.7}},
+        {{96, 92, 78}, {92, 89, 75}, {85, 81, 68}},
+        {{92, 81, 42}, {86, 75, 38}, {74, 64, 29}}};
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < 3; k++)
             for (int j = 0; j < 3; j++) {
-                double useful = 100 * fleet_useful_first_order(fleet_interval_young(w[k], mtbf[i]), w[k], mtbf[i], u0[j]);
+                double useful = 100 * fleet_useful_first_order(fleet_interval_young(w[k], mtbf[i]),
+                                                               w[k], mtbf[i], u0[j]);
                 if (fabs(useful - table[i][k][j]) > 0.75)
-                    fail_msg("M %g w %g u0 %g: %g against %g", mtbf[i], w[k], u0[j], useful, table[i][k][j]);
+                    fail_msg("M %g w %g u0 %g: %g against %g", mtbf[i], w[k], u0[j], useful,
+                             table[i][k][j]);
             }
 }
 
@@ -103,16 +110,20 @@ static void test_best_interval(void **state)
     }
     /* both forms agree while everything is short against the time between failures */
     assert_near(fleet_interval_best(0.5, 1e6), fleet_interval_young(0.5, 1e6), 0.01);
-    assert_near(fleet_useful(1000, 0.5, 1e6, 60), fleet_useful_first_order(1000, 0.5, 1e6, 60), 1e-3);
+    assert_near(fleet_useful(1000, 0.5, 1e6, 60), fleet_useful_first_order(1000, 0.5, 1e6, 60),
+                1e-3);
 }
 
-/* Meta at 100K: 44% with restarts of 10 min, 80% with replicas: 3 min stall, 7 min at 11/12 speed. */
+/* Meta at 100K: 44% with restarts of 10 min, 80% with replicas: 3 min stall, 7 min at 11/12 speed.
+ */
 static void test_replicas_closed_form(void **state)
 {
     (void)state;
     assert_near(fleet_useful_replicas(12, 18 * 60, 180, 420), 0.80, 0.005);
-    assert_near(fleet_useful_first_order(fleet_interval_young(0.5, 1080), 0.5, 1080, 600), 0.44, 0.05);
-    assert_near(fleet_useful_first_order(fleet_interval_young(0.5, 1080), 0.5, 1080, 60), 0.92, 0.01);
+    assert_near(fleet_useful_first_order(fleet_interval_young(0.5, 1080), 0.5, 1080, 600), 0.44,
+                0.05);
+    assert_near(fleet_useful_first_order(fleet_interval_young(0.5, 1080), 0.5, 1080, 60), 0.92,
+                0.01);
 }
 
 /* NCCL's start by Meta: 14.5, 56, 265 s among 8K, 32K, 96K. 405B: 5 to 6 TB to 2 TB/s. */
@@ -128,7 +139,7 @@ static void test_times(void **state)
     cluster_deinit(&c);
 }
 
-/* ---- goodput ----------------------------------------------------------------------------- */
+/* ---- goodput ---------------------------------------------------------------------------- */
 
 /* One cause, fixed times: what the closed forms are about. */
 static Cluster plain(double mtbf_s, double detect_s, FailureCause *cause)
@@ -164,7 +175,12 @@ static void test_simulation_meets_closed_form(void **state)
         for (int k = 0; k < 2; k++) {
             FailureCause cause;
             Cluster c = plain(mtbf[i], u0[k], &cause);
-            GoodputJob job = {.cluster = &c, .nodes = 1000, .state_bytes = 1e9, .months = 40, .fixed = true, .seed = 7};
+            GoodputJob job = {.cluster = &c,
+                              .nodes = 1000,
+                              .state_bytes = 1e9,
+                              .months = 40,
+                              .fixed = true,
+                              .seed = 7};
             Goodput g = simulate(&job, RECOVER_RESTART, &arena);
             assert_near(g.interval_s, fleet_interval_best(5, mtbf[i]), 1e-9);
             assert_near(g.failures_per_day, 86400 / mtbf[i], 0.03);
@@ -174,7 +190,8 @@ static void test_simulation_meets_closed_form(void **state)
     arena_deinit(&arena);
 }
 
-/* A stall that any failure begins anew: e^(-stall/M) of the time is left, less what replicas are away. */
+/* A stall that any failure begins anew: e^(-stall/M) of the time is left, less what replicas are
+ * away. */
 static void test_simulated_replicas(void **state)
 {
     (void)state;
@@ -186,7 +203,13 @@ static void test_simulated_replicas(void **state)
     c.recovery.replica_stall_s = (Range){180, 180, 180};
     c.recovery.replica_rejoin_s = (Range){420, 420, 420};
     c.recovery.save_stall_s = (Range){0};
-    GoodputJob job = {.cluster = &c, .nodes = 1000, .replicas = 12, .state_bytes = 1e9, .months = 40, .fixed = true, .seed = 7};
+    GoodputJob job = {.cluster = &c,
+                      .nodes = 1000,
+                      .replicas = 12,
+                      .state_bytes = 1e9,
+                      .months = 40,
+                      .fixed = true,
+                      .seed = 7};
     Goodput g = simulate(&job, RECOVER_REPLICAS, &arena);
     assert_near(g.mean, exp(-180.0 / 1080) * (1 - 420.0 / 1080 / 12), 0.02);
     assert_near(g.mean, fleet_useful_replicas(12, 1080, 180, 420), 0.04); /* to first order */
@@ -205,13 +228,23 @@ static void test_schemes_at_100k(void **state)
     (void)state;
     Arena arena = {0};
     Cluster c = load("meta-100k");
-    c.site.storage_read_bytes_per_s = 1e11; /* at Meta's 2 TB/s copies in memory gain nothing on loading */
-    GoodputJob job = {.cluster = &c, .nodes = 12288, .spares = -1, .replicas = 12, .state_bytes = 28e12, .step_s = 20, .months = 30};
-    Goodput restart = simulate(&job, RECOVER_RESTART, &arena), spares = simulate(&job, RECOVER_SPARES, &arena);
-    Goodput memory = simulate(&job, RECOVER_MEMORY, &arena), replicas = simulate(&job, RECOVER_REPLICAS, &arena);
+    c.site.storage_read_bytes_per_s =
+        1e11; /* at Meta's 2 TB/s copies in memory gain nothing on loading */
+    GoodputJob job = {.cluster = &c,
+                      .nodes = 12288,
+                      .spares = -1,
+                      .replicas = 12,
+                      .state_bytes = 28e12,
+                      .step_s = 20,
+                      .months = 30};
+    Goodput restart = simulate(&job, RECOVER_RESTART, &arena),
+            spares = simulate(&job, RECOVER_SPARES, &arena);
+    Goodput memory = simulate(&job, RECOVER_MEMORY, &arena),
+            replicas = simulate(&job, RECOVER_REPLICAS, &arena);
     Goodput again = simulate(&job, RECOVER_REPLICAS, &arena);
     assert_memory_equal(replicas.month, again.month, sizeof(double) * 30);
-    assert_true(restart.mean < spares.mean && spares.mean <= memory.mean && memory.mean < replicas.mean);
+    assert_true(restart.mean < spares.mean && spares.mean <= memory.mean &&
+                memory.mean < replicas.mean);
     assert_true(replicas.mean > 0.6 && replicas.mean < 0.9);
     assert_true(restart.p5 < restart.p95);
     assert_int_equal(restart.spares, 0);
@@ -232,10 +265,12 @@ static void test_spares_run_out(void **state)
     Arena arena = {0};
     FailureCause cause;
     Cluster c = plain(3600, 10, &cause);
-    cause = (FailureCause){"node", PER_NODE, "", {0.024, 0.024, 0.024}, {86400, 86400, 86400}}; /* 24 away */
+    cause = (FailureCause){
+        "node", PER_NODE, "", {0.024, 0.024, 0.024}, {86400, 86400, 86400}}; /* 24 away */
     c.recovery.spare_s = (Range){1, 1, 1};
     c.recovery.allocate_s = (Range){1e6, 1e6, 1e6};
-    GoodputJob job = {.cluster = &c, .nodes = 1000, .state_bytes = 1e9, .months = 5, .fixed = true, .spares = 40};
+    GoodputJob job = {
+        .cluster = &c, .nodes = 1000, .state_bytes = 1e9, .months = 5, .fixed = true, .spares = 40};
     Goodput enough = simulate(&job, RECOVER_SPARES, &arena);
     assert_true(enough.lost[LOST_WAITING] < 0.002);
     job.spares = 10;
@@ -261,9 +296,10 @@ static void test_goodput_refused(void **state)
     arena_deinit(&arena);
 }
 
-/* ---- power ------------------------------------------------------------------------------- */
+/* ---- power ------------------------------------------------------------------------------ */
 
-/* A node of 8 H100 draws 7.75 kW in typical training, at most 8.4; 100,000 devices 104 to 140 MW. */
+/* A node of 8 H100 draws 7.75 kW in typical training, at most 8.4; 100,000 devices 104 to 140 MW.
+ */
 static void test_power(void **state)
 {
     (void)state;
@@ -272,13 +308,16 @@ static void test_power(void **state)
     assert_near(fleet_device_w(&c.device, 0, 0), 70, 1e-12);
     assert_near(fleet_device_w(&c.device, 0, 1), 400, 0.01);
     assert_near(8 * fleet_device_w(&c.device, 1, 1) + c.node.overhead_w, 8400, 0.02);
-    static const PowerPhase step[] = {{"products", 0.8, 1, 0.3}, {"memory", 0.12, 0, 0.9}, {"exchange", 0.08, 0, 0.3}};
+    static const PowerPhase step[] = {
+        {"products", 0.8, 1, 0.3}, {"memory", 0.12, 0, 0.9}, {"exchange", 0.08, 0, 0.3}};
     Power p = fleet_power(&c, 12500, 0, step, 3);
     assert_near(8 * p.device_w + c.node.overhead_w, 7750, 0.05);
     assert_true(p.it_w > 95e6 && p.it_w < 140e6);
     assert_near(p.meter_w.central / p.it_w, 1.10, 1e-9);
     assert_near(p.energy_kwh_per_day.central, p.meter_w.central * 24 / 1000, 1e-9);
-    assert_near(p.step_swing_w, 1e5 * 1.04 * (fleet_device_w(&c.device, 1, 0.3) - fleet_device_w(&c.device, 0, 0.3)), 1e-6);
+    assert_near(
+        p.step_swing_w,
+        1e5 * 1.04 * (fleet_device_w(&c.device, 1, 0.3) - fleet_device_w(&c.device, 0, 0.3)), 1e-6);
     assert_true(!p.over_limit && p.over_ramp); /* tens of MW are why batteries were added */
     assert_true(p.failure_swing_w > 30e6 && p.failure_swing_w < 70e6);
     Power spare = fleet_power(&c, 12400, 100, step, 3);
@@ -291,9 +330,10 @@ static void test_power(void **state)
     cluster_deinit(&c);
 }
 
-/* ---- money ------------------------------------------------------------------------------- */
+/* ---- money ------------------------------------------------------------------------------ */
 
-/* 100,000 H100: $51.6k each with network and facility on the 2024 sheet; about $1.40 an hour to build and amortise. */
+/* 100,000 H100: $51.6k each with network and facility on the 2024 sheet; about $1.40 an hour to
+ * build and amortise. */
 static void test_money(void **state)
 {
     (void)state;
@@ -307,7 +347,9 @@ static void test_money(void **state)
     }
     assert_near(sum, capital.total_usd.central, 1e-12);
     assert_near(capital.part_usd[CAPITAL_SERVERS].central, 3.125e9, 1e-9);
-    assert_near(capital.part_usd[CAPITAL_SWITCHES].central + capital.part_usd[CAPITAL_OPTICS].central, 0.66e9, 1e-9);
+    assert_near(capital.part_usd[CAPITAL_SWITCHES].central +
+                    capital.part_usd[CAPITAL_OPTICS].central,
+                0.66e9, 1e-9);
     assert_true(capital.total_usd.low < 5.16e9 && capital.total_usd.high > 5.4e9);
     static const PowerPhase step[] = {{"products", 1, 0.9, 0.3}};
     Power power = fleet_power(&c, 12500, 0, step, 1);
@@ -315,15 +357,18 @@ static void test_money(void **state)
     assert_near(cost.device_usd_per_hour.central, 1.5, 0.1);
     Range machines = {capital.total_usd.low - capital.part_usd[CAPITAL_FACILITY].low, 0,
                       capital.total_usd.high - capital.part_usd[CAPITAL_FACILITY].high};
-    assert_near(cost.capital_usd_per_hour.low, (machines.low / 5 + capital.part_usd[CAPITAL_FACILITY].low / 20) / 8760, 1e-9);
-    assert_near(cost.capital_usd_per_hour.high, (machines.high / 4 + capital.part_usd[CAPITAL_FACILITY].high / 15) / 8760, 1e-9);
+    assert_near(cost.capital_usd_per_hour.low,
+                (machines.low / 5 + capital.part_usd[CAPITAL_FACILITY].low / 20) / 8760, 1e-9);
+    assert_near(cost.capital_usd_per_hour.high,
+                (machines.high / 4 + capital.part_usd[CAPITAL_FACILITY].high / 15) / 8760, 1e-9);
     assert_true(cost.device_usd_per_hour.low < 1.4 && cost.device_usd_per_hour.high > 1.6);
     assert_near(cost.energy_usd_per_hour.central, power.meter_w.central / 1000 * 0.078, 1e-9);
     assert_near(cost.rent_usd_per_hour.central, 2e5, 1e-12);
     cluster_deinit(&c);
 }
 
-/* DeepSeek-V3: 2.788 million hours at $2 are $5.6M for 14.8T tokens; one per cent at 100K and $1.6/h $14M a year. */
+/* DeepSeek-V3: 2.788 million hours at $2 are $5.6M for 14.8T tokens; one per cent at 100K and
+ * $1.6/h $14M a year. */
 static void test_cost_of_tokens(void **state)
 {
     (void)state;
@@ -334,20 +379,28 @@ static void test_cost_of_tokens(void **state)
     assert_near(0.01 * 1e5 * 1.6 * 8760, 14e6, 0.01);
 }
 
-/* ---- time -------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------- */
 
-/* Maverick on 100,000 GPUs at 3,700 tokens/s each: 22T in 16.5 h, were it not for 335 tokens per device and step.
- * Behemoth: 225 tokens/s on 32,768 GPUs, 30T in 47 days. */
+/* Maverick on 100,000 GPUs at 3,700 tokens/s each: 22T in 16.5 h, were it not for 335 tokens per
+ * device and step. Behemoth: 225 tokens/s on 32,768 GPUs, 30T in 47 days. */
 static void test_token_time(void **state)
 {
     (void)state;
     TokenTime t;
-    TokenBudget maverick = {.tokens = 22e12, .batch_tokens = 33554432, .step_s = 33554432 / 370e6, .goodput = 1, .devices = 100000};
+    TokenBudget maverick = {.tokens = 22e12,
+                            .batch_tokens = 33554432,
+                            .step_s = 33554432 / 370e6,
+                            .goodput = 1,
+                            .devices = 100000};
     assert_ok(fleet_token_time(&maverick, &t));
     assert_near(t.seconds / 3600, 16.5, 0.01);
     assert_near(t.tokens_per_device, 335.5, 1e-3);
     assert_true(t.starved);
-    TokenBudget behemoth = {.tokens = 30e12, .batch_tokens = 67108864, .max_batch_tokens = 1e8, .goodput = 1, .devices = 32768};
+    TokenBudget behemoth = {.tokens = 30e12,
+                            .batch_tokens = 67108864,
+                            .max_batch_tokens = 1e8,
+                            .goodput = 1,
+                            .devices = 32768};
     behemoth.step_s = behemoth.batch_tokens / (225.0 * 32768);
     assert_ok(fleet_token_time(&behemoth, &t));
     assert_near(t.days, 47, 0.01);
@@ -368,17 +421,28 @@ static void test_token_time(void **state)
     assert_int_equal(fleet_useful_devices(32 << 20), 32768);
 }
 
-/* ---- all of it --------------------------------------------------------------------------- */
+/* ---- all of it -------------------------------------------------------------------------- */
 
-/* Behemoth on 32,768 H100 at 225 tokens/s each: Meta's 30T tokens. Figures agree with the parts they are made of. */
+/* Behemoth on 32,768 H100 at 225 tokens/s each: Meta's 30T tokens. Figures agree with the parts
+ * they are made of. */
 static void test_report(void **state)
 {
     (void)state;
-    static const PowerPhase step[] = {{"products", 0.8, 1, 0.3}, {"memory", 0.1, 0, 0.9}, {"exchange", 0.1, 0, 0.3}};
+    static const PowerPhase step[] = {
+        {"products", 0.8, 1, 0.3}, {"memory", 0.1, 0, 0.9}, {"exchange", 0.1, 0, 0.3}};
     Arena arena = {0};
     Cluster c = load("meta-100k");
-    FleetJob job = {.cluster = &c, .devices = 32768, .replicas = 16, .state_bytes = 2e12 * 14, .batch_tokens = 67108864,
-                    .step_s = 67108864 / (225.0 * 32768), .max_batch_tokens = 1e8, .tokens = 30e12, .phase = step, .n_phases = 3, .months = 20};
+    FleetJob job = {.cluster = &c,
+                    .devices = 32768,
+                    .replicas = 16,
+                    .state_bytes = 2e12 * 14,
+                    .batch_tokens = 67108864,
+                    .step_s = 67108864 / (225.0 * 32768),
+                    .max_batch_tokens = 1e8,
+                    .tokens = 30e12,
+                    .phase = step,
+                    .n_phases = 3,
+                    .months = 20};
     FleetReport r;
     assert_ok(fleet_report_make(&job, &arena, &r));
     assert_int_equal(r.nodes, 4096);
@@ -390,15 +454,20 @@ static void test_report(void **state)
     assert_near(r.run_usd.central, r.cost.total_usd_per_hour.central * r.time.days * 24, 1e-3);
     assert_near(r.run_kwh, r.power.meter_w.central / 1e3 * 24 * r.time.days, 1e-9);
     assert_near(r.useful_tokens_per_s, 225.0 * 32768 * goodput, 1e-9);
-    assert_near(r.capital.part_usd[CAPITAL_SERVERS].central, (4096.0 + (double)r.spares) * 250e3, 1e-9);
+    assert_near(r.capital.part_usd[CAPITAL_SERVERS].central, (4096.0 + (double)r.spares) * 250e3,
+                1e-9);
     Str text = {0};
     fleet_report_text(&r, &text);
-    static const char *const said[] = {"failures: one in", "zone", "* ", "replicas", "MW at the meter", "together", "30.0T tokens: 447035 steps", "energy"};
+    static const char *const said[] = {
+        "failures: one in",           "zone",  "* ", "replicas", "MW at the meter", "together",
+        "30.0T tokens: 447035 steps", "energy"};
     for (int i = 0; i < COUNT_OF(said); i++)
         if (!strstr(text.at, said[i])) fail_msg("no '%s' in %s", said[i], text.at);
     str_clear(&text);
     fleet_report_json(&r, &text);
-    static const char *const members[] = {"\"goodput\": ", "\"power_w\": ", "\"capex_usd\": ", "\"days\": ", "\"zone\": ", "\"memory\": {\"mean\""};
+    static const char *const members[] = {
+        "\"goodput\": ", "\"power_w\": ", "\"capex_usd\": ",
+        "\"days\": ",    "\"zone\": ",    "\"memory\": {\"mean\""};
     for (int i = 0; i < COUNT_OF(members); i++)
         if (!strstr(text.at, members[i])) fail_msg("no %s in %s", members[i], text.at);
     assert_null(strstr(text.at, ": inf"));
@@ -420,13 +489,23 @@ static void test_report(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_time_between_failures), cmocka_unit_test(test_groups), cmocka_unit_test(test_spares),
-        cmocka_unit_test(test_table_of_useful_shares), cmocka_unit_test(test_best_interval),
-        cmocka_unit_test(test_replicas_closed_form), cmocka_unit_test(test_times),
-        cmocka_unit_test(test_simulation_meets_closed_form), cmocka_unit_test(test_simulated_replicas),
-        cmocka_unit_test(test_schemes_at_100k), cmocka_unit_test(test_spares_run_out), cmocka_unit_test(test_goodput_refused),
-        cmocka_unit_test(test_power), cmocka_unit_test(test_money), cmocka_unit_test(test_cost_of_tokens),
-        cmocka_unit_test(test_token_time), cmocka_unit_test(test_report),
+        cmocka_unit_test(test_time_between_failures),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_spares),
+        cmocka_unit_test(test_table_of_useful_shares),
+        cmocka_unit_test(test_best_interval),
+        cmocka_unit_test(test_replicas_closed_form),
+        cmocka_unit_test(test_times),
+        cmocka_unit_test(test_simulation_meets_closed_form),
+        cmocka_unit_test(test_simulated_replicas),
+        cmocka_unit_test(test_schemes_at_100k),
+        cmocka_unit_test(test_spares_run_out),
+        cmocka_unit_test(test_goodput_refused),
+        cmocka_unit_test(test_power),
+        cmocka_unit_test(test_money),
+        cmocka_unit_test(test_cost_of_tokens),
+        cmocka_unit_test(test_token_time),
+        cmocka_unit_test(test_report),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

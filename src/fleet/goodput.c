@@ -1,8 +1,8 @@
 /* Months of failures, event by event: what of the time is useful under each way to recover.
  *
- * Failures of all causes are one Poisson process whose events pick their cause by rate. Between failures a job runs
- * cycles of useful work and a checkpoint; a checkpoint counts once it is where the recovery looks for it. What fails
- * during a recovery starts the recovery again. */
+ * Failures of all causes are one Poisson process whose events pick their cause by rate. Between
+ * failures a job runs cycles of useful work and a checkpoint; a checkpoint counts once it is where
+ * the recovery looks for it. What fails during a recovery starts the recovery again. */
 #include "fleet/fleet.h"
 
 #include <math.h>
@@ -19,7 +19,8 @@ const char *fleet_scheme_name(RecoveryScheme scheme)
 
 const char *fleet_loss_name(GoodputLoss loss)
 {
-    static const char *const names[] = {"saving", "work done again", "detection", "waiting for nodes", "restart", "fewer replicas"};
+    static const char *const names[] = {
+        "saving", "work done again", "detection", "waiting for nodes", "restart", "fewer replicas"};
     return names[loss];
 }
 
@@ -33,8 +34,8 @@ typedef struct Month {
     const GoodputJob *job;
     const Cluster *cluster;
     RecoveryScheme scheme;
-    uint64_t key, index; /* of random numbers */
-    double rate[MAX_CAUSES], total_rate; /* per second */
+    uint64_t key, index;                         /* of random numbers */
+    double rate[MAX_CAUSES], total_rate;         /* per second */
     double interval_s, save_s, stall_s, cycle_s; /* of a checkpoint */
     double replicas;
     double now_s, next_failure_s;
@@ -53,12 +54,14 @@ static double draw_range(Month *m, Range r)
     double u = draw(m), width = r.high - r.low;
     if (m->job->fixed || width <= 0) return r.central;
     double before = (r.central - r.low) / width;
-    return u < before ? r.low + sqrt(u * width * (r.central - r.low)) : r.high - sqrt((1 - u) * width * (r.high - r.central));
+    return u < before ? r.low + sqrt(u * width * (r.central - r.low))
+                      : r.high - sqrt((1 - u) * width * (r.high - r.central));
 }
 
 static void draw_next_failure(Month *m)
 {
-    m->next_failure_s = m->total_rate > 0 ? m->now_s - log1p(-draw(m)) / m->total_rate : (double)INFINITY;
+    m->next_failure_s = m->total_rate > 0 ? m->now_s - log1p(-draw(m)) / m->total_rate
+                                          : (double)INFINITY;
 }
 
 static const FailureCause *draw_cause(Month *m)
@@ -80,7 +83,7 @@ static bool pass(Month *m, double seconds, GoodputLoss loss)
     return whole;
 }
 
-/* ---- nodes and spares -------------------------------------------------------------------- */
+/* ---- nodes and spares ------------------------------------------------------------------- */
 
 /* Repaired nodes go back to the pool. */
 static void collect_repaired(Month *m)
@@ -113,21 +116,24 @@ static double replace_nodes(Month *m, const FailureCause *cause)
     return allocate;
 }
 
-/* ---- a job that stops as a whole --------------------------------------------------------- */
+/* ---- a job that stops as a whole -------------------------------------------------------- */
 
-/* Runs to the next failure or the month's end; `lag_s` passes until a checkpoint counts, one of `every` cycles. */
+/* Runs to the next failure or the month's end; `lag_s` passes until a checkpoint counts, one of
+ * `every` cycles. */
 static void run_cycles(Month *m, double until, double lag_s, double every)
 {
     double seconds = until - m->now_s, step = every * m->cycle_s;
     bool ended = until >= month_s; /* what was done stays done */
-    double kept = ended ? floor(seconds / m->cycle_s) : every * floor(fmax(0, seconds - lag_s) / step);
+    double kept = ended ? floor(seconds / m->cycle_s)
+                        : every * floor(fmax(0, seconds - lag_s) / step);
     double rest = seconds - kept * m->cycle_s;
     m->useful_s += kept * m->interval_s;
     m->lost_s[LOST_SAVING] += kept * m->stall_s;
     if (ended) {
         m->useful_s += fmin(rest, m->interval_s);
         m->lost_s[LOST_SAVING] += fmax(0, rest - m->interval_s);
-    } else m->lost_s[LOST_WORK] += rest;
+    } else
+        m->lost_s[LOST_WORK] += rest;
     m->now_s = until;
 }
 
@@ -143,8 +149,9 @@ static bool recover(Month *m, const FailureCause *cause)
     const Recovery *r = &m->cluster->recovery;
     double devices = (double)m->job->nodes * (double)m->cluster->node.devices;
     double init = draw_range(m, r->init_s) * pow(devices / 1000, r->init_exponent);
-    double load = copies_survive(m, cause) ? draw_range(m, r->peer_load_s)
-                                           : fleet_load_s(m->cluster, m->job->nodes, m->job->state_bytes);
+    double load = copies_survive(m, cause)
+                      ? draw_range(m, r->peer_load_s)
+                      : fleet_load_s(m->cluster, m->job->nodes, m->job->state_bytes);
     double waiting = replace_nodes(m, cause);
     return pass(m, draw_range(m, r->detect_s), LOST_DETECTION) && pass(m, waiting, LOST_WAITING) &&
            pass(m, draw_range(m, r->process_s) + init + load, LOST_RESTART);
@@ -165,7 +172,7 @@ static void run_whole(Month *m)
     }
 }
 
-/* ---- replicas that go on ----------------------------------------------------------------- */
+/* ---- replicas that go on ---------------------------------------------------------------- */
 
 /* Runs to `until` with what is up, replicas rejoining on the way. */
 static void run_replicas(Month *m, double until)
@@ -173,8 +180,10 @@ static void run_replicas(Month *m, double until)
     while (m->now_s < until) {
         double end = until;
         for (size_t i = 0; i < m->down.n;) {
-            if (m->down.at[i] <= m->now_s) m->down.at[i] = m->down.at[--m->down.n];
-            else end = fmin(end, m->down.at[i++]);
+            if (m->down.at[i] <= m->now_s)
+                m->down.at[i] = m->down.at[--m->down.n];
+            else
+                end = fmin(end, m->down.at[i++]);
         }
         double seconds = end - m->now_s, lost = fmin(1, (double)m->down.n / m->replicas);
         double saving = seconds * m->stall_s / m->cycle_s;
@@ -189,7 +198,9 @@ static void run_replicas(Month *m, double until)
 static bool lose_replicas(Month *m, const FailureCause *cause, double rejoin_s)
 {
     double nodes = fleet_cause_nodes(m->cluster, cause, m->job->nodes);
-    double hit = cause->unit == PER_JOB ? m->replicas : fmax(1, ceil(m->replicas * nodes / (double)m->job->nodes));
+    double hit = cause->unit == PER_JOB
+                     ? m->replicas
+                     : fmax(1, ceil(m->replicas * nodes / (double)m->job->nodes));
     double up = m->replicas - (double)m->down.n;
     if (draw(m) >= up / m->replicas && hit < 2) return false; /* one that is down already */
     for (double i = 0; i < fmin(hit, up); i++) VEC_PUSH(&m->down, m->now_s + rejoin_s);
@@ -204,7 +215,8 @@ static void run_elastic(Month *m)
         while (m->now_s < month_s) {
             const FailureCause *cause = draw_cause(m);
             double stall = draw_range(m, r->replica_stall_s), waiting = replace_nodes(m, cause);
-            bool hit = lose_replicas(m, cause, stall + waiting + draw_range(m, r->replica_rejoin_s));
+            bool hit = lose_replicas(m, cause,
+                                     stall + waiting + draw_range(m, r->replica_rejoin_s));
             double again = fmin(m->job->step_s, m->useful_s); /* the step that it broke */
             draw_next_failure(m);
             if (!hit) break;
@@ -216,7 +228,7 @@ static void run_elastic(Month *m)
     }
 }
 
-/* ---- months ------------------------------------------------------------------------------ */
+/* ---- months ----------------------------------------------------------------------------- */
 
 /* The same factor for all causes would make them one: each draws its own rate for the month. */
 static void begin_month(Month *m, int month)
@@ -243,12 +255,17 @@ static Status check(const GoodputJob *job, RecoveryScheme scheme)
 {
     const Cluster *c = job->cluster;
     if (job->nodes < 1 || job->nodes > c->n_nodes)
-        return fail(ERR_REFUSED, "%s: a job on %lld nodes; the cluster has %lld", c->name, (long long)job->nodes, (long long)c->n_nodes);
-    if (c->n_failures > MAX_CAUSES) return fail(ERR_ARG, "%s: more than %d causes of failure", c->name, MAX_CAUSES);
+        return fail(ERR_REFUSED, "%s: a job on %lld nodes; the cluster has %lld", c->name,
+                    (long long)job->nodes, (long long)c->n_nodes);
+    if (c->n_failures > MAX_CAUSES)
+        return fail(ERR_ARG, "%s: more than %d causes of failure", c->name, MAX_CAUSES);
     double copies = 2 * job->state_bytes / (double)job->nodes; /* its own and another's */
     if (scheme == RECOVER_MEMORY && copies > c->node.host_memory_bytes / 2)
-        return fail(ERR_REFUSED, "%s: two copies of a node's states take %.3g GB; half of a host's memory is %.3g GB, enough from %.0f nodes on",
-                    c->name, copies / 1e9, c->node.host_memory_bytes / 2e9, ceil(4 * job->state_bytes / c->node.host_memory_bytes));
+        return fail(ERR_REFUSED,
+                    "%s: two copies of a node's states take %.3g GB; half of a host's memory is "
+                    "%.3g GB, enough from %.0f nodes on",
+                    c->name, copies / 1e9, c->node.host_memory_bytes / 2e9,
+                    ceil(4 * job->state_bytes / c->node.host_memory_bytes));
     return OK;
 }
 
@@ -266,7 +283,10 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double quantile(const double *rising, int n, double q) { return rising[(int)(q * (n - 1) + 0.5)]; }
+static double quantile(const double *rising, int n, double q)
+{
+    return rising[(int)(q * (n - 1) + 0.5)];
+}
 
 Status fleet_goodput(const GoodputJob *job, RecoveryScheme scheme, Arena *arena, Goodput *out)
 {
@@ -274,9 +294,12 @@ Status fleet_goodput(const GoodputJob *job, RecoveryScheme scheme, Arena *arena,
     const Cluster *c = job->cluster;
     int months = job->months > 0 ? job->months : 100;
     double failure_rate = fleet_failure_rate(c, job->nodes, LEVEL_CENTRAL);
-    Month m = {.job = job, .cluster = c, .scheme = scheme, .stall_s = c->recovery.save_stall_s.central};
+    Month m = {
+        .job = job, .cluster = c, .scheme = scheme, .stall_s = c->recovery.save_stall_s.central};
     Goodput g = {.n_months = months, .month = ARENA_ARRAY(arena, double, months)};
-    g.spares = scheme == RECOVER_RESTART ? 0 : job->spares >= 0 ? job->spares : fleet_spares(c, job->nodes, 0.99, LEVEL_CENTRAL);
+    g.spares = scheme == RECOVER_RESTART ? 0
+               : job->spares >= 0        ? job->spares
+                                         : fleet_spares(c, job->nodes, 0.99, LEVEL_CENTRAL);
     m.save_s = fleet_save_s(c, job->nodes, job->state_bytes);
     m.interval_s = g.interval_s = interval_of(&m, 1 / failure_rate);
     m.cycle_s = m.interval_s + m.stall_s;
@@ -284,8 +307,10 @@ Status fleet_goodput(const GoodputJob *job, RecoveryScheme scheme, Arena *arena,
     for (int i = 0; i < months; i++) {
         begin_month(&m, i);
         m.pool = (double)g.spares;
-        if (scheme == RECOVER_REPLICAS) run_elastic(&m);
-        else run_whole(&m);
+        if (scheme == RECOVER_REPLICAS)
+            run_elastic(&m);
+        else
+            run_whole(&m);
         g.month[i] = m.useful_s / month_s;
         g.mean += g.month[i] / months;
         g.failures_per_day += (double)m.failures / 30 / months;

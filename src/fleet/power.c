@@ -1,4 +1,5 @@
-/* What a job draws from the grid, and how it swings: phases of a step alternate in all nodes at once. */
+/* What a job draws from the grid, and how it swings: phases of a step alternate in all nodes at
+ * once. */
 #include "fleet/fleet.h"
 
 #include <math.h>
@@ -14,15 +15,22 @@ double fleet_device_w(const DeviceSheet *d, double tensor, double memory)
 static double it_w(const Cluster *c, double nodes, double spares, double device_w)
 {
     double devices = (double)c->node.devices;
-    double servers = nodes * (devices * device_w + c->node.overhead_w) + spares * (devices * c->device.idle_w + c->node.overhead_w);
-    return servers * (1 + c->site.storage_w_share) + (nodes + spares) * devices * c->network.device_w;
+    double servers = nodes * (devices * device_w + c->node.overhead_w) +
+                     spares * (devices * c->device.idle_w + c->node.overhead_w);
+    return servers * (1 + c->site.storage_w_share) +
+           (nodes + spares) * devices * c->network.device_w;
 }
 
-static Range range_scale(Range r, double factor) { return (Range){r.low * factor, r.central * factor, r.high * factor}; }
-
-Power fleet_power(const Cluster *c, int64_t nodes, int64_t spares, const PowerPhase *phase, int n_phases)
+static Range range_scale(Range r, double factor)
 {
-    double shares = 0, mean = 0, most = 0, least = (double)INFINITY, n = (double)nodes, extra = (double)spares;
+    return (Range){r.low * factor, r.central * factor, r.high * factor};
+}
+
+Power fleet_power(const Cluster *c, int64_t nodes, int64_t spares, const PowerPhase *phase,
+                  int n_phases)
+{
+    double shares = 0, mean = 0, most = 0, least = (double)INFINITY, n = (double)nodes,
+           extra = (double)spares;
     for (int i = 0; i < n_phases; i++) {
         double w = fleet_device_w(&c->device, phase[i].tensor, phase[i].memory);
         shares += phase[i].share;
@@ -36,8 +44,11 @@ Power fleet_power(const Cluster *c, int64_t nodes, int64_t spares, const PowerPh
         most = fmax(most, c->device.idle_w);
         least = fmin(least, c->device.idle_w);
     }
-    Power p = {.device_w = mean, .it_w = it_w(c, n, extra, mean), .peak_w = it_w(c, n, extra, most),
-               .least_w = it_w(c, n, extra, least), .idle_w = it_w(c, n, extra, c->device.idle_w)};
+    Power p = {.device_w = mean,
+               .it_w = it_w(c, n, extra, mean),
+               .peak_w = it_w(c, n, extra, most),
+               .least_w = it_w(c, n, extra, least),
+               .idle_w = it_w(c, n, extra, c->device.idle_w)};
     p.step_swing_w = p.peak_w - p.least_w;
     p.failure_swing_w = p.it_w - p.idle_w;
     p.meter_w = range_scale(c->site.pue, p.it_w);

@@ -1,16 +1,23 @@
-/* Cutting rules given as text (OpDef.cut): which letter a cut goes through, and what follows from it.
+/* Cutting rules given as text (OpDef.cut): which letter a cut goes through, and what follows from
+ * it.
  *
- * Letters are numbers here: 0..25 for a..z, then E and R, then the leading axes by position, then the
- * elements of a state that is cut flat. Every operand that is cut proposes its letter; axes of weights
- * (anything but tokens) win over axes of tokens, because gathering an activation is what sequence
- * parallelism means, while gathering a weight is what tensor parallelism avoids. */
+ * Letters are numbers here: 0..25 for a..z, then E and R, then the leading axes by position, then
+ * the elements of a state that is cut flat. Every operand that is cut proposes its letter; axes of
+ * weights (anything but tokens) win over axes of tokens, because gathering an activation is what
+ * sequence parallelism means, while gathering a weight is what tensor parallelism avoids. */
 #include "graph/graph.h"
 #include "graph/graph_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { LETTER_E = 26, LETTER_R, LETTER_LEAD, LETTER_FLAT = LETTER_LEAD + MAX_RANK, LETTER_NONE = -1 };
+enum {
+    LETTER_E = 26,
+    LETTER_R,
+    LETTER_LEAD,
+    LETTER_FLAT = LETTER_LEAD + MAX_RANK,
+    LETTER_NONE = -1
+};
 
 /* The axes of one operand or output, as letters. */
 typedef struct Term {
@@ -21,13 +28,14 @@ typedef struct Term {
     bool linear; /* `~` */
 } Term;
 
-/* One word of the text, for an operand of so many axes (-1: an output, whose rank the leading axes of the
- * operands decide); returns where the next word begins. */
+/* One word of the text, for an operand of so many axes (-1: an output, whose rank the leading axes
+ * of the operands decide); returns where the next word begins. */
 static const char *read_term(const char *at, int rank, int n_lead, bool data_axis, Term *term)
 {
     *term = (Term){.flat = *at == '*' && (at[1] == ' ' || at[1] == '~' || !at[1])};
     int letters = 0;
-    for (const char *p = at; *p && *p != ' '; p++) letters += (*p >= 'a' && *p <= 'z') || *p == 'E' || *p == 'R';
+    for (const char *p = at; *p && *p != ' '; p++)
+        letters += (*p >= 'a' && *p <= 'z') || *p == 'E' || *p == 'R';
     int lead = rank >= 0 ? rank - letters : n_lead;
     for (; *at && *at != ' '; at++) {
         int *n = &term->rank;
@@ -64,9 +72,11 @@ static void read_rule(Solver *s)
     CHECK(outputs);
     int n_lead = 0;
     for (int i = 0; i < c->n_in; i++) {
-        const char *next = read_term(word, c->in[i] ? c->in[i]->shape.rank : 0, 0, data, &s->term[i]);
+        const char *next = read_term(word, c->in[i] ? c->in[i]->shape.rank : 0, 0, data,
+                                     &s->term[i]);
         for (int k = 0; c->in[i] && k < s->term[i].rank; k++)
-            if (s->term[i].letter[k] - LETTER_LEAD >= n_lead) n_lead = s->term[i].letter[k] - LETTER_LEAD + 1;
+            if (s->term[i].letter[k] - LETTER_LEAD >= n_lead)
+                n_lead = s->term[i].letter[k] - LETTER_LEAD + 1;
         if (next + 1 < outputs) word = next + 1; /* else the last word serves again */
     }
     const char *p = outputs + 2;
@@ -102,8 +112,9 @@ static void propose(int letter, int weight, int *best, int *best_weight)
     *best_weight = weight;
 }
 
-/* A letter that one of the operands or hints proposes, LETTER_NONE when nothing is cut. *waits: nothing but
- * a wish to leave a sum cut along the sequence, which a later reader can fulfil as well. */
+/* A letter that one of the operands or hints proposes, LETTER_NONE when nothing is cut. *waits:
+ * nothing but a wish to leave a sum cut along the sequence, which a later reader can fulfil as
+ * well. */
 static int choose_letter(const Solver *s, bool *waits)
 {
     const CutCtx *c = s->ctx;
@@ -120,13 +131,14 @@ static int choose_letter(const Solver *s, bool *waits)
         }
     }
     for (int k = 0; c->hint && k < c->op->n_out; k++)
-        if (place_is_cut(c->hint[k])) propose(letter_at(&s->out[k], c->hint[k].dim), 2, &best, &weight);
+        if (place_is_cut(c->hint[k]))
+            propose(letter_at(&s->out[k], c->hint[k].dim), 2, &best, &weight);
     *waits = weight == 1;
     return best;
 }
 
-/* All operands in which the op is linear, and there is one, are partial sums. Of a canonical graph such sums do not wait:
- * (a + b) + (c + d) is another number than (a + c) + (b + d). */
+/* All operands in which the op is linear, and there is one, are partial sums. Of a canonical graph
+ * such sums do not wait: (a + b) + (c + d) is another number than (a + c) + (b + d). */
 static bool passes_partial(const Solver *s)
 {
     bool any = false;
@@ -158,7 +170,8 @@ static Place place_under(const Solver *s, const Term *t, PlaceKind otherwise)
     if (t->flat && s->cut >> LETTER_FLAT & 1) return (Place){PLACE_CUT, PLACE_FLAT};
     for (int i = 0; i < t->rank; i++) {
         bool rows = t->letter[i] >= LETTER_R;
-        if (!t->fixed[i] && s->cut >> t->letter[i] & 1) return (Place){rows && s->owned ? PLACE_OWNED : PLACE_CUT, (int8_t)i};
+        if (!t->fixed[i] && s->cut >> t->letter[i] & 1)
+            return (Place){rows && s->owned ? PLACE_OWNED : PLACE_CUT, (int8_t)i};
     }
     return (Place){(int8_t)otherwise, 0};
 }
@@ -167,7 +180,8 @@ static void solve_uncut(Solver *s, bool partial)
 {
     CutCtx *c = s->ctx;
     PlaceKind kind = partial ? PLACE_PARTIAL : PLACE_SAME;
-    for (int i = 0; i < c->n_in; i++) c->want[i] = (Place){(int8_t)(s->term[i].linear ? kind : PLACE_SAME), 0};
+    for (int i = 0; i < c->n_in; i++)
+        c->want[i] = (Place){(int8_t)(s->term[i].linear ? kind : PLACE_SAME), 0};
     for (int k = 0; k < c->op->n_out; k++) c->out[k] = (Place){(int8_t)kind, 0};
 }
 
@@ -208,19 +222,24 @@ static Status run_rule(CutCtx *ctx)
     for (int i = 0; i < ctx->n_in; i++) ctx->want[i] = ctx->place[i];
     memset(ctx->out, 0, sizeof ctx->out);
     if (ctx->op->cut_rule) return ctx->op->cut_rule(ctx);
-    if (ctx->op->cut) graph_cut_text(ctx, ctx->op->cut);
-    else take_whole(ctx);
+    if (ctx->op->cut)
+        graph_cut_text(ctx, ctx->op->cut);
+    else
+        take_whole(ctx);
     return OK;
 }
 
-/* A sum over parts of a sequence, or rows of experts, whose order depends on the tokens that are there. */
+/* A sum over parts of a sequence, or rows of experts, whose order depends on the tokens that are
+ * there. */
 static bool mixes_tokens(const CutCtx *ctx)
 {
     for (int k = 0; k < ctx->op->n_out; k++)
         if (ctx->out[k].kind == PLACE_PARTIAL) return true;
     for (int i = 0; i < ctx->n_in; i++) {
         const Place *want = &ctx->want[i];
-        if (ctx->in[i] && place_is_cut(*want) && want->dim >= 0 && ctx->in[i]->shape.axis[want->dim] == AXIS_ROWS) return true;
+        if (ctx->in[i] && place_is_cut(*want) && want->dim >= 0 &&
+            ctx->in[i]->shape.axis[want->dim] == AXIS_ROWS)
+            return true;
     }
     return false;
 }
@@ -232,25 +251,35 @@ Status graph_cut(CutCtx *ctx)
     return OK;
 }
 
-/* ---- placements of a node that is there ------------------------------------------------------------ */
+/* ---- placements of a node that is there ------------------------------------------------- */
 
 static Status check_operands(const CutCtx *c)
 {
     char have[16], want[16];
     for (int i = 0; i < c->n_in; i++) {
         if (!c->in[i] || place_equal(c->place[i], c->want[i])) continue;
-        return fail(ERR_ARG, "%s: operand %d%s%s lies %s along %s and must lie %s: a reduction or a gathering is missing or doubled",
+        return fail(ERR_ARG,
+                    "%s: operand %d%s%s lies %s along %s and must lie %s: a reduction or a "
+                    "gathering is missing or doubled",
                     c->op->name, i, c->in[i]->name ? " " : "", c->in[i]->name ? c->in[i]->name : "",
-                    place_text(c->place[i], have), mesh_axis_name(c->axis), place_text(c->want[i], want));
+                    place_text(c->place[i], have), mesh_axis_name(c->axis),
+                    place_text(c->want[i], want));
     }
     return OK;
 }
 
-Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis, Place out[NODE_MAX_OUT])
+Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis,
+                        Place out[NODE_MAX_OUT])
 {
     int n = node->n_in;
-    CutCtx c = {.graph = graph, .op = node->op, .attr = node->attr, .axis = axis, .n = mesh_size(&graph->mesh, axis),
-                .rank = graph->mesh.coord[axis], .localized = true, .n_in = n};
+    CutCtx c = {.graph = graph,
+                .op = node->op,
+                .attr = node->attr,
+                .axis = axis,
+                .n = mesh_size(&graph->mesh, axis),
+                .rank = graph->mesh.coord[axis],
+                .localized = true,
+                .n_in = n};
     c.in = xcalloc((size_t)n + 1, sizeof *c.in);
     c.place = xcalloc(2 * (size_t)n + 1, sizeof *c.place);
     c.want = c.place + n;

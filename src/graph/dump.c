@@ -20,7 +20,8 @@ static void type_text(const Value *v, Str *out)
     str_printf(out, "%s[%s]", dtype_name(v->dtype), shape_text(&v->shape, shape));
     if (!stride_is_contiguous(&v->shape, v->stride)) {
         str_add(out, " stride");
-        for (int i = 0; i < v->shape.rank; i++) str_printf(out, "%c%lld", i ? ',' : ' ', (long long)v->stride[i]);
+        for (int i = 0; i < v->shape.rank; i++)
+            str_printf(out, "%c%lld", i ? ',' : ' ', (long long)v->stride[i]);
     }
 }
 
@@ -61,7 +62,8 @@ void graph_dump(const Graph *g, Str *out)
         if (v->kind == VALUE_TEMP) continue;
         str_printf(out, "  %s %s : ", v->kind == VALUE_INPUT ? "input" : "state", v->name);
         type_text(v, out);
-        for (int k = 0; v->n_parts > 1 && k < v->n_parts; k++) str_printf(out, "%s%s", k ? ", " : " = ", v->part[k].name);
+        for (int k = 0; v->n_parts > 1 && k < v->n_parts; k++)
+            str_printf(out, "%s%s", k ? ", " : " = ", v->part[k].name);
         str_add(out, "\n");
     }
     Phase phase = (Phase)-1;
@@ -82,11 +84,12 @@ void graph_dump(const Graph *g, Str *out)
 void graph_dump_dot(const Graph *g, Str *out)
 {
     static const char *const colour[] = {"#d7e8ff", "#ffe3d1", "#fff3c4", "#e0f2d8"};
-    str_printf(out, "digraph \"%s\" {\n  node [shape=box style=filled fontname=monospace];\n", g->name);
+    str_printf(out, "digraph \"%s\" {\n  node [shape=box style=filled fontname=monospace];\n",
+               g->name);
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
-        str_printf(out, "  n%d [label=\"%s%s%s\" fillcolor=\"%s\"];\n", i, node->op->name, node->name ? "\\n" : "",
-                   node->name ? node->name : "", colour[node->phase]);
+        str_printf(out, "  n%d [label=\"%s%s%s\" fillcolor=\"%s\"];\n", i, node->op->name,
+                   node->name ? "\\n" : "", node->name ? node->name : "", colour[node->phase]);
         for (int k = 0; k < node->n_in; k++) {
             if (!value_ok(node->in[k])) continue;
             const Value *v = graph_value(g, node->in[k]);

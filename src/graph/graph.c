@@ -156,11 +156,12 @@ static void refused(const Graph *graph, const InferCtx *ctx)
     str_deinit(&text);
 }
 
-Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
-                   InferCtx *ctx)
+Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in,
+                   int n_in, InferCtx *ctx)
 {
     if (n_in < op->min_in || (op->max_in >= 0 && n_in > op->max_in))
-        return fail(ERR_ARG, "%s takes %d to %d operands, got %d", op->name, op->min_in, op->max_in, n_in);
+        return fail(ERR_ARG, "%s takes %d to %d operands, got %d", op->name, op->min_in, op->max_in,
+                    n_in);
     *ctx = (InferCtx){.graph = graph, .op = op, .n_in = n_in, .attr = attr};
     ctx->in = xcalloc((size_t)n_in + 1, sizeof *ctx->in);
     for (int i = 0; i < n_in; i++) {
@@ -170,7 +171,8 @@ Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const 
         }
         ctx->in[i] = value_ok(in[i]) ? graph_value(graph, in[i]) : NULL;
     }
-    for (int i = 0; i < NODE_MAX_OUT; i++) ctx->out[i] = (InferOut){.wanted = i < op->n_out, .alias = -1};
+    for (int i = 0; i < NODE_MAX_OUT; i++)
+        ctx->out[i] = (InferOut){.wanted = i < op->n_out, .alias = -1};
     Status status = op->infer(ctx);
     if (status != OK) refused(graph, ctx);
     free(ctx->in);
@@ -211,29 +213,36 @@ static Status place_outputs(Graph *graph, const Node *node)
         if (mesh_size(&graph->mesh, (MeshAxis)a) < 2) continue;
         Status status = graph_place_node(graph, node, (MeshAxis)a, place);
         if (status != OK) {
-            fail_context("%s%s%s in layer %d", node->op->name, node->name ? " " : "", node->name ? node->name : "", node->layer);
+            fail_context("%s%s%s in layer %d", node->op->name, node->name ? " " : "",
+                         node->name ? node->name : "", node->layer);
             return status;
         }
         for (int k = 0; k < node->n_out; k++)
-            if (value_ok(node->out[k])) place_output(graph, node, graph_value(graph, node->out[k]), (MeshAxis)a, place[k]);
+            if (value_ok(node->out[k]))
+                place_output(graph, node, graph_value(graph, node->out[k]), (MeshAxis)a, place[k]);
     }
     return OK;
 }
 
-/* What an op changes must be a state itself: changes to a copy of one would be lost. Of a part that goes back into its
- * state the verifier sees whether it does. */
-static Status check_effect(const Graph *graph, const OpDef *op, const InferCtx *ctx, const ValueId *in)
+/* What an op changes must be a state itself: changes to a copy of one would be lost. Of a part that
+ * goes back into its state the verifier sees whether it does. */
+static Status check_effect(const Graph *graph, const OpDef *op, const InferCtx *ctx,
+                           const ValueId *in)
 {
     if (op->flags & OP_PARTS) return OK;
     for (int i = 0; i < op->n_out && op->flags & OP_EFFECT; i++) {
         if (!ctx->out[i].wanted || ctx->out[i].alias < 0) continue;
         if (graph_value(graph, graph_root(graph, in[ctx->out[i].alias]))->kind != VALUE_STATE)
-            return fail(ERR_ARG, "%s changes operand %d, which is no state but a copy: the change would be lost", op->name, ctx->out[i].alias);
+            return fail(
+                ERR_ARG,
+                "%s changes operand %d, which is no state but a copy: the change would be lost",
+                op->name, ctx->out[i].alias);
     }
     return OK;
 }
 
-Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in, ValueId *out)
+Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
+                 ValueId *out)
 {
     InferCtx ctx;
     TRY(graph_infer(graph, op, attr, in, n_in, &ctx));

@@ -3,7 +3,8 @@
  * What it is.   Graph (nodes and values in order), OpDef (all that the system knows of an op), the
  *               builder, the verifier, the text dump.
  * Depends on.   base, tensor, comm
- * Owns.         A Graph owns its nodes, values, attributes and names: they live in its arena and die
+ * Owns.         A Graph owns its nodes, values, attributes and names: they live in its arena and
+ *               die
  *               with it. OpDefs are constants of ops/.
  * Invariants.   Straight line: a node reads only values made before it, so a pass is a for-loop.
  *               SSA: a value is made once, by one node, or is an input or a state of the graph.
@@ -14,8 +15,8 @@
  * Use:
  *     Graph *g = graph_create("tiny");
  *     ValueId x = graph_input(g, "x", DTYPE_F32, shape_make(2, (int64_t[]){8, 4}, NULL));
- *     ValueId w = graph_state(g, "w", DTYPE_F32, shape_make(2, (int64_t[]){16, 4}, NULL), STATE_PARAM);
- *     ValueId y;
+ *     ValueId w = graph_state(g, "w", DTYPE_F32, shape_make(2, (int64_t[]){16, 4}, NULL),
+ * STATE_PARAM); ValueId y;
  *     TRY(op_linear(g, x, w, &y));            (builders: ops/ops.h)
  *     graph_output(g, "y", y);
  */
@@ -40,10 +41,10 @@ typedef struct NodeId {
 
 enum { NODE_MAX_OUT = 12 };
 
-/* ---- layouts ----------------------------------------------------------------------------- */
+/* ---- layouts ---------------------------------------------------------------------------- */
 
-/* The ranks of a job form a mesh; each of its axes cuts something else. A rank's number is its coordinates
- * in this order, the last running fastest: neighbours are tensor-parallel peers. */
+/* The ranks of a job form a mesh; each of its axes cuts something else. A rank's number is its
+ * coordinates in this order, the last running fastest: neighbours are tensor-parallel peers. */
 typedef enum MeshAxis {
     MESH_PP,   /* layers */
     MESH_DP,   /* sequences of the batch; weights on every rank */
@@ -54,19 +55,23 @@ typedef enum MeshAxis {
     MESH_AXES
 } MeshAxis;
 const char *mesh_axis_name(MeshAxis axis);
-/* Cuts are made in this order, 0 first: of two axes that cut the same dimension the earlier one cuts it into the
- * larger pieces. */
+/* Cuts are made in this order, 0 first: of two axes that cut the same dimension the earlier one
+ * cuts it into the larger pieces. */
 int mesh_axis_nesting(MeshAxis axis);
 
 /* One rank's place in the mesh. A size of 0 counts as 1: zeroed, it is one rank. */
 typedef struct Mesh {
     int size[MESH_AXES], coord[MESH_AXES];
 } Mesh;
-static inline int mesh_size(const Mesh *mesh, MeshAxis axis) { return mesh->size[axis] > 0 ? mesh->size[axis] : 1; }
+static inline int mesh_size(const Mesh *mesh, MeshAxis axis)
+{
+    return mesh->size[axis] > 0 ? mesh->size[axis] : 1;
+}
 int mesh_ranks(const Mesh *mesh);
-int mesh_rank(const Mesh *mesh);                  /* from the coordinates */
-Mesh mesh_at(const Mesh *mesh, int rank);         /* the same mesh, coordinates of another rank */
-/* Which of the parts of a batch a rank sees: ep outermost, then dp, then fsdp; and how many there are. */
+int mesh_rank(const Mesh *mesh);          /* from the coordinates */
+Mesh mesh_at(const Mesh *mesh, int rank); /* the same mesh, coordinates of another rank */
+/* Which of the parts of a batch a rank sees: ep outermost, then dp, then fsdp; and how many there
+ * are. */
 int mesh_data_ranks(const Mesh *mesh);
 int mesh_data_rank(const Mesh *mesh);
 
@@ -76,11 +81,14 @@ typedef enum PlaceKind {
     PLACE_CUT,     /* every rank holds its part of axis `dim` */
     PLACE_PARTIAL, /* every rank holds a summand */
     PLACE_OWNED,   /* rows of experts, each with the rank that owns its expert; `dim` is theirs */
-    PLACE_PASSED,  /* every rank holds (some of) the part of the rank `dim` places before it; below 0: what the rank -dim
-                      places behind it made for its own part */
-    PLACE_GROWING, /* every rank's part of a sum of which `dim` summands are there and some are not */
+    PLACE_PASSED,  /* every rank holds (some of) the part of the rank `dim` places before it; below
+                      0: what the rank -dim  places behind it made for its own part */
+    PLACE_GROWING, /* every rank's part of a sum of which `dim` summands are there and some are
+                    not */
 } PlaceKind;
-enum { PLACE_FLAT = -1 }; /* `dim` of a state cut without regard to its axes: equal runs of its elements */
+enum {
+    PLACE_FLAT = -1
+}; /* `dim` of a state cut without regard to its axes: equal runs of its elements */
 typedef struct Place {
     int8_t kind, dim;
 } Place;
@@ -101,8 +109,8 @@ typedef enum StateRole {
     STATE_PARAM,     /* a trained weight, the master copy */
     STATE_COPY,      /* a weight in the compute dtype, remade from its master */
     STATE_GRAD,      /* a gradient summed over micro-batches */
-    STATE_GRAD_PART, /* the sum of some of them, until that of as many others is there (op_accumulate_leaf); its master is the
-                        STATE_GRAD */
+    STATE_GRAD_PART, /* the sum of some of them, until that of as many others is there
+                        (op_accumulate_leaf); its master is the STATE_GRAD */
     STATE_ADAM_M,    /* first moment */
     STATE_ADAM_V,    /* second moment */
     STATE_BUFFER,    /* trained without a gradient, saved with the model: expert bias */
@@ -111,16 +119,17 @@ typedef enum StateRole {
     STATE_CACHE,     /* keys and values of earlier tokens; not saved */
 } StateRole;
 
-/* A named piece of a state: passes may fuse the storage of several weights into one value (q, k and v
- * of a layer), each of which keeps its published name and shape here. Rows of the first axis. */
+/* A named piece of a state: passes may fuse the storage of several weights into one value (q, k and
+ * v of a layer), each of which keeps its published name and shape here. Rows of the first axis. */
 typedef struct StatePart {
     const char *name;
-    Shape shape;         /* of this rank's part of it */
-    Shape whole;         /* as published */
-    size_t offset_bytes; /* from the start of the state, before that was cut flat */
+    Shape shape;          /* of this rank's part of it */
+    Shape whole;          /* as published */
+    size_t offset_bytes;  /* from the start of the state, before that was cut flat */
     float init_deviation; /* STATE_PARAM: normal(0, deviation); 0: init_value everywhere */
     float init_value;
-    int halves; /* > 1: its last axis holds this many equal blocks, each of which is cut (gate and up of experts) */
+    int halves; /* > 1: its last axis holds this many equal blocks, each of which is cut (gate and
+                   up of experts) */
 } StatePart;
 
 typedef struct Value {
@@ -141,7 +150,7 @@ typedef struct Value {
     ValueId master; /* STATE_COPY, _GRAD, _ADAM_*: the parameter it belongs to; _LOAD: the bias */
     StatePart *part;
     int n_parts;
-    bool decay; /* STATE_PARAM: weight decay applies */
+    bool decay;  /* STATE_PARAM: weight decay applies */
     Shape whole; /* before it was cut flat: what is gathered */
     int twin;    /* 1 + the pipeline rank that holds it too (a tied embedding); 0: none does */
 
@@ -158,7 +167,7 @@ struct Node {
     Phase phase;
     int layer; /* -1 outside layers */
     int n_in, n_out;
-    ValueId *in; /* n_in; an optional operand may be NO_VALUE */
+    ValueId *in;               /* n_in; an optional operand may be NO_VALUE */
     ValueId out[NODE_MAX_OUT]; /* an output nobody wants may be NO_VALUE after pruning */
     const void *attr;          /* op->attr_bytes bytes, private to the op's file */
 };
@@ -174,12 +183,13 @@ struct Graph {
     struct GraphOutput {
         const char *name;
         ValueId value;
-    } *output; /* what the host reads after a run; kept alive to the end */
+    } * output; /* what the host reads after a run; kept alive to the end */
     int n_outputs, output_cap;
-    Mesh mesh; /* whose rank's graph this is */
-    bool canonical; /* every sum is made in one order, however the graph is cut: partial sums along MESH_TP are made whole
-                       before anything else happens to them, along MESH_CP there are none (what would make them sees whole
-                       sequences), and each part of the batch has router losses of its own */
+    Mesh mesh;      /* whose rank's graph this is */
+    bool canonical; /* every sum is made in one order, however the graph is cut: partial sums along
+                       MESH_TP are made whole before anything else happens to them, along MESH_CP
+                       there are none (what would make them sees whole sequences), and each part of
+                       the batch has router losses of its own */
     /* stamped on every node that is added */
     Phase phase;
     int layer;
@@ -190,37 +200,39 @@ struct Graph {
 
 /* By which rules the time of a node is told. */
 typedef enum CostKind {
-    COST_STREAM,         /* memory limits it */
-    COST_MATMUL,         /* products: `count` of [m k] times [k n] */
-    COST_ATTENTION,      /* `count` heads of m queries that see n keys each on average, head_dim k */
+    COST_STREAM,    /* memory limits it */
+    COST_MATMUL,    /* products: `count` of [m k] times [k n] */
+    COST_ATTENTION, /* `count` heads of m queries that see n keys each on average, head_dim k */
     COST_ATTENTION_GRAD,
-    COST_EXCHANGE,       /* among the ranks along `axes`; a start, where the op has OP_STARTS */
-    COST_MESSAGE,        /* to one rank of another pipeline stage */
+    COST_EXCHANGE, /* among the ranks along `axes`; a start, where the op has OP_STARTS */
+    COST_MESSAGE,  /* to one rank of another pipeline stage */
 } CostKind;
 
 /* Work of one node, counted by its op as its kernel does it. The devices turn it into time. */
 typedef struct Cost {
-    double flop;        /* multiply and add count as two; on matrix units by kind */
-    double read_bytes;  /* from memory, each operand once */
+    double flop;       /* multiply and add count as two; on matrix units by kind */
+    double read_bytes; /* from memory, each operand once */
     double write_bytes;
     double wire_bytes; /* that this rank sends to others */
     CostKind kind;
     double m, n, k, count;
     DType dtype;        /* of the operands of products and attention */
     unsigned axes;      /* exchanges: bit a set for mesh axis a */
-    CommKind exchange;  /* COMM_SEND: along pp of the first and the last stage with each other, else to the next rank of a ring */
-    double whole_bytes; /* exchanges: what is reduced, scattered or gathered, in all; all_to_all: what this rank has */
+    CommKind exchange;  /* COMM_SEND: along pp of the first and the last stage with each other, else
+                           to the next rank of a ring */
+    double whole_bytes; /* exchanges: what is reduced, scattered or gathered, in all; all_to_all:
+                           what this rank has */
 } Cost;
 
-/* Shape rule: reads c->in values and attr, sets out dtype, shape (and for views base, offset, stride).
- * Outputs are created by the builder from what is set here. */
+/* Shape rule: reads c->in values and attr, sets out dtype, shape (and for views base, offset,
+ * stride). Outputs are created by the builder from what is set here. */
 typedef struct InferOut {
     DType dtype;
     Shape shape;
-    bool wanted;        /* false: this output is left NO_VALUE; starts true */
-    int alias;          /* index of the input whose storage it is, or -1 (the start value) */
+    bool wanted;         /* false: this output is left NO_VALUE; starts true */
+    int alias;           /* index of the input whose storage it is, or -1 (the start value) */
     size_t offset_bytes; /* with alias: from the start of that input */
-    bool strided;       /* with alias: stride is set; else the strides are contiguous */
+    bool strided;        /* with alias: stride is set; else the strides are contiguous */
     int64_t stride[MAX_RANK];
 } InferOut;
 
@@ -234,7 +246,8 @@ typedef struct InferCtx {
 } InferCtx;
 
 /* Gradient rule: emits ordinary nodes into graph. dout[i] is the gradient of output i or NO_VALUE;
- * need[i] says whether the gradient of input i is wanted; the rule sets din[i] to it (NO_VALUE: zero). */
+ * need[i] says whether the gradient of input i is wanted; the rule sets din[i] to it (NO_VALUE:
+ * zero). */
 typedef struct GradCtx {
     Graph *graph;
     NodeId node;
@@ -243,31 +256,33 @@ typedef struct GradCtx {
     ValueId *din;
 } GradCtx;
 
-/* Cutting rule: for one mesh axis, how the operands lie -> how they must lie (`want`), how the outputs then
- * lie. Most ops state it as a text, OpDef.cut, that names the axes of operands and outputs by letters:
+/* Cutting rule: for one mesh axis, how the operands lie -> how they must lie (`want`), how the
+ * outputs then lie. Most ops state it as a text, OpDef.cut, that names the axes of operands and
+ * outputs by letters:
  *
  *     "*i oi -> *o"      linear: x w -> y. * stands for all leading axes, each a letter of its own.
  *
  * A cut goes through one letter: operands with it are cut there, others are the same on all ranks;
- * outputs with it are cut, outputs without it are partial sums. `!` behind a letter: never cut, `-`: a
- * scalar, `~` behind an operand: the op is linear in it, and when all such operands are partial sums and
- * nothing is cut, so are the outputs. `&` is `*` that only an axis of the batch may cut; R, rows of
- * experts, is cut with it; E, experts, may be cut where R is: then rows lie with the owners of experts.
- * The last operand's text serves all further operands. */
+ * outputs with it are cut, outputs without it are partial sums. `!` behind a letter: never cut,
+ * `-`: a scalar, `~` behind an operand: the op is linear in it, and when all such operands are
+ * partial sums and nothing is cut, so are the outputs. `&` is `*` that only an axis of the batch
+ * may cut; R, rows of experts, is cut with it; E, experts, may be cut where R is: then rows lie
+ * with the owners of experts. The last operand's text serves all further operands. */
 typedef struct CutCtx {
     const Graph *graph;
     const OpDef *op;
     const void *attr;
     MeshAxis axis;
-    int n, rank;      /* of the mesh axis */
-    bool localized;   /* attr and shapes are this rank's; else attr is still that of the uncut graph */
-    bool sequence;    /* sums of activations may be left cut along AXIS_SEQ */
+    int n, rank; /* of the mesh axis */
+    /* attr and shapes are this rank's; else attr is still that of the uncut graph */
+    bool localized;
+    bool sequence; /* sums of activations may be left cut along AXIS_SEQ */
     int n_in;
-    const Value **in; /* NULL where the operand is left out */
-    Place *place;     /* n_in, as they lie */
+    const Value **in;  /* NULL where the operand is left out */
+    Place *place;      /* n_in, as they lie */
     const Place *hint; /* op->n_out: how the outputs are wanted; NULL: no matter */
-    Place *want;      /* n_in: set to place before */
-    bool *drop;       /* n_in: of many operands, those that another rank takes; NULL when localized */
+    Place *want;       /* n_in: set to place before */
+    bool *drop; /* n_in: of many operands, those that another rank takes; NULL when localized */
     Place out[NODE_MAX_OUT];
 } CutCtx;
 static inline bool mesh_axis_is_data(MeshAxis axis) { return axis >= MESH_DP && axis <= MESH_CP; }
@@ -279,13 +294,14 @@ const char *isa_name(Isa isa);
 typedef struct Target {
     Isa isa;
     int threads;
-    bool gpu; /* products pack no operands and have a library's workspace; isa is ISA_GENERIC and says nothing */
+    bool gpu; /* products pack no operands and have a library's workspace; isa is ISA_GENERIC and
+                 says nothing */
 } Target;
 /* On GPUs: what cuBLAS asks for on Hopper; tokens whose logits are there at a time. */
 enum { GPU_PRODUCT_WORKSPACE_BYTES = 32 << 20, GPU_LOGITS_ROWS = 1024 };
 
-/* The peers of this rank, as a device knows them. axes: bit a set for mesh axis a; the group holds the ranks
- * that differ from this one along these axes only, in the mesh's order. */
+/* The peers of this rank, as a device knows them. axes: bit a set for mesh axis a; the group holds
+ * the ranks that differ from this one along these axes only, in the mesh's order. */
 typedef struct Ranks {
     Status (*group)(struct Ranks *ranks, unsigned axes, Comm **group);
 } Ranks;
@@ -310,19 +326,23 @@ typedef struct CpuKernel {
     Status (*run)(KernelArgs *args);
     Status (*prepare)(KernelArgs *args);
     void (*release)(KernelArgs *args);
-    size_t (*workspace)(const Graph *graph, const Node *node, const Target *target); /* may be NULL */
+    size_t (*workspace)(const Graph *graph, const Node *node,
+                        const Target *target); /* may be NULL */
 } CpuKernel;
 
 enum {
-    OP_VIEW = 1,      /* outputs are views of input 0; no kernel, no time */
-    OP_CHEAP = 2,     /* element-wise or a row's reduction: selective recompute makes it again */
-    OP_SOURCE = 4,    /* no gradient flows through: integer outputs, constants, updates */
-    OP_EFFECT = 8,    /* changes a state: never pruned */
-    OP_COLLECTIVE = 16, /* speaks with other ranks: every rank of a group runs it, in the same order */
-    OP_STARTS = 32,   /* its outputs are on their way until the one node that waits for them, in the same phase */
-    OP_WAITS = 64,    /* neither is pruned */
-    OP_PARTS = 128,   /* with OP_EFFECT: may change a part that was cut from a state and goes back into it */
-    OP_JOINS = 256,   /* puts its operands side by side: nothing to do when they were made there */
+    OP_VIEW = 1,   /* outputs are views of input 0; no kernel, no time */
+    OP_CHEAP = 2,  /* element-wise or a row's reduction: selective recompute makes it again */
+    OP_SOURCE = 4, /* no gradient flows through: integer outputs, constants, updates */
+    OP_EFFECT = 8, /* changes a state: never pruned */
+    OP_COLLECTIVE =
+        16,         /* speaks with other ranks: every rank of a group runs it, in the same order */
+    OP_STARTS = 32, /* its outputs are on their way until the one node that waits for them, in the
+                       same phase */
+    OP_WAITS = 64,  /* neither is pruned */
+    OP_PARTS =
+        128, /* with OP_EFFECT: may change a part that was cut from a state and goes back into it */
+    OP_JOINS = 256, /* puts its operands side by side: nothing to do when they were made there */
 };
 
 struct OpDef {
@@ -331,18 +351,21 @@ struct OpDef {
     int n_out;
     size_t attr_bytes;
     unsigned flags;
-    unsigned inplace;     /* bit i: output 0 may overwrite input i when that dies here */
-    unsigned strided_in;  /* bit i: input i may have any row stride (see kernel.h), else contiguous */
+    unsigned inplace; /* bit i: output 0 may overwrite input i when that dies here */
+    unsigned
+        strided_in; /* bit i: input i may have any row stride (see kernel.h), else contiguous */
     unsigned strided_out; /* bit i: likewise output i */
     unsigned optional_in; /* bit i: input i may be NO_VALUE */
     Status (*infer)(InferCtx *ctx);
     Status (*grad)(GradCtx *ctx); /* NULL with OP_SOURCE */
     Cost (*cost)(const Graph *graph, const Node *node);
-    const char *cut;                         /* cutting rule as text; NULL with a rule of its own: */
-    Status (*cut_rule)(CutCtx *ctx);         /* both NULL: operands are the same on all ranks */
-    Status (*cut_attr)(const CutCtx *ctx, void *attr); /* makes attr that of this rank; NULL: nothing to do */
-    void (*attr_text)(const void *attr, Str *out); /* for dumps; NULL when there is nothing to say */
-    const CpuKernel *cpu[ISA_COUNT];               /* NULL entries: this device lacks the op */
+    const char *cut;                 /* cutting rule as text; NULL with a rule of its own: */
+    Status (*cut_rule)(CutCtx *ctx); /* both NULL: operands are the same on all ranks */
+    Status (*cut_attr)(const CutCtx *ctx,
+                       void *attr); /* makes attr that of this rank; NULL: nothing to do */
+    void (*attr_text)(const void *attr,
+                      Str *out);     /* for dumps; NULL when there is nothing to say */
+    const CpuKernel *cpu[ISA_COUNT]; /* NULL entries: this device lacks the op */
 };
 
 /* ---- builder ---------------------------------------------------------------------------- */
@@ -358,8 +381,8 @@ ValueId graph_find_input(const Graph *graph, const char *name);
 void graph_output(Graph *graph, const char *name, ValueId value);
 ValueId graph_find_output(const Graph *graph, const char *name);
 
-/* Adds a node; runs op->infer; a refusal names op, node and shapes. attr (op->attr_bytes) is copied.
- * out receives op->n_out ids. */
+/* Adds a node; runs op->infer; a refusal names op, node and shapes. attr (op->attr_bytes) is
+ * copied. out receives op->n_out ids. */
 Status graph_add(Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
                  ValueId *out);
 
@@ -373,7 +396,7 @@ ValueId graph_root(const Graph *graph, ValueId v);
 void graph_set_layer(Graph *graph, int layer);
 void graph_set_scope(Graph *graph, const char *name);
 
-/* ---- rewriting (for passes) --------------------------------------------------------------- */
+/* ---- rewriting (for passes) ------------------------------------------------------------- */
 
 /* A pass that inserts or removes nodes copies the graph: begin makes an empty twin with all inputs,
  * states and (dead) space for values; copy_node appends a node of the old graph with its operands
@@ -384,7 +407,8 @@ typedef struct Rewrite {
     ValueId *map; /* old value id -> new value */
 } Rewrite;
 void rewrite_begin(Rewrite *rewrite, const Graph *from);
-/* Without the states for which keep[] is false, of which no node that is copied may read, nor a master of one that is kept. */
+/* Without the states for which keep[] is false, of which no node that is copied may read, nor a
+ * master of one that is kept. */
 void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep);
 ValueId rewrite_get(const Rewrite *rewrite, ValueId old);
 void rewrite_set(Rewrite *rewrite, ValueId old, ValueId fresh);
@@ -393,19 +417,20 @@ Status rewrite_copy_node(Rewrite *rewrite, NodeId node);
 Status rewrite_end(Rewrite *rewrite, Graph **graph);
 void rewrite_abort(Rewrite *rewrite);
 
-/* ---- cutting (for passes) --------------------------------------------------------------------- */
+/* ---- cutting (for passes) --------------------------------------------------------------- */
 
 /* Runs the op's cutting rule: ctx->want and ctx->out. */
 Status graph_cut(CutCtx *ctx);
 /* The same by a text, for rules that begin with one. */
 void graph_cut_text(CutCtx *ctx, const char *text);
 
-/* ---- checking and reading ----------------------------------------------------------------- */
+/* ---- checking and reading --------------------------------------------------------------- */
 
-/* Order, single assignment, dtypes and shapes as op->infer says, strides where allowed, no read of a
- * state version that was overwritten. `after` names the pass in the sentence. */
+/* Order, single assignment, dtypes and shapes as op->infer says, strides where allowed, no read of
+ * a state version that was overwritten. `after` names the pass in the sentence. */
 Status graph_verify(const Graph *graph, const char *after);
-/* One line a node: %12 = linear(%10, model.layers.0.mlp.down_proj.weight) ... ; stable, diff-able. */
+/* One line a node: %12 = linear(%10, model.layers.0.mlp.down_proj.weight) ... ; stable, diff-able.
+ */
 void graph_dump(const Graph *graph, Str *out);
 void graph_dump_dot(const Graph *graph, Str *out);
 Cost graph_cost(const Graph *graph); /* sum over nodes */

@@ -6,12 +6,14 @@
 
 ValueId graph_new_value(Graph *graph); /* zeroed; pointers into graph->value move */
 Node *graph_new_node(Graph *graph);    /* zeroed; pointers into graph->node move */
-/* Runs the shape rule; on refusal the sentence names op, place and operands. ctx->in is gone after. */
-Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in, int n_in,
-                   InferCtx *ctx);
+/* Runs the shape rule; on refusal the sentence names op, place and operands. ctx->in is gone after.
+ */
+Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in,
+                   int n_in, InferCtx *ctx);
 
-/* What the cutting rule says of a node's outputs along a mesh axis; refuses operands that lie otherwise
- * than it reads them. */
-Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis, Place out[NODE_MAX_OUT]);
+/* What the cutting rule says of a node's outputs along a mesh axis; refuses operands that lie
+ * otherwise than it reads them. */
+Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis,
+                        Place out[NODE_MAX_OUT]);
 
 #endif

@@ -9,7 +9,8 @@ const char *mesh_axis_name(MeshAxis axis)
 
 int mesh_axis_nesting(MeshAxis axis)
 {
-    static const int order[MESH_AXES] = {[MESH_PP] = 0, [MESH_CP] = 1, [MESH_TP] = 2, [MESH_EP] = 3, [MESH_DP] = 4, [MESH_FSDP] = 5};
+    static const int order[MESH_AXES] = {
+        [MESH_PP] = 0, [MESH_CP] = 1, [MESH_TP] = 2, [MESH_EP] = 3, [MESH_DP] = 4, [MESH_FSDP] = 5};
     return order[axis];
 }
 
@@ -54,7 +55,10 @@ const char *place_text(Place place, char text[16])
     if (place.kind == PLACE_SAME) return "same";
     if (place.kind == PLACE_PARTIAL) return "partial";
     if (place.kind == PLACE_CUT && place.dim == PLACE_FLAT) return "cut flat";
-    static const char *const names[] = {[PLACE_CUT] = "cut", [PLACE_OWNED] = "owned", [PLACE_PASSED] = "passed", [PLACE_GROWING] = "growing"};
+    static const char *const names[] = {[PLACE_CUT] = "cut",
+                                        [PLACE_OWNED] = "owned",
+                                        [PLACE_PASSED] = "passed",
+                                        [PLACE_GROWING] = "growing"};
     snprintf(text, 16, "%s %d", names[place.kind], place.dim);
     return text;
 }

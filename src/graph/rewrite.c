@@ -15,7 +15,8 @@ static ValueId copy_leaf(Rewrite *rewrite, int old)
     v->name = from->name ? arena_strdup(&to->arena, from->name) : NULL;
     if (from->n_parts) {
         v->part = arena_copy(&to->arena, from->part, sizeof *from->part * (size_t)from->n_parts);
-        for (int i = 0; i < v->n_parts; i++) v->part[i].name = arena_strdup(&to->arena, from->part[i].name);
+        for (int i = 0; i < v->n_parts; i++)
+            v->part[i].name = arena_strdup(&to->arena, from->part[i].name);
     }
     if (v->kind == VALUE_STATE) name_index_put(&to->states, v->name, id.id);
     return id;
@@ -28,7 +29,9 @@ void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep)
     rewrite->to->canonical = from->canonical;
     rewrite->map = xcalloc((size_t)from->n_values, sizeof *rewrite->map);
     for (int i = 1; i < from->n_values; i++)
-        if (from->value[i].kind == VALUE_INPUT || (from->value[i].kind == VALUE_STATE && (!keep || keep[i]))) rewrite->map[i] = copy_leaf(rewrite, i);
+        if (from->value[i].kind == VALUE_INPUT ||
+            (from->value[i].kind == VALUE_STATE && (!keep || keep[i])))
+            rewrite->map[i] = copy_leaf(rewrite, i);
     for (int i = 1; i < from->n_values; i++) { /* masters may stand behind their copies */
         if (!rewrite->map[i].id) continue;
         Value *v = graph_value(rewrite->to, rewrite->map[i]);
@@ -38,7 +41,10 @@ void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep)
 
 void rewrite_begin(Rewrite *rewrite, const Graph *from) { rewrite_begin_of(rewrite, from, NULL); }
 
-ValueId rewrite_get(const Rewrite *rewrite, ValueId old) { return old.id ? rewrite->map[old.id] : NO_VALUE; }
+ValueId rewrite_get(const Rewrite *rewrite, ValueId old)
+{
+    return old.id ? rewrite->map[old.id] : NO_VALUE;
+}
 
 void rewrite_set(Rewrite *rewrite, ValueId old, ValueId fresh) { rewrite->map[old.id] = fresh; }
 
@@ -59,8 +65,8 @@ Status rewrite_copy_node(Rewrite *rewrite, NodeId id)
         if (value_ok(old->out[i])) {
             rewrite->map[old->out[i].id] = out[i];
             if (graph_value(rewrite->from, old->out[i])->name)
-                graph_value(to, out[i])->name =
-                    arena_strdup(&to->arena, graph_value(rewrite->from, old->out[i])->name);
+                graph_value(to, out[i])->name = arena_strdup(
+                    &to->arena, graph_value(rewrite->from, old->out[i])->name);
         } else {
             fresh->out[i] = NO_VALUE; /* was pruned */
         }
@@ -74,7 +80,8 @@ Status rewrite_end(Rewrite *rewrite, Graph **graph)
     for (int i = 0; i < from->n_outputs; i++) {
         ValueId v = rewrite_get(rewrite, from->output[i].value);
         if (!value_ok(v)) {
-            Status status = fail(ERR_ARG, "output %s was lost while rewriting graph %s", from->output[i].name, from->name);
+            Status status = fail(ERR_ARG, "output %s was lost while rewriting graph %s",
+                                 from->output[i].name, from->name);
             rewrite_abort(rewrite);
             return status;
         }

@@ -16,8 +16,8 @@ typedef struct Verifier {
 static Status broken(const Verifier *v, int node, const char *what)
 {
     const Node *n = &v->graph->node[node];
-    return fail(ERR_ARG, "graph %s after %s: node %d (%s%s%s): %s", v->graph->name, v->after, node, n->op->name,
-                n->name ? " " : "", n->name ? n->name : "", what);
+    return fail(ERR_ARG, "graph %s after %s: node %d (%s%s%s): %s", v->graph->name, v->after, node,
+                n->op->name, n->name ? " " : "", n->name ? n->name : "", what);
 }
 
 static Status check_operands(const Verifier *v, int i)
@@ -37,7 +37,8 @@ static Status check_operands(const Verifier *v, int i)
         if (v->overwritten[id.id] && v->overwritten[id.id] < i)
             return broken(v, i, "reads a state version that was overwritten");
         bool any_stride = k < 32 && node->op->strided_in >> k & 1;
-        if (!any_stride && !(node->op->flags & OP_VIEW) && !stride_is_contiguous(&value->shape, value->stride))
+        if (!any_stride && !(node->op->flags & OP_VIEW) &&
+            !stride_is_contiguous(&value->shape, value->stride))
             return broken(v, i, "an operand has strides that the op does not read");
     }
     return OK;
@@ -49,12 +50,13 @@ static Status check_outputs(const Verifier *v, int i)
     const Graph *g = v->graph;
     const Node *node = &g->node[i];
     InferCtx ctx;
-    TRY_AS(graph_infer(g, node->op, node->attr, node->in, node->n_in, &ctx), "graph %s after %s: node %d", g->name,
-           v->after, i);
+    TRY_AS(graph_infer(g, node->op, node->attr, node->in, node->n_in, &ctx),
+           "graph %s after %s: node %d", g->name, v->after, i);
     for (int k = 0; k < node->n_out; k++) {
         if (!value_ok(node->out[k])) continue;
         const Value *out = graph_value(g, node->out[k]);
-        if (out->producer.id != i || out->out_index != k) return broken(v, i, "an output belongs to another node");
+        if (out->producer.id != i || out->out_index != k)
+            return broken(v, i, "an output belongs to another node");
         if (out->dtype != ctx.out[k].dtype || !shape_equal(&out->shape, &ctx.out[k].shape))
             return broken(v, i, "an output has another dtype or shape than its shape rule says");
         if (ctx.out[k].alias >= 0 && out->base.id != node->in[ctx.out[k].alias].id)
@@ -74,7 +76,8 @@ static Status check_waits(Verifier *v, int i)
         if (!(g->node[producer].op && g->node[producer].op->flags & OP_STARTS)) continue;
         if (!(node->op->flags & OP_WAITS)) return broken(v, i, "reads what is still on its way");
         if (v->waited[producer]) return broken(v, i, "waits for what was waited for");
-        if (v->phase[producer] != v->phase[i]) return broken(v, i, "waits in another phase than that of the start");
+        if (v->phase[producer] != v->phase[i])
+            return broken(v, i, "waits in another phase than that of the start");
         started = producer;
     }
     if (started) v->waited[started] = true;
@@ -87,9 +90,12 @@ static Status check_parts(const Verifier *v, int i)
     const Graph *g = v->graph;
     const Node *node = &g->node[i];
     for (int k = 0; k < node->n_out && node->op->flags & OP_PARTS; k++) {
-        bool back = !value_ok(node->out[k]) || graph_value(g, graph_root(g, node->out[k]))->kind == VALUE_STATE;
+        bool back = !value_ok(node->out[k]) ||
+                    graph_value(g, graph_root(g, node->out[k]))->kind == VALUE_STATE;
         for (int j = i + 1; j < g->n_nodes && !back; j++)
-            for (int m = 0; m < g->node[j].n_in; m++) back |= g->node[j].op->flags & (OP_EFFECT | OP_STARTS) && g->node[j].in[m].id == node->out[k].id;
+            for (int m = 0; m < g->node[j].n_in; m++)
+                back |= g->node[j].op->flags & (OP_EFFECT | OP_STARTS) &&
+                        g->node[j].in[m].id == node->out[k].id;
         if (!back) return broken(v, i, "changes a part of a state that does not go back into it");
     }
     return OK;
@@ -107,7 +113,8 @@ static void find_phases(Verifier *v)
 static Status check_all_waited(const Verifier *v)
 {
     for (int i = 1; i < v->graph->n_nodes; i++)
-        if (v->graph->node[i].op->flags & OP_STARTS && !v->waited[i]) return broken(v, i, "is never waited for");
+        if (v->graph->node[i].op->flags & OP_STARTS && !v->waited[i])
+            return broken(v, i, "is never waited for");
     return OK;
 }
 
@@ -119,9 +126,11 @@ static Status check_places(const Verifier *v, int i)
     for (int a = 0; a < MESH_AXES; a++) {
         Place place[NODE_MAX_OUT];
         if (mesh_size(&g->mesh, (MeshAxis)a) < 2) continue;
-        TRY_AS(graph_place_node(g, node, (MeshAxis)a, place), "graph %s after %s: node %d", g->name, v->after, i);
+        TRY_AS(graph_place_node(g, node, (MeshAxis)a, place), "graph %s after %s: node %d", g->name,
+               v->after, i);
         for (int k = 0; k < node->n_out; k++)
-            if (value_ok(node->out[k]) && !place_equal(place[k], graph_value(g, node->out[k])->place[a]))
+            if (value_ok(node->out[k]) &&
+                !place_equal(place[k], graph_value(g, node->out[k])->place[a]))
                 return broken(v, i, "an output lies otherwise than its cutting rule says");
     }
     return OK;
@@ -162,8 +171,8 @@ Status graph_verify(const Graph *graph, const char *after)
     if (status == OK) status = check_all_waited(&v);
     for (int i = 0; i < graph->n_outputs && status == OK; i++)
         if (v.overwritten[graph->output[i].value.id])
-            status = fail(ERR_ARG, "graph %s after %s: output %s was overwritten", graph->name, after,
-                          graph->output[i].name);
+            status = fail(ERR_ARG, "graph %s after %s: output %s was overwritten", graph->name,
+                          after, graph->output[i].name);
     free(v.overwritten);
     free(v.waited);
     free(v.phase);

@@ -3,14 +3,14 @@
 
 #include <string.h>
 
-/* ---- rows ------------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------- */
 
 static Status check_ids(const Infer *infer, const int32_t *ids, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= infer->model->config.vocab)
-            return fail(ERR_FORMAT, "token %d at place %lld is not one of the model's %lld", ids[i], (long long)i,
-                        (long long)infer->model->config.vocab);
+            return fail(ERR_FORMAT, "token %d at place %lld is not one of the model's %lld", ids[i],
+                        (long long)i, (long long)infer->model->config.vocab);
     return OK;
 }
 
@@ -19,8 +19,9 @@ Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **l
 {
     int64_t width = infer->options.logits_tokens;
     if (infer->logits < 0 || n < 1 || n > width)
-        return fail(ERR_ARG, "logits of %lld tokens were asked for; this model was loaded for up to %lld", (long long)n,
-                    (long long)width);
+        return fail(ERR_ARG,
+                    "logits of %lld tokens were asked for; this model was loaded for up to %lld",
+                    (long long)n, (long long)width);
     TRY(check_ids(infer, ids, n));
     int32_t *in = session_input(infer->session, infer->logits, "ids");
     int32_t *pos = session_input(infer->session, infer->logits, "pos");
@@ -29,10 +30,11 @@ Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **l
         pos[i] = (int32_t)i;
     }
     TRY(session_run(infer->session, infer->logits, PHASE_FORWARD, PHASE_FORWARD));
-    return infer_share_same(infer, session_output(infer->session, infer->logits, "logits"), width * infer->model->config.vocab, logits);
+    return infer_share_same(infer, session_output(infer->session, infer->logits, "logits"),
+                            width * infer->model->config.vocab, logits);
 }
 
-/* ---- slots ------------------------------------------------------------------------------------------- */
+/* ---- slots ------------------------------------------------------------------------------ */
 
 int64_t infer_length(const Infer *infer, int slot) { return infer->length[slot]; }
 
@@ -49,8 +51,9 @@ static Status check_feed(const Infer *infer, const SlotTokens *feed, int n)
             return fail(ERR_ARG, "%lld tokens for slot %d of %lld", (long long)f->n, f->slot,
                         (long long)infer->options.batch);
         if (f->n > infer->options.context - infer->length[f->slot])
-            return fail(ERR_REFUSED, "%lld tokens after %lld do not fit in a context of %lld", (long long)f->n,
-                        (long long)infer->length[f->slot], (long long)infer->options.context);
+            return fail(ERR_REFUSED, "%lld tokens after %lld do not fit in a context of %lld",
+                        (long long)f->n, (long long)infer->length[f->slot],
+                        (long long)infer->options.context);
         TRY(check_ids(infer, f->ids, f->n));
     }
     return OK;
@@ -63,7 +66,8 @@ typedef struct Grid {
 
 static Grid empty_grid(Infer *infer, int program, int64_t width)
 {
-    Grid grid = {session_input(infer->session, program, "ids"), session_input(infer->session, program, "pos"), width};
+    Grid grid = {session_input(infer->session, program, "ids"),
+                 session_input(infer->session, program, "pos"), width};
     for (int64_t i = 0; i < infer->slots * width; i++) {
         grid.ids[i] = 0;
         grid.pos[i] = -1;
@@ -71,7 +75,8 @@ static Grid empty_grid(Infer *infer, int program, int64_t width)
     return grid;
 }
 
-/* Takes a slot's tokens [first, first + n) into the grid, where the slot is this rank's, and into the slot's length. */
+/* Takes a slot's tokens [first, first + n) into the grid, where the slot is this rank's, and into
+ * the slot's length. */
 static void put(Infer *infer, Grid *grid, const SlotTokens *feed, int64_t first, int64_t n)
 {
     int64_t row = feed->slot - infer->data_rank * infer->slots, length = infer->length[feed->slot];
@@ -93,7 +98,8 @@ static Status prefill(Infer *infer, const SlotTokens *feed, int n)
         for (int i = 0; i < n; i++) any |= feed[i].n - 1 > first;
         if (!any) return OK;
         Grid grid = empty_grid(infer, infer->prefill, width);
-        for (int i = 0; i < n; i++) put(infer, &grid, &feed[i], first, min_i64(width, feed[i].n - 1 - first));
+        for (int i = 0; i < n; i++)
+            put(infer, &grid, &feed[i], first, min_i64(width, feed[i].n - 1 - first));
         TRY(session_run(infer->session, infer->prefill, PHASE_FORWARD, PHASE_FORWARD));
     }
 }
@@ -107,7 +113,8 @@ Status infer_feed(Infer *infer, const SlotTokens *feed, int n, const float **log
     for (int i = 0; i < n; i++) put(infer, &grid, &feed[i], feed[i].n - 1, 1);
     TRY(session_run(infer->session, infer->decode, PHASE_FORWARD, PHASE_FORWARD));
     const float *all;
-    TRY(infer_share_rows(infer, session_output(infer->session, infer->decode, "logits"), infer->slots * infer->model->config.vocab, &all));
+    TRY(infer_share_rows(infer, session_output(infer->session, infer->decode, "logits"),
+                         infer->slots * infer->model->config.vocab, &all));
     for (int i = 0; i < n; i++) logits[i] = all + feed[i].slot * infer->model->config.vocab;
     return OK;
 }

@@ -31,9 +31,10 @@ static int32_t take(const Infer *infer, GenerateRequest *r, int32_t id)
 /* True when the request has ended. */
 static bool ended(const Infer *infer, GenerateRequest *r, int slot, int32_t state)
 {
-    r->end = state == STOPPED                            ? GENERATE_STOP
-             : state == CANCELLED                        ? GENERATE_CANCELLED
-             : (int64_t)r->tokens.n >= r->max_tokens ? GENERATE_LENGTH : GENERATE_CONTEXT;
+    r->end = state == STOPPED                        ? GENERATE_STOP
+             : state == CANCELLED                    ? GENERATE_CANCELLED
+             : (int64_t)r->tokens.n >= r->max_tokens ? GENERATE_LENGTH
+                                                     : GENERATE_CONTEXT;
     return r->end != GENERATE_CONTEXT || infer->length[slot] >= infer->options.context;
 }
 
@@ -54,7 +55,8 @@ static Status draw_all(Loop *loop, GenerateStats *stats)
         int slot = loop->feed[i].slot;
         GenerateRequest *r = &loop->request[slot];
         int32_t id;
-        TRY(sampler_draw(loop->infer->sampler, &r->sampler, loop->logits[i], (uint64_t)loop->infer->length[slot], &id));
+        TRY(sampler_draw(loop->infer->sampler, &r->sampler, loop->logits[i],
+                         (uint64_t)loop->infer->length[slot], &id));
         stats->made_tokens++;
         loop->state[i] = take(loop->infer, r, id);
     }
@@ -62,7 +64,8 @@ static Status draw_all(Loop *loop, GenerateStats *stats)
     for (int i = 0; i < loop->n; i++) {
         int slot = loop->feed[i].slot;
         GenerateRequest *r = &loop->request[slot];
-        if (!ended(loop->infer, r, slot, loop->state[i])) loop->feed[left++] = (SlotTokens){slot, &r->tokens.at[r->tokens.n - 1], 1};
+        if (!ended(loop->infer, r, slot, loop->state[i]))
+            loop->feed[left++] = (SlotTokens){slot, &r->tokens.at[r->tokens.n - 1], 1};
     }
     loop->n = left;
     return OK;
@@ -75,7 +78,8 @@ static Status start(Loop *loop, GenerateRequest *requests, int n, GenerateStats 
         TRY(sampler_check(&r->sampler));
         r->tokens = (IdVec){0};
         r->end = GENERATE_LENGTH;
-        if (r->n_prompt < 1) return fail(ERR_ARG, "a prompt without tokens: there is nothing to go on from");
+        if (r->n_prompt < 1)
+            return fail(ERR_ARG, "a prompt without tokens: there is nothing to go on from");
         stats->prompt_tokens += r->n_prompt;
         loop->feed[loop->n++] = (SlotTokens){i, r->prompt, r->n_prompt};
     }

@@ -1,5 +1,6 @@
-/* Generation against the training graph: at every step, however the tokens before it came in, the logits are
- * those of the whole row; also across chunks of attention, and for several slots at once. */
+/* Generation against the training graph: at every step, however the tokens before it came in, the
+ * logits are those of the whole row; also across chunks of attention, and for several slots at
+ * once. */
 #include "infer/infer.h" /* before cmocka, which has a macro called fail */
 
 #include <stdarg.h>
@@ -14,14 +15,18 @@
 
 #define GOLDEN SOURCE_DIR "/tests/golden/"
 
-#define check_ok(call) do { if ((call) != OK) fail_msg("%s: %s", #call, status_message()); } while (0)
+#define check_ok(call)                                                                             \
+    do {                                                                                           \
+        if ((call) != OK) fail_msg("%s: %s", #call, status_message());                             \
+    } while (0)
 
 enum { TOKENS = 44, MAX_VOCAB = 4096 };
 
 /* Long enough for six chunks of 7. */
 static void make_ids(const InferModel *model, int32_t *ids, int n, uint64_t seed)
 {
-    for (int i = 0; i < n; i++) ids[i] = (int32_t)rng_below(seed, (uint64_t)i, (uint64_t)model->config.vocab);
+    for (int i = 0; i < n; i++)
+        ids[i] = (int32_t)rng_below(seed, (uint64_t)i, (uint64_t)model->config.vocab);
 }
 
 static float *whole_row(const InferModel *model, const int32_t *ids, int n)
@@ -41,17 +46,21 @@ static void check_near(const float *a, const float *b, int64_t n, const char *wh
 {
     for (int64_t i = 0; i < n; i++)
         if (!(fabs((double)a[i] - (double)b[i]) <= 1e-4))
-            fail_msg("%s, token %d: logit %lld is %g, not %g", what, at, (long long)i, (double)a[i], (double)b[i]);
+            fail_msg("%s, token %d: logit %lld is %g, not %g", what, at, (long long)i, (double)a[i],
+                     (double)b[i]);
 }
 
 /* A prompt of `first` tokens in pieces of `prefill`, then one token at a time. */
-static void check_steps(const InferModel *model, const int32_t *ids, const float *expected, int first, int prefill)
+static void check_steps(const InferModel *model, const int32_t *ids, const float *expected,
+                        int first, int prefill)
 {
     Infer *infer;
     char what[96];
     int64_t vocab = model->config.vocab;
     snprintf(what, sizeof what, "prompt of %d in pieces of %d", first, prefill);
-    check_ok(infer_create(model, (InferOptions){.batch = 1, .context = TOKENS, .prefill = prefill, .threads = 2}, &infer));
+    check_ok(infer_create(
+        model, (InferOptions){.batch = 1, .context = TOKENS, .prefill = prefill, .threads = 2},
+        &infer));
     for (int done = 0; done < TOKENS;) {
         int n = done ? 1 : first;
         const float *logits;
@@ -76,7 +85,8 @@ static void check_model(const char *name)
     float *expected = whole_row(&model, ids, TOKENS);
     const int prefill[] = {1, 3, 64}, first[] = {1, 2, 10, 33};
     for (int i = 0; i < COUNT_OF(prefill); i++)
-        for (int k = 0; k < COUNT_OF(first); k++) check_steps(&model, ids, expected, first[k], prefill[i]);
+        for (int k = 0; k < COUNT_OF(first); k++)
+            check_steps(&model, ids, expected, first[k], prefill[i]);
     free(expected);
     infer_model_deinit(&model);
 }
@@ -126,14 +136,17 @@ static void check_slots(const char *name)
         make_ids(&model, ids[s], TOKENS, 20 + (uint64_t)s);
         expected[s] = whole_row(&model, ids[s], TOKENS);
     }
-    check_ok(infer_create(&model, (InferOptions){.batch = 3, .context = TOKENS, .prefill = 8, .threads = 2}, &infer));
+    check_ok(infer_create(
+        &model, (InferOptions){.batch = 3, .context = TOKENS, .prefill = 8, .threads = 2}, &infer));
     const int first[3] = {25, 1, 9};
     const float *logits[3];
     SlotTokens feed[3];
     for (int s = 0; s < 3; s++) feed[s] = (SlotTokens){s, ids[s], first[s]};
     check_ok(infer_feed(infer, feed, 3, logits));
-    for (int s = 0; s < 3; s++) check_near(logits[s], expected[s] + (first[s] - 1) * vocab, vocab, "slots", s);
-    for (int step = 0; step < 12; step++) { /* slot 1 pauses at even steps; the order does not matter */
+    for (int s = 0; s < 3; s++)
+        check_near(logits[s], expected[s] + (first[s] - 1) * vocab, vocab, "slots", s);
+    for (int step = 0; step < 12;
+         step++) { /* slot 1 pauses at even steps; the order does not matter */
         int n = 0;
         for (int s = 2; s >= 0; s--) {
             if (s == 1 && step % 2 == 0) continue;
@@ -141,8 +154,9 @@ static void check_slots(const char *name)
         }
         check_ok(infer_feed(infer, feed, n, logits));
         for (int i = 0; i < n; i++)
-            check_near(logits[i], expected[feed[i].slot] + (infer_length(infer, feed[i].slot) - 1) * vocab, vocab,
-                       "slot step", step);
+            check_near(logits[i],
+                       expected[feed[i].slot] + (infer_length(infer, feed[i].slot) - 1) * vocab,
+                       vocab, "slot step", step);
     }
     infer_truncate(infer, 0, 4);
     check_ok(infer_feed(infer, &(SlotTokens){0, &ids[0][4], 15}, 1, logits));
@@ -170,7 +184,7 @@ static void test_slots_experts(void **state)
     check_slots("grok1-gqa");
 }
 
-/* ---- generation ---------------------------------------------------------------------------------- */
+/* ---- generation ------------------------------------------------------------------------- */
 
 static bool count_to_five(void *context, int32_t id)
 {
@@ -193,8 +207,12 @@ static void test_generation(void **state)
     SamplerOptions warm = {.temperature = 1, .top_p = 1, .seed = 7};
     GenerateRequest r[3] = {{.prompt = ids, .n_prompt = 12, .max_tokens = 100, .sampler = warm},
                             {.prompt = ids, .n_prompt = 5, .max_tokens = 8, .sampler = warm},
-                            {.prompt = ids, .n_prompt = 12, .max_tokens = 100, .sampler = warm,
-                             .on_token = count_to_five, .context = &calls}};
+                            {.prompt = ids,
+                             .n_prompt = 12,
+                             .max_tokens = 100,
+                             .sampler = warm,
+                             .on_token = count_to_five,
+                             .context = &calls}};
     check_ok(infer_generate(infer, r, 3, &stats));
     assert_int_equal(r[0].end, GENERATE_CONTEXT);
     assert_int_equal(r[0].tokens.n, 40 - 12 + 1); /* the last one needs no place in the cache */
@@ -202,7 +220,8 @@ static void test_generation(void **state)
     assert_int_equal(r[1].tokens.n, 8);
     assert_int_equal(r[2].end, GENERATE_CANCELLED);
     assert_int_equal(r[2].tokens.n, 5);
-    assert_memory_equal(r[2].tokens.at, r[0].tokens.at, 5 * sizeof(int32_t)); /* same seed, same tokens */
+    assert_memory_equal(r[2].tokens.at, r[0].tokens.at,
+                        5 * sizeof(int32_t)); /* same seed, same tokens */
     assert_int_equal(stats.prompt_tokens, 29);
 
     /* again, alone, with the third token made now a stop; up to it the tokens are the same */
@@ -225,14 +244,19 @@ static void test_refusals(void **state)
     InferModel model;
     Infer *infer = NULL;
     check_ok(infer_model_open(GOLDEN "llama3-gqa", &model));
-    assert_int_equal(infer_create(&model, (InferOptions){.batch = 1, .context = 1 << 20}, &infer), ERR_REFUSED);
+    assert_int_equal(infer_create(&model, (InferOptions){.batch = 1, .context = 1 << 20}, &infer),
+                     ERR_REFUSED);
     assert_non_null(strstr(status_message(), "max_position_embeddings"));
-    assert_int_equal(infer_create(&model, (InferOptions){.batch = 1, .memory_limit_bytes = 1000}, &infer), ERR_REFUSED);
+    assert_int_equal(
+        infer_create(&model, (InferOptions){.batch = 1, .memory_limit_bytes = 1000}, &infer),
+        ERR_REFUSED);
     assert_non_null(strstr(status_message(), "1.00 kB"));
     InferPlan small, large;
     check_ok(infer_plan(&model, &(InferOptions){.batch = 1, .context = 80}, &small));
     check_ok(infer_plan(&model, &(InferOptions){.batch = 1, .context = 256}, &large));
-    InferOptions tight = {.batch = 1, .context = 256, .memory_limit_bytes = (small.total_bytes + large.total_bytes) / 2};
+    InferOptions tight = {.batch = 1,
+                          .context = 256,
+                          .memory_limit_bytes = (small.total_bytes + large.total_bytes) / 2};
     assert_int_equal(infer_create(&model, tight, &infer), ERR_REFUSED);
     assert_non_null(strstr(status_message(), "would fit"));
     assert_int_equal(infer_model_open(GOLDEN, &model), ERR_FORMAT);
@@ -243,9 +267,11 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dense),         cmocka_unit_test(test_chunks),      cmocka_unit_test(test_experts),
-        cmocka_unit_test(test_capped_scores), cmocka_unit_test(test_slots_dense), cmocka_unit_test(test_slots_chunks),
-        cmocka_unit_test(test_slots_experts), cmocka_unit_test(test_generation),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_dense),         cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_experts),       cmocka_unit_test(test_capped_scores),
+        cmocka_unit_test(test_slots_dense),   cmocka_unit_test(test_slots_chunks),
+        cmocka_unit_test(test_slots_experts), cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

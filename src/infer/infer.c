@@ -8,7 +8,7 @@
 
 enum { DEFAULT_PREFILL = 64 };
 
-/* ---- programs ---------------------------------------------------------------------------------- */
+/* ---- programs --------------------------------------------------------------------------- */
 
 /* The layers of this rank: a stage for each rank, in turn. */
 static Status cut_layers(Graph **graph, Layout layout)
@@ -37,13 +37,18 @@ static Status cut(Graph **graph, const Layout *layout)
 }
 
 /* batch: of each data rank */
-static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int64_t seq, int *index)
+static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int64_t seq,
+                          int *index)
 {
     const InferOptions *o = &infer->options;
     Graph *graph;
     TRY(model_build(&infer->model->config,
-                    (ModelOptions){.purpose = purpose, .batch = batch * infer->data_ranks, .seq = seq, .cache = o->context,
-                                   .dtype = o->dtype, .no_master = true},
+                    (ModelOptions){.purpose = purpose,
+                                   .batch = batch * infer->data_ranks,
+                                   .seq = seq,
+                                   .cache = o->context,
+                                   .dtype = o->dtype,
+                                   .no_master = true},
                     &graph));
     Status status = OK;
     if (o->world) status = cut(&graph, &o->layout);
@@ -52,7 +57,8 @@ static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int
         graph_destroy(graph);
         return status;
     }
-    TRY(program_compile(graph, device_target(infer->device), infer->store, &infer->program[infer->n_programs]));
+    TRY(program_compile(graph, device_target(infer->device), infer->store,
+                        &infer->program[infer->n_programs]));
     *index = infer->n_programs++;
     return OK;
 }
@@ -67,13 +73,15 @@ static Status complete_options(const InferModel *model, InferOptions *o)
     if (o->context <= 0) o->context = most;
     int64_t needed = max_i64(o->context, max_i64(o->logits_tokens, o->score_tokens));
     if (needed > most)
-        return fail(ERR_REFUSED, "%s has %lld positions (max_position_embeddings), but %lld are needed", model->path,
-                    (long long)most, (long long)needed);
+        return fail(ERR_REFUSED,
+                    "%s has %lld positions (max_position_embeddings), but %lld are needed",
+                    model->path, (long long)most, (long long)needed);
     if (o->score_rows <= 0) o->score_rows = 1;
     if (o->prefill <= 0) o->prefill = DEFAULT_PREFILL;
     o->prefill = min_i64(o->prefill, o->context);
     if (o->ranks_here <= 0) o->ranks_here = 1;
-    if (o->threads == 0 && o->ranks_here > 1) o->threads = cpu_count() > o->ranks_here ? cpu_count() / o->ranks_here : 1;
+    if (o->threads == 0 && o->ranks_here > 1)
+        o->threads = cpu_count() > o->ranks_here ? cpu_count() / o->ranks_here : 1;
     return OK;
 }
 
@@ -83,10 +91,14 @@ static Status compile(Infer *infer)
     infer->logits = infer->score = infer->prefill = infer->decode = -1;
     TRY(complete_options(infer->model, o));
     TRY(infer_ranks_setup(infer));
-    TRY(device_create_cpu((CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh}, &infer->device));
+    TRY(device_create_cpu(
+        (CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh},
+        &infer->device));
     infer->store = store_create();
-    if (o->logits_tokens > 0) TRY(add_program(infer, MODEL_LOGITS, 1, o->logits_tokens, &infer->logits));
-    if (o->score_tokens > 0) TRY(add_program(infer, MODEL_LOSS, infer->rows, o->score_tokens, &infer->score));
+    if (o->logits_tokens > 0)
+        TRY(add_program(infer, MODEL_LOGITS, 1, o->logits_tokens, &infer->logits));
+    if (o->score_tokens > 0)
+        TRY(add_program(infer, MODEL_LOSS, infer->rows, o->score_tokens, &infer->score));
     if (o->batch <= 0) return OK;
     TRY(add_program(infer, MODEL_DECODE, infer->slots, 1, &infer->decode));
     return add_program(infer, MODEL_PREFILL, infer->slots, o->prefill, &infer->prefill);
@@ -96,8 +108,10 @@ static InferPlan make_plan(const Infer *infer)
 {
     MemoryPlan memory = session_plan(infer->store, infer->program, infer->n_programs);
     size_t cache = store_role_bytes(infer->store, STATE_CACHE);
-    return (InferPlan){.dtype = infer->options.dtype, .context = infer->options.context,
-                       .weight_bytes = memory.state_bytes - cache, .cache_bytes = cache,
+    return (InferPlan){.dtype = infer->options.dtype,
+                       .context = infer->options.context,
+                       .weight_bytes = memory.state_bytes - cache,
+                       .cache_bytes = cache,
                        .step_bytes = memory.step_bytes,
                        .io_bytes = memory.io_bytes + infer->exchange_bytes,
                        .total_bytes = memory.total_bytes + infer->exchange_bytes};
@@ -114,7 +128,7 @@ Status infer_plan(const InferModel *model, const InferOptions *options, InferPla
     return status;
 }
 
-/* ---- refusal -------------------------------------------------------------------------------------- */
+/* ---- refusal ---------------------------------------------------------------------------- */
 
 /* The largest context whose caches fit, by the plan's bytes per position; 0: not even one of 16. */
 static int64_t context_that_fits(const InferPlan *plan, size_t limit)
@@ -137,31 +151,39 @@ static void add_remedy(const Infer *infer, size_t limit, Str *out)
     o.dtype = DTYPE_BF16;
     if (infer_plan(infer->model, &o, &plan) != OK) return;
     context = context_that_fits(&plan, limit);
-    if (plan.total_bytes <= limit) str_printf(out, "; bf16 would fit, in %s", format_bytes((double)plan.total_bytes, size));
-    else if (context > 0) str_printf(out, "; bf16 with a context of %lld would fit", (long long)context);
+    if (plan.total_bytes <= limit)
+        str_printf(out, "; bf16 would fit, in %s", format_bytes((double)plan.total_bytes, size));
+    else if (context > 0)
+        str_printf(out, "; bf16 with a context of %lld would fit", (long long)context);
 }
 
 static Status check_memory(const Infer *infer)
 {
     const InferPlan *p = &infer->plan;
-    size_t limit = infer->options.memory_limit_bytes ? infer->options.memory_limit_bytes
-                                                           : memory_available_bytes() / (size_t)infer->options.ranks_here;
+    size_t limit = infer->options.memory_limit_bytes
+                       ? infer->options.memory_limit_bytes
+                       : memory_available_bytes() / (size_t)infer->options.ranks_here;
     if (p->total_bytes <= limit) return OK;
     char total[32], weights[32], cache[32], rest[32], have[32];
     Str remedy = {0};
     add_remedy(infer, limit, &remedy);
-    Status status = fail(ERR_REFUSED, "%s needs %s in %s (weights %s, caches %s, work %s), but %s can be had%s",
-                         infer->model->path, format_bytes((double)p->total_bytes, total), dtype_name(p->dtype),
-                         format_bytes((double)p->weight_bytes, weights), format_bytes((double)p->cache_bytes, cache),
-                         format_bytes((double)(p->step_bytes + p->io_bytes), rest), format_bytes((double)limit, have),
-                         remedy.n ? remedy.at : "; a machine with more memory or a smaller model is needed");
+    Status status = fail(
+        ERR_REFUSED, "%s needs %s in %s (weights %s, caches %s, work %s), but %s can be had%s",
+        infer->model->path, format_bytes((double)p->total_bytes, total), dtype_name(p->dtype),
+        format_bytes((double)p->weight_bytes, weights), format_bytes((double)p->cache_bytes, cache),
+        format_bytes((double)(p->step_bytes + p->io_bytes), rest),
+        format_bytes((double)limit, have),
+        remedy.n ? remedy.at : "; a machine with more memory or a smaller model is needed");
     str_deinit(&remedy);
     return status;
 }
 
-/* ---- weights ------------------------------------------------------------------------------------- */
+/* ---- weights ---------------------------------------------------------------------------- */
 
-static bool is_weight(const StateEntry *e) { return e->role == STATE_PARAM || e->role == STATE_BUFFER; }
+static bool is_weight(const StateEntry *e)
+{
+    return e->role == STATE_PARAM || e->role == STATE_BUFFER;
+}
 
 static Status load_weights(Infer *infer)
 {
@@ -179,19 +201,22 @@ static Status load_weights(Infer *infer)
     return status;
 }
 
-/* ---- entry --------------------------------------------------------------------------------------- */
+/* ---- entry ------------------------------------------------------------------------------ */
 
 static Status load(Infer *infer)
 {
     TRY(compile(infer));
     infer->plan = make_plan(infer);
     TRY(check_memory(infer));
-    TRY(session_create(infer->device, infer->store, infer->program, infer->n_programs, &infer->session));
+    TRY(session_create(infer->device, infer->store, infer->program, infer->n_programs,
+                       &infer->session));
     TRY(infer_ranks_start(infer));
     infer->length = xcalloc((size_t)max_i64(infer->options.batch, 1), sizeof *infer->length);
     infer->sampler = sampler_create(infer->model->config.vocab);
-    if (infer->model->weights) return infer->options.world ? infer_load_share(infer) : load_weights(infer);
-    return session_init_weights(infer->session, infer->model->seed); /* a training run's start with this seed */
+    if (infer->model->weights)
+        return infer->options.world ? infer_load_share(infer) : load_weights(infer);
+    return session_init_weights(infer->session,
+                                infer->model->seed); /* a training run's start with this seed */
 }
 
 Status infer_create(const InferModel *model, InferOptions options, Infer **out)
@@ -200,8 +225,10 @@ Status infer_create(const InferModel *model, InferOptions options, Infer **out)
     infer->model = model;
     infer->options = options;
     Status status = load(infer);
-    if (status == OK) *out = infer;
-    else infer_destroy(infer);
+    if (status == OK)
+        *out = infer;
+    else
+        infer_destroy(infer);
     return status;
 }
 

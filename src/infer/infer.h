@@ -1,19 +1,21 @@
 /* infer: a trained model at work: logits of given tokens, and new tokens.
  *
- * What it is.   InferModel (a model directory, opened), Infer (its weights loaded with the programs that
+ * What it is.   InferModel (a model directory, opened), Infer (its weights loaded with the programs
+ *               that
  *               were asked for), slots with key/value caches, the sampler, generation.
  * Depends on.   base, tensor, graph, program, device, model, ckpt, weights, text; jansson
  * Owns.         An InferModel owns configuration, tokenizer and opened files. An Infer owns device,
  *               store, programs and session, and borrows the InferModel.
- * Invariants.   Nothing is allocated for tensors before the plan was found to fit. The programs share
+ * Invariants.   Nothing is allocated for tensors before the plan was found to fit. The programs
+ *               share
  *               one set of weights and caches. The logits after a token are those of the training
  *               graph at its position, however the tokens before it were cut into pieces. A sampled
  *               token is a pure function of logits, options and (seed, position).
  * Use:
  *     TRY(infer_model_open("runs/demo", &model));
  *     TRY(infer_create(&model, (InferOptions){.batch = 1, .context = 512}, &infer));
- *     GenerateRequest request = {.prompt = ids.at, .n_prompt = ids.n, .max_tokens = 100, .sampler = model.sampler};
- *     TRY(infer_generate(infer, &request, 1, &stats));
+ *     GenerateRequest request = {.prompt = ids.at, .n_prompt = ids.n, .max_tokens = 100, .sampler =
+ * model.sampler}; TRY(infer_generate(infer, &request, 1, &stats));
  *     TRY(tokenizer_decode(model.tokenizer, request.tokens.at, request.tokens.n, &text));
  */
 #ifndef INFER_INFER_H
@@ -25,11 +27,11 @@
 #include "text/text.h"
 #include "weights/weights.h"
 
-/* ---- sampler --------------------------------------------------------------------------------- */
+/* ---- sampler ---------------------------------------------------------------------------- */
 
-/* Applied in this order: temperature; the top_k most likely; of those the smallest set, most likely first,
- * whose mass before its last token is at most top_p; of those the ones at least min_p times as
- * likely as the first. Equal probabilities: the lower id first. */
+/* Applied in this order: temperature; the top_k most likely; of those the smallest set, most likely
+ * first, whose mass before its last token is at most top_p; of those the ones at least min_p times
+ * as likely as the first. Equal probabilities: the lower id first. */
 typedef struct SamplerOptions {
     double temperature; /* 0: the most likely token, the lowest id among equals */
     int64_t top_k;      /* 0: all */
@@ -44,10 +46,10 @@ Sampler *sampler_create(int64_t vocab);
 void sampler_destroy(Sampler *sampler);
 Status sampler_check(const SamplerOptions *options);
 /* logits [vocab]. Fails when no logit is finite. */
-Status sampler_draw(Sampler *sampler, const SamplerOptions *options, const float *logits, uint64_t position,
-                    int32_t *id);
+Status sampler_draw(Sampler *sampler, const SamplerOptions *options, const float *logits,
+                    uint64_t position, int32_t *id);
 
-/* ---- a model on disk --------------------------------------------------------------------------- */
+/* ---- a model on disk -------------------------------------------------------------------- */
 
 enum { INFER_MAX_STOPS = 16 };
 
@@ -63,8 +65,9 @@ typedef struct InferModel {
     SamplerOptions sampler; /* of generation_config.json, else temperature 0.6, top_p 0.9 */
 } InferModel;
 
-/* A Hugging Face directory, one in Meta's layout, a checkpoint of ours, a run's directory or its ckpt directory (the newest good
- * checkpoint of it). Reads headers, not weights; a checkpoint of ours is verified by hash. */
+/* A Hugging Face directory, one in Meta's layout, a checkpoint of ours, a run's directory or its
+ * ckpt directory (the newest good checkpoint of it). Reads headers, not weights; a checkpoint of
+ * ours is verified by hash. */
 Status infer_model_open(const char *path, InferModel *model);
 /* A preset with weights at random: for benchmarks and tests. */
 Status infer_model_preset(const char *preset, uint64_t seed, InferModel *model);
@@ -72,21 +75,22 @@ void infer_model_deinit(InferModel *model);
 /* What most of its weights are stored as: bf16 for all types of 16 bits and less, else f32. */
 DType infer_model_dtype(const InferModel *model);
 
-/* ---- loaded ------------------------------------------------------------------------------------ */
+/* ---- loaded ----------------------------------------------------------------------------- */
 
 typedef struct InferOptions {
-    bool dtype_set; /* false: infer_model_dtype */
-    DType dtype;    /* f32 or bf16, of weights and activations */
-    int threads;    /* 0: all cores */
+    bool dtype_set;            /* false: infer_model_dtype */
+    DType dtype;               /* f32 or bf16, of weights and activations */
+    int threads;               /* 0: all cores */
     size_t memory_limit_bytes; /* 0: what is available now */
     int64_t logits_tokens;     /* > 0: infer_logits can be called with up to this many */
-    int64_t score_tokens;      /* > 0: infer_score can be called with sequences of up to this many */
-    int64_t score_rows;        /* of so many tokens, run at once; 0: 1 */
-    int64_t batch;             /* > 0: slots, sequences that grow together */
-    int64_t context;           /* positions of a slot's cache; 0: all that the model can */
-    int64_t prefill;           /* tokens of a slot taken at once; 0: 64 */
-    /* Several ranks may share the model's weights, caches and work. Each of them then creates an Infer, and all make the
-     * same calls with the same arguments; each gets every answer. Slots and rows are dealt out along dp, fsdp and ep. */
+    int64_t score_tokens; /* > 0: infer_score can be called with sequences of up to this many */
+    int64_t score_rows;   /* of so many tokens, run at once; 0: 1 */
+    int64_t batch;        /* > 0: slots, sequences that grow together */
+    int64_t context;      /* positions of a slot's cache; 0: all that the model can */
+    int64_t prefill;      /* tokens of a slot taken at once; 0: 64 */
+    /* Several ranks may share the model's weights, caches and work. Each of them then creates an
+     * Infer, and all make the same calls with the same arguments; each gets every answer. Slots and
+     * rows are dealt out along dp, fsdp and ep. */
     Comm *world;    /* this rank among them; NULL: one rank does all */
     Layout layout;  /* sizes of the mesh; this rank's place in it follows */
     int ranks_here; /* in this process or on this host, which share its cores and memory; 0: 1 */
@@ -108,8 +112,8 @@ void infer_destroy(Infer *infer);
 InferPlan infer_planned(const Infer *infer);
 const char *infer_device_text(const Infer *infer);
 
-/* Logits [n, vocab] f32 after each of the n tokens, computed by the graph that training uses; valid until
- * the next call. */
+/* Logits [n, vocab] f32 after each of the n tokens, computed by the graph that training uses; valid
+ * until the next call. */
 Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **logits);
 
 /* A sequence whose tokens' likelihoods are wanted. */
@@ -118,11 +122,11 @@ typedef struct ScoreSequence {
     int64_t n;
     float *nll; /* [n]: -ln p(ids[i] | ids[0..i)); nll[0] is 0, as nothing comes before it */
 } ScoreSequence;
-/* Packed into rows, several sequences in one where they fit, run as often as it takes: the logits are never
- * held. The result does not depend on what is scored together, beyond rounding. */
+/* Packed into rows, several sequences in one where they fit, run as often as it takes: the logits
+ * are never held. The result does not depend on what is scored together, beyond rounding. */
 Status infer_score(Infer *infer, const ScoreSequence *sequences, int64_t n);
 
-/* ---- slots --------------------------------------------------------------------------------------- */
+/* ---- slots ------------------------------------------------------------------------------ */
 
 typedef struct SlotTokens {
     int slot;
@@ -137,7 +141,7 @@ void infer_truncate(Infer *infer, int slot, int64_t length);
  * token, valid until the next call. A slot that would grow beyond the context is ERR_REFUSED. */
 Status infer_feed(Infer *infer, const SlotTokens *feed, int n, const float **logits);
 
-/* ---- generation ------------------------------------------------------------------------------------ */
+/* ---- generation ------------------------------------------------------------------------- */
 
 typedef enum GenerateEnd {
     GENERATE_STOP,      /* the model said so */
@@ -165,7 +169,8 @@ typedef struct GenerateStats {
     double prompt_s, made_s;
 } GenerateStats;
 
-/* Request i continues slot i. Of several ranks the first calls on_token. The slot then holds the prompt and all tokens made but the last one. */
+/* Request i continues slot i. Of several ranks the first calls on_token. The slot then holds the
+ * prompt and all tokens made but the last one. */
 Status infer_generate(Infer *infer, GenerateRequest *requests, int n, GenerateStats *stats);
 
 #endif

@@ -20,8 +20,8 @@ struct Infer {
     Sampler *sampler;
     /* ranks.c; of one rank: 1, 0, all slots, all rows */
     int data_ranks, data_rank;
-    int64_t slots, rows;   /* of this rank, of each program's batch */
-    bool has_answers;      /* the last stage has */
+    int64_t slots, rows; /* of this rank, of each program's batch */
+    bool has_answers;    /* the last stage has */
     Comm *data, *stages;
     float *exchange;
     size_t exchange_bytes;
@@ -29,8 +29,8 @@ struct Infer {
 
 Status infer_ranks_setup(Infer *infer); /* completes the layout; before programs are compiled */
 Status infer_ranks_start(Infer *infer); /* groups and buffer */
-/* `own`, n values that each data rank computed, of all of them in order; on every rank, valid until the next call. Only the
- * last stage has any. */
+/* `own`, n values that each data rank computed, of all of them in order; on every rank, valid until
+ * the next call. Only the last stage has any. */
 Status infer_share_rows(Infer *infer, const float *own, int64_t n, const float **all);
 /* n values that every data rank computed alike. */
 Status infer_share_same(Infer *infer, const float *own, int64_t n, const float **all);

@@ -4,9 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- which directory --------------------------------------------------------------------------- */
+/* ---- which directory -------------------------------------------------------------------- */
 
-static bool has(Arena *arena, const char *dir, const char *name) { return file_exists(path_join(arena, dir, name)); }
+static bool has(Arena *arena, const char *dir, const char *name)
+{
+    return file_exists(path_join(arena, dir, name));
+}
 
 static bool looks_like_run(Arena *arena, const char *ckpt_dir)
 {
@@ -31,20 +34,26 @@ static Status open_run(const char *ckpt_dir, const char *path, Weights **weights
     return weights_open_ckpt(ckpt, weights);
 }
 
-/* A model directory has a config.json, or in Meta's layout a params.json; a run keeps its checkpoints in ckpt/. */
+/* A model directory has a config.json, or in Meta's layout a params.json; a run keeps its
+ * checkpoints in ckpt/. */
 static Status open_files(Arena *arena, const char *path, Weights **weights)
 {
     const char *inside = path_join(arena, path, "ckpt");
     if (file_exists(path) && !dir_exists(path))
-        return fail(ERR_FORMAT, "%s is a file; a model is a directory with config.json and safetensors files", path);
+        return fail(ERR_FORMAT,
+                    "%s is a file; a model is a directory with config.json and safetensors files",
+                    path);
     if (!dir_exists(path)) return fail(ERR_IO, "there is no model at %s", path);
-    if (has(arena, path, "config.json") || has(arena, path, "params.json")) return weights_open(path, CKPT_VERIFY_HASHES, weights);
+    if (has(arena, path, "config.json") || has(arena, path, "params.json"))
+        return weights_open(path, CKPT_VERIFY_HASHES, weights);
     if (dir_exists(inside)) return open_run(inside, path, weights);
     if (looks_like_run(arena, path)) return open_run(path, path, weights);
-    return fail(ERR_FORMAT, "%s is no model: it has no config.json or params.json, and no checkpoints in ckpt/", path);
+    return fail(ERR_FORMAT,
+                "%s is no model: it has no config.json or params.json, and no checkpoints in ckpt/",
+                path);
 }
 
-/* ---- beside the weights --------------------------------------------------------------------------- */
+/* ---- beside the weights ----------------------------------------------------------------- */
 
 static Status open_tokenizer(InferModel *model)
 {
@@ -112,7 +121,7 @@ static Status read_generation(Arena *arena, InferModel *model)
     return status == ERR_ARG ? ERR_FORMAT : status;
 }
 
-/* ---- entry ------------------------------------------------------------------------------------------ */
+/* ---- entry ------------------------------------------------------------------------------ */
 
 static Status open_all(Arena *arena, const char *path, InferModel *model)
 {
@@ -134,8 +143,10 @@ Status infer_model_open(const char *path, InferModel *model)
     InferModel opened = {0};
     Status status = open_all(&arena, path, &opened);
     arena_deinit(&arena);
-    if (status == OK) *model = opened;
-    else infer_model_deinit(&opened);
+    if (status == OK)
+        *model = opened;
+    else
+        infer_model_deinit(&opened);
     return status;
 }
 

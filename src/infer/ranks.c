@@ -1,6 +1,6 @@
-/* Several ranks at work on one model. Every rank makes the same calls with the same arguments. Sequences are dealt out
- * to the ranks of the data axes (dp, fsdp, ep), and what they computed is gathered, so that every rank has every
- * answer, to the bit. */
+/* Several ranks at work on one model. Every rank makes the same calls with the same arguments.
+ * Sequences are dealt out to the ranks of the data axes (dp, fsdp, ep), and what they computed is
+ * gathered, so that every rank has every answer, to the bit. */
 #include "infer/infer_internal.h"
 
 #include <stdlib.h>
@@ -24,10 +24,13 @@ static Status find_place(Infer *infer)
     InferOptions *o = &infer->options;
     int wanted = mesh_ranks(&o->layout.mesh), n = comm_size(o->world);
     if (mesh_size(&o->layout.mesh, MESH_CP) > 1)
-        return fail(ERR_REFUSED, "context parallelism cuts the sequences of training only; tensor parallelism (tp) cuts caches too");
-    if (wanted != n) return fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", wanted, n);
-    TRY(model_check_divides(&infer->model->config,
-                            &(ModelCut){mesh_size(&o->layout.mesh, MESH_TP), mesh_size(&o->layout.mesh, MESH_EP), o->layout.fold_experts, "--"}));
+        return fail(ERR_REFUSED, "context parallelism cuts the sequences of training only; tensor "
+                                 "parallelism (tp) cuts caches too");
+    if (wanted != n)
+        return fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", wanted, n);
+    TRY(model_check_divides(&infer->model->config, &(ModelCut){mesh_size(&o->layout.mesh, MESH_TP),
+                                                               mesh_size(&o->layout.mesh, MESH_EP),
+                                                               o->layout.fold_experts, "--"}));
     o->layout.mesh = mesh_at(&o->layout.mesh, comm_rank(o->world));
     o->layout.sequence = false; /* a single token cannot be cut */
     return OK;
@@ -63,8 +66,13 @@ static Status from_last_stage(Infer *infer, float *all, int64_t n)
 {
     int stages = comm_size(infer->stages);
     if (stages < 2) return OK;
-    return comm_run(infer->stages, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_F32, .send = infer->has_answers ? all : NULL, .recv = all,
-                                             .count = n, .peer = stages - 1, .node = "answers"});
+    return comm_run(infer->stages, &(CommOp){.kind = COMM_BROADCAST,
+                                             .dtype = DTYPE_F32,
+                                             .send = infer->has_answers ? all : NULL,
+                                             .recv = all,
+                                             .count = n,
+                                             .peer = stages - 1,
+                                             .node = "answers"});
 }
 
 Status infer_share_rows(Infer *infer, const float *own, int64_t n, const float **all)
@@ -72,7 +80,12 @@ Status infer_share_rows(Infer *infer, const float *own, int64_t n, const float *
     *all = own;
     if (!infer->options.world) return OK;
     if (infer->has_answers)
-        TRY(comm_run(infer->data, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_F32, .send = own, .recv = infer->exchange, .count = n, .node = "answers"}));
+        TRY(comm_run(infer->data, &(CommOp){.kind = COMM_ALL_GATHER,
+                                            .dtype = DTYPE_F32,
+                                            .send = own,
+                                            .recv = infer->exchange,
+                                            .count = n,
+                                            .node = "answers"}));
     *all = infer->exchange;
     return from_last_stage(infer, infer->exchange, n * infer->data_ranks);
 }
@@ -89,10 +102,15 @@ Status infer_share_same(Infer *infer, const float *own, int64_t n, const float *
 Status infer_agree(Infer *infer, int32_t *flags, int64_t n)
 {
     if (!infer->options.world) return OK;
-    return comm_run(infer->options.world, &(CommOp){.kind = COMM_BROADCAST, .dtype = DTYPE_I32, .send = flags, .recv = flags, .count = n, .node = "agreement"});
+    return comm_run(infer->options.world, &(CommOp){.kind = COMM_BROADCAST,
+                                                    .dtype = DTYPE_I32,
+                                                    .send = flags,
+                                                    .recv = flags,
+                                                    .count = n,
+                                                    .node = "agreement"});
 }
 
-/* ---- weights -------------------------------------------------------------------------------------------------- */
+/* ---- weights ---------------------------------------------------------------------------- */
 
 typedef struct Loading {
     const Weight *weight; /* of the part `part` */
@@ -108,7 +126,8 @@ static Status find_weight(Loading *l, int part)
     l->part = part;
     l->weight = weights_find(l->from, p->name);
     if (!l->weight) return fail(ERR_FORMAT, "%s has no %s", weights_path(l->from), p->name);
-    if (!shape_equal(&l->weight->shape, &p->whole)) return fail(ERR_SHAPE, "%s of %s has another shape", p->name, weights_path(l->from));
+    if (!shape_equal(&l->weight->shape, &p->whole))
+        return fail(ERR_SHAPE, "%s of %s has another shape", p->name, weights_path(l->from));
     return OK;
 }
 
@@ -116,7 +135,8 @@ static Status load_run(void *context, const StateRun *run)
 {
     Loading *l = context;
     if (run->part != l->part) TRY(find_weight(l, run->part));
-    return weights_read_range(l->weight, run->global, run->n, l->entry->dtype, l->data + (size_t)run->local * dtype_bytes(l->entry->dtype));
+    return weights_read_range(l->weight, run->global, run->n, l->entry->dtype,
+                              l->data + (size_t)run->local * dtype_bytes(l->entry->dtype));
 }
 
 Status infer_load_share(Infer *infer)
@@ -124,7 +144,10 @@ Status infer_load_share(Infer *infer)
     for (int i = 0; i < infer->store->n_entries; i++) {
         const StateEntry *e = &infer->store->entry[i];
         if (e->role != STATE_PARAM && e->role != STATE_BUFFER) continue;
-        Loading l = {.part = -1, .entry = e, .from = infer->model->weights, .data = session_state(infer->session, i).data};
+        Loading l = {.part = -1,
+                     .entry = e,
+                     .from = infer->model->weights,
+                     .data = session_state(infer->session, i).data};
         TRY(store_each_run(infer->store, i, load_run, &l));
     }
     return OK;

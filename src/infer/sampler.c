@@ -1,5 +1,5 @@
-/* From logits to a token. Probabilities are formed in double; only as many candidates are sorted as the
- * limits can let through, so that a vocabulary of 200,000 costs one walk and not a sort. */
+/* From logits to a token. Probabilities are formed in double; only as many candidates are sorted as
+ * the limits can let through, so that a vocabulary of 200,000 costs one walk and not a sort. */
 #include "infer/infer.h"
 
 #include <math.h>
@@ -34,9 +34,12 @@ Status sampler_check(const SamplerOptions *o)
 {
     if (!(o->temperature >= 0 && o->temperature <= 1000))
         return fail(ERR_ARG, "a temperature of %g; it must lie between 0 and 1000", o->temperature);
-    if (o->top_k < 0) return fail(ERR_ARG, "a top-k of %lld; it must be 0 (all) or more", (long long)o->top_k);
-    if (!(o->top_p > 0 && o->top_p <= 1)) return fail(ERR_ARG, "a top-p of %g; it must lie above 0, up to 1", o->top_p);
-    if (!(o->min_p >= 0 && o->min_p <= 1)) return fail(ERR_ARG, "a min-p of %g; it must lie between 0 and 1", o->min_p);
+    if (o->top_k < 0)
+        return fail(ERR_ARG, "a top-k of %lld; it must be 0 (all) or more", (long long)o->top_k);
+    if (!(o->top_p > 0 && o->top_p <= 1))
+        return fail(ERR_ARG, "a top-p of %g; it must lie above 0, up to 1", o->top_p);
+    if (!(o->min_p >= 0 && o->min_p <= 1))
+        return fail(ERR_ARG, "a min-p of %g; it must lie between 0 and 1", o->min_p);
     return OK;
 }
 
@@ -61,9 +64,10 @@ static double weight_of(float logit, float largest, double temperature)
     return isfinite(logit) ? exp(((double)logit - (double)largest) / temperature) : 0;
 }
 
-/* Fills sampler->candidate with all tokens of at least this weight, in order of id; returns their mass. */
-static double collect(Sampler *s, const SamplerOptions *o, const float *logits, int64_t largest, double least,
-                      int64_t *n)
+/* Fills sampler->candidate with all tokens of at least this weight, in order of id; returns their
+ * mass. */
+static double collect(Sampler *s, const SamplerOptions *o, const float *logits, int64_t largest,
+                      double least, int64_t *n)
 {
     double mass = 0;
     *n = 0;
@@ -76,11 +80,11 @@ static double collect(Sampler *s, const SamplerOptions *o, const float *logits, 
     return mass;
 }
 
-/* Sorted candidates, at least all that the limits can let through: tokens below a weight are left out as
- * long as those above already hold more than the mass, or the number, that is kept. With top_k, top_p is a
- * share of the mass of those k, so all k are needed. */
-static void collect_sorted(Sampler *s, const SamplerOptions *o, const float *logits, int64_t largest, int64_t *n,
-                           double *total)
+/* Sorted candidates, at least all that the limits can let through: tokens below a weight are left
+ * out as long as those above already hold more than the mass, or the number, that is kept. With
+ * top_k, top_p is a share of the mass of those k, so all k are needed. */
+static void collect_sorted(Sampler *s, const SamplerOptions *o, const float *logits,
+                           int64_t largest, int64_t *n, double *total)
 {
     int64_t all;
     *total = collect(s, o, logits, largest, 0, &all);
@@ -116,10 +120,12 @@ static double cut(const Sampler *s, const SamplerOptions *o, double total, int64
     return kept;
 }
 
-Status sampler_draw(Sampler *s, const SamplerOptions *o, const float *logits, uint64_t position, int32_t *id)
+Status sampler_draw(Sampler *s, const SamplerOptions *o, const float *logits, uint64_t position,
+                    int32_t *id)
 {
     int64_t largest = find_largest(logits, s->vocab), n;
-    if (largest < 0) return fail(ERR_FORMAT, "none of the %lld logits is a finite number", (long long)s->vocab);
+    if (largest < 0)
+        return fail(ERR_FORMAT, "none of the %lld logits is a finite number", (long long)s->vocab);
     *id = (int32_t)largest;
     if (o->temperature <= 0) return OK;
     double total;

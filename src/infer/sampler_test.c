@@ -18,7 +18,7 @@ static void make_logits(float *logits, double spread, uint64_t seed)
     for (int i = 0; i < VOCAB; i++) logits[i] = (float)(spread * rng_normal(seed, (uint64_t)i));
 }
 
-/* ---- the definition, written down once more ---------------------------------------------------- */
+/* ---- the definition, written down once more --------------------------------------------- */
 
 typedef struct Entry {
     double p;
@@ -63,10 +63,10 @@ static void reference(const float *logits, const SamplerOptions *o, double *p)
     normalise(p);
 }
 
-/* ---- chi-square ---------------------------------------------------------------------------------- */
+/* ---- chi-square ------------------------------------------------------------------------- */
 
-/* Cells with fewer than 8 expected draws are taken together. The statistic's mean is its degrees of freedom,
- * its variance twice that: five deviations are one in a million. */
+/* Cells with fewer than 8 expected draws are taken together. The statistic's mean is its degrees of
+ * freedom, its variance twice that: five deviations are one in a million. */
 static void check_frequencies(const SamplerOptions *o, double spread)
 {
     float logits[VOCAB];
@@ -97,7 +97,8 @@ static void check_frequencies(const SamplerOptions *o, double spread)
         cells++;
     }
     double freedom = cells - 1;
-    if (fabs(chi - freedom) > 5 * sqrt(2 * freedom) + 1) fail_msg("chi-square %g with %g degrees of freedom", chi, freedom);
+    if (fabs(chi - freedom) > 5 * sqrt(2 * freedom) + 1)
+        fail_msg("chi-square %g with %g degrees of freedom", chi, freedom);
 }
 
 static void test_frequencies(void **state)
@@ -120,7 +121,7 @@ static void test_frequencies(void **state)
     }
 }
 
-/* ---- edges ----------------------------------------------------------------------------------------- */
+/* ---- edges ------------------------------------------------------------------------------ */
 
 static int32_t draw(const float *logits, SamplerOptions o, uint64_t position)
 {
@@ -142,18 +143,20 @@ static void test_greedy(void **state)
     logits[0] = NAN;
     logits[1] = INFINITY;
     assert_int_equal(draw(logits, greedy, 0), 300);
-    assert_int_equal(draw(logits, (SamplerOptions){.temperature = 1, .top_k = 1, .top_p = 1}, 5), 300);
+    assert_int_equal(draw(logits, (SamplerOptions){.temperature = 1, .top_k = 1, .top_p = 1}, 5),
+                     300);
     assert_int_equal(draw(logits, (SamplerOptions){.temperature = 1, .top_p = 0.0001}, 5), 300);
 }
 
-/* With equal probabilities the lower ids come first: top_k 3 keeps 0, 1, 2; top_p 0.25 the first 251, since the
- * mass before the 251st is 0.25 and not above it. */
+/* With equal probabilities the lower ids come first: top_k 3 keeps 0, 1, 2; top_p 0.25 the first
+ * 251, since the mass before the 251st is 0.25 and not above it. */
 static void test_ties(void **state)
 {
     (void)state;
     float logits[VOCAB] = {0};
     for (uint64_t i = 0; i < 2000; i++) {
-        assert_true(draw(logits, (SamplerOptions){.temperature = 1, .top_k = 3, .top_p = 1}, i) < 3);
+        assert_true(draw(logits, (SamplerOptions){.temperature = 1, .top_k = 3, .top_p = 1}, i) <
+                    3);
         assert_true(draw(logits, (SamplerOptions){.temperature = 1, .top_p = 0.25}, i) <= 250);
     }
 }
@@ -176,21 +179,27 @@ static void test_determinism(void **state)
 static void test_refusals(void **state)
 {
     (void)state;
-    const SamplerOptions bad[] = {{.temperature = -1, .top_p = 1}, {.temperature = NAN, .top_p = 1}, {.top_p = 0},
-                                  {.top_p = 1.1},  {.top_p = 1, .top_k = -1}, {.top_p = 1, .min_p = 2}};
+    const SamplerOptions bad[] = {{.temperature = -1, .top_p = 1},
+                                  {.temperature = NAN, .top_p = 1},
+                                  {.top_p = 0},
+                                  {.top_p = 1.1},
+                                  {.top_p = 1, .top_k = -1},
+                                  {.top_p = 1, .min_p = 2}};
     for (int i = 0; i < COUNT_OF(bad); i++) assert_int_equal(sampler_check(&bad[i]), ERR_ARG);
     float logits[VOCAB];
     int32_t id;
     for (int i = 0; i < VOCAB; i++) logits[i] = NAN;
     Sampler *sampler = sampler_create(VOCAB);
-    assert_int_equal(sampler_draw(sampler, &(SamplerOptions){.top_p = 1}, logits, 0, &id), ERR_FORMAT);
+    assert_int_equal(sampler_draw(sampler, &(SamplerOptions){.top_p = 1}, logits, 0, &id),
+                     ERR_FORMAT);
     sampler_destroy(sampler);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_frequencies), cmocka_unit_test(test_greedy),
-                                       cmocka_unit_test(test_ties), cmocka_unit_test(test_determinism),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_frequencies),
+                                       cmocka_unit_test(test_greedy), cmocka_unit_test(test_ties),
+                                       cmocka_unit_test(test_determinism),
                                        cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

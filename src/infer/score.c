@@ -1,5 +1,5 @@
-/* Likelihoods of given tokens, many sequences at a time. A row holds one sequence after another; positions begin at
- * zero with each, so that attention keeps them apart. */
+/* Likelihoods of given tokens, many sequences at a time. A row holds one sequence after another;
+ * positions begin at zero with each, so that attention keeps them apart. */
 #include "infer/infer_internal.h"
 
 #include <stdlib.h>
@@ -14,9 +14,9 @@ typedef struct ScorePlace {
 typedef struct Grid {
     int32_t *ids, *pos, *targets; /* of this rank's rows */
     float *weights;
-    int64_t rows, width;          /* of all ranks */
-    int64_t first, own;           /* this rank's rows */
-    int64_t *used; /* [rows] tokens so far */
+    int64_t rows, width; /* of all ranks */
+    int64_t first, own;  /* this rank's rows */
+    int64_t *used;       /* [rows] tokens so far */
     ScorePlace *place;
     int64_t n_places;
 } Grid;
@@ -24,12 +24,14 @@ typedef struct Grid {
 static Status check(const Infer *infer, const ScoreSequence *s)
 {
     if (s->n < 1 || s->n > infer->options.score_tokens)
-        return fail(ERR_ARG, "a sequence of %lld tokens is to be scored; this model was loaded for up to %lld", (long long)s->n,
-                    (long long)infer->options.score_tokens);
+        return fail(
+            ERR_ARG,
+            "a sequence of %lld tokens is to be scored; this model was loaded for up to %lld",
+            (long long)s->n, (long long)infer->options.score_tokens);
     for (int64_t i = 0; i < s->n; i++)
         if (s->ids[i] < 0 || s->ids[i] >= infer->model->config.vocab)
-            return fail(ERR_FORMAT, "token %d at place %lld is not one of the model's %lld", s->ids[i], (long long)i,
-                        (long long)infer->model->config.vocab);
+            return fail(ERR_FORMAT, "token %d at place %lld is not one of the model's %lld",
+                        s->ids[i], (long long)i, (long long)infer->model->config.vocab);
     return OK;
 }
 
@@ -63,7 +65,8 @@ static bool put(Grid *g, const ScoreSequence *s)
     while (row < g->rows && g->width - g->used[row] < s->n) row++;
     if (row == g->rows) return false;
     g->place[g->n_places++] = (ScorePlace){s, row * g->width + g->used[row]};
-    if (row >= g->first && row < g->first + g->own) write(g, s, (row - g->first) * g->width + g->used[row]);
+    if (row >= g->first && row < g->first + g->own)
+        write(g, s, (row - g->first) * g->width + g->used[row]);
     g->used[row] += s->n;
     return true;
 }
@@ -73,7 +76,8 @@ static Status run(Infer *infer, Grid *g)
     if (g->n_places == 0) return OK;
     TRY(session_run(infer->session, infer->score, PHASE_FORWARD, PHASE_FORWARD));
     const float *nll;
-    TRY(infer_share_rows(infer, session_output(infer->session, infer->score, "nll"), g->own * g->width, &nll));
+    TRY(infer_share_rows(infer, session_output(infer->session, infer->score, "nll"),
+                         g->own * g->width, &nll));
     for (int64_t i = 0; i < g->n_places; i++) {
         const ScoreSequence *s = g->place[i].sequence;
         s->nll[0] = 0;
@@ -96,9 +100,12 @@ static Status score_all(Infer *infer, Grid *g, const ScoreSequence *sequences, i
 
 Status infer_score(Infer *infer, const ScoreSequence *sequences, int64_t n)
 {
-    if (infer->score < 0) return fail(ERR_ARG, "this model was loaded without a program that scores");
+    if (infer->score < 0)
+        return fail(ERR_ARG, "this model was loaded without a program that scores");
     for (int64_t i = 0; i < n; i++) TRY(check(infer, &sequences[i]));
-    Grid g = {.rows = infer->rows * infer->data_ranks, .width = infer->options.score_tokens, .own = infer->rows,
+    Grid g = {.rows = infer->rows * infer->data_ranks,
+              .width = infer->options.score_tokens,
+              .own = infer->rows,
               .first = infer->rows * infer->data_rank};
     g.ids = session_input(infer->session, infer->score, "ids");
     g.pos = session_input(infer->session, infer->score, "pos");

@@ -41,8 +41,8 @@ static void add_mpirun(Arena *arena, const LaunchJob *job, int64_t ranks, Words 
 /* A rank that dies ends the step: the others would wait for it. */
 static void add_srun(Arena *arena, int64_t ranks, Words *w)
 {
-    static const char *const words[] = {
-        "srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--quiet", "-n"};
+    static const char *const words[] = {"srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--quiet",
+                                        "-n"};
     for (int i = 0; i < COUNT_OF(words); i++) add(arena, w, words[i]);
     add_number(arena, w, "", ranks);
 }
@@ -96,7 +96,7 @@ void launch_quote(const char *const *argv, Str *out)
     }
 }
 
-/* ---- what can be wrong ----------------------------------------------------------------------------- */
+/* ---- what can be wrong ------------------------------------------------------------------ */
 
 static Status check_starter(LaunchJob *job)
 {

@@ -1,4 +1,5 @@
-/* Any bytes as a list of hosts and as a file of them: refused, or a list that written out reads the same. */
+/* Any bytes as a list of hosts and as a file of them: refused, or a list that written out reads the
+ * same. */
 #include "launch/launch.h"
 
 #include <string.h>

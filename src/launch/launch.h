@@ -1,24 +1,25 @@
 /* launch: a run of many ranks, started and looked after from outside.
  *
- * What it is.   The command that starts ranks (mpirun, or srun in a Slurm job), the job script for Slurm, the supervisor that starts
+ * What it is.   The command that starts ranks (mpirun, or srun in a Slurm job), the job script for
+ *               Slurm, the supervisor that starts
  *               the ranks again when they fail, which layout is left when hosts are gone.
  * Depends on.   base, run, comm
- * Owns.         The starter's process and, while it runs, a directory in shared memory where the ranks of this host leave word.
+ * Owns.         The starter's process and, while it runs, a directory in shared memory where the
+ *               ranks of this host leave word.
  *               Texts and lists live in the caller's arena.
- * Invariants.   Nothing is started before everything that can be known is checked. Every wait has a deadline. What is started is
- *               ended, however the supervisor ends. Checkpoints are the only thing that a start leaves to the next one.
- * Use:
- *     LaunchJob job = {.config = &config, .program = "/usr/bin/drover", .run_file = "run.yaml", .ranks = 8, ...};
- *     TRY(launch_hosts_parse(&arena, "node0:4,node1:4", &job.hosts));
- *     TRY(launch_check(&job));
- *     TRY(launch_supervise(&job, &exit_code));
+ * Invariants.   Nothing is started before everything that can be known is checked. Every wait has a
+ *               deadline. What is started is
+ *               ended, however the supervisor ends. Checkpoints are the only thing that a start
+ * leaves to the next one. Use: LaunchJob job = {.config = &config, .program = "/usr/bin/drover",
+ * .run_file = "run.yaml", .ranks = 8, ...}; TRY(launch_hosts_parse(&arena, "node0:4,node1:4",
+ * &job.hosts)); TRY(launch_check(&job)); TRY(launch_supervise(&job, &exit_code));
  */
 #ifndef LAUNCH_LAUNCH_H
 #define LAUNCH_LAUNCH_H
 
 #include "run/run.h"
 
-/* ---- hosts -------------------------------------------------------------------------------------- */
+/* ---- hosts ------------------------------------------------------------------------------ */
 
 typedef struct LaunchHost {
     const char *name;
@@ -40,27 +41,29 @@ Status launch_hosts_read_text(Arena *arena, Bytes text, const char *path, Launch
 int64_t launch_hosts_slots(const LaunchHosts *hosts); /* of those that are not gone */
 /* "node0:4,node1:4" of those that are not gone. */
 void launch_hosts_text(const LaunchHosts *hosts, Str *out);
-/* Runs the command, with each %h replaced by the host, for every host at once; hosts where it fails or does not end
- * within the deadline are gone. command NULL: ssh, and this machine is not asked. */
+/* Runs the command, with each %h replaced by the host, for every host at once; hosts where it fails
+ * or does not end within the deadline are gone. command NULL: ssh, and this machine is not asked.
+ */
 Status launch_hosts_probe(LaunchHosts *hosts, const char *command, double deadline_s);
 
-/* ---- layouts ------------------------------------------------------------------------------------- */
+/* ---- layouts ---------------------------------------------------------------------------- */
 
 /* The parts of a layout that may shrink; the batch never does. */
 typedef struct LaunchLayout {
     int64_t dp, fsdp, ranks;
-    int64_t
-        micro_batch; /* sequences of a rank at once: never more than before, so that memory lasts */
+    /* sequences of a rank at once: never more than before, so that memory lasts */
+    int64_t micro_batch;
     int64_t n_micro; /* micro-batches of a step */
 } LaunchLayout;
 
 LaunchLayout launch_layout_of(const RunConfig *config); /* that run_layout_check has passed */
-/* The layouts that min_ranks to `slots` ranks can have: fewer data-parallel ranks, each with more micro-batches. More ranks
- * come first, then larger fsdp, since that spares memory. The run file's own is the first where it fits. */
+/* The layouts that min_ranks to `slots` ranks can have: fewer data-parallel ranks, each with more
+ * micro-batches. More ranks come first, then larger fsdp, since that spares memory. The run file's
+ * own is the first where it fits. */
 Status launch_layouts(Arena *arena, const RunConfig *config, int64_t min_ranks, int64_t slots,
                       LaunchLayout **list, int *n);
 
-/* ---- restarts ------------------------------------------------------------------------------------- */
+/* ---- restarts --------------------------------------------------------------------------- */
 
 /* How a start ended. */
 typedef struct LaunchEnd {
@@ -84,7 +87,7 @@ enum { LAUNCH_SAME_STEP = 3, LAUNCH_LONGEST_WAIT_S = 300 };
 bool launch_policy_again(LaunchPolicy *policy, const LaunchEnd *end, double *wait_s,
                          const char **why);
 
-/* ---- jobs ----------------------------------------------------------------------------------------- */
+/* ---- jobs ------------------------------------------------------------------------------- */
 
 typedef enum LaunchStarter { LAUNCH_AUTO, LAUNCH_MPIRUN, LAUNCH_SRUN } LaunchStarter;
 
@@ -96,8 +99,8 @@ typedef struct LaunchJob {
     int n_settings;
     int64_t ranks, min_ranks; /* min_ranks: a start with so few is still good */
     LaunchHosts hosts;
-    bool
-        pretended; /* the hosts are names only, for tests (DROVER_TEST_HOSTS): all ranks run here */
+    /* the hosts are names only, for tests (DROVER_TEST_HOSTS): all ranks run here */
+    bool pretended;
     bool may_shrink;       /* already at the first start */
     const char *probe;     /* command, or NULL */
     LaunchStarter starter; /* resolved by launch_check */
@@ -113,23 +116,26 @@ typedef struct LaunchJob {
 /* All that can be wrong before anything starts: the layout, slots, the starter. */
 Status launch_check(LaunchJob *job);
 
-/* The words of the command that starts ranks with this layout; NULL ends them. status_dir may be NULL. */
+/* The words of the command that starts ranks with this layout; NULL ends them. status_dir may be
+ * NULL. */
 Status launch_command(Arena *arena, const LaunchJob *job, const LaunchLayout *layout,
                       const char ***argv);
 /* Words as a shell would have to read them. */
 void launch_quote(const char *const *argv, Str *out);
 
-/* Starts and watches until the run is done, stopped, or cannot go on. exit_code: what the ranks ended with at last; 75 when
- * they were asked to stop before they were done. */
+/* Starts and watches until the run is done, stopped, or cannot go on. exit_code: what the ranks
+ * ended with at last; 75 when they were asked to stop before they were done. */
 Status launch_supervise(LaunchJob *job, int *exit_code);
-/* From signal handlers: the first call asks all ranks for a checkpoint and an orderly end, the second one ends them. */
+/* From signal handlers: the first call asks all ranks for a checkpoint and an orderly end, the
+ * second one ends them. */
 void launch_request_stop(void);
 
-/* ---- Slurm ---------------------------------------------------------------------------------------- */
+/* ---- Slurm ------------------------------------------------------------------------------ */
 
 bool launch_in_slurm(void); /* this process runs inside an allocation */
 int64_t launch_slurm_slots(void);
-/* The script for sbatch: as many nodes as the ranks need, requeued when a node fails, signalled before its time is over. */
+/* The script for sbatch: as many nodes as the ranks need, requeued when a node fails, signalled
+ * before its time is over. */
 Status launch_slurm_script(Arena *arena, const LaunchJob *job, const char *dir, Str *out);
 /* Hands the script to sbatch; answer: the line that sbatch said. */
 Status launch_slurm_submit(const char *script, Str *answer);

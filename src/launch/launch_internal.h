@@ -9,7 +9,8 @@
 
 /* The program in PATH, or NULL; in the arena. */
 char *launch_find_program(Arena *arena, const char *name);
-/* Runs it and takes what it writes to stdout, at most for so long. *code: as in LaunchEnd, -1 when it was ended. */
+/* Runs it and takes what it writes to stdout, at most for so long. *code: as in LaunchEnd, -1 when
+ * it was ended. */
 Status launch_capture(const char *const *argv, double deadline_s, int *code, Str *out);
 /* Exit code of a process by the status of waitpid. */
 int launch_exit_code(int wait_status);

@@ -1,4 +1,5 @@
-/* Hosts, layouts, restarts, commands; and the supervisor with a stand-in for mpirun that ends as it is told. */
+/* Hosts, layouts, restarts, commands; and the supervisor with a stand-in for mpirun that ends as it
+ * is told. */
 #include "launch/launch_internal.h"
 
 #include <stdlib.h>
@@ -25,7 +26,7 @@ static RunConfig config_of(const char *const *settings, int n)
     return c;
 }
 
-/* ---- hosts ---------------------------------------------------------------------------------------- */
+/* ---- hosts ------------------------------------------------------------------------------ */
 
 static void test_hosts(void **state)
 {
@@ -63,7 +64,7 @@ static void test_probe(void **state)
     assert_int_equal(launch_hosts_slots(&h), 1);
 }
 
-/* ---- layouts -------------------------------------------------------------------------------------- */
+/* ---- layouts ---------------------------------------------------------------------------- */
 
 typedef struct LayoutCase {
     const char *settings[6];
@@ -75,18 +76,10 @@ typedef struct LayoutCase {
 
 static const LayoutCase layouts[] = {
     {{"train.batch=16", "parallel.dp=4"}, 2, 4, 1, {{4, 1, 4, 4, 1}}, 1},
-    {{"train.batch=16", "parallel.dp=4"},
-     2,
-     3,
-     1,
-     {{2, 1, 2, 4, 2}},
-     1}, /* 3 does not divide the batch */
-    {{"train.batch=12", "parallel.dp=3"},
-     2,
-     2,
-     1,
-     {{2, 1, 2, 3, 2}},
-     1}, /* nor 4 the new share of 6 */
+    {{"train.batch=16", "parallel.dp=4"}, 2, 3, 1, {{2, 1, 2, 4, 2}}, 1}, /* 3 does not divide the
+                                                                             batch */
+    {{"train.batch=12", "parallel.dp=3"}, 2, 2, 1, {{2, 1, 2, 3, 2}}, 1}, /* nor 4 the new share of
+                                                                             6 */
     {{"train.batch=16", "train.micro_batch=2", "parallel.dp=4", "parallel.tp=2"},
      4,
      5,
@@ -132,7 +125,7 @@ static void test_layouts(void **state)
     }
 }
 
-/* ---- restarts ------------------------------------------------------------------------------------- */
+/* ---- restarts --------------------------------------------------------------------------- */
 
 static void test_policy(void **state)
 {
@@ -159,7 +152,7 @@ static void test_policy(void **state)
     assert_non_null(strstr(why, "same step"));
 }
 
-/* ---- commands ------------------------------------------------------------------------------------- */
+/* ---- commands --------------------------------------------------------------------------- */
 
 static const char *words(const LaunchJob *job, const LaunchLayout *layout)
 {
@@ -248,9 +241,10 @@ static void test_capture(void **state)
     str_deinit(&out);
 }
 
-/* ---- the supervisor --------------------------------------------------------------------------------- */
+/* ---- the supervisor --------------------------------------------------------------------- */
 
-/* Each start of the stand-in adds its words as a line to `starts` and does what the next line of `plan` says. */
+/* Each start of the stand-in adds its words as a line to `starts` and does what the next line of
+ * `plan` says. */
 static const char stand_in[] = "#!/bin/sh\n"
                                "cd \"$STAND_IN\"\n"
                                "echo \"$FAULT $*\" >>starts\n"

@@ -1,5 +1,6 @@
-/* Which layouts are left when there are fewer slots: data parallelism shrinks, the cut of the model stays. The batch stays
- * too: each rank takes more micro-batches, none of them larger than before. */
+/* Which layouts are left when there are fewer slots: data parallelism shrinks, the cut of the model
+ * stays. The batch stays too: each rank takes more micro-batches, none of them larger than before.
+ */
 #include "launch/launch.h"
 
 #include <stdlib.h>
@@ -21,8 +22,8 @@ static int64_t largest_divisor(int64_t n, int64_t most)
     return d;
 }
 
-/* The largest dp that divides the batch (canonical mode: its leaves, which stay what they are) with this fsdp and has room;
- * false when none does. */
+/* The largest dp that divides the batch (canonical mode: its leaves, which stay what they are) with
+ * this fsdp and has room; false when none does. */
 static bool best_with(const RunConfig *c, const LaunchLayout *full, int64_t fsdp, int64_t slots,
                       LaunchLayout *out)
 {

@@ -1,5 +1,5 @@
-/* Slurm: the job's script, and what is asked of it. In the job the supervisor is the batch process itself, so that signals reach it,
- * and srun starts the ranks. */
+/* Slurm: the job's script, and what is asked of it. In the job the supervisor is the batch process
+ * itself, so that signals reach it, and srun starts the ranks. */
 #include "launch/launch_internal.h"
 
 #include <stdlib.h>
@@ -23,7 +23,7 @@ int64_t launch_slurm_slots(void)
     return nodes && per_node ? nodes * per_node : number_of("SLURM_NTASKS");
 }
 
-/* ---- the script ----------------------------------------------------------------------------------- */
+/* ---- the script ------------------------------------------------------------------------- */
 
 /* The words that the job itself runs: this program, now inside the job. */
 static void add_command(Arena *arena, const LaunchJob *job, Str *out)
@@ -86,7 +86,7 @@ Status launch_slurm_script(Arena *arena, const LaunchJob *job, const char *dir, 
     return OK;
 }
 
-/* ---- commands ------------------------------------------------------------------------------------- */
+/* ---- commands --------------------------------------------------------------------------- */
 
 static Status ask(const char *const *argv, Str *answer)
 {

@@ -1,7 +1,8 @@
 /* The supervisor: starts the ranks, watches, and starts them again.
  *
- * The starter (mpirun, srun) is its only child; ranks of this host leave word in a status directory, so that the supervisor
- * knows how far they are even when they are dead. All waiting is in one loop with a clock. */
+ * The starter (mpirun, srun) is its only child; ranks of this host leave word in a status
+ * directory, so that the supervisor knows how far they are even when they are dead. All waiting is
+ * in one loop with a clock. */
 #include "launch/launch_internal.h"
 
 #include <errno.h>
@@ -33,9 +34,10 @@ static void sleep_s(double seconds)
     nanosleep(&(struct timespec){.tv_nsec = (long)(seconds * 1e9)}, NULL);
 }
 
-/* ---- the child -------------------------------------------------------------------------------------- */
+/* ---- the child -------------------------------------------------------------------------- */
 
-/* In the child: FAULT is for the first FAULT_STARTS starts (1), so that what it breaks breaks once. */
+/* In the child: FAULT is for the first FAULT_STARTS starts (1), so that what it breaks breaks once.
+ */
 static _Noreturn void become_starter(const Start *s, const char *const *argv, int number)
 {
     const char *starts = getenv("FAULT_STARTS");
@@ -97,7 +99,7 @@ static void end_child(Start *s, const char *why, int *code)
     *code = 128 + SIGTERM;
 }
 
-/* ---- watching ----------------------------------------------------------------------------------------- */
+/* ---- watching --------------------------------------------------------------------------- */
 
 /* True when the child has been ended because nothing else was left to do. */
 static bool heed_stop(Start *s, int *code)
@@ -121,7 +123,8 @@ static const char *what_hangs(Start *s, const LaunchSeen *seen)
     if (seen->failed && s->failed_s == 0) s->failed_s = now_s;
     if (!s->alive && s->dir[0] && s->job->ranks > 1 && now_s - s->begun_s > s->job->start_s)
         return "no rank has started within the deadline";
-    if (s->failed_s > 0 && now_s - s->failed_s > end_s) return "the ranks have failed, but not ended";
+    if (s->failed_s > 0 && now_s - s->failed_s > end_s)
+        return "the ranks have failed, but not ended";
     if (s->alive && !seen->in_setup && now_s - seen->active_s > silence_s)
         return "no rank has done anything for long";
     return NULL;
@@ -139,8 +142,8 @@ static bool heed_ranks(Start *s, int *code)
     return why != NULL;
 }
 
-/* What the starter's exit code means. srun gives the largest of all ranks' codes, and it ends ranks that end a moment after the
- * first one: where all have said how they ended, that counts. */
+/* What the starter's exit code means. srun gives the largest of all ranks' codes, and it ends ranks
+ * that end a moment after the first one: where all have said how they ended, that counts. */
 static void judge_end(const Start *s, int code, LaunchEnd *end)
 {
     LaunchSeen seen = {.step = -1};
@@ -163,7 +166,7 @@ static Status run_once(const LaunchJob *job, const LaunchLayout *layout, int num
     return s.dir[0] ? dir_remove_tree(s.dir) : OK;
 }
 
-/* ---- layouts ------------------------------------------------------------------------------------------ */
+/* ---- layouts ---------------------------------------------------------------------------- */
 
 static void say_gone(const LaunchHosts *hosts, Str *out)
 {
@@ -233,7 +236,7 @@ static Status choose(LaunchJob *job, bool may_shrink, int refused, LaunchLayout 
     return OK;
 }
 
-/* ---- again and again ------------------------------------------------------------------------------------ */
+/* ---- again and again -------------------------------------------------------------------- */
 
 static void describe(int code, char text[64])
 {
@@ -273,7 +276,8 @@ static void say_end(const LaunchEnd *end, const char *why)
     describe(end->code, code);
     if (!why) return;
     if (end->step > 0)
-        log_warn("the ranks failed (%s) in step %lld, and are not started again: %s", code, (long long)end->step, why);
+        log_warn("the ranks failed (%s) in step %lld, and are not started again: %s", code,
+                 (long long)end->step, why);
     else
         log_warn("the ranks failed (%s), and are not started again: %s", code, why);
 }

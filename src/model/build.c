@@ -6,7 +6,7 @@
 
 #include "pass/pass.h"
 
-/* ---- weights ----------------------------------------------------------------------------------- */
+/* ---- weights ---------------------------------------------------------------------------- */
 
 static const char *full_name(ModelBuilder *b, const char *name)
 {
@@ -14,7 +14,8 @@ static const char *full_name(ModelBuilder *b, const char *name)
     return arena_printf(&b->g->arena, "model.layers.%d.%s", b->layer, name);
 }
 
-static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape shape, StateRole role, WeightInit init)
+static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape shape,
+                          StateRole role, WeightInit init)
 {
     ValueId w = graph_state(b->g, name, dtype, shape, role);
     Value *v = graph_value(b->g, w);
@@ -24,7 +25,8 @@ static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape 
     return w;
 }
 
-ValueId model_weight_f32(ModelBuilder *b, const char *name, Shape shape, WeightInit init, bool decay)
+ValueId model_weight_f32(ModelBuilder *b, const char *name, Shape shape, WeightInit init,
+                         bool decay)
 {
     const char *full = full_name(b, name);
     ValueId w = graph_find_state(b->g, full);
@@ -52,7 +54,10 @@ ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit 
     return w;
 }
 
-WeightInit model_init(const ModelBuilder *b) { return (WeightInit){.deviation = (float)b->config->init_deviation}; }
+WeightInit model_init(const ModelBuilder *b)
+{
+    return (WeightInit){.deviation = (float)b->config->init_deviation};
+}
 
 WeightInit model_init_residual(const ModelBuilder *b)
 {
@@ -60,15 +65,18 @@ WeightInit model_init_residual(const ModelBuilder *b)
     return (WeightInit){.deviation = (float)deviation};
 }
 
-/* ---- pieces ------------------------------------------------------------------------------------- */
+/* ---- pieces ----------------------------------------------------------------------------- */
 
-/* NOLINTNEXTLINE(readability-function-size): what a product is made of; a struct would only hide it */
-Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, Axis axis, WeightInit init, ValueId *y)
+/* NOLINTNEXTLINE(readability-function-size): what a product is made of; a struct would only hide it
+ */
+Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, Axis axis,
+                    WeightInit init, ValueId *y)
 {
     const Shape *s = &graph_value(b->g, x)->shape;
     int last = s->rank - 1;
     Shape shape = shape_make(2, (int64_t[]){out, s->dim[last]}, (Axis[]){axis, s->axis[last]});
-    return op_linear(b->g, x, model_weight(b, arena_printf(&b->g->arena, "%s.weight", name), shape, init), y);
+    return op_linear(
+        b->g, x, model_weight(b, arena_printf(&b->g->arena, "%s.weight", name), shape, init), y);
 }
 
 Status model_rmsnorm(ModelBuilder *b, const char *name, ValueId x, ValueId *y)
@@ -84,11 +92,13 @@ Status model_swiglu(ModelBuilder *b, const char *prefix, ValueId x, int64_t widt
     Arena *arena = &b->g->arena;
     ValueId gate, up, act;
     graph_set_scope(b->g, prefix);
-    TRY(model_linear(b, arena_printf(arena, "%s.gate_proj", prefix), x, width, AXIS_FFN, model_init(b), &gate));
-    TRY(model_linear(b, arena_printf(arena, "%s.up_proj", prefix), x, width, AXIS_FFN, model_init(b), &up));
+    TRY(model_linear(b, arena_printf(arena, "%s.gate_proj", prefix), x, width, AXIS_FFN,
+                     model_init(b), &gate));
+    TRY(model_linear(b, arena_printf(arena, "%s.up_proj", prefix), x, width, AXIS_FFN,
+                     model_init(b), &up));
     TRY(op_swiglu(b->g, gate, up, &act));
-    return model_linear(b, arena_printf(arena, "%s.down_proj", prefix), act, b->config->embed, AXIS_EMBED,
-                        model_init_residual(b), y);
+    return model_linear(b, arena_printf(arena, "%s.down_proj", prefix), act, b->config->embed,
+                        AXIS_EMBED, model_init_residual(b), y);
 }
 
 Status model_rotate(ModelBuilder *b, ValueId *q, ValueId *k)
@@ -100,7 +110,8 @@ Status model_rotate(ModelBuilder *b, ValueId *q, ValueId *k)
 
 static Shape token_shape(const ModelBuilder *b, int64_t width, Axis axis)
 {
-    return shape_make(3, (int64_t[]){b->o.batch, b->o.seq, width}, (Axis[]){AXIS_BATCH, AXIS_SEQ, axis});
+    return shape_make(3, (int64_t[]){b->o.batch, b->o.seq, width},
+                      (Axis[]){AXIS_BATCH, AXIS_SEQ, axis});
 }
 
 static Shape heads_shape(const ModelBuilder *b, int64_t heads, Axis axis)
@@ -109,7 +120,10 @@ static Shape heads_shape(const ModelBuilder *b, int64_t heads, Axis axis)
                       (Axis[]){AXIS_BATCH, AXIS_SEQ, axis, AXIS_HEAD_DIM});
 }
 
-static bool cached(const ModelBuilder *b) { return b->o.purpose == MODEL_DECODE || b->o.purpose == MODEL_PREFILL; }
+static bool cached(const ModelBuilder *b)
+{
+    return b->o.purpose == MODEL_DECODE || b->o.purpose == MODEL_PREFILL;
+}
 
 static ValueId cache_state(ModelBuilder *b, const char *which)
 {
@@ -123,7 +137,8 @@ static ValueId cache_state(ModelBuilder *b, const char *which)
 static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *o)
 {
     const ModelConfig *c = b->config;
-    AttentionAttr attr = {.scale = (float)c->attention_scale, .softcap = (float)c->attention_softcap,
+    AttentionAttr attr = {.scale = (float)c->attention_scale,
+                          .softcap = (float)c->attention_softcap,
                           .chunk = c->layer[b->layer].chunk};
     if (!cached(b)) return op_attention(b->g, q, k, v, b->pos, attr, o);
     ValueId k_cache = cache_state(b, "k"), v_cache = cache_state(b, "v");
@@ -132,7 +147,8 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
 }
 
 /* A product of x, seen as heads. */
-static Status project(ModelBuilder *b, const char *name, ValueId x, int64_t heads, Axis axis, ValueId *y)
+static Status project(ModelBuilder *b, const char *name, ValueId x, int64_t heads, Axis axis,
+                      ValueId *y)
 {
     TRY(model_linear(b, name, x, heads * b->config->head_dim, axis, model_init(b), y));
     return op_reshape(b->g, *y, heads_shape(b, heads, axis), y);
@@ -150,17 +166,20 @@ Status model_attention(ModelBuilder *b, const char *prefix, ValueId x, QkStep st
     TRY(step(b, &q, &k));
     TRY(attend(b, q, k, v, &o));
     TRY(op_reshape(b->g, o, token_shape(b, c->n_heads * c->head_dim, AXIS_HEADS), &o));
-    return model_linear(b, arena_printf(arena, "%s.o_proj", prefix), o, c->embed, AXIS_EMBED, model_init_residual(b), y);
+    return model_linear(b, arena_printf(arena, "%s.o_proj", prefix), o, c->embed, AXIS_EMBED,
+                        model_init_residual(b), y);
 }
 
-/* ---- the whole ----------------------------------------------------------------------------------- */
+/* ---- the whole -------------------------------------------------------------------------- */
 
 static ValueId embedding(ModelBuilder *b)
 {
     const ModelConfig *c = b->config;
     Shape shape = shape_make(2, (int64_t[]){c->vocab, c->embed}, (Axis[]){AXIS_VOCAB, AXIS_EMBED});
-    /* untied, the look-up reads the master: it needs no working copy; tied, the head's copy serves both */
-    if (c->tied || b->o.no_master) return model_weight(b, "model.embed_tokens.weight", shape, model_init(b));
+    /* untied, the look-up reads the master: it needs no working copy; tied, the head's copy serves
+     * both */
+    if (c->tied || b->o.no_master)
+        return model_weight(b, "model.embed_tokens.weight", shape, model_init(b));
     return model_weight_f32(b, "model.embed_tokens.weight", shape, model_init(b), true);
 }
 
@@ -186,7 +205,8 @@ static Status make_loss(ModelBuilder *b, ValueId h)
 {
     ValueId loss, nll;
     graph_set_scope(b->g, "loss");
-    TRY(op_linear_cross_entropy(b->g, h, head(b), b->targets, b->weights, b->o.z_loss, &loss, &nll));
+    TRY(op_linear_cross_entropy(b->g, h, head(b), b->targets, b->weights, b->o.z_loss, &loss,
+                                &nll));
     graph_output(b->g, "cross_entropy", loss);
     if (value_ok(b->router_loss)) TRY(op_add(b->g, loss, b->router_loss, &loss));
     graph_output(b->g, "loss", loss);
@@ -231,7 +251,8 @@ static Status build(ModelBuilder *b)
     }
     graph_set_scope(b->g, "norm");
     TRY(model_rmsnorm(b, "model.norm", h, &h));
-    /* before the head, not behind it: the loss never holds all logits, and so both see the same ones */
+    /* before the head, not behind it: the loss never holds all logits, and so both see the same
+     * ones */
     if (c->output_multiplier != 1) TRY(op_scale(b->g, h, (float)c->output_multiplier, &h));
     return b->o.purpose == MODEL_LOSS ? make_loss(b, h) : make_logits(b, h);
 }
@@ -240,8 +261,10 @@ Status model_build(const ModelConfig *config, ModelOptions options, Graph **grap
 {
     static const char *const names[] = {"loss", "logits", "decode", "prefill"};
     if (options.batch < 1 || options.seq < 1)
-        return fail(ERR_ARG, "a batch of %lld sequences of %lld tokens", (long long)options.batch, (long long)options.seq);
-    ModelBuilder b = {.g = graph_create(names[options.purpose]), .config = config, .o = options, .layer = -1};
+        return fail(ERR_ARG, "a batch of %lld sequences of %lld tokens", (long long)options.batch,
+                    (long long)options.seq);
+    ModelBuilder b = {
+        .g = graph_create(names[options.purpose]), .config = config, .o = options, .layer = -1};
     Status status = build(&b);
     graph_set_scope(b.g, NULL);
     if (status == OK) status = pass_prune(&b.g);

@@ -15,7 +15,7 @@ static const ModelDef *const families[] = {
 #undef MODEL
 };
 
-/* ---- fields ------------------------------------------------------------------------------------- */
+/* ---- fields ----------------------------------------------------------------------------- */
 
 Status config_int(const json_t *json, const char *key, int64_t min, int64_t max, int64_t *out)
 {
@@ -24,8 +24,8 @@ Status config_int(const json_t *json, const char *key, int64_t min, int64_t max,
     if (!json_is_integer(v)) return fail(ERR_FORMAT, "config: %s is not an integer", key);
     int64_t value = json_integer_value(v);
     if (value < min || value > max)
-        return fail(ERR_FORMAT, "config: %s is %lld, allowed are %lld to %lld", key, (long long)value, (long long)min,
-                    (long long)max);
+        return fail(ERR_FORMAT, "config: %s is %lld, allowed are %lld to %lld", key,
+                    (long long)value, (long long)min, (long long)max);
     *out = value;
     return OK;
 }
@@ -55,25 +55,30 @@ Status config_bool(const json_t *json, const char *key, bool *out)
     return OK;
 }
 
-Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t max, int64_t *out, bool *found)
+Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t max, int64_t *out,
+                       bool *found)
 {
     const json_t *v = json_object_get(json, key);
     *found = false;
     if (!v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0)) return OK;
-    if (!json_is_array(v)) return fail(ERR_FORMAT, "config: %s is not a list of %lld numbers", key, (long long)n);
+    if (!json_is_array(v))
+        return fail(ERR_FORMAT, "config: %s is not a list of %lld numbers", key, (long long)n);
     if ((int64_t)json_array_size(v) != n)
-        return fail(ERR_REFUSED, "config: %s has %zu numbers for %lld layers", key, json_array_size(v), (long long)n);
+        return fail(ERR_REFUSED, "config: %s has %zu numbers for %lld layers", key,
+                    json_array_size(v), (long long)n);
     for (int64_t i = 0; i < n; i++) {
         const json_t *item = json_array_get(v, (size_t)i);
-        if (!json_is_integer(item) || json_integer_value(item) < 0 || json_integer_value(item) > max)
-            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from 0 to %lld", key, (long long)i, (long long)max);
+        if (!json_is_integer(item) || json_integer_value(item) < 0 ||
+            json_integer_value(item) > max)
+            return fail(ERR_FORMAT, "config: %s[%lld] is not an integer from 0 to %lld", key,
+                        (long long)i, (long long)max);
         out[i] = json_integer_value(item);
     }
     *found = true;
     return OK;
 }
 
-/* ---- positions: rope_theta and rope_scaling, or rope_parameters with both ------------------------ */
+/* ---- positions: rope_theta and rope_scaling, or rope_parameters with both --------------- */
 
 static Status read_rope(ModelConfig *c, const json_t *json)
 {
@@ -88,7 +93,8 @@ static Status read_rope(ModelConfig *c, const json_t *json)
     if (!kind || !strcmp(kind, "default")) return OK;
     bool linear = !strcmp(kind, "linear");
     if (!linear && strcmp(kind, "llama3"))
-        return fail(ERR_UNSUPPORTED, "config: rope scaling of type %s; known are default, linear and llama3", kind);
+        return fail(ERR_UNSUPPORTED,
+                    "config: rope scaling of type %s; known are default, linear and llama3", kind);
     double factor = NAN, low = NAN, high = NAN, original = (double)c->max_positions;
     TRY(config_number(scaling, "factor", 1, 1e6, &factor));
     TRY(config_number(scaling, "low_freq_factor", 1e-6, 1e6, &low));
@@ -98,8 +104,12 @@ static Status read_rope(ModelConfig *c, const json_t *json)
         low = high = 1;
         original = 0;
     }
-    const char *missing = isnan(factor) ? "factor" : isnan(low) ? "low_freq_factor" : isnan(high) ? "high_freq_factor" : NULL;
-    if (missing) return fail(ERR_FORMAT, "config: rope scaling of type %s without %s", kind, missing);
+    const char *missing = isnan(factor) ? "factor"
+                          : isnan(low)  ? "low_freq_factor"
+                          : isnan(high) ? "high_freq_factor"
+                                        : NULL;
+    if (missing)
+        return fail(ERR_FORMAT, "config: rope scaling of type %s without %s", kind, missing);
     c->rope_scaling = (RopeScaling){(float)factor, (float)low, (float)high, (float)original};
     return OK;
 }
@@ -120,7 +130,8 @@ static Status read_special_ids(ModelConfig *c, const json_t *json)
         return fail(ERR_FORMAT, "config: eos_token_id lists more than %d ids", COUNT_OF(c->eos));
     for (size_t i = 0; i < json_array_size(eos); i++) {
         const json_t *id = json_array_get(eos, i);
-        if (!json_is_integer(id)) return fail(ERR_FORMAT, "config: eos_token_id[%zu] is not an integer", i);
+        if (!json_is_integer(id))
+            return fail(ERR_FORMAT, "config: eos_token_id[%zu] is not an integer", i);
         c->eos[c->n_eos++] = json_integer_value(id);
     }
     return OK;
@@ -143,10 +154,10 @@ static Status read_common(ModelConfig *c, const json_t *json)
     c->n_kv_heads = c->n_heads;
     TRY(config_int(json, "num_key_value_heads", 1, 65536, &c->n_kv_heads));
     TRY(config_int(json, "intermediate_size", 1, big, &c->ffn_dense));
-    const char *missing = !c->vocab      ? "vocab_size"
-                          : !c->embed    ? "hidden_size"
-                          : !c->n_layers ? "num_hidden_layers"
-                          : !c->n_heads  ? "num_attention_heads"
+    const char *missing = !c->vocab       ? "vocab_size"
+                          : !c->embed     ? "hidden_size"
+                          : !c->n_layers  ? "num_hidden_layers"
+                          : !c->n_heads   ? "num_attention_heads"
                           : !c->ffn_dense ? "intermediate_size"
                                           : NULL;
     if (missing) return fail(ERR_FORMAT, "config: %s is missing", missing);
@@ -165,20 +176,29 @@ static Status read_common(ModelConfig *c, const json_t *json)
 static Status check(const ModelConfig *c, const json_t *json)
 {
     if (c->n_heads % c->n_kv_heads)
-        return fail(ERR_REFUSED, "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld",
-                    (long long)c->n_heads, (long long)c->n_kv_heads);
+        return fail(
+            ERR_REFUSED,
+            "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld",
+            (long long)c->n_heads, (long long)c->n_kv_heads);
     if (c->head_dim < 2 || c->head_dim % 2)
-        return fail(ERR_REFUSED, "config: head_dim %lld is not even (hidden_size %lld / num_attention_heads %lld)",
-                    (long long)c->head_dim, (long long)c->embed, (long long)c->n_heads);
-    for (const char *const *key = (const char *const[]){"attention_bias", "mlp_bias", NULL}; *key; key++) {
+        return fail(
+            ERR_REFUSED,
+            "config: head_dim %lld is not even (hidden_size %lld / num_attention_heads %lld)",
+            (long long)c->head_dim, (long long)c->embed, (long long)c->n_heads);
+    for (const char *const *key = (const char *const[]){"attention_bias", "mlp_bias", NULL}; *key;
+         key++) {
         bool bias = false;
         TRY(config_bool(json, *key, &bias));
-        if (bias) return fail(ERR_UNSUPPORTED, "config: %s is true; biases are not part of these families", *key);
+        if (bias)
+            return fail(ERR_UNSUPPORTED,
+                        "config: %s is true; biases are not part of these families", *key);
     }
     const char *act = json_string_value(json_object_get(json, "hidden_act"));
     for (const char *const *known = c->def->activations; act && *known; known++)
         if (!strcmp(act, *known)) return OK;
-    return act ? fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only %s is known here", act, c->def->activations[0]) : OK;
+    return act ? fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only %s is known here", act,
+                      c->def->activations[0])
+               : OK;
 }
 
 static Status find_family(const char *type, const ModelDef **def)
@@ -190,11 +210,12 @@ static Status find_family(const char *type, const ModelDef **def)
         if (!strcmp(type, names[i])) return OK;
     }
     const char *near = name_nearest(type, names, COUNT_OF(names));
-    return fail(ERR_UNSUPPORTED, "config: model_type %s is not known%s%s", type, near ? "; did you mean " : "",
-                near ? near : "");
+    return fail(ERR_UNSUPPORTED, "config: model_type %s is not known%s%s", type,
+                near ? "; did you mean " : "", near ? near : "");
 }
 
-/* A model that sees images too (model_type llama4) keeps the language model's configuration in text_config. */
+/* A model that sees images too (model_type llama4) keeps the language model's configuration in
+ * text_config. */
 static Status find_text(const json_t *json, const json_t **text, const char **type)
 {
     *type = json_string_value(json_object_get(json, "model_type"));
@@ -202,7 +223,8 @@ static Status find_text(const json_t *json, const json_t **text, const char **ty
     if (!*type) return fail(ERR_FORMAT, "config: model_type is missing");
     if (*text == json) return OK;
     if (strcmp(*type, "llama4") != 0)
-        return fail(ERR_UNSUPPORTED, "config: model_type %s with a text_config is not known; llama4 is", *type);
+        return fail(ERR_UNSUPPORTED,
+                    "config: model_type %s with a text_config is not known; llama4 is", *type);
     const char *inner = json_string_value(json_object_get(*text, "model_type"));
     *type = inner ? inner : "llama4_text";
     return OK;
@@ -258,13 +280,15 @@ void model_config_deinit(ModelConfig *config)
     *config = (ModelConfig){0};
 }
 
-/* ---- writing ------------------------------------------------------------------------------------ */
+/* ---- writing ---------------------------------------------------------------------------- */
 
 void config_complete(json_t *json, const char *key, json_t *value)
 {
     const json_t *there = json_object_get(json, key);
-    if (there && !json_is_null(there)) json_decref(value);
-    else json_object_set_new(json, key, value);
+    if (there && !json_is_null(there))
+        json_decref(value);
+    else
+        json_object_set_new(json, key, value);
 }
 
 /* Both spellings are in use; the one that is there stays. */
@@ -274,7 +298,8 @@ static void write_dtype(json_t *json, DType stored)
                        : stored == DTYPE_BF16 ? "bfloat16"
                        : stored == DTYPE_F16  ? "float16"
                                               : NULL;
-    bool old = json_object_get(json, "torch_dtype") != NULL, new = json_object_get(json, "dtype") != NULL;
+    bool old = json_object_get(json, "torch_dtype") != NULL,
+         new = json_object_get(json, "dtype") != NULL;
     if (!name) return; /* no type of a whole model */
     if (old) json_object_set_new(json, "torch_dtype", json_string(name));
     if (new || !old) json_object_set_new(json, "dtype", json_string(name));
@@ -318,7 +343,8 @@ char *model_config_text(const ModelConfig *config, DType stored)
     return text;
 }
 
-Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad)
+Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos,
+                              int64_t pad)
 {
     if (vocab < 1) return fail(ERR_ARG, "a vocabulary of %lld tokens", (long long)vocab);
     config->vocab = vocab;

@@ -8,7 +8,8 @@ ModelCounts model_counts(const ModelConfig *c)
     ModelCounts n = {.total = embedding * (c->tied ? 1 : 2) + d, .matmul = embedding};
     n.active = n.total;
     for (int64_t i = 0; i < c->n_layers; i++) {
-        int64_t attention = 2 * d * q + 2 * d * kv, norms = c->norms_per_layer * d, ffn = 3 * d * c->ffn_dense, idle = 0;
+        int64_t attention = 2 * d * q + 2 * d * kv, norms = c->norms_per_layer * d,
+                ffn = 3 * d * c->ffn_dense, idle = 0;
         if (c->layer[i].moe) {
             int64_t expert = 3 * d * c->ffn_expert;
             ffn = d * c->n_experts + expert * (c->shared_expert + c->n_experts_per_token);

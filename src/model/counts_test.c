@@ -4,7 +4,8 @@
 
 #include "base/testing.h"
 
-/* What model_counts says is what the graph holds, weight by weight: nothing is left out or counted twice. */
+/* What model_counts says is what the graph holds, weight by weight: nothing is left out or counted
+ * twice. */
 static void counts_are_those_of_the_graph(void **state)
 {
     (void)state;
@@ -14,15 +15,16 @@ static void counts_are_those_of_the_graph(void **state)
         Store *store = store_create();
         int64_t n = 0;
         assert_ok(model_config_preset(model_preset(i)->name, &c));
-        ModelOptions o = {.purpose = MODEL_LOSS, .batch = 1, .seq = 4, .dtype = DTYPE_BF16, .training = true};
+        ModelOptions o = {
+            .purpose = MODEL_LOSS, .batch = 1, .seq = 4, .dtype = DTYPE_BF16, .training = true};
         assert_ok(model_build(&c, o, &g));
         assert_ok(store_add_graph(store, g));
         for (int e = 0; e < store->n_entries; e++)
             for (int k = 0; store->entry[e].role == STATE_PARAM && k < store->entry[e].n_parts; k++)
                 n += shape_count(&store->entry[e].part[k].shape);
         if (n != model_counts(&c).total)
-            fail_msg("%s: %lld weights in the graph, %lld counted", model_preset(i)->name, (long long)n,
-                     (long long)model_counts(&c).total);
+            fail_msg("%s: %lld weights in the graph, %lld counted", model_preset(i)->name,
+                     (long long)n, (long long)model_counts(&c).total);
         store_destroy(store);
         graph_destroy(g);
         model_config_deinit(&c);
@@ -46,7 +48,8 @@ static void grok_flop(void **state)
     assert_ok(model_config_preset("grok-1", &c));
     int64_t norms = 6144 * (1 + 4 * 64), seq = 8192;
     double attention = 6.0 * 64 * 48 * 128 * (double)seq;
-    assert_true(model_train_flop_per_token(&c, seq) == 6.0 * (double)(model_counts(&c).active - norms) + attention);
+    assert_true(model_train_flop_per_token(&c, seq) ==
+                6.0 * (double)(model_counts(&c).active - norms) + attention);
     model_config_deinit(&c);
 }
 

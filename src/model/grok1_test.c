@@ -3,7 +3,8 @@
 
 #include "base/testing.h"
 
-/* The tensors of one layer by their published names and shapes; experts are separate files' entries. */
+/* The tensors of one layer by their published names and shapes; experts are separate files'
+ * entries. */
 static void published_names(void **state)
 {
     (void)state;
@@ -30,7 +31,8 @@ static void published_names(void **state)
     ModelConfig c;
     Graph *g;
     assert_ok(model_config_preset("grok-1", &c));
-    ModelOptions o = {.purpose = MODEL_LOGITS, .batch = 1, .seq = 4, .dtype = DTYPE_BF16, .no_master = true};
+    ModelOptions o = {
+        .purpose = MODEL_LOGITS, .batch = 1, .seq = 4, .dtype = DTYPE_BF16, .no_master = true};
     assert_ok(model_build(&c, o, &g));
     assert_false(value_ok(graph_find_state(g, "lm_head.weight"))); /* tied */
     for (int i = 0; i < COUNT_OF(want); i++) {
@@ -69,20 +71,25 @@ static void refuse_each(const char *base, const char *const (*bad)[2], int n)
 static void hostile_values(void **state)
 {
     (void)state;
-    const char *base = "{\"model_type\": \"grok-1\", \"vocab_size\": 64, \"hidden_size\": 32, \"num_hidden_layers\": 2,"
-                       "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"intermediate_size\": 16";
+    const char *base =
+        "{\"model_type\": \"grok-1\", \"vocab_size\": 64, \"hidden_size\": 32, "
+        "\"num_hidden_layers\": 2,"
+        "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"intermediate_size\": 16";
     static const char *const missing[][2] = {
         {"\"num_experts_per_tok\": 1", "num_experts is missing"},
         {"\"num_experts\": 4", "attn_output_multiplier is missing"},
         {"\"num_experts\": 4, \"attn_output_multiplier\": 1", "max_attn_value is missing"},
-        {"\"num_experts\": 4, \"attn_output_multiplier\": 1, \"max_attn_value\": 30, \"embedding_multiplier_scale\": 2",
+        {"\"num_experts\": 4, \"attn_output_multiplier\": 1, \"max_attn_value\": 30, "
+         "\"embedding_multiplier_scale\": 2",
          "output_multiplier_scale is missing"},
     };
     refuse_each(base, missing, COUNT_OF(missing));
-    const char *whole = "{\"model_type\": \"grok-1\", \"vocab_size\": 64, \"hidden_size\": 32, \"num_hidden_layers\": 2,"
-                        "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"intermediate_size\": 16,"
-                        "\"num_experts\": 4, \"attn_output_multiplier\": 1, \"max_attn_value\": 30,"
-                        "\"embedding_multiplier_scale\": 2, \"output_multiplier_scale\": 0.5";
+    const char *whole =
+        "{\"model_type\": \"grok-1\", \"vocab_size\": 64, \"hidden_size\": 32, "
+        "\"num_hidden_layers\": 2,"
+        "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"intermediate_size\": 16,"
+        "\"num_experts\": 4, \"attn_output_multiplier\": 1, \"max_attn_value\": 30,"
+        "\"embedding_multiplier_scale\": 2, \"output_multiplier_scale\": 0.5";
     static const char *const bad[][2] = {
         {"\"num_experts\": 0", "num_experts"},
         {"\"num_experts\": 1000000", "num_experts"},

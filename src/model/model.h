@@ -1,15 +1,14 @@
 /* model: families of models, their configurations, and the forward graph of each.
  *
- * What it is.   ModelConfig (a Hugging Face config.json, checked), presets, and model_build: the forward
+ * What it is.   ModelConfig (a Hugging Face config.json, checked), presets, and model_build: the
+ *               forward
  *               pass as a graph, for a loss, for logits, or for decoding with a cache.
  * Depends on.   base, tensor, graph, ops, pass, program; jansson
  * Owns.         A ModelConfig owns its JSON; the list of families and presets is read-only.
- * Invariants.   A family's file describes layers and names weights as published; it knows nothing of
- *               devices, gradients or layouts. Unknown keys of a config.json are kept and written back.
- * Use:
- *     ModelConfig config;
- *     TRY(model_config_preset("llama4-nano", &config));
- *     Graph *g;
+ * Invariants.   A family's file describes layers and names weights as published; it knows nothing
+ *               of
+ *               devices, gradients or layouts. Unknown keys of a config.json are kept and written
+ * back. Use: ModelConfig config; TRY(model_config_preset("llama4-nano", &config)); Graph *g;
  *     TRY(model_build(&config, (ModelOptions){.purpose = MODEL_LOSS, .batch = 4, .seq = 256,
  *                                             .dtype = DTYPE_BF16}, &g));
  *     ... pass_autodiff, ...
@@ -26,9 +25,10 @@ typedef struct ModelDef ModelDef;
 
 /* What a layer is; filled by the family from config.json. */
 typedef struct LayerConfig {
-    bool moe;      /* experts instead of the dense feed-forward */
-    bool rope;     /* rotary positions; else none (Llama 4's NoPE) */
-    int64_t chunk; /* attention stays within chunks of this many positions; 0: all of the document */
+    bool moe;  /* experts instead of the dense feed-forward */
+    bool rope; /* rotary positions; else none (Llama 4's NoPE) */
+    /* attention stays within chunks of this many positions; 0: all of the document */
+    int64_t chunk;
 } LayerConfig;
 
 typedef struct ModelConfig {
@@ -47,36 +47,40 @@ typedef struct ModelConfig {
     bool qk_norm;
     bool temperature_tuning;
     double temperature_scale, temperature_floor;
-    double attention_scale;   /* of q . k */
-    double attention_softcap; /* of the scaled scores; 0: none */
-    double router_softcap;    /* of the router's logits; 0: none */
+    double attention_scale;                         /* of q . k */
+    double attention_softcap;                       /* of the scaled scores; 0: none */
+    double router_softcap;                          /* of the router's logits; 0: none */
     double embedding_multiplier, output_multiplier; /* of the embedding's rows; of the logits */
-    bool expert_bias; /* routers choose with a bias that training moves (our key drover_expert_bias) */
-    LayerConfig *layer; /* n_layers, heap */
+    bool expert_bias;         /* routers choose with a bias that training moves (our key
+                               drover_expert_bias) */
+    LayerConfig *layer;       /* n_layers, heap */
     int64_t bos, eos[8], pad; /* -1: none */
     int n_eos;
-    const char *weight_prefix; /* of names in checkpoints: "", or "language_model." beside a part for images */
+    const char *weight_prefix; /* of names in checkpoints: "", or "language_model." beside a part
+                                  for images */
 } ModelConfig;
 
-/* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key: ERR_FORMAT for
- * a value of the wrong type or range, ERR_REFUSED for values that cannot go together, ERR_UNSUPPORTED. */
+/* From parsed JSON (borrowed; deep-copied), a config.json, or a preset. Refusals name the key:
+ * ERR_FORMAT for a value of the wrong type or range, ERR_REFUSED for values that cannot go
+ * together, ERR_UNSUPPORTED. */
 Status model_config_from_json(const json_t *json, ModelConfig *config);
 Status model_config_load(const char *path, ModelConfig *config);
 Status model_config_preset(const char *name, ModelConfig *config);
 void model_config_deinit(ModelConfig *config);
 /* The field of a config.json with this name, else the known one nearest to it, else NULL. */
 const char *model_config_key(const char *name);
-/* The config.json to write: as read, with what has changed, the type that the weights are stored as, and in
- * full where it left something to the reader: what one program assumes another may not; without what says that
- * weights are quantised. Caller frees it. */
+/* The config.json to write: as read, with what has changed, the type that the weights are stored
+ * as, and in full where it left something to the reader: what one program assumes another may not;
+ * without what says that weights are quantised. Caller frees it. */
 char *model_config_text(const ModelConfig *config, DType stored);
-/* The generation_config.json to write: special ids, and the sampling that Llama models are published with
- * (temperature 0.6, top_p 0.9). Caller frees it. */
+/* The generation_config.json to write: special ids, and the sampling that Llama models are
+ * published with (temperature 0.6, top_p 0.9). Caller frees it. */
 char *model_generation_text(const ModelConfig *config);
 /* The part of a config.json that describes the language model: its text_config, or all of it. */
 const json_t *model_config_text_part(const json_t *json);
 /* After a tokenizer is known: vocabulary and special ids. */
-Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos, int64_t pad);
+Status model_config_set_vocab(ModelConfig *config, int64_t vocab, int64_t bos, int64_t eos,
+                              int64_t pad);
 
 typedef struct ModelPreset {
     const char *name;
@@ -87,9 +91,10 @@ typedef struct ModelPreset {
 const ModelPreset *model_preset(int index); /* NULL past the end */
 
 typedef struct ModelCounts {
-    int64_t total;      /* all weights */
-    int64_t active;     /* those a token meets: all but the experts it does not choose */
-    int64_t matmul;     /* active weights that are multiplied: no embedding (unless tied: the head), no norms */
+    int64_t total;  /* all weights */
+    int64_t active; /* those a token meets: all but the experts it does not choose */
+    int64_t matmul; /* active weights that are multiplied: no embedding (unless tied: the head), no
+                       norms */
 } ModelCounts;
 ModelCounts model_counts(const ModelConfig *config);
 /* Model FLOPs of training on one token at this sequence length: 6 per multiplied weight, and causal
@@ -97,9 +102,10 @@ ModelCounts model_counts(const ModelConfig *config);
 double model_train_flop_per_token(const ModelConfig *config, int64_t seq);
 
 typedef enum ModelPurpose {
-    MODEL_LOSS,   /* inputs ids targets pos [B T] i32, weights [B T] f32; outputs loss, nll */
-    MODEL_LOGITS, /* inputs ids pos; output logits [B T V] f32 */
-    MODEL_DECODE, /* inputs ids pos [B T] (pos < 0: nothing there); states kv caches; output logits */
+    MODEL_LOSS,    /* inputs ids targets pos [B T] i32, weights [B T] f32; outputs loss, nll */
+    MODEL_LOGITS,  /* inputs ids pos; output logits [B T V] f32 */
+    MODEL_DECODE,  /* inputs ids pos [B T] (pos < 0: nothing there); states kv caches; output
+                    logits */
     MODEL_PREFILL, /* as DECODE without the head: only fills the caches; no output but `done` */
 } ModelPurpose;
 
@@ -108,10 +114,10 @@ typedef enum ModelBalance { BALANCE_NONE, BALANCE_AUX, BALANCE_BIAS } ModelBalan
 typedef struct ModelOptions {
     ModelPurpose purpose;
     int64_t batch, seq;
-    int64_t cache;   /* positions of the kv caches */
-    DType dtype;     /* of activations and products: f32 or bf16 */
-    bool no_master;  /* weights in dtype only, no f32 masters: inference */
-    bool training;   /* counts expert loads, adds the router's losses to the loss */
+    int64_t cache;  /* positions of the kv caches */
+    DType dtype;    /* of activations and products: f32 or bf16 */
+    bool no_master; /* weights in dtype only, no f32 masters: inference */
+    bool training;  /* counts expert loads, adds the router's losses to the loss */
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss; /* coefficients */
 } ModelOptions;
@@ -122,7 +128,8 @@ typedef struct ModelCut {
     bool fold_experts;  /* whole ones over both */
     const char *before; /* how these settings are written: "parallel." or "--" */
 } ModelCut;
-/* That tp ranks can share its heads, feed-forward columns and vocabulary, and ep ranks its experts; refused with what would do. */
+/* That tp ranks can share its heads, feed-forward columns and vocabulary, and ep ranks its experts;
+ * refused with what would do. */
 Status model_check_divides(const ModelConfig *config, const ModelCut *cut);
 
 /* The forward graph, siblings fused. Every weight is a state by its published name. */

@@ -1,5 +1,5 @@
-/* Presets: every published shape of Llama 3, Llama 4 and Grok-1, and small ones that train on a laptop. Each
- * is a config.json, read like any other (models.md 1.1, 2.1 and 5.1). */
+/* Presets: every published shape of Llama 3, Llama 4 and Grok-1, and small ones that train on a
+ * laptop. Each is a config.json, read like any other (models.md 1.1, 2.1 and 5.1). */
 #include "model/model_internal.h"
 
 #include <stdlib.h>
@@ -13,7 +13,8 @@ static const ModelPreset presets[] = {
              "\"head_dim\": 64, \"intermediate_size\": 8192, \"max_position_embeddings\": 131072, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, "
-             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": "
+             "1.0, "
              "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
              "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
     {.name = "llama3.2-3b",
@@ -23,7 +24,8 @@ static const ModelPreset presets[] = {
              "\"head_dim\": 128, \"intermediate_size\": 8192, \"max_position_embeddings\": 131072, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, "
-             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, "
+             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": "
+             "1.0, "
              "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
              "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
     {.name = "llama3-8b",
@@ -36,34 +38,37 @@ static const ModelPreset presets[] = {
              "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
     {.name = "llama3.1-8b",
      .about = "Llama 3.1 8B",
-     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 4096, "
-             "\"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, "
-             "\"head_dim\": 128, \"intermediate_size\": 14336, \"max_position_embeddings\": 131072, "
-             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
-             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
-             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
-             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
-             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+     .json =
+         "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 4096, "
+         "\"num_hidden_layers\": 32, \"num_attention_heads\": 32, \"num_key_value_heads\": 8, "
+         "\"head_dim\": 128, \"intermediate_size\": 14336, \"max_position_embeddings\": 131072, "
+         "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+         "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+         "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
+         "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+         "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
     {.name = "llama3.1-70b",
      .about = "Llama 3.1 and 3.3 70B",
-     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 8192, "
-             "\"num_hidden_layers\": 80, \"num_attention_heads\": 64, \"num_key_value_heads\": 8, "
-             "\"head_dim\": 128, \"intermediate_size\": 28672, \"max_position_embeddings\": 131072, "
-             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
-             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
-             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
-             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
-             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+     .json =
+         "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 8192, "
+         "\"num_hidden_layers\": 80, \"num_attention_heads\": 64, \"num_key_value_heads\": 8, "
+         "\"head_dim\": 128, \"intermediate_size\": 28672, \"max_position_embeddings\": 131072, "
+         "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+         "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+         "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
+         "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+         "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
     {.name = "llama3.1-405b",
      .about = "Llama 3.1 405B",
-     .json = "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 16384, "
-             "\"num_hidden_layers\": 126, \"num_attention_heads\": 128, \"num_key_value_heads\": 8, "
-             "\"head_dim\": 128, \"intermediate_size\": 53248, \"max_position_embeddings\": 131072, "
-             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
-             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
-             "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
-             "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
-             "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
+     .json =
+         "{\"model_type\": \"llama\", \"vocab_size\": 128256, \"hidden_size\": 16384, "
+         "\"num_hidden_layers\": 126, \"num_attention_heads\": 128, \"num_key_value_heads\": 8, "
+         "\"head_dim\": 128, \"intermediate_size\": 53248, \"max_position_embeddings\": 131072, "
+         "\"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, \"hidden_act\": \"silu\", "
+         "\"initializer_range\": 0.02, \"tie_word_embeddings\": false, "
+         "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, "
+         "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}, "
+         "\"bos_token_id\": 128000, \"eos_token_id\": 128001}"},
     {.name = "llama4-scout",
      .about = "Llama 4 Scout's text model: 17B active of 109B, 16 experts in every layer",
      .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 202048, \"hidden_size\": 5120, "
@@ -80,7 +85,8 @@ static const ModelPreset presets[] = {
              "\"original_max_position_embeddings\": 8192}, \"bos_token_id\": 200000, "
              "\"eos_token_id\": 200001, \"pad_token_id\": 200018}"},
     {.name = "llama4-maverick",
-     .about = "Llama 4 Maverick's text model: 17B active of 400B, 128 experts in every second layer",
+     .about =
+         "Llama 4 Maverick's text model: 17B active of 400B, 128 experts in every second layer",
      .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 202048, \"hidden_size\": 5120, "
              "\"num_hidden_layers\": 48, \"num_attention_heads\": 40, \"num_key_value_heads\": 8, "
              "\"head_dim\": 128, \"intermediate_size\": 8192, \"intermediate_size_mlp\": 16384, "
@@ -93,7 +99,8 @@ static const ModelPreset presets[] = {
              "\"tie_word_embeddings\": false, \"bos_token_id\": 200000, \"eos_token_id\": 200001, "
              "\"pad_token_id\": 200018}"},
     {.name = "llama4-behemoth",
-     .about = "Llama 4 Behemoth: 16 experts, 288B active of nearly 2T are published; every dimension here is our estimate",
+     .about = "Llama 4 Behemoth: 16 experts, 288B active of nearly 2T are published; every "
+              "dimension here is our estimate",
      .estimate = true,
      .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 202048, \"hidden_size\": 18432, "
              "\"num_hidden_layers\": 80, \"num_attention_heads\": 144, \"num_key_value_heads\": 8, "
@@ -121,50 +128,62 @@ static const ModelPreset presets[] = {
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "llama4-nano",
-     .about = "a small Llama 4 for minutes on two cores: 8 experts in every second layer, chunked attention",
-     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 128, "
-             "\"num_hidden_layers\": 4, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
-             "\"head_dim\": 64, \"intermediate_size\": 256, \"intermediate_size_mlp\": 352, "
-             "\"num_local_experts\": 8, \"num_experts_per_tok\": 1, "
-             "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
-             "\"attention_chunk_size\": 128, \"use_qk_norm\": true, "
-             "\"attn_temperature_tuning\": true, \"floor_scale\": 512, \"attn_scale\": 0.1, "
-             "\"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
-             "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+     .about = "a small Llama 4 for minutes on two cores: 8 experts in every second layer, chunked "
+              "attention",
+     .json =
+         "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 128, "
+         "\"num_hidden_layers\": 4, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
+         "\"head_dim\": 64, \"intermediate_size\": 256, \"intermediate_size_mlp\": 352, "
+         "\"num_local_experts\": 8, \"num_experts_per_tok\": 1, "
+         "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
+         "\"attention_chunk_size\": 128, \"use_qk_norm\": true, "
+         "\"attn_temperature_tuning\": true, \"floor_scale\": 512, \"attn_scale\": 0.1, "
+         "\"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+         "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "llama4-micro",
      .about = "a larger small Llama 4, for an hour on two cores: 16 experts in every second layer",
-     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 16384, \"hidden_size\": 256, "
-             "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
-             "\"head_dim\": 64, \"intermediate_size\": 512, \"intermediate_size_mlp\": 704, "
-             "\"num_local_experts\": 16, \"num_experts_per_tok\": 1, "
-             "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
-             "\"attention_chunk_size\": 256, \"use_qk_norm\": true, "
-             "\"attn_temperature_tuning\": true, \"floor_scale\": 1024, \"attn_scale\": 0.1, "
-             "\"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
-             "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+     .json =
+         "{\"model_type\": \"llama4_text\", \"vocab_size\": 16384, \"hidden_size\": 256, "
+         "\"num_hidden_layers\": 6, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+         "\"head_dim\": 64, \"intermediate_size\": 512, \"intermediate_size_mlp\": 704, "
+         "\"num_local_experts\": 16, \"num_experts_per_tok\": 1, "
+         "\"interleave_moe_layer_step\": 2, \"no_rope_layer_interval\": 4, "
+         "\"attention_chunk_size\": 256, \"use_qk_norm\": true, "
+         "\"attn_temperature_tuning\": true, \"floor_scale\": 1024, \"attn_scale\": 0.1, "
+         "\"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+         "\"hidden_act\": \"silu\", \"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "grok-1",
      .about = "Grok-1: 84B active of 316B, 2 of 8 experts in every layer, tied head",
-     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 131072, \"hidden_size\": 6144, \"num_hidden_layers\": 64, "
-             "\"num_attention_heads\": 48, \"num_key_value_heads\": 8, \"head_dim\": 128, \"intermediate_size\": 32768, "
+     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 131072, \"hidden_size\": 6144, "
+             "\"num_hidden_layers\": 64, "
+             "\"num_attention_heads\": 48, \"num_key_value_heads\": 8, \"head_dim\": 128, "
+             "\"intermediate_size\": 32768, "
              "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
-             "\"attn_output_multiplier\": 0.08838834764831845, \"embedding_multiplier_scale\": 78.38367176906169, "
+             "\"attn_output_multiplier\": 0.08838834764831845, \"embedding_multiplier_scale\": "
+             "78.38367176906169, "
              "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 8192, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
-             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"pad_token_id\": 0, \"bos_token_id\": 1, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"pad_token_id\": 0, "
+             "\"bos_token_id\": 1, "
              "\"eos_token_id\": 2}"},
     {.name = "grok1-nano",
      .about = "a small Grok-1 for minutes on two cores: 2 of 8 experts in every layer",
-     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 4096, \"hidden_size\": 128, \"num_hidden_layers\": 4, "
-             "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 64, \"intermediate_size\": 176, "
-             "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
-             "\"attn_output_multiplier\": 0.125, \"embedding_multiplier_scale\": 11.313708498984761, "
-             "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 2048, "
-             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
-             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true}"},
+     .json =
+         "{\"model_type\": \"grok-1\", \"vocab_size\": 4096, \"hidden_size\": 128, "
+         "\"num_hidden_layers\": 4, "
+         "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 64, "
+         "\"intermediate_size\": 176, "
+         "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
+         "\"attn_output_multiplier\": 0.125, \"embedding_multiplier_scale\": 11.313708498984761, "
+         "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 2048, "
+         "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+         "\"initializer_range\": 0.02, \"tie_word_embeddings\": true}"},
     {.name = "grok1-micro",
      .about = "a larger small Grok-1, for an hour on two cores: 2 of 8 experts in every layer",
-     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 16384, \"hidden_size\": 256, \"num_hidden_layers\": 6, "
-             "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 64, \"intermediate_size\": 352, "
+     .json = "{\"model_type\": \"grok-1\", \"vocab_size\": 16384, \"hidden_size\": 256, "
+             "\"num_hidden_layers\": 6, "
+             "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 64, "
+             "\"intermediate_size\": 352, "
              "\"num_experts\": 8, \"num_experts_per_tok\": 2, \"max_attn_value\": 30.0, "
              "\"attn_output_multiplier\": 0.125, \"embedding_multiplier_scale\": 16.0, "
              "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 4096, "
@@ -186,13 +205,17 @@ static const ModelPreset presets[] = {
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
     {.name = "bench-moe",
      .about = "the benchmark's small mixture of experts: 8 experts and a shared one in every layer",
-     .json = "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 384, \"num_hidden_layers\": 6, "
-             "\"num_attention_heads\": 6, \"num_key_value_heads\": 2, \"head_dim\": 64, "
-             "\"intermediate_size\": 1024, \"intermediate_size_mlp\": 1024, \"num_local_experts\": 8, "
-             "\"num_experts_per_tok\": 1, \"interleave_moe_layer_step\": 1, \"no_rope_layer_interval\": 0, "
-             "\"use_qk_norm\": false, \"attn_temperature_tuning\": false, \"max_position_embeddings\": 2048, "
-             "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
-             "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
+     .json =
+         "{\"model_type\": \"llama4_text\", \"vocab_size\": 4096, \"hidden_size\": 384, "
+         "\"num_hidden_layers\": 6, "
+         "\"num_attention_heads\": 6, \"num_key_value_heads\": 2, \"head_dim\": 64, "
+         "\"intermediate_size\": 1024, \"intermediate_size_mlp\": 1024, \"num_local_experts\": 8, "
+         "\"num_experts_per_tok\": 1, \"interleave_moe_layer_step\": 1, "
+         "\"no_rope_layer_interval\": 0, "
+         "\"use_qk_norm\": false, \"attn_temperature_tuning\": false, \"max_position_embeddings\": "
+         "2048, "
+         "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
+         "\"initializer_range\": 0.02, \"tie_word_embeddings\": false}"},
 };
 
 const ModelPreset *model_preset(int index)
@@ -213,5 +236,6 @@ Status model_config_preset(const char *name, ModelConfig *config)
         return status;
     }
     const char *near = name_nearest(name, names, COUNT_OF(presets));
-    return fail(ERR_ARG, "model: no preset is called %s%s%s", name, near ? "; did you mean " : "", near ? near : "");
+    return fail(ERR_ARG, "model: no preset is called %s%s%s", name, near ? "; did you mean " : "",
+                near ? near : "");
 }

@@ -44,7 +44,7 @@ Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum)
     return graph_add(g, &op_def_accumulate, NULL, (ValueId[]){state, x}, 2, sum);
 }
 
-/* ---- assign -------------------------------------------------------------------------------- */
+/* ---- assign ----------------------------------------------------------------------------- */
 
 static Status infer_assign(InferCtx *ctx)
 {
@@ -62,7 +62,8 @@ static Status infer_assign(InferCtx *ctx)
 
 static Cost cost_assign(const Graph *g, const Node *node)
 {
-    return (Cost){.read_bytes = value_bytes(g, node->in[1]), .write_bytes = value_bytes(g, node->in[0])};
+    return (Cost){.read_bytes = value_bytes(g, node->in[1]),
+                  .write_bytes = value_bytes(g, node->in[0])};
 }
 
 const OpDef op_def_assign = {
@@ -83,7 +84,7 @@ Status op_assign(Graph *g, ValueId state, ValueId x)
     return graph_add(g, &op_def_assign, NULL, (ValueId[]){state, x}, 2, NULL);
 }
 
-/* ---- clear ---------------------------------------------------------------------------------- */
+/* ---- clear ------------------------------------------------------------------------------ */
 
 static Status infer_clear(InferCtx *ctx)
 {
@@ -107,7 +108,10 @@ static Status run_clear(KernelArgs *args)
 
 static const CpuKernel clear_kernel = {.run = run_clear};
 
-static Cost cost_clear(const Graph *g, const Node *node) { return (Cost){.write_bytes = value_bytes(g, node->in[0])}; }
+static Cost cost_clear(const Graph *g, const Node *node)
+{
+    return (Cost){.write_bytes = value_bytes(g, node->in[0])};
+}
 
 const OpDef op_def_clear = {
     .name = "clear",

@@ -1,11 +1,13 @@
-/* accumulate_leaf: gradients of 2^k micro-batches summed as one balanced binary tree, the way a binary counter counts.
+/* accumulate_leaf: gradients of 2^k micro-batches summed as one balanced binary tree, the way a
+ * binary counter counts.
  *
- * There is a state for each level but the topmost: level l holds the sum of 2^l micro-batches that waits for the next
- * 2^l. Micro-batch m has x as the sum of one; as long as bit l of m is set, from l = 0 up, what waits at level l is
- * added in front of it, and the sum goes to the level behind the last such bit. The last micro-batch finds all levels
- * waiting and leaves the sum of all in the uppermost state, which is operand 0. So k states serve 2^k micro-batches, and
- * one serves one or two. A sum over ranks is the same kind of tree (comm/comm.h): micro-batches and ranks together make
- * one tree, the same wherever the line between them is drawn. */
+ * There is a state for each level but the topmost: level l holds the sum of 2^l micro-batches that
+ * waits for the next 2^l. Micro-batch m has x as the sum of one; as long as bit l of m is set, from
+ * l = 0 up, what waits at level l is added in front of it, and the sum goes to the level behind the
+ * last such bit. The last micro-batch finds all levels waiting and leaves the sum of all in the
+ * uppermost state, which is operand 0. So k states serve 2^k micro-batches, and one serves one or
+ * two. A sum over ranks is the same kind of tree (comm/comm.h): micro-batches and ranks together
+ * make one tree, the same wherever the line between them is drawn. */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -22,7 +24,10 @@ int op_accumulate_leaf_parts(int64_t n_micro)
     return levels > 1 ? levels - 1 : 0;
 }
 
-bool op_adds_to_state(const Node *node) { return node->op == op_find("accumulate") || node->op == op_find("accumulate_leaf"); }
+bool op_adds_to_state(const Node *node)
+{
+    return node->op == op_find("accumulate") || node->op == op_find("accumulate_leaf");
+}
 
 static Status infer(InferCtx *ctx)
 {
@@ -72,10 +77,12 @@ const OpDef op_def_accumulate_leaf = {
     .cpu = CPU_KERNELS(accumulate_leaf),
 };
 
-Status op_accumulate_leaf(Graph *g, ValueId state, ValueId x, ValueId micro, int n_parts, const ValueId *part, ValueId *sum)
+Status op_accumulate_leaf(Graph *g, ValueId state, ValueId x, ValueId micro, int n_parts,
+                          const ValueId *part, ValueId *sum)
 {
     ValueId in[ACCUMULATE_FIRST_PART + NODE_MAX_OUT] = {state, x, micro}, out[NODE_MAX_OUT];
-    if (n_parts >= NODE_MAX_OUT) return fail(ERR_REFUSED, "a tree over more than %d micro-batches", 1 << NODE_MAX_OUT);
+    if (n_parts >= NODE_MAX_OUT)
+        return fail(ERR_REFUSED, "a tree over more than %d micro-batches", 1 << NODE_MAX_OUT);
     for (int k = 0; k < n_parts; k++) in[ACCUMULATE_FIRST_PART + k] = part[k];
     TRY(graph_add(g, &op_def_accumulate_leaf, NULL, in, ACCUMULATE_FIRST_PART + n_parts, out));
     *sum = out[0];

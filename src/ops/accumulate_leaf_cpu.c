@@ -1,7 +1,8 @@
 #include "ops/elementwise.h"
 #include "ops/ops.h"
 
-/* at[0] = at[n - 1] + (... + (at[2] + at[1])): x is at[1], behind it the sums that waited, from level 0 up. */
+/* at[0] = at[n - 1] + (... + (at[2] + at[1])): x is at[1], behind it the sums that waited, from
+ * level 0 up. */
 SIMD void step(int64_t i, int64_t m, const Piece *p, int bf16)
 {
     int n = *(const int *)p->user;
@@ -24,7 +25,8 @@ static Status run(KernelArgs *args)
     int levels = args->n_in - ACCUMULATE_FIRST_PART + 1, level = 0, n = 2;
     uint32_t micro = (uint32_t) * (const int32_t *)args->in[2].data;
     Walk w = {.tensor = {NULL, &args->in[1]}, .user = &n};
-    for (; level < levels && micro >> level & 1; level++) w.tensor[n++] = level_of(args, levels, level);
+    for (; level < levels && micro >> level & 1; level++)
+        w.tensor[n++] = level_of(args, levels, level);
     w.tensor[0] = level_of(args, levels, level < levels ? level : levels - 1);
     w.n = n;
     walk(&w, args->threads, args->in[1].dtype == DTYPE_BF16 ? piece_bf16 : piece_f32);

@@ -60,7 +60,8 @@ static Cost cost(const Graph *g, const Node *node)
 static void attr_text(const void *attribute, Str *out)
 {
     const AdamWAttr *attr = attribute;
-    str_printf(out, "%s%s", attr->decay ? "decay" : "no decay", attr->zero_grad ? ", zeroes grad" : "");
+    str_printf(out, "%s%s", attr->decay ? "decay" : "no decay",
+               attr->zero_grad ? ", zeroes grad" : "");
 }
 
 const OpDef op_def_adamw = {
@@ -78,8 +79,9 @@ const OpDef op_def_adamw = {
     .cpu = CPU_KERNELS(adamw),
 };
 
-Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy, ValueId factor,
-                ValueId hyper, AdamWAttr attr)
+Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy,
+                ValueId factor, ValueId hyper, AdamWAttr attr)
 {
-    return graph_add(g, &op_def_adamw, &attr, (ValueId[]){w, m, v, grad, copy, factor, hyper}, N_IN, NULL);
+    return graph_add(g, &op_def_adamw, &attr, (ValueId[]){w, m, v, grad, copy, factor, hyper}, N_IN,
+                     NULL);
 }

@@ -22,7 +22,8 @@ SIMD Vf vf_sqrt(Vf x)
 #endif
 }
 
-/* The copy is not read again soon: it goes past the caches, which saves reading what is overwritten. */
+/* The copy is not read again soon: it goes past the caches, which saves reading what is
+ * overwritten. */
 SIMD void store_copy(void *p, int64_t i, int64_t m, Vf v, int bf16)
 {
 #if defined(__AVX512BF16__)
@@ -41,7 +42,8 @@ SIMD void store_copy(void *p, int64_t i, int64_t m, Vf v, int bf16)
 SIMD void step(int64_t i, int64_t n, const Piece *p, const Factors *f, int grad_bf16, int copy_bf16)
 {
     Vf g = load_part(p->at[GRAD], i, n, grad_bf16) * vf_set(f->factor);
-    Vf m = load_part(p->at[M], i, n, 0), v = load_part(p->at[V], i, n, 0), w = load_part(p->at[W], i, n, 0);
+    Vf m = load_part(p->at[M], i, n, 0), v = load_part(p->at[V], i, n, 0),
+       w = load_part(p->at[W], i, n, 0);
     m = vf_fma(vf_set(f->beta1), m - g, g);
     v = vf_fma(vf_set(f->beta2), v - g * g, g * g);
     Vf root = vf_sqrt(v * vf_set(f->inverse_bias2)) + vf_set(f->eps);

@@ -2,7 +2,8 @@
 
 SIMD void step(int64_t i, int64_t m, const Piece *p, int bf16)
 {
-    store_part(p->at[0], i, m, load_part(p->at[1], i, m, bf16) + load_part(p->at[2], i, m, bf16), bf16);
+    store_part(p->at[0], i, m, load_part(p->at[1], i, m, bf16) + load_part(p->at[2], i, m, bf16),
+               bf16);
 }
 
 static void piece_f32(const Piece *p) { EACH_VECTOR(p->n, step, p, 0); }

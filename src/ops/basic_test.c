@@ -7,7 +7,7 @@
 static const DType dtypes[] = {DTYPE_F32, DTYPE_BF16};
 static double tolerance(DType dtype) { return dtype == DTYPE_BF16 ? 5e-3 : 1e-6; }
 
-/* ---- element-wise ------------------------------------------------------------------------- */
+/* ---- element-wise ----------------------------------------------------------------------- */
 
 static void reference_add(const void *user, double *const *in, double *const *out)
 {
@@ -80,7 +80,7 @@ static void test_scale(void **state)
 
 static void reference_copy(const void *user, double *const *in, double *const *out)
 {
-    memcpy(out[0], in[0], sizeof **in * (size_t)*(const int64_t *)user);
+    memcpy(out[0], in[0], sizeof **in * (size_t) * (const int64_t *)user);
 }
 
 static void test_cast(void **state)
@@ -103,7 +103,8 @@ static void test_cast(void **state)
 static void test_cast_rounds_to_nearest_even(void **state)
 {
     (void)state;
-    const double values[] = {1.00390625, 1.01171875, -1.00390625, 3.4e38, -3.4e38, 1e-40, 0, 65536.5, 1.0078125};
+    const double values[] = {1.00390625, 1.01171875, -1.00390625, 3.4e38,   -3.4e38,
+                             1e-40,      0,          65536.5,     1.0078125};
     enum { N = COUNT_OF(values) };
     OpTest *t = optest_create(1);
     ValueId x = optest_data(t, DTYPE_F32, SHAPE(N), values), y;
@@ -115,7 +116,8 @@ static void test_cast_rounds_to_nearest_even(void **state)
         double *got = optest_run_values(&run, y);
         for (int i = 0; i < N; i++) {
             if (values[i] == 1e-40) continue; /* bf16 instructions take subnormals as zero */
-            if (got[i] != optest_round(DTYPE_BF16, values[i])) fail_msg("%s: %g became %g", isa_name(isa), values[i], got[i]);
+            if (got[i] != optest_round(DTYPE_BF16, values[i]))
+                fail_msg("%s: %g became %g", isa_name(isa), values[i], got[i]);
         }
         free(got);
         optest_run_end(&run);
@@ -146,7 +148,7 @@ static void test_fill(void **state)
     optest_destroy(t);
 }
 
-/* ---- views and concat ---------------------------------------------------------------------- */
+/* ---- views and concat ------------------------------------------------------------------- */
 
 static void reference_parts(const void *user, double *const *in, double *const *out)
 {
@@ -180,7 +182,8 @@ static void reference_concat(const void *user, double *const *in, double *const 
     int n = *(const int *)user, width = n * (n + 1) / 2; /* operand k has k + 1 columns */
     for (int r = 0; r < 4; r++)
         for (int k = 0, column = 0; k < n; column += ++k)
-            memcpy(out[0] + r * width + column, in[k] + r * (k + 1), (size_t)(k + 1) * sizeof(double));
+            memcpy(out[0] + r * width + column, in[k] + r * (k + 1),
+                   (size_t)(k + 1) * sizeof(double));
 }
 
 static void test_concat(void **state)
@@ -226,8 +229,10 @@ static void test_refusals(void **state)
     ValueId narrow = optest_normal(t, DTYPE_F32, SHAPE(3, 6), 1.0);
     optest_refused(op_reshape(g, x, SHAPE(5), y), ERR_SHAPE, "5 elements, not 12");
     optest_refused(op_split(g, x, 2, (int64_t[]){3, 4}, NULL, y), ERR_SHAPE, "part 1 of width 4");
-    optest_refused(op_split(g, x, 2, (int64_t[]){3, 2}, NULL, y), ERR_SHAPE, "5 elements together, not 6");
-    optest_refused(op_split(g, x, NODE_MAX_OUT + 1, (int64_t[]){3, 2}, NULL, y), ERR_ARG, "13 parts");
+    optest_refused(op_split(g, x, 2, (int64_t[]){3, 2}, NULL, y), ERR_SHAPE,
+                   "5 elements together, not 6");
+    optest_refused(op_split(g, x, NODE_MAX_OUT + 1, (int64_t[]){3, 2}, NULL, y), ERR_ARG,
+                   "13 parts");
     optest_refused(op_concat(g, 2, (ValueId[]){x, narrow}, y), ERR_SHAPE, "a part is");
     optest_refused(op_add(g, x, narrow, y), ERR_SHAPE, "b is");
     optest_refused(op_cast(g, x, DTYPE_I32, y), ERR_ARG, "y cannot be i32");
@@ -239,11 +244,16 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_add),     cmocka_unit_test(test_add_to_itself),
-        cmocka_unit_test(test_scale),   cmocka_unit_test(test_cast),
-        cmocka_unit_test(test_cast_rounds_to_nearest_even), cmocka_unit_test(test_fill),
-        cmocka_unit_test(test_split),   cmocka_unit_test(test_concat),
-        cmocka_unit_test(test_reshape), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_add),
+        cmocka_unit_test(test_add_to_itself),
+        cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_cast),
+        cmocka_unit_test(test_cast_rounds_to_nearest_even),
+        cmocka_unit_test(test_fill),
+        cmocka_unit_test(test_split),
+        cmocka_unit_test(test_concat),
+        cmocka_unit_test(test_reshape),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

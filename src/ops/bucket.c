@@ -1,15 +1,16 @@
-/* bucket: tensors of any shapes one behind the other in one buffer, so that one collective serves all of them;
- * bucket_part: one of them again, a view of the buffer. f32.
+/* bucket: tensors of any shapes one behind the other in one buffer, so that one collective serves
+ * all of them; bucket_part: one of them again, a view of the buffer. f32.
  *
- * Where it can, the memory plan lets the producers write straight into the buffer, and nothing is left to do. Both
- * are put in by pass/overlap, once all cuts are made: shapes are those of this rank. */
+ * Where it can, the memory plan lets the producers write straight into the buffer, and nothing is
+ * left to do. Both are put in by pass/overlap, once all cuts are made: shapes are those of this
+ * rank. */
 #include "ops/bucket.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <string.h>
 
-/* ---- bucket ---------------------------------------------------------------------------------------- */
+/* ---- bucket ----------------------------------------------------------------------------- */
 
 static Status infer_bucket(InferCtx *ctx)
 {
@@ -23,7 +24,8 @@ static Status infer_bucket(InferCtx *ctx)
     return OK;
 }
 
-/* A buffer of summands is a summand; how whole tensors are cut is known again when they are taken out. */
+/* A buffer of summands is a summand; how whole tensors are cut is known again when they are taken
+ * out. */
 static Status cut_bucket(CutCtx *ctx)
 {
     bool partial = ctx->place[0].kind == PLACE_PARTIAL;
@@ -60,7 +62,7 @@ const OpDef op_def_bucket = {
     .cpu = CPU_KERNEL_ANY(&bucket_kernel),
 };
 
-/* ---- bucket_part ------------------------------------------------------------------------------------ */
+/* ---- bucket_part ------------------------------------------------------------------------ */
 
 static Status infer_part(InferCtx *ctx)
 {
@@ -95,7 +97,7 @@ const OpDef op_def_bucket_part = {
     .cut_rule = cut_part,
 };
 
-/* ---- builders ----------------------------------------------------------------------------------------- */
+/* ---- builders --------------------------------------------------------------------------- */
 
 Status op_bucket(Graph *g, int n, const ValueId *x, ValueId *bucket)
 {

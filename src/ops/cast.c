@@ -8,7 +8,8 @@ static Status infer(InferCtx *ctx)
 {
     DType dtype = *(const DType *)ctx->attr;
     TRY(need_activation(ctx->in[0], "x"));
-    if (!dtype_is_activation(dtype)) return fail(ERR_ARG, "y cannot be %s, only f32 or bf16", dtype_name(dtype));
+    if (!dtype_is_activation(dtype))
+        return fail(ERR_ARG, "y cannot be %s, only f32 or bf16", dtype_name(dtype));
     ctx->out[0] = infer_out(dtype, ctx->in[0]->shape);
     return OK;
 }
@@ -21,7 +22,10 @@ static Status grad(GradCtx *ctx)
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
-static void attr_text(const void *attr, Str *out) { str_add(out, dtype_name(*(const DType *)attr)); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_add(out, dtype_name(*(const DType *)attr));
+}
 
 const OpDef op_def_cast = {
     .name = "cast",

@@ -1,6 +1,7 @@
-/* chunked_grouped_linear: rows of experts against their matrices, as grouped_linear and grouped_linear_dx, but f32 and with
- * the contraction in chunks (chunks.h, chunked_linear.c). rows [R n], w [E .. ..] of which they meet axis 1 or 2, offsets as
- * grouped_linear's; y [R m]; rows past the last offset are left as they are. */
+/* chunked_grouped_linear: rows of experts against their matrices, as grouped_linear and
+ * grouped_linear_dx, but f32 and with the contraction in chunks (chunks.h, chunked_linear.c). rows
+ * [R n], w [E .. ..] of which they meet axis 1 or 2, offsets as grouped_linear's; y [R m]; rows
+ * past the last offset are left as they are. */
 #include "ops/chunks.h"
 #include "ops/grouped_linear.h"
 #include "ops/kernel.h"
@@ -33,14 +34,16 @@ static Status cut(CutCtx *ctx)
 static Status cut_attr(const CutCtx *ctx, void *attribute)
 {
     ChunkedGroupedAttr *attr = attribute;
-    bool contraction = ctx->axis == MESH_TP && ctx->want[0].kind == PLACE_CUT && ctx->want[0].dim == 1;
+    bool contraction = ctx->axis == MESH_TP && ctx->want[0].kind == PLACE_CUT &&
+                       ctx->want[0].dim == 1;
     return contraction ? chunks_cut(&attr->chunks, ctx->op->name, ctx->n) : OK;
 }
 
 static Cost cost(const Graph *g, const Node *node)
 {
     Cost cost = grouped_cost(g, node);
-    double extra = (((const ChunkedGroupedAttr *)node->attr)->chunks.n - 1) * value_bytes(g, node->out[0]);
+    double extra = (((const ChunkedGroupedAttr *)node->attr)->chunks.n - 1) *
+                   value_bytes(g, node->out[0]);
     cost.read_bytes += 2 * extra;
     cost.write_bytes += 2 * extra;
     return cost;
@@ -68,7 +71,8 @@ const OpDef op_def_chunked_grouped_linear = {.name = "chunked_grouped_linear",
                                              .attr_text = attr_text,
                                              .cpu = CPU_KERNELS(chunked_grouped_linear)};
 
-Status op_chunked_grouped_linear(Graph *g, ValueId rows, ValueId w, ValueId offsets, int axis, const Chunks *chunks, ValueId *y)
+Status op_chunked_grouped_linear(Graph *g, ValueId rows, ValueId w, ValueId offsets, int axis,
+                                 const Chunks *chunks, ValueId *y)
 {
     ChunkedGroupedAttr attr = {.axis = axis, .chunks = *chunks};
     return graph_add(g, &op_def_chunked_grouped_linear, &attr, (ValueId[]){rows, w, offsets}, 3, y);

@@ -1,8 +1,10 @@
-/* chunked_linear: y[..., o] = sum_i x[..., i] w[o, i], and chunked_linear_dx: dx[..., i] = sum_o dy[..., o] w[o, i], as
- * linear and linear_dx, but f32 and with the contraction in chunks (chunks.h). x [..., I], dy [..., O], w [O I].
+/* chunked_linear: y[..., o] = sum_i x[..., i] w[o, i], and chunked_linear_dx: dx[..., i] = sum_o
+ * dy[..., o] w[o, i], as linear and linear_dx, but f32 and with the contraction in chunks
+ * (chunks.h). x [..., I], dy [..., O], w [O I].
  *
- * The result stays f32 also for bf16 operands: what another rank adds to it must not have been rounded before. They are
- * put in by pass/canonical behind differentiation, so they have no gradient rule. */
+ * The result stays f32 also for bf16 operands: what another rank adds to it must not have been
+ * rounded before. They are put in by pass/canonical behind differentiation, so they have no
+ * gradient rule. */
 #include "ops/chunks.h"
 #include "ops/kernel.h"
 #include "ops/linear.h"
@@ -42,7 +44,10 @@ static Cost cost(const Graph *graph, const Node *node)
     return cost;
 }
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "%d chunks", ((const Chunks *)attr)->n); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "%d chunks", ((const Chunks *)attr)->n);
+}
 
 #define CHUNKED(name_, rule, letters)                                                              \
     CPU_DECLARE(name_);                                                                            \

@@ -1,5 +1,6 @@
-/* Products that tensor parallelism may cut: right, and the same bits for every number of ranks. What ranks make is made
- * here one after the other from copies of their parts, and added as the communicator adds (a balanced binary tree). */
+/* Products that tensor parallelism may cut: right, and the same bits for every number of ranks.
+ * What ranks make is made here one after the other from copies of their parts, and added as the
+ * communicator adds (a balanced binary tree). */
 #include "ops/optest.h"
 
 #include <stdlib.h>
@@ -28,7 +29,8 @@ static void reference(const void *user, double *const *in, double *const *out)
     for (int64_t r = 0; r < c->rows; r++)
         for (int64_t o = 0; o < c->other; o++) {
             double sum = 0;
-            for (int64_t i = 0; i < k; i++) sum += in[0][r * k + i] * in[1][c->dx ? i * c->other + o : o * k + i];
+            for (int64_t i = 0; i < k; i++)
+                sum += in[0][r * k + i] * in[1][c->dx ? i * c->other + o : o * k + i];
             out[0][r * c->other + o] = sum;
         }
 }
@@ -36,7 +38,8 @@ static void reference(const void *user, double *const *in, double *const *out)
 static ValueId product(OpTest *t, const Case *c, ValueId x, ValueId w, const Chunks *chunks)
 {
     ValueId y;
-    optest_ok(c->dx ? op_chunked_linear_dx(t->graph, x, w, chunks, &y) : op_chunked_linear(t->graph, x, w, chunks, &y));
+    optest_ok(c->dx ? op_chunked_linear_dx(t->graph, x, w, chunks, &y)
+                    : op_chunked_linear(t->graph, x, w, chunks, &y));
     return y;
 }
 
@@ -53,14 +56,16 @@ static int64_t element_of(const Case *c, int n, int r, int64_t i)
 }
 
 /* Rank r's part of the rows (axis 1 is the contraction) or of the weight. */
-static ValueId part_of(OpTest *t, const Case *c, ValueId whole, int64_t lines, bool contraction_first, int n, int r)
+static ValueId part_of(OpTest *t, const Case *c, ValueId whole, int64_t lines,
+                       bool contraction_first, int n, int r)
 {
     int64_t k = contraction(c), m = k / n;
-    double *data = ARENA_ARRAY(&t->arena, double, lines * m);
+    double *data = ARENA_ARRAY(&t->arena, double, lines *m);
     for (int64_t line = 0; line < lines; line++)
         for (int64_t i = 0; i < m; i++) {
             int64_t e = element_of(c, n, r, i);
-            data[contraction_first ? i * lines + line : line * m + i] = optest_at(t, whole, contraction_first ? e * lines + line : line * k + e);
+            data[contraction_first ? i * lines + line : line * m + i] = optest_at(
+                t, whole, contraction_first ? e * lines + line : line * k + e);
         }
     Shape shape = contraction_first ? SHAPE(m, lines) : SHAPE(lines, m);
     return optest_data(t, c->bf16 ? DTYPE_BF16 : DTYPE_F32, shape, data);
@@ -83,7 +88,9 @@ static void compare(const OpTest *t, ValueId y, const ValueId *part, int n, Targ
     for (int64_t i = 0; i < optest_count(t, y); i++) {
         float sum = tree(at, 0, n, i);
         if (memcmp(&sum, &whole[i], sizeof sum) != 0)
-            fail_msg("%d ranks, %s, %d threads: element %lld is %.9g, not %.9g", n, isa_name(target.isa), target.threads, (long long)i, (double)sum, (double)whole[i]);
+            fail_msg("%d ranks, %s, %d threads: element %lld is %.9g, not %.9g", n,
+                     isa_name(target.isa), target.threads, (long long)i, (double)sum,
+                     (double)whole[i]);
     }
     optest_run_end(&run);
 }
@@ -91,7 +98,8 @@ static void compare(const OpTest *t, ValueId y, const ValueId *part, int n, Targ
 static void each_target(const OpTest *t, ValueId y, const ValueId *part, int n)
 {
     for (int isa = 0; isa < ISA_COUNT; isa++)
-        for (int threads = 1; threads < 4 && optest_isa_available((Isa)isa); threads += 2) compare(t, y, part, n, (Target){.isa = (Isa)isa, .threads = threads});
+        for (int threads = 1; threads < 4 && optest_isa_available((Isa)isa); threads += 2)
+            compare(t, y, part, n, (Target){.isa = (Isa)isa, .threads = threads});
 }
 
 static void check(const Case *c)
@@ -107,7 +115,8 @@ static void check(const Case *c)
         chunks.n /= n;
         for (int s = 0; s < chunks.n_segments; s++) chunks.width[s] /= n;
         for (int r = 0; r < n; r++)
-            part[r] = product(t, c, part_of(t, c, x, c->rows, false, n, r), part_of(t, c, w, c->other, c->dx, n, r), &chunks);
+            part[r] = product(t, c, part_of(t, c, x, c->rows, false, n, r),
+                              part_of(t, c, w, c->other, c->dx, n, r), &chunks);
         each_target(t, y, part, n);
         optest_destroy(t);
     }
@@ -125,14 +134,19 @@ static void test_linear(void **state)
 {
     (void)state;
     static const Case cases[] = {
-        {3, 17, {CHUNKS, 1, {64}}, false, false},  {40, 33, {CHUNKS, 1, {48}}, true, false},          {600, 20, {CHUNKS, 1, {4096}}, false, false},
-        {29, 70, {CHUNKS, 3, {64, 32, 32}}, true, false}, {29, 70, {CHUNKS, 2, {48, 48}}, true, true}, {31, 9, {CHUNKS, 1, {2048}}, false, true},
-        {9, 50, {CHUNKS, 3, {2400, 800, 800}}, true, false}, {7, 5, {CHUNKS, 1, {8}}, false, true},
+        {3, 17, {CHUNKS, 1, {64}}, false, false},
+        {40, 33, {CHUNKS, 1, {48}}, true, false},
+        {600, 20, {CHUNKS, 1, {4096}}, false, false},
+        {29, 70, {CHUNKS, 3, {64, 32, 32}}, true, false},
+        {29, 70, {CHUNKS, 2, {48, 48}}, true, true},
+        {31, 9, {CHUNKS, 1, {2048}}, false, true},
+        {9, 50, {CHUNKS, 3, {2400, 800, 800}}, true, false},
+        {7, 5, {CHUNKS, 1, {8}}, false, true},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) check(&cases[i]);
 }
 
-/* ---- what tensor parallelism cuts elsewhere does not matter -------------------------------------------------------- */
+/* ---- what tensor parallelism cuts elsewhere does not matter ----------------------------- */
 
 static Shape parted(Shape shape, int dim, int n)
 {
@@ -147,14 +161,17 @@ static ValueId slice(OpTest *t, ValueId whole, int dim, int n, int r)
     double *data = ARENA_ARRAY(&t->arena, double, shape_count(&p));
     for (int64_t i = 0; i < p.dim[0]; i++)
         for (int64_t j = 0; j < p.dim[1]; j++)
-            data[i * p.dim[1] + j] = optest_at(t, whole, (i + (dim == 0 ? r * p.dim[0] : 0)) * s.dim[1] + j + (dim == 1 ? r * p.dim[1] : 0));
+            data[i * p.dim[1] + j] = optest_at(t, whole,
+                                               (i + (dim == 0 ? r * p.dim[0] : 0)) * s.dim[1] + j +
+                                                   (dim == 1 ? r * p.dim[1] : 0));
     return optest_data(t, graph_value(t->graph, whole)->dtype, p, data);
 }
 
 typedef Status (*Product)(Graph *g, ValueId a, ValueId b, ValueId *y);
 
 /* `of` is 0 or 1: the operand whose axis `dim` is cut; the result is then cut along `y_dim`. */
-static void check_slices(Product product_of, const ValueId in[2], OpTest *t, int of, int dim, int y_dim)
+static void check_slices(Product product_of, const ValueId in[2], OpTest *t, int of, int dim,
+                         int y_dim)
 {
     enum { RANKS = 4 };
     ValueId y, part[RANKS];
@@ -167,7 +184,8 @@ static void check_slices(Product product_of, const ValueId in[2], OpTest *t, int
     for (int isa = 0; isa < ISA_COUNT; isa++) {
         OpRun run;
         if (!optest_isa_available((Isa)isa)) continue;
-        if (!optest_run(&run, t, (Target){.isa = (Isa)isa, .threads = 2}, 0)) fail_msg("%s", run.fault);
+        if (!optest_run(&run, t, (Target){.isa = (Isa)isa, .threads = 2}, 0))
+            fail_msg("%s", run.fault);
         double *whole = optest_run_values(&run, y);
         const Shape *s = &graph_value(t->graph, y)->shape;
         for (int r = 0; r < RANKS; r++) {
@@ -175,7 +193,9 @@ static void check_slices(Product product_of, const ValueId in[2], OpTest *t, int
             const Shape *p = &graph_value(t->graph, part[r])->shape;
             for (int64_t i = 0; i < p->dim[0]; i++)
                 for (int64_t j = 0; j < p->dim[1]; j++)
-                    assert_true(mine[i * p->dim[1] + j] == whole[(i + (y_dim == 0 ? r * p->dim[0] : 0)) * s->dim[1] + j + (y_dim == 1 ? r * p->dim[1] : 0)]);
+                    assert_true(mine[i * p->dim[1] + j] ==
+                                whole[(i + (y_dim == 0 ? r * p->dim[0] : 0)) * s->dim[1] + j +
+                                      (y_dim == 1 ? r * p->dim[1] : 0)]);
             free(mine);
         }
         free(whole);
@@ -183,17 +203,24 @@ static void check_slices(Product product_of, const ValueId in[2], OpTest *t, int
     }
 }
 
-/* Rows of the weight, and columns and rows of its gradient, can lie anywhere: an element is the same bits. */
+/* Rows of the weight, and columns and rows of its gradient, can lie anywhere: an element is the
+ * same bits. */
 static void test_cuts(void **state)
 {
     (void)state;
-    static const int64_t sizes[][3] = {{1, 40, 64}, {8, 700, 20}, {9, 300, 200}, {100, 520, 132}, {1300, 36, 60}}; /* rows, in, out */
+    static const int64_t sizes[][3] = {{1, 40, 64},
+                                       {8, 700, 20},
+                                       {9, 300, 200},
+                                       {100, 520, 132},
+                                       {1300, 36, 60}}; /* rows, in, out */
     for (int i = 0; i < COUNT_OF(sizes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             int64_t n = sizes[i][0], in = sizes[i][1], out = sizes[i][2];
             DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
             OpTest *t = optest_create(5);
-            ValueId x = optest_normal(t, dtype, SHAPE(n, in), 1.0), dy = optest_normal(t, dtype, SHAPE(n, out), 1.0), w = optest_normal(t, dtype, SHAPE(out, in), 1.0);
+            ValueId x = optest_normal(t, dtype, SHAPE(n, in), 1.0),
+                    dy = optest_normal(t, dtype, SHAPE(n, out), 1.0),
+                    w = optest_normal(t, dtype, SHAPE(out, in), 1.0);
             check_slices(op_linear, (ValueId[]){x, w}, t, 1, 0, 1);
             check_slices(op_linear_dx, (ValueId[]){dy, w}, t, 1, 1, 1);
             check_slices(op_linear_dw, (ValueId[]){dy, x}, t, 0, 1, 0);
@@ -206,15 +233,20 @@ static void test_refusals(void **state)
 {
     (void)state;
     OpTest *t = optest_create(1);
-    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(3, 24), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(5, 24), 1.0), y;
-    optest_refused(op_chunked_linear(t->graph, x, w, &(Chunks){16, 1, {24}}, &y), ERR_REFUSED, "cannot be cut into 16 equal chunks");
-    optest_refused(op_chunked_linear(t->graph, x, w, &(Chunks){3, 1, {24}}, &y), ERR_ARG, "3 chunks");
-    optest_refused(op_chunked_linear(t->graph, x, w, &(Chunks){4, 2, {12, 8}}, &y), ERR_SHAPE, "segments of 20");
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(3, 24), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(5, 24), 1.0), y;
+    optest_refused(op_chunked_linear(t->graph, x, w, &(Chunks){16, 1, {24}}, &y), ERR_REFUSED,
+                   "cannot be cut into 16 equal chunks");
+    optest_refused(op_chunked_linear(t->graph, x, w, &(Chunks){3, 1, {24}}, &y), ERR_ARG,
+                   "3 chunks");
+    optest_refused(op_chunked_linear(t->graph, x, w, &(Chunks){4, 2, {12, 8}}, &y), ERR_SHAPE,
+                   "segments of 20");
     optest_destroy(t);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_linear), cmocka_unit_test(test_cuts), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_linear), cmocka_unit_test(test_cuts),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,11 @@
-/* Contractions in chunks (canonical mode): a product whose contraction tensor parallelism may cut is made in a fixed
- * number of pieces, each summed by itself, and the pieces are added as a balanced binary tree. A rank has a run of the
- * chunks, whose tree is a branch of the whole one; the sum over ranks is the rest of it (comm/comm.h). Internal to ops/.
+/* Contractions in chunks (canonical mode): a product whose contraction tensor parallelism may cut
+ * is made in a fixed number of pieces, each summed by itself, and the pieces are added as a
+ * balanced binary tree. A rank has a run of the chunks, whose tree is a branch of the whole one;
+ * the sum over ranks is the rest of it (comm/comm.h). Internal to ops/.
  *
- * A contraction may be the axes of several weights that were fused behind one another, such as q, k and v, of each of
- * which a rank has a part: a chunk takes its part of every one of these segments. */
+ * A contraction may be the axes of several weights that were fused behind one another, such as q, k
+ * and v, of each of which a rank has a part: a chunk takes its part of every one of these segments.
+ */
 #ifndef OPS_CHUNKS_H
 #define OPS_CHUNKS_H
 
@@ -13,7 +15,8 @@
 static inline Status chunks_cut(Chunks *c, const char *op, int n)
 {
     if (c->n % n)
-        return fail(ERR_REFUSED, "%s: %d chunks cannot be shared out over parallel.tp %d", op, c->n, n);
+        return fail(ERR_REFUSED, "%s: %d chunks cannot be shared out over parallel.tp %d", op, c->n,
+                    n);
     c->n /= n;
     for (int s = 0; s < c->n_segments; s++) c->width[s] /= n;
     return OK;
@@ -27,10 +30,13 @@ static inline Status chunks_check(const Chunks *c, int64_t contraction)
         return fail(ERR_ARG, "%d chunks of %d segments", c->n, c->n_segments);
     for (int s = 0; s < c->n_segments; s++) {
         if (c->width[s] % c->n)
-            return fail(ERR_REFUSED, "a contraction over %lld cannot be cut into %d equal chunks", (long long)c->width[s], c->n);
+            return fail(ERR_REFUSED, "a contraction over %lld cannot be cut into %d equal chunks",
+                        (long long)c->width[s], c->n);
         sum += c->width[s];
     }
-    return sum == contraction ? OK : fail(ERR_SHAPE, "segments of %lld in a contraction over %lld", (long long)sum, (long long)contraction);
+    return sum == contraction ? OK
+                              : fail(ERR_SHAPE, "segments of %lld in a contraction over %lld",
+                                     (long long)sum, (long long)contraction);
 }
 
 /* Where chunk c begins in segment s, and how long its part there is. */
@@ -45,7 +51,7 @@ static inline ChunkPart chunk_part(const Chunks *c, int chunk, int segment)
     return part;
 }
 
-/* ---- trees ------------------------------------------------------------------------------------------- */
+/* ---- trees ------------------------------------------------------------------------------ */
 
 /* Writes leaf number `leaf` of a sum, [count] f32. */
 typedef void LeafFn(void *context, int leaf, float *out);
@@ -58,8 +64,10 @@ static inline int tree_levels(int n)
     return levels;
 }
 
-/* out = the sum of leaves lo .. hi - 1, of which there are a power of two; scratch: tree_levels(hi - lo) buffers. */
-static inline void tree_of_leaves(LeafFn *leaf, void *context, int lo, int hi, float *out, float *scratch, int64_t count)
+/* out = the sum of leaves lo .. hi - 1, of which there are a power of two; scratch: tree_levels(hi
+ * - lo) buffers. */
+static inline void tree_of_leaves(LeafFn *leaf, void *context, int lo, int hi, float *out,
+                                  float *scratch, int64_t count)
 {
     if (hi - lo == 1) {
         leaf(context, lo, out);

@@ -6,8 +6,8 @@
  *   cut             same    -> cut         this rank's part; nothing is sent
  *   all_gather_into cut     -> same        all parts, into a state that all ranks hold
  *
- * They are put in by pass/shard after differentiation, so they have no gradient rule. Along other mesh axes
- * a value keeps its place. */
+ * They are put in by pass/shard after differentiation, so they have no gradient rule. Along other
+ * mesh axes a value keeps its place. */
 #include "ops/collective.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -15,15 +15,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- placements ------------------------------------------------------------------------------ */
+/* ---- placements ------------------------------------------------------------------------- */
 
-/* Along another axis a value keeps its place; but of two axes that cut the same dimension the inner one must be
- * gathered first, or the parts would come in another order. */
+/* Along another axis a value keeps its place; but of two axes that cut the same dimension the inner
+ * one must be gathered first, or the parts would come in another order. */
 Status collective_cut_other_axis(CutCtx *c)
 {
     const CollectiveAttr *attr = c->attr;
     bool inner = mesh_axis_nesting(c->axis) > mesh_axis_nesting(attr->axis);
-    if (place_is_cut(c->place[0]) && (c->place[0].dim == PLACE_FLAT || (c->place[0].dim == attr->dim && inner)))
+    if (place_is_cut(c->place[0]) &&
+        (c->place[0].dim == PLACE_FLAT || (c->place[0].dim == attr->dim && inner)))
         c->want[0] = (Place){PLACE_SAME, 0};
     c->out[0] = c->want[0];
     return OK;
@@ -37,13 +38,18 @@ static Status move(CutCtx *c, Place from, Place to)
     return OK;
 }
 
-static Place part(const CutCtx *c) { return (Place){PLACE_CUT, (int8_t)((const CollectiveAttr *)c->attr)->dim}; }
+static Place part(const CutCtx *c)
+{
+    return (Place){PLACE_CUT, (int8_t)((const CollectiveAttr *)c->attr)->dim};
+}
 
-/* A sum goes element by element: along another axis x may lie anyhow. Summands that are wanted in parts there are
- * scattered first, so that a part is all that is summed here; in a canonical graph that would be another order of sums. */
+/* A sum goes element by element: along another axis x may lie anyhow. Summands that are wanted in
+ * parts there are scattered first, so that a part is all that is summed here; in a canonical graph
+ * that would be another order of sums. */
 static Status cut_all_reduce(CutCtx *c)
 {
-    if (c->axis == ((const CollectiveAttr *)c->attr)->axis) return move(c, (Place){PLACE_PARTIAL, 0}, (Place){PLACE_SAME, 0});
+    if (c->axis == ((const CollectiveAttr *)c->attr)->axis)
+        return move(c, (Place){PLACE_PARTIAL, 0}, (Place){PLACE_SAME, 0});
     bool parts = c->place[0].kind == PLACE_PARTIAL && c->hint && place_is_cut(c->hint[0]);
     if (parts && !c->graph->canonical) c->want[0] = c->hint[0];
     c->out[0] = c->want[0];
@@ -70,18 +76,21 @@ Status collective_cut_attr(const CutCtx *c, void *attribute)
     Place p = c->want[0];
     if (c->axis == attr->axis || p.kind != PLACE_CUT) return OK;
     if (p.dim == PLACE_FLAT && c->op == &op_def_all_reduce)
-        attr->whole = shape_make(1, (int64_t[]){collective_flat_part(shape_count(&attr->whole), c->n)}, (Axis[]){AXIS_ANY});
+        attr->whole = shape_make(1,
+                                 (int64_t[]){collective_flat_part(shape_count(&attr->whole), c->n)},
+                                 (Axis[]){AXIS_ANY});
     else if (p.dim != PLACE_FLAT && p.dim < attr->whole.rank)
         attr->whole.dim[p.dim] /= c->n;
     return OK;
 }
 
-/* ---- shapes -------------------------------------------------------------------------------------- */
+/* ---- shapes ----------------------------------------------------------------------------- */
 
 static Shape part_shape(const CollectiveAttr *attr)
 {
     if (attr->dim == PLACE_FLAT)
-        return shape_make(1, (int64_t[]){collective_flat_part(shape_count(&attr->whole), attr->n)}, (Axis[]){AXIS_ANY});
+        return shape_make(1, (int64_t[]){collective_flat_part(shape_count(&attr->whole), attr->n)},
+                          (Axis[]){AXIS_ANY});
     Shape shape = attr->whole;
     shape.dim[attr->dim] /= attr->n;
     return shape;
@@ -137,15 +146,18 @@ static Status infer_part(InferCtx *ctx)
     return OK;
 }
 
-/* ---- costs ----------------------------------------------------------------------------------------- */
+/* ---- costs ------------------------------------------------------------------------------ */
 
 /* What this rank sends is what the communicator says of the operation. */
 static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
 {
     const CollectiveAttr *attr = node->attr;
-    int64_t count = shape_count(&graph_value(g, node->in[0])->shape), *counts = xcalloc((size_t)attr->n, sizeof *counts);
+    int64_t count = shape_count(&graph_value(g, node->in[0])->shape),
+            *counts = xcalloc((size_t)attr->n, sizeof *counts);
     for (int r = 0; r < attr->n; r++) counts[r] = collective_part_count(attr, r);
-    CommOp op = {.kind = kind, .dtype = graph_value(g, node->in[0])->dtype, .count = kind == COMM_ALL_REDUCE ? count : 0,
+    CommOp op = {.kind = kind,
+                 .dtype = graph_value(g, node->in[0])->dtype,
+                 .count = kind == COMM_ALL_REDUCE ? count : 0,
                  .counts = kind == COMM_ALL_REDUCE ? NULL : counts};
     Cost cost = cost_streaming(g, node, 0);
     cost.wire_bytes = (double)comm_sent_bytes(&op, attr->n, attr->rank);
@@ -154,9 +166,18 @@ static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
     return cost;
 }
 
-static Cost cost_all_reduce(const Graph *g, const Node *node) { return cost_of(g, node, COMM_ALL_REDUCE); }
-static Cost cost_all_gather(const Graph *g, const Node *node) { return cost_of(g, node, COMM_ALL_GATHER); }
-static Cost cost_reduce_scatter(const Graph *g, const Node *node) { return cost_of(g, node, COMM_REDUCE_SCATTER); }
+static Cost cost_all_reduce(const Graph *g, const Node *node)
+{
+    return cost_of(g, node, COMM_ALL_REDUCE);
+}
+static Cost cost_all_gather(const Graph *g, const Node *node)
+{
+    return cost_of(g, node, COMM_ALL_GATHER);
+}
+static Cost cost_reduce_scatter(const Graph *g, const Node *node)
+{
+    return cost_of(g, node, COMM_REDUCE_SCATTER);
+}
 static Cost cost_all_gather_into(const Graph *g, const Node *node)
 {
     Cost cost = cost_of(g, node, COMM_ALL_GATHER);
@@ -166,7 +187,8 @@ static Cost cost_all_gather_into(const Graph *g, const Node *node)
 }
 static Cost cost_cut(const Graph *g, const Node *node)
 {
-    return (Cost){.read_bytes = value_bytes(g, node->out[0]), .write_bytes = value_bytes(g, node->out[0])};
+    return (Cost){.read_bytes = value_bytes(g, node->out[0]),
+                  .write_bytes = value_bytes(g, node->out[0])};
 }
 
 void collective_attr_text(const void *attribute, Str *out)
@@ -204,7 +226,7 @@ COLLECTIVE(all_gather_into, 2, infer_all_gather_into, 0, OP_COLLECTIVE | OP_EFFE
 
 enum { NO_DIM = -2 }; /* a sum has nothing cut */
 
-/* ---- builders ---------------------------------------------------------------------------------------- */
+/* ---- builders --------------------------------------------------------------------------- */
 
 CollectiveAttr collective_attr(const Graph *g, MeshAxis axis, int dim, const Shape *whole)
 {

@@ -1,31 +1,39 @@
-/* What the collective ops, their kernels and the passes that place them share. Internal to ops/ and pass/. */
+/* What the collective ops, their kernels and the passes that place them share. Internal to ops/ and
+ * pass/. */
 #ifndef OPS_COLLECTIVE_H
 #define OPS_COLLECTIVE_H
 
 #include "ops/ops.h"
 
-/* One hop of a block round the ring of a mesh axis (ring_pass.c). A rank's part lies zigzag in two halves. */
+/* One hop of a block round the ring of a mesh axis (ring_pass.c). A rank's part lies zigzag in two
+ * halves. */
 enum { HALF_FIRST = 1, HALF_SECOND = 2, HALF_BOTH = HALF_FIRST | HALF_SECOND };
 static inline int halves_count(int halves) { return (halves & 1) + (halves >> 1); }
 typedef struct RingHop {
-    int hop;        /* given to the rank so many places behind this one, taken from the one so many before; < 0: the other way */
+    int hop; /* given to the rank so many places behind this one, taken from the one so many before;
+                < 0: the other way */
     int give, take; /* which halves of a part, bits HALF_*; 0: nothing */
-    bool home;      /* x is what this rank made for those halves of the rank that gets them; else this rank's part */
-    int tag;        /* tells apart what goes between the same ranks at the same time */
+    bool home; /* x is what this rank made for those halves of the rank that gets them; else this
+                  rank's part */
+    int tag;   /* tells apart what goes between the same ranks at the same time */
 } RingHop;
 
 typedef struct CollectiveAttr {
     MeshAxis axis;
     int n, rank; /* of the mesh axis */
     int dim;     /* that is cut, or PLACE_FLAT; all_reduce: unused */
-    bool zigzag; /* dim is cut into 2n blocks; rank r holds blocks r and 2n - 1 - r (balanced causal attention) */
+    bool zigzag; /* dim is cut into 2n blocks; rank r holds blocks r and 2n - 1 - r (balanced causal
+                    attention) */
     bool in_place; /* all_reduce_start: the sum takes the place of x */
-    Shape whole; /* of the gathered value */
-    RingHop ring; /* ring_pass only */
+    Shape whole;   /* of the gathered value */
+    RingHop ring;  /* ring_pass only */
 } CollectiveAttr;
 
 /* Elements of a flat part: equal for all ranks, the last ones padded. */
-static inline int64_t collective_flat_part(int64_t count, int n) { return ((count + n - 1) / n + 15) / 16 * 16; }
+static inline int64_t collective_flat_part(int64_t count, int n)
+{
+    return ((count + n - 1) / n + 15) / 16 * 16;
+}
 /* Elements of the whole that rank r's flat part really holds. */
 static inline int64_t collective_flat_count(int64_t count, int n, int r)
 {
@@ -63,9 +71,11 @@ static inline bool ring_packs(const CollectiveAttr *attr)
     for (int i = 0; i < attr->dim; i++) outer *= attr->whole.dim[i];
     return outer > 1 && !attr->ring.home && attr->ring.give && attr->ring.give != HALF_BOTH;
 }
-/* x [.. part ..], or the halves that go home; of this rank's part where nothing is given. y: the halves that are taken,
- * NO_VALUE without any. after: what has to be there before the hop begins, or NO_VALUE. */
-Status op_ring_pass(Graph *g, MeshAxis axis, ValueId x, ValueId after, const RingHop *hop, ValueId *y);
+/* x [.. part ..], or the halves that go home; of this rank's part where nothing is given. y: the
+ * halves that are taken, NO_VALUE without any. after: what has to be there before the hop begins,
+ * or NO_VALUE. */
+Status op_ring_pass(Graph *g, MeshAxis axis, ValueId x, ValueId after, const RingHop *hop,
+                    ValueId *y);
 
 /* A started collective (collective_start.c): its outputs, and the first operands of wait. */
 enum { START_Y, START_TOKEN, START_SCRATCH, N_START_OUT };
@@ -90,6 +100,7 @@ Status collective_cut_other_axis(CutCtx *ctx);
 Status collective_cut_attr(const CutCtx *ctx, void *attr);
 void collective_attr_text(const void *attr, Str *out);
 
-extern const OpDef op_def_all_reduce, op_def_all_gather, op_def_reduce_scatter, op_def_all_gather_into, op_def_ring_pass;
+extern const OpDef op_def_all_reduce, op_def_all_gather, op_def_reduce_scatter,
+    op_def_all_gather_into, op_def_ring_pass;
 
 #endif

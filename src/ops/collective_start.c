@@ -1,18 +1,20 @@
 /* Collectives in two nodes, so that others run in between:
  *
- *   X_start(x)                     -> y, token, scratch    begins what X does; X is one of the collectives below
+ *   X_start(x)                     -> y, token, scratch    begins what X does; X is one of the
+ *                                  collectives below
  *   wait(y, token, scratch, x)     -> y                    returns when it is done
  *
- * Nobody else may touch y, x and scratch in between: wait reads all of them, so that the memory plan keeps them, and the
- * verifier refuses other readers. scratch is there where parts do not lie one behind the other in the whole. An
- * all_reduce may take place in x itself. They are put in by pass/overlap, once all cuts are made. */
+ * Nobody else may touch y, x and scratch in between: wait reads all of them, so that the memory
+ * plan keeps them, and the verifier refuses other readers. scratch is there where parts do not lie
+ * one behind the other in the whole. An all_reduce may take place in x itself. They are put in by
+ * pass/overlap, once all cuts are made. */
 #include "ops/collective.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <string.h>
 
-/* ---- start ------------------------------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------ */
 
 static InferOut infer_token(void)
 {
@@ -35,7 +37,7 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
     return OK;
 }
 
-#define STARTED(op, operands, optional)                                                                      \
+#define STARTED(op, operands, optional)                                                            \
     static Status infer_##op(InferCtx *ctx) { return infer_start(ctx, &op_def_##op); }             \
     static Status cut_##op(CutCtx *ctx) { return op_def_##op.cut_rule(ctx); }                      \
     static Cost cost_##op(const Graph *g, const Node *node) { return op_def_##op.cost(g, node); }  \
@@ -60,7 +62,7 @@ STARTED(reduce_scatter, 1, 0);
 STARTED(all_gather_into, 2, 0);
 STARTED(ring_pass, 2, 2);
 
-/* ---- wait --------------------------------------------------------------------------------------------- */
+/* ---- wait ------------------------------------------------------------------------------- */
 
 static Status infer_wait(InferCtx *ctx)
 {
@@ -108,18 +110,17 @@ const OpDef op_def_wait = {
     .cpu = CPU_KERNEL_ANY(&collective_wait_kernel),
 };
 
-/* ---- builders ------------------------------------------------------------------------------------------ */
+/* ---- builders --------------------------------------------------------------------------- */
 
 const OpDef *op_start_form(const OpDef *op)
 {
     extern const OpDef op_def_all_reduce_start, op_def_all_gather_start,
         op_def_reduce_scatter_start, op_def_all_gather_into_start, op_def_ring_pass_start;
-    static const OpDef *const form[][2] = {
-        {&op_def_all_reduce, &op_def_all_reduce_start},
-        {&op_def_all_gather, &op_def_all_gather_start},
-        {&op_def_reduce_scatter, &op_def_reduce_scatter_start},
-        {&op_def_all_gather_into, &op_def_all_gather_into_start},
-        {&op_def_ring_pass, &op_def_ring_pass_start}};
+    static const OpDef *const form[][2] = {{&op_def_all_reduce, &op_def_all_reduce_start},
+                                           {&op_def_all_gather, &op_def_all_gather_start},
+                                           {&op_def_reduce_scatter, &op_def_reduce_scatter_start},
+                                           {&op_def_all_gather_into, &op_def_all_gather_into_start},
+                                           {&op_def_ring_pass, &op_def_ring_pass_start}};
     for (int i = 0; i < COUNT_OF(form); i++)
         if (form[i][0] == op) return form[i][1];
     return NULL;
@@ -137,7 +138,8 @@ Status op_start(Graph *g, const OpDef *op, const void *attribute, const ValueId 
     way->token = out[START_TOKEN];
     way->scratch = out[START_SCRATCH];
     way->unpack = op == &op_def_all_gather && value_ok(way->scratch);
-    /* what is overwritten in place is y itself; the part that goes into a state is the second operand */
+    /* what is overwritten in place is y itself; the part that goes into a state is the second
+     * operand */
     way->x = op == &op_def_all_gather_into ? in[1] : way->attr.in_place ? NO_VALUE : in[0];
     return OK;
 }

@@ -25,7 +25,8 @@ static Status infer(InferCtx *ctx)
     return OK;
 }
 
-/* Views of dy; a split has at most NODE_MAX_OUT parts, so that its last may have to be split again. */
+/* Views of dy; a split has at most NODE_MAX_OUT parts, so that its last may have to be split again.
+ */
 static Status grad(GradCtx *ctx)
 {
     Graph *g = ctx->graph;

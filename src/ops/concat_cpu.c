@@ -1,8 +1,14 @@
 /* Copies the parts that the memory plan has not already put in their places. */
 #include "ops/elementwise.h"
 
-static void copy_piece(const Piece *piece) { memcpy(piece->at[0], piece->at[1], (size_t)piece->n * 4); }
-static void copy_piece_16(const Piece *piece) { memcpy(piece->at[0], piece->at[1], (size_t)piece->n * 2); }
+static void copy_piece(const Piece *piece)
+{
+    memcpy(piece->at[0], piece->at[1], (size_t)piece->n * 4);
+}
+static void copy_piece_16(const Piece *piece)
+{
+    memcpy(piece->at[0], piece->at[1], (size_t)piece->n * 2);
+}
 
 static Status run(KernelArgs *args)
 {

@@ -1,8 +1,8 @@
-/* Walks operands of equal shape side by side, in pieces that fit the first-level cache, over threads.
- * Included by *_cpu.c files only.
+/* Walks operands of equal shape side by side, in pieces that fit the first-level cache, over
+ * threads. Included by *_cpu.c files only.
  *
- * Each operand is rows of contiguous elements with a pitch between them; the width is the largest that
- * is contiguous in all of them, so that contiguous operands are one long row.
+ * Each operand is rows of contiguous elements with a pitch between them; the width is the largest
+ * that is contiguous in all of them, so that contiguous operands are one long row.
  */
 #ifndef OPS_ELEMENTWISE_H
 #define OPS_ELEMENTWISE_H
@@ -39,7 +39,8 @@ static inline int64_t walk_contiguous(const Tensor *t)
     return width;
 }
 
-/* Elements from row to row of `width`: the stride of the innermost axis outside the row that moves. */
+/* Elements from row to row of `width`: the stride of the innermost axis outside the row that moves.
+ */
 static inline int64_t walk_pitch(const Tensor *t, int64_t width)
 {
     int64_t inside = 1;
@@ -71,7 +72,8 @@ static inline void walk(const Walk *w, int threads, WalkPiece run)
         Piece piece = {.n = min_i64(WALK_PIECE, width - first), .user = w->user};
         for (int k = 0; k < w->n; k++)
             if (w->tensor[k]->data)
-                piece.at[k] = (char *)w->tensor[k]->data + (size_t)(row * pitch[k] + first) * size[k];
+                piece.at[k] = (char *)w->tensor[k]->data +
+                              (size_t)(row * pitch[k] + first) * size[k];
         run(&piece);
     }
 }

@@ -1,5 +1,6 @@
-/* embed: rows of a table by token id. Its gradient is a table of sums, made without atomics: tokens are
- * sorted by id (counting sort, stable), then each row of the table is written once, by one thread. */
+/* embed: rows of a table by token id. Its gradient is a table of sums, made without atomics: tokens
+ * are sorted by id (counting sort, stable), then each row of the table is written once, by one
+ * thread. */
 #include "ops/embed.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -9,7 +10,7 @@
 CPU_DECLARE(embed);
 CPU_DECLARE(embed_grad);
 
-/* ---- embed(ids, w) ------------------------------------------------------------------------- */
+/* ---- embed(ids, w) ---------------------------------------------------------------------- */
 
 static Status infer(InferCtx *ctx)
 {
@@ -17,8 +18,10 @@ static Status infer(InferCtx *ctx)
     DType dtype = ((const EmbedAttr *)ctx->attr)->dtype;
     TRY(need_dtype(ids, DTYPE_I32, "ids"));
     TRY(need_activation(w, "w"));
-    if (!dtype_is_activation(dtype)) return fail(ERR_ARG, "y cannot be %s, only f32 or bf16", dtype_name(dtype));
-    if (w->shape.rank != 2 || w->shape.dim[0] < 1) return fail(ERR_SHAPE, "w must be [vocab embed], at least one row");
+    if (!dtype_is_activation(dtype))
+        return fail(ERR_ARG, "y cannot be %s, only f32 or bf16", dtype_name(dtype));
+    if (w->shape.rank != 2 || w->shape.dim[0] < 1)
+        return fail(ERR_SHAPE, "w must be [vocab embed], at least one row");
     if (ids->shape.rank >= MAX_RANK) return fail(ERR_SHAPE, "ids have too many axes");
     Shape shape = ids->shape;
     shape.dim[shape.rank] = w->shape.dim[1];
@@ -31,7 +34,8 @@ static Status grad(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
     ValueId ids = node->in[0], w = node->in[1];
-    return op_embed_grad(ctx->graph, ids, ctx->dout[0], graph_value(ctx->graph, w)->shape, &ctx->din[1]);
+    return op_embed_grad(ctx->graph, ids, ctx->dout[0], graph_value(ctx->graph, w)->shape,
+                         &ctx->din[1]);
 }
 
 /* A rank with a part of the rows gives zeros for the others': a partial sum. */
@@ -46,8 +50,10 @@ static Status cut_rows(const CutCtx *ctx, void *attribute)
 
 static Cost cost(const Graph *g, const Node *node)
 {
-    double rows = value_count(g, node->out[0]) * (double)dtype_bytes(graph_value(g, node->in[1])->dtype);
-    return (Cost){.read_bytes = rows + value_bytes(g, node->in[0]), .write_bytes = value_bytes(g, node->out[0])};
+    double rows = value_count(g, node->out[0]) *
+                  (double)dtype_bytes(graph_value(g, node->in[1])->dtype);
+    return (Cost){.read_bytes = rows + value_bytes(g, node->in[0]),
+                  .write_bytes = value_bytes(g, node->out[0])};
 }
 
 const OpDef op_def_embed = {
@@ -73,7 +79,7 @@ Status op_embed(Graph *g, ValueId ids, ValueId w, DType dtype, ValueId *y)
     return graph_add(g, &op_def_embed, &attr, (ValueId[]){ids, w}, 2, y);
 }
 
-/* ---- embed_grad(ids, dy) ------------------------------------------------------------------- */
+/* ---- embed_grad(ids, dy) ---------------------------------------------------------------- */
 
 static Status infer_grad(InferCtx *ctx)
 {

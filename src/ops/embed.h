@@ -6,7 +6,8 @@
 
 typedef struct EmbedAttr {
     DType dtype;
-    unsigned cut_axes; /* mesh axes along which the table's rows are cut: ids of other ranks' rows give zeros */
+    unsigned cut_axes; /* mesh axes along which the table's rows are cut: ids of other ranks' rows
+                          give zeros */
     int64_t first;     /* this rank's first row */
 } EmbedAttr;
 

@@ -16,8 +16,8 @@ static void copy_row(void *y, bool to_bf16, const void *x, bool from_bf16, int64
         EACH_VECTOR(n, step_copy, y, x, 1, 0);
 }
 
-/* The row of this rank's table, -1 for another rank's. Of a whole table a row that is not there is the host's
- * fault; row 0 keeps us inside. */
+/* The row of this rank's table, -1 for another rank's. Of a whole table a row that is not there is
+ * the host's fault; row 0 keeps us inside. */
 static int64_t row_of(int32_t id, int64_t first, unsigned cut_axes, int64_t rows)
 {
     int64_t row = id - first;
@@ -31,21 +31,23 @@ static Status run(KernelArgs *args)
     const EmbedAttr *attr = args->attr;
     Rows w = tensor_as_rows(&args->in[1], 1), y = tensor_as_rows(&args->out[0], 1);
     bool from_bf16 = w.dtype == DTYPE_BF16, to_bf16 = y.dtype == DTYPE_BF16;
-#pragma omp parallel for num_threads(args->threads) if (y.n * y.width >= WALK_PARALLEL) schedule(static)
+#pragma omp parallel for num_threads(args->threads) if (y.n * y.width >= WALK_PARALLEL)            \
+    schedule(static)
     for (int64_t i = 0; i < y.n; i++) {
         int64_t id = row_of(ids[i], attr->first, attr->cut_axes, w.n);
         void *to = to_bf16 ? (void *)row_bf16(&y, i) : (void *)row_f32(&y, i);
         if (id < 0)
             memset(to, 0, (size_t)w.width * (to_bf16 ? 2 : 4));
         else
-            copy_row(to, to_bf16, from_bf16 ? (void *)row_bf16(&w, id) : (void *)row_f32(&w, id), from_bf16, w.width);
+            copy_row(to, to_bf16, from_bf16 ? (void *)row_bf16(&w, id) : (void *)row_f32(&w, id),
+                     from_bf16, w.width);
     }
     return OK;
 }
 
 const CpuKernel CPU(embed) = {.run = run};
 
-/* ---- gradient ------------------------------------------------------------------------------ */
+/* ---- gradient --------------------------------------------------------------------------- */
 
 SIMD void step_first(int64_t i, int64_t m, float *sum, const void *x, int bf16)
 {
@@ -74,8 +76,10 @@ static void add_row(float *sum, const Rows *dy, int64_t token, bool first)
     }
 }
 
-/* After it, the tokens with id v are order[end[v - 1] .. end[v] - 1] (end[-1] = 0), in token order. */
-static void sort_by_id(const int32_t *ids, int64_t n, const EmbedGradAttr *attr, int32_t *end, int32_t *order)
+/* After it, the tokens with id v are order[end[v - 1] .. end[v] - 1] (end[-1] = 0), in token order.
+ */
+static void sort_by_id(const int32_t *ids, int64_t n, const EmbedGradAttr *attr, int32_t *end,
+                       int32_t *order)
 {
     int64_t vocab = attr->table.dim[0];
     memset(end, 0, (size_t)vocab * sizeof *end);
@@ -130,7 +134,8 @@ static Status run_grad(KernelArgs *args)
             for (int64_t v = g * ROWS_AT_ONCE; v < min_i64((g + 1) * ROWS_AT_ONCE, vocab); v++) {
                 int32_t first = v ? end[v - 1] : 0;
                 if (first == end[v]) clear_row(dw + v * width, width, stream);
-                for (int32_t i = first; i < end[v]; i++) add_row(dw + v * width, &dy, order[i], i == first);
+                for (int32_t i = first; i < end[v]; i++)
+                    add_row(dw + v * width, &dy, order[i], i == first);
             }
 #if defined(__x86_64__)
         _mm_sfence(); /* streamed zeros are seen by whoever waits at the end of the region */
@@ -143,7 +148,8 @@ static size_t grad_workspace(const Graph *graph, const Node *node, const Target 
 {
     (void)target;
     const EmbedGradAttr *attr = node->attr;
-    return (size_t)(attr->table.dim[0] + shape_count(&graph_value(graph, node->in[0])->shape)) * sizeof(int32_t);
+    return (size_t)(attr->table.dim[0] + shape_count(&graph_value(graph, node->in[0])->shape)) *
+           sizeof(int32_t);
 }
 
 const CpuKernel CPU(embed_grad) = {.run = run_grad, .workspace = grad_workspace};

@@ -70,8 +70,10 @@ static void test_refusals(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     ValueId ids = optest_integers(t, SHAPE(2, 3), 0, 4), y;
-    ValueId flat = optest_normal(t, DTYPE_F32, SHAPE(4), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(4, 2), 1.0);
-    optest_refused(op_embed(t->graph, ids, flat, DTYPE_F32, &y), ERR_SHAPE, "w must be [vocab embed]");
+    ValueId flat = optest_normal(t, DTYPE_F32, SHAPE(4), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(4, 2), 1.0);
+    optest_refused(op_embed(t->graph, ids, flat, DTYPE_F32, &y), ERR_SHAPE,
+                   "w must be [vocab embed]");
     optest_refused(op_embed(t->graph, w, w, DTYPE_F32, &y), ERR_ARG, "ids must be i32");
     optest_refused(op_embed(t->graph, ids, w, DTYPE_I32, &y), ERR_ARG, "y cannot be i32");
     optest_destroy(t);

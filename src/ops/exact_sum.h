@@ -1,10 +1,11 @@
-/* Sums of squares of f32 numbers without any rounding, as one long integer: additions of integers may be made in any
- * order, so that the sum over all gradients is the same bits however they are cut and shared out. Internal to ops/.
+/* Sums of squares of f32 numbers without any rounding, as one long integer: additions of integers
+ * may be made in any order, so that the sum over all gradients is the same bits however they are
+ * cut and shared out. Internal to ops/.
  *
- * A finite x is m 2^(e - 150) with a whole m below 2^24 and 1 <= e <= 254, so x^2 is m^2 2^(2e - 300), a multiple of
- * 2^-298. Digit j of the integer counts 2^(16 j - 298). What is added to a digit is below 2^32, so that 2^31 squares
- * fit before carries must be made (Neal 2015, Fast exact summation using small and large superaccumulators, does the
- * same for doubles).
+ * A finite x is m 2^(e - 150) with a whole m below 2^24 and 1 <= e <= 254, so x^2 is m^2 2^(2e -
+ * 300), a multiple of 2^-298. Digit j of the integer counts 2^(16 j - 298). What is added to a
+ * digit is below 2^32, so that 2^31 squares fit before carries must be made (Neal 2015, Fast exact
+ * summation using small and large superaccumulators, does the same for doubles).
  *
  *     ExactSum sum = {0};
  *     exact_add_squares(&sum, x, n);        ... on any rank, in any order; exact_add(&sum, &other)
@@ -19,10 +20,11 @@
 
 enum {
     EXACT_DIGIT_BITS = 16,
-    EXACT_DIGITS = 38,                /* 506 + 48 bits of the largest square, and room for 2^54 of them */
-    EXACT_LOWEST = -298,              /* what digit 0 counts, as a power of two */
-    EXACT_WORDS = EXACT_DIGITS + 1,   /* digits with their carries made, then whether anything was not finite */
-    EXACT_AT_ONCE = 1 << 30,          /* squares between carries */
+    EXACT_DIGITS = 38,   /* 506 + 48 bits of the largest square, and room for 2^54 of them */
+    EXACT_LOWEST = -298, /* what digit 0 counts, as a power of two */
+    EXACT_WORDS = EXACT_DIGITS +
+                  1, /* digits with their carries made, then whether anything was not finite */
+    EXACT_AT_ONCE = 1 << 30, /* squares between carries */
 };
 
 typedef struct ExactSum {
@@ -48,8 +50,10 @@ static inline void exact_add_bits(ExactSum *s, uint32_t bits)
         s->bad = true;
         return;
     }
-    if (exponent) m |= 0x800000;
-    else exponent = 1;
+    if (exponent)
+        m |= 0x800000;
+    else
+        exponent = 1;
     uint32_t place = 2 * (exponent - 1);
     uint64_t square = ((uint64_t)m * m) << (place % EXACT_DIGIT_BITS);
     int64_t *at = s->digit + place / EXACT_DIGIT_BITS;

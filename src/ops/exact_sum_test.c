@@ -1,4 +1,5 @@
-/* exact_sum.h against schoolbook addition of binary numbers, whatever the order and the parts of the sum. */
+/* exact_sum.h against schoolbook addition of binary numbers, whatever the order and the parts of
+ * the sum. */
 #include "ops/exact_sum.h"
 #include "ops/optest.h"
 
@@ -30,7 +31,8 @@ static void check_digits(const ExactSum *s, const uint8_t *number)
 {
     for (int j = 0; j < EXACT_DIGITS; j++) {
         int64_t digit = 0;
-        for (int b = EXACT_DIGIT_BITS - 1; b >= 0; b--) digit = 2 * digit + number[j * EXACT_DIGIT_BITS + b];
+        for (int b = EXACT_DIGIT_BITS - 1; b >= 0; b--)
+            digit = 2 * digit + number[j * EXACT_DIGIT_BITS + b];
         assert_int_equal(s->digit[j], digit);
     }
 }
@@ -43,7 +45,8 @@ static void fill(float *x, int n, uint64_t seed)
         if ((bits >> 23 & 0xff) == 0xff) bits ^= 1u << 23;
         memcpy(x + i, &bits, sizeof bits);
     }
-    x[0] = FLT_MAX, x[1] = -FLT_MAX, x[2] = FLT_TRUE_MIN, x[3] = -0.0f, x[4] = FLT_MIN, x[5] = FLT_MAX;
+    x[0] = FLT_MAX, x[1] = -FLT_MAX, x[2] = FLT_TRUE_MIN, x[3] = -0.0f, x[4] = FLT_MIN,
+    x[5] = FLT_MAX;
 }
 
 static void test_exact(void **state)
@@ -90,7 +93,8 @@ static void test_parts(void **state)
 static void test_values(void **state)
 {
     (void)state;
-    static const float one[] = {1}, three_four[] = {3, 4}, tiny[] = {FLT_TRUE_MIN}, large[] = {FLT_MAX, FLT_MAX};
+    static const float one[] = {1}, three_four[] = {3, 4}, tiny[] = {FLT_TRUE_MIN},
+                       large[] = {FLT_MAX, FLT_MAX};
     ExactSum s[5] = {{{0}, false}};
     exact_add_squares(&s[0], one, 1);
     exact_add_squares(&s[1], three_four, 2);
@@ -119,6 +123,7 @@ static void test_values(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact), cmocka_unit_test(test_parts), cmocka_unit_test(test_values)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_exact), cmocka_unit_test(test_parts),
+                                       cmocka_unit_test(test_values)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

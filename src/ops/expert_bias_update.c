@@ -15,17 +15,23 @@ static Status infer(InferCtx *ctx)
 }
 
 /* -1, 0 or 1 */
-static int direction(double mean, float load) { return (mean > (double)load) - (mean < (double)load); }
+static int direction(double mean, float load)
+{
+    return (mean > (double)load) - (mean < (double)load);
+}
 
 static Status run(KernelArgs *args)
 {
     float *bias = args->in[0].data, *load = args->in[1].data;
-    double rate = (double)((const float *)args->in[2].data)[HYPER_BIAS_RATE], mean = 0, mean_direction = 0;
+    double rate = (double)((const float *)args->in[2].data)[HYPER_BIAS_RATE], mean = 0,
+           mean_direction = 0;
     int64_t n = tensor_count(&args->in[0]);
-    for (int64_t i = 0; i < n; i++) mean += (double)load[i]; /* whole numbers: exact before the division */
+    for (int64_t i = 0; i < n; i++)
+        mean += (double)load[i]; /* whole numbers: exact before the division */
     mean /= (double)n;
     for (int64_t i = 0; i < n; i++) mean_direction += (double)direction(mean, load[i]) / (double)n;
-    for (int64_t i = 0; i < n; i++) bias[i] += (float)(rate * ((double)direction(mean, load[i]) - mean_direction));
+    for (int64_t i = 0; i < n; i++)
+        bias[i] += (float)(rate * ((double)direction(mean, load[i]) - mean_direction));
     return OK;
 }
 

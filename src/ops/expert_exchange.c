@@ -1,15 +1,17 @@
 /* Rows of experts to the ranks that own the experts, and back (expert parallelism).
  *
- *   expert_plan(offsets [E+1])      -> table [n (E+1)], owned [E/n + 1]   everybody's offsets; where the rows of this
- *                                                                         rank's experts will lie; in a canonical graph
- *                                                                         owned [E+1]: where each rank's rows of each do
- *   expert_dispatch(rows, table)    -> rows of this rank's experts, of all ranks: for each expert the ranks' rows in
+ *   expert_plan(offsets [E+1])      -> table [n (E+1)], owned [E/n + 1]   everybody's offsets;
+ *                                   where the rows of this
+ *                                                                         rank's experts will lie;
+ * in a canonical graph owned [E+1]: where each rank's rows of each do
+ *   expert_dispatch(rows, table)    -> rows of this rank's experts, of all ranks: for each expert
+ *                                   the ranks' rows in
  *                                      the order of ranks
  *   expert_collect(rows, table)     -> back to where they came from
  *
  * Each of the last two is the other's gradient. An expert's rows on a rank begin at a multiple of
- * EXPERT_ROW_ALIGN and are padded to one, so what arrives is aligned as well. Nothing is dropped: the buffer has
- * room for all rows of all ranks. On one rank all three are copies. */
+ * EXPERT_ROW_ALIGN and are padded to one, so what arrives is aligned as well. Nothing is dropped:
+ * the buffer has room for all rows of all ranks. On one rank all three are copies. */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -18,10 +20,11 @@
 
 typedef struct ExchangeAttr {
     int n, rank; /* along MESH_EP */
-    int apart;   /* not 0: rows of an expert that came from several ranks are told apart, for sums in canonical order */
+    int apart; /* not 0: rows of an expert that came from several ranks are told apart, for sums in
+                  canonical order */
 } ExchangeAttr;
 
-/* ---- placements -------------------------------------------------------------------------------------- */
+/* ---- placements ------------------------------------------------------------------------- */
 
 static const Place same = {PLACE_SAME, 0}, of_tokens = {PLACE_CUT, 0}, of_owners = {PLACE_OWNED, 0};
 
@@ -34,8 +37,8 @@ static Status cut_plan(CutCtx *c)
     return OK;
 }
 
-/* Along other axes rows keep their place, and the table is that of the same tokens or, where experts are shared out along
- * that axis too (expert_fold.c), of the same owners. */
+/* Along other axes rows keep their place, and the table is that of the same tokens or, where
+ * experts are shared out along that axis too (expert_fold.c), of the same owners. */
 static void cut_along(CutCtx *c)
 {
     bool cut = place_equal(c->want[0], of_tokens) || place_equal(c->want[0], of_owners);
@@ -72,7 +75,7 @@ static Status cut_attr(const CutCtx *c, void *attribute)
     return OK;
 }
 
-/* ---- shapes -------------------------------------------------------------------------------------------- */
+/* ---- shapes ----------------------------------------------------------------------------- */
 
 static Status infer_plan(InferCtx *ctx)
 {
@@ -80,8 +83,10 @@ static Status infer_plan(InferCtx *ctx)
     TRY(need_dtype(ctx->in[0], DTYPE_I32, "offsets"));
     int64_t experts = shape_count(&ctx->in[0]->shape) - 1;
     if (experts < 1 || experts % attr->n)
-        return fail(ERR_REFUSED, "%lld experts cannot be shared evenly by %d ranks for parallel.ep", (long long)experts, attr->n);
-    ctx->out[0] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){attr->n * (experts + 1)}, (Axis[]){AXIS_ANY}));
+        return fail(ERR_REFUSED, "%lld experts cannot be shared evenly by %d ranks for parallel.ep",
+                    (long long)experts, attr->n);
+    ctx->out[0] = infer_out(
+        DTYPE_I32, shape_make(1, (int64_t[]){attr->n * (experts + 1)}, (Axis[]){AXIS_ANY}));
     int64_t owned = attr->apart ? experts : experts / attr->n;
     ctx->out[1] = infer_out(DTYPE_I32, shape_make(1, (int64_t[]){owned + 1}, (Axis[]){AXIS_ANY}));
     return OK;
@@ -98,7 +103,9 @@ static Status infer_dispatch(InferCtx *ctx)
 {
     TRY(check_rows(ctx));
     ctx->out[0] = infer_like(ctx->in[0]);
-    if (__builtin_mul_overflow(ctx->in[0]->shape.dim[0], (int64_t)((const ExchangeAttr *)ctx->attr)->n, &ctx->out[0].shape.dim[0]) ||
+    if (__builtin_mul_overflow(ctx->in[0]->shape.dim[0],
+                               (int64_t)((const ExchangeAttr *)ctx->attr)->n,
+                               &ctx->out[0].shape.dim[0]) ||
         ctx->out[0].shape.dim[0] > INT32_MAX)
         return fail(ERR_SHAPE, "more rows than i32 can count");
     return OK;
@@ -115,22 +122,29 @@ static Status infer_collect(InferCtx *ctx)
 static Status grad_dispatch(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
-    return graph_add(ctx->graph, op_find("expert_collect"), node->attr, (ValueId[]){ctx->dout[0], node->in[1]}, 2, &ctx->din[0]);
+    return graph_add(ctx->graph, op_find("expert_collect"), node->attr,
+                     (ValueId[]){ctx->dout[0], node->in[1]}, 2, &ctx->din[0]);
 }
 
 static Status grad_collect(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
-    return graph_add(ctx->graph, op_find("expert_dispatch"), node->attr, (ValueId[]){ctx->dout[0], node->in[1]}, 2, &ctx->din[0]);
+    return graph_add(ctx->graph, op_find("expert_dispatch"), node->attr,
+                     (ValueId[]){ctx->dout[0], node->in[1]}, 2, &ctx->din[0]);
 }
 
 /* As many rows as a rank has on average go through; (n - 1) / n of them to others. */
 static Cost cost_rows(const Graph *g, const Node *node)
 {
     const ExchangeAttr *attr = node->attr;
-    ValueId few = graph_value(g, node->in[0])->shape.dim[0] < graph_value(g, node->out[0])->shape.dim[0] ? node->in[0] : node->out[0];
+    ValueId few = graph_value(g, node->in[0])->shape.dim[0] <
+                          graph_value(g, node->out[0])->shape.dim[0]
+                      ? node->in[0]
+                      : node->out[0];
     double bytes = value_bytes(g, few);
-    Cost cost = {.read_bytes = 2 * bytes, .write_bytes = 2 * bytes, .wire_bytes = bytes * (attr->n - 1) / attr->n};
+    Cost cost = {.read_bytes = 2 * bytes,
+                 .write_bytes = 2 * bytes,
+                 .wire_bytes = bytes * (attr->n - 1) / attr->n};
     if (attr->n > 1) cost_exchange(&cost, COMM_ALL_TO_ALL, 1u << MESH_EP, bytes);
     return cost;
 }
@@ -140,7 +154,8 @@ static Cost cost_plan(const Graph *g, const Node *node)
     Cost cost = cost_streaming(g, node, 0);
     int n = ((const ExchangeAttr *)node->attr)->n;
     cost.wire_bytes = value_bytes(g, node->in[0]) * (n - 1);
-    if (n > 1) cost_exchange(&cost, COMM_ALL_GATHER, 1u << MESH_EP, value_bytes(g, node->in[0]) * n);
+    if (n > 1)
+        cost_exchange(&cost, COMM_ALL_GATHER, 1u << MESH_EP, value_bytes(g, node->in[0]) * n);
     return cost;
 }
 
@@ -150,7 +165,7 @@ static void attr_text(const void *attribute, Str *out)
     str_printf(out, "ep %d of %d", attr->rank, attr->n);
 }
 
-/* ---- kernels --------------------------------------------------------------------------------------------- */
+/* ---- kernels ---------------------------------------------------------------------------- */
 
 /* What all ranks' offsets say. */
 typedef struct Table {
@@ -161,13 +176,20 @@ typedef struct Table {
 
 static Table table_of(const Tensor *t, const ExchangeAttr *attr)
 {
-    Table table = {.at = t->data, .n = attr->n, .rank = attr->rank, .experts = tensor_count(t) / attr->n - 1};
+    Table table = {
+        .at = t->data, .n = attr->n, .rank = attr->rank, .experts = tensor_count(t) / attr->n - 1};
     table.each = table.experts / attr->n;
     return table;
 }
 
-static int32_t offset_of(const Table *t, int rank, int64_t expert) { return t->at[rank * (t->experts + 1) + expert]; }
-static int64_t rows_of(const Table *t, int rank, int64_t expert) { return offset_of(t, rank, expert + 1) - offset_of(t, rank, expert); }
+static int32_t offset_of(const Table *t, int rank, int64_t expert)
+{
+    return t->at[rank * (t->experts + 1) + expert];
+}
+static int64_t rows_of(const Table *t, int rank, int64_t expert)
+{
+    return offset_of(t, rank, expert + 1) - offset_of(t, rank, expert);
+}
 /* that rank `from` has for the experts of rank `to`: they lie together */
 static int64_t rows_between(const Table *t, int from, int to)
 {
@@ -202,8 +224,12 @@ static Status run_plan(KernelArgs *args)
     const Prepared *p = args->state;
     int64_t count = tensor_count(&args->in[0]);
     if (attr->n > 1)
-        TRY(comm_run(p->comm, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I32, .send = args->in[0].data,
-                                        .recv = args->out[0].data, .count = count, .node = args->node}));
+        TRY(comm_run(p->comm, &(CommOp){.kind = COMM_ALL_GATHER,
+                                        .dtype = DTYPE_I32,
+                                        .send = args->in[0].data,
+                                        .recv = args->out[0].data,
+                                        .count = count,
+                                        .node = args->node}));
     else
         memcpy(args->out[0].data, args->in[0].data, (size_t)count * sizeof(int32_t));
     Table t = table_of(&args->out[0], attr);
@@ -218,14 +244,16 @@ static Status run_plan(KernelArgs *args)
     return OK;
 }
 
-/* Between the order of arrival (by rank, then expert) and the order of use (by expert, then rank). */
+/* Between the order of arrival (by rank, then expert) and the order of use (by expert, then rank).
+ */
 static void reorder(const Table *t, char *by_rank, char *by_expert, size_t row_bytes, bool arriving)
 {
     char *use = by_expert;
     for (int64_t e = 0; e < t->each; e++) {
         char *block = by_rank;
         for (int r = 0; r < t->n; r++) {
-            int64_t before = offset_of(t, r, t->rank * t->each + e) - offset_of(t, r, t->rank * t->each);
+            int64_t before = offset_of(t, r, t->rank * t->each + e) -
+                             offset_of(t, r, t->rank * t->each);
             size_t bytes = (size_t)rows_of(t, r, t->rank * t->each + e) * row_bytes;
             char *there = block + (size_t)before * row_bytes;
             if (arriving)
@@ -239,13 +267,16 @@ static void reorder(const Table *t, char *by_rank, char *by_expert, size_t row_b
 }
 
 /* Rows of tokens at their offsets <-> blocks by rank, one behind the other. */
-static Status exchange(KernelArgs *args, const Table *t, void *of_tokens_rows, void *by_rank, bool out)
+static Status exchange(KernelArgs *args, const Table *t, void *of_tokens_rows, void *by_rank,
+                       bool out)
 {
     const Prepared *p = args->state;
-    int64_t width = args->in[0].shape.dim[1], *sent = p->counts, *sent_at = sent + t->n, *got = sent_at + t->n, *got_at = got + t->n;
+    int64_t width = args->in[0].shape.dim[1], *sent = p->counts, *sent_at = sent + t->n,
+            *got = sent_at + t->n, *got_at = got + t->n;
     int64_t at = 0;
     for (int r = 0; r < t->n; r++) {
-        int64_t mine = rows_between(t, t->rank, r) * width, theirs = rows_between(t, r, t->rank) * width;
+        int64_t mine = rows_between(t, t->rank, r) * width,
+                theirs = rows_between(t, r, t->rank) * width;
         int64_t place = offset_of(t, t->rank, r * t->each) * width;
         sent[r] = out ? mine : theirs;
         sent_at[r] = out ? place : at;
@@ -253,9 +284,15 @@ static Status exchange(KernelArgs *args, const Table *t, void *of_tokens_rows, v
         got_at[r] = out ? at : place;
         at += theirs;
     }
-    return comm_run(p->comm, &(CommOp){.kind = COMM_ALL_TO_ALL, .dtype = args->in[0].dtype, .send = out ? of_tokens_rows : by_rank,
-                                       .recv = out ? by_rank : of_tokens_rows, .send_counts = sent, .send_offsets = sent_at,
-                                       .recv_counts = got, .recv_offsets = got_at, .node = args->node});
+    return comm_run(p->comm, &(CommOp){.kind = COMM_ALL_TO_ALL,
+                                       .dtype = args->in[0].dtype,
+                                       .send = out ? of_tokens_rows : by_rank,
+                                       .recv = out ? by_rank : of_tokens_rows,
+                                       .send_counts = sent,
+                                       .send_offsets = sent_at,
+                                       .recv_counts = got,
+                                       .recv_offsets = got_at,
+                                       .node = args->node});
 }
 
 static Status run_dispatch(KernelArgs *args)
@@ -263,7 +300,8 @@ static Status run_dispatch(KernelArgs *args)
     Table t = table_of(&args->in[1], args->attr);
     size_t row_bytes = (size_t)args->in[0].shape.dim[1] * dtype_bytes(args->in[0].dtype);
     if (t.n == 1) {
-        memcpy(args->out[0].data, args->in[0].data, (size_t)offset_of(&t, 0, t.experts) * row_bytes);
+        memcpy(args->out[0].data, args->in[0].data,
+               (size_t)offset_of(&t, 0, t.experts) * row_bytes);
         return OK;
     }
     TRY(exchange(args, &t, args->in[0].data, args->workspace, true));
@@ -276,7 +314,8 @@ static Status run_collect(KernelArgs *args)
     Table t = table_of(&args->in[1], args->attr);
     size_t row_bytes = (size_t)args->in[0].shape.dim[1] * dtype_bytes(args->in[0].dtype);
     if (t.n == 1) {
-        memcpy(args->out[0].data, args->in[0].data, (size_t)offset_of(&t, 0, t.experts) * row_bytes);
+        memcpy(args->out[0].data, args->in[0].data,
+               (size_t)offset_of(&t, 0, t.experts) * row_bytes);
         return OK;
     }
     reorder(&t, args->workspace, args->in[0].data, row_bytes, false);
@@ -293,8 +332,10 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
 }
 
 static const CpuKernel plan_kernel = {.run = run_plan, .prepare = prepare, .release = release};
-static const CpuKernel dispatch_kernel = {.run = run_dispatch, .prepare = prepare, .release = release, .workspace = workspace};
-static const CpuKernel collect_kernel = {.run = run_collect, .prepare = prepare, .release = release, .workspace = workspace};
+static const CpuKernel dispatch_kernel = {
+    .run = run_dispatch, .prepare = prepare, .release = release, .workspace = workspace};
+static const CpuKernel collect_kernel = {
+    .run = run_collect, .prepare = prepare, .release = release, .workspace = workspace};
 
 const OpDef op_def_expert_plan = {
     .name = "expert_plan",
@@ -343,7 +384,7 @@ const OpDef op_def_expert_collect = {
     .cpu = CPU_KERNEL_ANY(&collect_kernel),
 };
 
-/* ---- builders -------------------------------------------------------------------------------------------- */
+/* ---- builders --------------------------------------------------------------------------- */
 
 Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned)
 {

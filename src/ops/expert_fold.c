@@ -1,13 +1,15 @@
-/* Experts that are shared out, whole, over ranks which hold the same rows (expert parallelism folded over the tensor
- * axis: Liu 2025, "MoE Parallel Folding"). Nothing is sent for it: a rank takes the rows of its experts, and what it
- * makes of them is a summand of the whole.
+/* Experts that are shared out, whole, over ranks which hold the same rows (expert parallelism
+ * folded over the tensor axis: Liu 2025, "MoE Parallel Folding"). Nothing is sent for it: a rank
+ * takes the rows of its experts, and what it makes of them is a summand of the whole.
  *
- *   expert_share(offsets [E+1])   -> owned [E/n + 1]   where the rows of this rank's experts will lie
+ *   expert_share(offsets [E+1])   -> owned [E/n + 1]   where the rows of this rank's experts will
+ *                                 lie
  *   expert_pick(rows, offsets)    -> the rows of this rank's experts, from the buffer's begin on
- *   expert_put(rows, offsets)     -> back where they were; zeros where other ranks' experts have rows
+ *   expert_put(rows, offsets)     -> back where they were; zeros where other ranks' experts have
+ *                                 rows
  *
- * pick and put are each other's gradients. Nothing is dropped: the buffer has room for all rows. On one rank all
- * three are copies. */
+ * pick and put are each other's gradients. Nothing is dropped: the buffer has room for all rows. On
+ * one rank all three are copies. */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -17,7 +19,7 @@ typedef struct FoldAttr {
     int n, rank; /* along MESH_TP */
 } FoldAttr;
 
-/* ---- placements ---------------------------------------------------------------------------- */
+/* ---- placements ------------------------------------------------------------------------- */
 
 static const Place same = {PLACE_SAME, 0}, of_tokens = {PLACE_CUT, 0}, of_owners = {PLACE_OWNED, 0};
 
@@ -63,7 +65,7 @@ static Status cut_attr(const CutCtx *c, void *attribute)
     return OK;
 }
 
-/* ---- shapes -------------------------------------------------------------------------------- */
+/* ---- shapes ----------------------------------------------------------------------------- */
 
 static Status infer_share(InferCtx *ctx)
 {
@@ -125,7 +127,7 @@ static void attr_text(const void *attribute, Str *out)
     str_printf(out, "tp %d of %d", attr->rank, attr->n);
 }
 
-/* ---- kernels ------------------------------------------------------------------------------- */
+/* ---- kernels ---------------------------------------------------------------------------- */
 
 static Status run_share(KernelArgs *args)
 {
@@ -220,7 +222,7 @@ const OpDef op_def_expert_put = {
     .cpu = CPU_KERNEL_ANY(&put_kernel),
 };
 
-/* ---- builders ------------------------------------------------------------------------------ */
+/* ---- builders --------------------------------------------------------------------------- */
 
 Status op_expert_share(Graph *g, ValueId offsets, ValueId *owned)
 {

@@ -12,7 +12,10 @@ typedef struct Fold {
     int n, rank;
 } Fold;
 
-static int64_t first_of(const Fold *f, int rank) { return (int64_t)offsets[rank * (EXPERTS / f->n)]; }
+static int64_t first_of(const Fold *f, int rank)
+{
+    return (int64_t)offsets[rank * (EXPERTS / f->n)];
+}
 
 static void reference_share(const void *user, double *const *in, double *const *out)
 {
@@ -72,8 +75,8 @@ static void test_ranks(void **state)
         }
 }
 
-/* Rows that are taken and put back, and nothing else: the gradient of one is made by the other. No row behind the
- * experts': its gradient would be nobody's. */
+/* Rows that are taken and put back, and nothing else: the gradient of one is made by the other. No
+ * row behind the experts': its gradient would be nobody's. */
 static void reference_own(const void *user, double *const *in, double *const *out)
 {
     const Fold *f = user;
@@ -112,7 +115,8 @@ static void test_refusal(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ranks), cmocka_unit_test(test_gradients),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ranks),
+                                       cmocka_unit_test(test_gradients),
                                        cmocka_unit_test(test_refusal)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,7 +5,7 @@ static void *row_at(const Rows *rows, int64_t i, int bf16)
     return !rows->data ? NULL : bf16 ? (void *)row_bf16(rows, i) : (void *)row_f32(rows, i);
 }
 
-/* ---- gather: x [tokens D] -> rows [R D] -------------------------------------------------------- */
+/* ---- gather: x [tokens D] -> rows [R D] ------------------------------------------------- */
 
 SIMD void step_scaled(int64_t i, int64_t m, void *to, const void *from, Vf factor, int bf16)
 {
@@ -19,7 +19,8 @@ static Status run_gather(KernelArgs *args)
     const int32_t *source = args->in[2].data;
     int64_t k = args->in[3].shape.dim[args->in[3].shape.rank - 1], n = x.width;
     bool bf16 = x.dtype == DTYPE_BF16;
-#pragma omp parallel for num_threads(args->threads) if (rows.n * n >= WALK_PARALLEL) schedule(static)
+#pragma omp parallel for num_threads(args->threads) if (rows.n * n >= WALK_PARALLEL)               \
+    schedule(static)
     for (int64_t r = 0; r < rows.n; r++) {
         void *to = row_at(&rows, r, bf16);
         size_t bytes = (size_t)n * (bf16 ? 2 : 4);
@@ -41,7 +42,7 @@ static Status run_gather(KernelArgs *args)
 
 const CpuKernel CPU(expert_gather) = {.run = run_gather};
 
-/* ---- combine: rows [R D] -> y [tokens D] ------------------------------------------------------- */
+/* ---- combine: rows [R D] -> y [tokens D] ------------------------------------------------ */
 
 enum { MAX_TOGETHER = 8 }; /* slots whose rows are walked side by side */
 
@@ -57,7 +58,8 @@ typedef struct Token {
 SIMD void step_sum(int64_t i, int64_t m, const Token *t, int n, int bf16)
 {
     Vf sum = t->base ? load_part(t->base, i, m, bf16) : vf_zero();
-    for (int j = 0; j < n; j++) sum = vf_fma(load_part(t->row[j], i, m, bf16), vf_set(t->factor[j]), sum);
+    for (int j = 0; j < n; j++)
+        sum = vf_fma(load_part(t->row[j], i, m, bf16), vf_set(t->factor[j]), sum);
     store_part(t->y, i, m, sum, bf16);
 }
 
@@ -70,7 +72,8 @@ SIMD void sum_rows(const Token *t, int64_t width, int bf16)
 }
 
 /* y = base + sum of factor row; more slots than MAX_TOGETHER go on from the sum so far. */
-static void combine_token(const Rows *rows, const int32_t *place, const float *factor, int64_t k, Token *t)
+static void combine_token(const Rows *rows, const int32_t *place, const float *factor, int64_t k,
+                          Token *t)
 {
     bool bf16 = rows->dtype == DTYPE_BF16;
     for (int64_t first = 0; first < k; first += MAX_TOGETHER, t->base = t->y) {
@@ -94,7 +97,8 @@ static Status run_combine(KernelArgs *args)
     int64_t k = args->in[2].shape.dim[args->in[2].shape.rank - 1];
     bool bf16 = rows.dtype == DTYPE_BF16;
     if (args->in[4].data) base = tensor_as_rows(&args->in[4], 1);
-#pragma omp parallel for num_threads(args->threads) if (y.n * y.width >= WALK_PARALLEL) schedule(static)
+#pragma omp parallel for num_threads(args->threads) if (y.n * y.width >= WALK_PARALLEL)            \
+    schedule(static)
     for (int64_t t = 0; t < y.n; t++) {
         Token token = {.base = row_at(&base, t, bf16), .y = row_at(&y, t, bf16)};
         combine_token(&rows, place + t * k, weight ? weight + t * k : NULL, k, &token);
@@ -104,7 +108,7 @@ static Status run_combine(KernelArgs *args)
 
 const CpuKernel CPU(expert_combine) = {.run = run_combine};
 
-/* ---- gradient of gather: drows [R D] -> dx [tokens D], dscore [tokens k] ------------------------ */
+/* ---- gradient of gather: drows [R D] -> dx [tokens D], dscore [tokens k] ---------------- */
 
 SIMD float row_dot(const void *a, const void *b, int64_t n, int bf16)
 {
@@ -112,8 +116,10 @@ SIMD float row_dot(const void *a, const void *b, int64_t n, int bf16)
     int64_t i = 0;
     for (; i + 4 * VL <= n; i += 4 * VL)
         for (int k = 0; k < 4; k++)
-            sum[k] = vf_fma(vf_load_as(a, i + k * VL, bf16), vf_load_as(b, i + k * VL, bf16), sum[k]);
-    for (; i < n; i += VL) sum[0] = vf_fma(load_part(a, i, n - i, bf16), load_part(b, i, n - i, bf16), sum[0]);
+            sum[k] = vf_fma(vf_load_as(a, i + k * VL, bf16), vf_load_as(b, i + k * VL, bf16),
+                            sum[k]);
+    for (; i < n; i += VL)
+        sum[0] = vf_fma(load_part(a, i, n - i, bf16), load_part(b, i, n - i, bf16), sum[0]);
     return vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 

@@ -21,10 +21,11 @@ static const Case cases[] = {
 static int64_t n_rows(const Case *c) { return c->tokens * c->k + c->experts * EXPERT_ROW_ALIGN; }
 static double tolerance(const Case *c) { return c->dtype == DTYPE_BF16 ? 1e-2 : 2e-6; }
 
-/* ---- sort ---------------------------------------------------------------------------------- */
+/* ---- sort ------------------------------------------------------------------------------- */
 
 /* Straight from the words of the contract: experts in order, pairs of each in token order. */
-static void sort_pairs(const Case *c, const double *choice, double *offsets, double *source, double *place, double *load)
+static void sort_pairs(const Case *c, const double *choice, double *offsets, double *source,
+                       double *place, double *load)
 {
     int64_t row = 0;
     for (int64_t r = 0; r < n_rows(c); r++) source[r] = -1;
@@ -66,8 +67,8 @@ static void test_sort_refuses_unknown_experts(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     ValueId out[4];
-    optest_ok(op_expert_sort(t->graph, optest_data(t, DTYPE_I32, SHAPE(2, 1), (double[]){0, 3}), 3, &out[0], &out[1],
-                             &out[2], &out[3]));
+    optest_ok(op_expert_sort(t->graph, optest_data(t, DTYPE_I32, SHAPE(2, 1), (double[]){0, 3}), 3,
+                             &out[0], &out[1], &out[2], &out[3]));
     OpRun run;
     assert_false(optest_run(&run, t, (Target){.isa = ISA_GENERIC, .threads = 1}, 0));
     assert_non_null(strstr(run.fault, "choice 1 is expert 3 of 3"));
@@ -75,7 +76,7 @@ static void test_sort_refuses_unknown_experts(void **state)
     optest_destroy(t);
 }
 
-/* ---- gather and combine -------------------------------------------------------------------- */
+/* ---- gather and combine ----------------------------------------------------------------- */
 
 typedef struct Sorted {
     const Case *c;
@@ -112,8 +113,9 @@ static void reference_gather(const void *user, double *const *in, double *const 
     for (int64_t r = 0; r < n_rows(s->c); r++)
         for (int64_t i = 0; i < s->c->width; i++) {
             int64_t from = (int64_t)s->source[r];
-            out[0][r * s->c->width + i] =
-                from < 0 ? 0 : (s->c->factor ? in[2][from] : 1) * in[1][from / s->c->k * s->c->width + i];
+            out[0][r * s->c->width + i] = from < 0 ? 0
+                                                   : (s->c->factor ? in[2][from] : 1) *
+                                                         in[1][from / s->c->k * s->c->width + i];
         }
 }
 
@@ -123,10 +125,13 @@ static void test_gather(void **state)
     for (int i = 0; i < COUNT_OF(cases); i++) {
         const Case *c = &cases[i];
         OpTest *t = optest_create((uint64_t)i);
-        ValueId choice = optest_integers(t, SHAPE(1, c->tokens, c->k), 0, c->experts), sort[4], rows;
-        ValueId x = optest_normal(t, c->dtype, SHAPE(1, c->tokens, c->width), 1.0), score = NO_VALUE;
+        ValueId choice = optest_integers(t, SHAPE(1, c->tokens, c->k), 0, c->experts), sort[4],
+                rows;
+        ValueId x = optest_normal(t, c->dtype, SHAPE(1, c->tokens, c->width), 1.0),
+                score = NO_VALUE;
         if (c->factor) score = optest_normal(t, DTYPE_F32, SHAPE(1, c->tokens, c->k), 1.0);
-        optest_ok(op_expert_sort(t->graph, choice, c->experts, &sort[0], &sort[1], &sort[2], &sort[3]));
+        optest_ok(
+            op_expert_sort(t->graph, choice, c->experts, &sort[0], &sort[1], &sort[2], &sort[3]));
         optest_ok(op_expert_gather(t->graph, x, score, sort[1], sort[2], &rows));
         optest_output(t, rows);
         if (i % 2) optest_pitch(t, x, 1, c->width + 3);
@@ -160,10 +165,12 @@ static void test_combine(void **state)
         OpTest *t = optest_create((uint64_t)i);
         Shape tokens = SHAPE(1, c->tokens, c->width);
         ValueId choice = optest_integers(t, SHAPE(1, c->tokens, c->k), 0, c->experts), sort[4], y;
-        ValueId rows = optest_normal(t, c->dtype, SHAPE(n_rows(c), c->width), 1.0), weight = NO_VALUE, base = NO_VALUE;
+        ValueId rows = optest_normal(t, c->dtype, SHAPE(n_rows(c), c->width), 1.0),
+                weight = NO_VALUE, base = NO_VALUE;
         if (c->factor) weight = optest_normal(t, DTYPE_F32, SHAPE(1, c->tokens, c->k), 1.0);
         if (c->base) base = optest_normal(t, c->dtype, tokens, 1.0);
-        optest_ok(op_expert_sort(t->graph, choice, c->experts, &sort[0], &sort[1], &sort[2], &sort[3]));
+        optest_ok(
+            op_expert_sort(t->graph, choice, c->experts, &sort[0], &sort[1], &sort[2], &sort[3]));
         optest_ok(op_expert_combine(t->graph, rows, sort[1], sort[2], weight, base, tokens, &y));
         optest_output(t, y);
         if (i % 2) optest_pitch(t, y, 1, c->width + 3);
@@ -180,24 +187,29 @@ static void test_refusals(void **state)
     OpTest *t = optest_create(1);
     Graph *g = t->graph;
     ValueId choice = optest_integers(t, SHAPE(3, 2), 0, 2), sort[4], y;
-    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(3, 4), 1.0), other = optest_normal(t, DTYPE_F32, SHAPE(5, 4), 1.0);
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(3, 4), 1.0),
+            other = optest_normal(t, DTYPE_F32, SHAPE(5, 4), 1.0);
     ValueId score = optest_normal(t, DTYPE_F32, SHAPE(3, 1), 1.0);
-    optest_refused(op_expert_sort(g, x, 2, &sort[0], &sort[1], &sort[2], &sort[3]), ERR_ARG, "choice must be i32");
-    optest_refused(op_expert_sort(g, choice, 0, &sort[0], &sort[1], &sort[2], &sort[3]), ERR_ARG, "0 experts");
+    optest_refused(op_expert_sort(g, x, 2, &sort[0], &sort[1], &sort[2], &sort[3]), ERR_ARG,
+                   "choice must be i32");
+    optest_refused(op_expert_sort(g, choice, 0, &sort[0], &sort[1], &sort[2], &sort[3]), ERR_ARG,
+                   "0 experts");
     optest_ok(op_expert_sort(g, choice, 2, &sort[0], &sort[1], &sort[2], &sort[3]));
-    optest_refused(op_expert_gather(g, other, NO_VALUE, sort[1], sort[2], &y), ERR_SHAPE, "place is");
+    optest_refused(op_expert_gather(g, other, NO_VALUE, sort[1], sort[2], &y), ERR_SHAPE,
+                   "place is");
     optest_refused(op_expert_gather(g, x, score, sort[1], sort[2], &y), ERR_SHAPE, "score is");
-    optest_refused(op_expert_combine(g, x, sort[1], sort[2], NO_VALUE, NO_VALUE, SHAPE(3, 5), &y), ERR_SHAPE,
-                   "must be rows of 5");
-    optest_refused(op_expert_combine(g, x, sort[1], sort[2], NO_VALUE, other, SHAPE(3, 4), &y), ERR_SHAPE, "base is");
+    optest_refused(op_expert_combine(g, x, sort[1], sort[2], NO_VALUE, NO_VALUE, SHAPE(3, 5), &y),
+                   ERR_SHAPE, "must be rows of 5");
+    optest_refused(op_expert_combine(g, x, sort[1], sort[2], NO_VALUE, other, SHAPE(3, 4), &y),
+                   ERR_SHAPE, "base is");
     optest_destroy(t);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sort),    cmocka_unit_test(test_sort_refuses_unknown_experts),
-        cmocka_unit_test(test_gather),  cmocka_unit_test(test_combine),
+        cmocka_unit_test(test_sort),     cmocka_unit_test(test_sort_refuses_unknown_experts),
+        cmocka_unit_test(test_gather),   cmocka_unit_test(test_combine),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
-/* expert_sort: where each (token, choice) pair goes when pairs are grouped by expert, in token order;
- * each group starts at a multiple of EXPERT_ROW_ALIGN. A counting sort of small integers, one thread:
- * a few microseconds. */
+/* expert_sort: where each (token, choice) pair goes when pairs are grouped by expert, in token
+ * order; each group starts at a multiple of EXPERT_ROW_ALIGN. A counting sort of small integers,
+ * one thread: a few microseconds. */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -34,8 +34,8 @@ static Status run(KernelArgs *args)
     memset(next, 0, (size_t)experts * sizeof *next);
     for (int64_t i = 0; i < pairs; i++) {
         if (choice[i] < 0 || choice[i] >= experts)
-            return fail(ERR_ARG, "expert_sort: choice %lld is expert %d of %lld", (long long)i, (int)choice[i],
-                        (long long)experts);
+            return fail(ERR_ARG, "expert_sort: choice %lld is expert %d of %lld", (long long)i,
+                        (int)choice[i], (long long)experts);
         next[choice[i]]++;
     }
     for (int64_t e = 0; e < experts; e++) {
@@ -58,14 +58,17 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
 {
     (void)graph;
     (void)target;
-    return (size_t)*(const int64_t *)node->attr * sizeof(int32_t);
+    return (size_t) * (const int64_t *)node->attr * sizeof(int32_t);
 }
 
 static const CpuKernel kernel = {.run = run, .workspace = workspace};
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "experts %lld", (long long)*(const int64_t *)attr); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "experts %lld", (long long)*(const int64_t *)attr);
+}
 
 const OpDef op_def_expert_sort = {
     .name = "expert_sort",
@@ -81,8 +84,8 @@ const OpDef op_def_expert_sort = {
     .cpu = CPU_KERNEL_ANY(&kernel),
 };
 
-Status op_expert_sort(Graph *g, ValueId choice, int64_t n_experts, ValueId *offsets, ValueId *source, ValueId *place,
-                      ValueId *load)
+Status op_expert_sort(Graph *g, ValueId choice, int64_t n_experts, ValueId *offsets,
+                      ValueId *source, ValueId *place, ValueId *load)
 {
     ValueId out[4];
     TRY(graph_add(g, &op_def_expert_sort, &n_experts, &choice, 1, out));

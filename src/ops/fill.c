@@ -18,7 +18,10 @@ static Status infer(InferCtx *ctx)
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "value %.9g", (double)((const FillAttr *)attr)->value); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "value %.9g", (double)((const FillAttr *)attr)->value);
+}
 
 const OpDef op_def_fill = {
     .name = "fill",

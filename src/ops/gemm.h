@@ -1,5 +1,5 @@
-/* Matrix products: C [m n] = or += sum over k of A(i, k) B(j, k), operands with any strides, f32 or bf16.
- * Internal to ops/.
+/* Matrix products: C [m n] = or += sum over k of A(i, k) B(j, k), operands with any strides, f32 or
+ * bf16. Internal to ops/.
  *
  * A GemmBlock is the work of one thread. B's lines are
  * packed into panels of gemm->columns lines, A's into panels of gemm->rows lines unless they can be
@@ -7,8 +7,9 @@
  * blocks by shape; an element of C is always summed in the same order, so any cut and any number of
  * threads give the same bits.
  *
- * Share of the register peak on one Zen 4 core of a busy machine, packing included, beside oneDNN 2.6.3's best
- * (weights packed, matmul or inner_product) minutes apart; bench/linear_bench.c measures anew:
+ * Share of the register peak on one Zen 4 core of a busy machine, packing included, beside
+ * oneDNN 2.6.3's best (weights packed, matmul or inner_product) minutes apart; bench/linear_bench.c
+ * measures anew:
  *                                   f32: ours  oneDNN     bf16: ours  oneDNN
  *     y   4096 tokens, 384 -> 2048       89%     93%            91%     92%
  *     dx                                 90%     93%            83%     92%
@@ -19,15 +20,16 @@
  * The library was left out: it decides sizes at creation (experts have none then), creates for
  * milliseconds, sums in an order that depends on the threads, and needs AVX-512 for bf16.
  *
- *     GemmBlock product = {.m = 4096, .n = 640, .k = 384, .a = ..., .b = ..., .c = ..., .scratch = workspace};
- *     CPU(gemm).multiply(&product, args->threads);
+ *     GemmBlock product = {.m = 4096, .n = 640, .k = 384, .a = ..., .b = ..., .c = ..., .scratch =
+ * workspace}; CPU(gemm).multiply(&product, args->threads);
  */
 #ifndef OPS_GEMM_H
 #define OPS_GEMM_H
 
 #include "ops/kernel.h"
 
-/* Line i (a row of A, a column of B), position k: data + (i * line_stride + k * k_stride) elements. */
+/* Line i (a row of A, a column of B), position k: data + (i * line_stride + k * k_stride) elements.
+ */
 typedef struct GemmOperand {
     const void *data;
     DType dtype; /* f32 or bf16 */
@@ -47,7 +49,8 @@ typedef struct GemmBlock {
 /* One for each instruction-set level, as kernels are. */
 typedef struct Gemm {
     int rows, columns; /* of a tile; cuts at their multiples waste nothing */
-    /* One block on the calling thread; scratch: block_scratch bytes, which do for any smaller n and k. */
+    /* One block on the calling thread; scratch: block_scratch bytes, which do for any smaller n and
+     * k. */
     void (*run)(const GemmBlock *block);
     size_t (*block_scratch)(const GemmBlock *block);
     /* A whole product on a team of threads; scratch: scratch bytes for that many threads. */

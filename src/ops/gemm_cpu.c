@@ -1,8 +1,9 @@
 /* The blocked matrix product of gemm.h.
  *
- * Words and panels are those of gemm_pack.h. The tile: ROWS x (2 vectors) sums in registers; for each word two
- * vectors of B and ROWS broadcasts of A. 12 x 32 with AVX-512: 24 multiply-adds for 14 loads, enough to keep the
- * units busy from L2; 6 x 16 with AVX2: 12 for 8, in 15 of the 16 registers.
+ * Words and panels are those of gemm_pack.h. The tile: ROWS x (2 vectors) sums in registers; for
+ * each word two vectors of B and ROWS broadcasts of A. 12 x 32 with AVX-512: 24 multiply-adds for
+ * 14 loads, enough to keep the units busy from L2; 6 x 16 with AVX2: 12 for 8, in 15 of the 16
+ * registers.
  */
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
@@ -15,28 +16,29 @@
 #if defined(__AVX512F__)
 enum { ROWS = 12, WORDS_AT_ONCE = 1, COPIES_BF16 = 0, LONG_WORDS = 256, MIN_LINES = 96 };
 #else
-/* A tile of half the vectors has half the multiply-adds a word: what counts the words costs a fifth of them, unless
- * it is shared. */
+/* A tile of half the vectors has half the multiply-adds a word: what counts the words costs a fifth
+ * of them, unless it is shared. */
 enum { ROWS = 6, WORDS_AT_ONCE = 4, COPIES_BF16 = 1, LONG_WORDS = 384, MIN_LINES = 160 };
 #endif
 enum {
     COLUMNS = 2 * VL,
-    A_LINES = 8 * ROWS,    /* packed at a time */
-    BLOCK_WORDS = 256,     /* of k, when C is f32 and can be added to; LONG_WORDS where A is not packed */
-    GROUP = 8,             /* of such blocks */
-    SUM_WORDS = 512,       /* of k, when C is bf16 */
-    GROUP_WORDS = 1 << 20, /* of B packed together */
-    SET_STRIDE = 2048,     /* bytes */
-    L2_WORDS = 96 * 1024,  /* of packed B */
-    FEW_ROWS = 8,          /* dot products instead of packing */
-    FEW_LINES = 64,        /* of B at a time then */
+    A_LINES = 8 * ROWS, /* packed at a time */
+    BLOCK_WORDS =
+        256,         /* of k, when C is f32 and can be added to; LONG_WORDS where A is not packed */
+    GROUP = 8,       /* of such blocks */
+    SUM_WORDS = 512, /* of k, when C is bf16 */
+    GROUP_WORDS = 1 << 20,  /* of B packed together */
+    SET_STRIDE = 2048,      /* bytes */
+    L2_WORDS = 96 * 1024,   /* of packed B */
+    FEW_ROWS = 8,           /* dot products instead of packing */
+    FEW_LINES = 64,         /* of B at a time then */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
 };
 
 static void pack_a(uint32_t *out, const Window *w) { pack(out, ROWS, w); }
 static void pack_b(uint32_t *out, const Window *w) { pack(out, COLUMNS, w); }
 
-/* ---- the tile ------------------------------------------------------------------------------ */
+/* ---- the tile --------------------------------------------------------------------------- */
 
 typedef struct Tile {
     const char *a;
@@ -88,8 +90,8 @@ SIMD void prefetch_row(const Tile *t, int row)
 enum { LINES_EACH = 3, BASES = (ROWS + LINES_EACH - 1) / LINES_EACH };
 
 /* The products of one word, `at` bytes from the bases and at b. */
-SIMD void multiply_word(const int rows, const int pairs, const char *const a[BASES], int64_t line, int64_t at,
-                        const float *b, Vf sum[ROWS][2])
+SIMD void multiply_word(const int rows, const int pairs, const char *const a[BASES], int64_t line,
+                        int64_t at, const float *b, Vf sum[ROWS][2])
 {
     Vf b0 = vf_load(b), b1 = vf_load(b + VL);
 #pragma GCC unroll 12
@@ -148,26 +150,32 @@ TILES(6)
 TILES(4)
 TILES(1)
 
-#define CHOOSE(rows) {{tile_##rows##_0_0, tile_##rows##_0_1}, {tile_##rows##_1_0, tile_##rows##_1_1}}
+#define CHOOSE(rows)                                                                               \
+    {                                                                                              \
+        {tile_##rows##_0_0, tile_##rows##_0_1}, { tile_##rows##_1_0, tile_##rows##_1_1 }           \
+    }
 /* in falling order: how many rows, and the tile by [packed][pairs] */
 static const struct TileKind {
     int rows;
     void (*run[2][2])(const Tile *t);
 } tiles[] = {
 #if defined(__AVX512F__)
-    {12, CHOOSE(12)}, {8, CHOOSE(8)},
+    {12, CHOOSE(12)},
+    {8, CHOOSE(8)},
 #else
     {6, CHOOSE(6)},
 #endif
-    {4, CHOOSE(4)},   {1, CHOOSE(1)},
+    {4, CHOOSE(4)},
+    {1, CHOOSE(1)},
 };
 
-/* ---- the block ----------------------------------------------------------------------------- */
+/* ---- the block -------------------------------------------------------------------------- */
 
 /* How the lines of A reach the tiles. */
 typedef enum AMode {
     A_IN_PLACE,
-    A_COPIED, /* in place they would share a few sets of the first cache (lines 4 KiB apart), or are no words */
+    A_COPIED, /* in place they would share a few sets of the first cache (lines 4 KiB apart), or are
+                 no words */
     A_PACKED,
 } AMode;
 
@@ -189,11 +197,13 @@ static AMode a_mode(const GemmBlock *block)
     const bool bf16 = block->a.dtype == DTYPE_BF16;
     if (block->a.k_stride == 1 && bf16 && COPIES_BF16) return A_COPIED;
     if (block->a.k_stride != 1 || (bf16 && (!PAIRS || block->k % 2))) return A_PACKED;
-    return block->a.line_stride * (int64_t)dtype_bytes(block->a.dtype) % SET_STRIDE ? A_IN_PLACE : A_COPIED;
+    return block->a.line_stride * (int64_t)dtype_bytes(block->a.dtype) % SET_STRIDE ? A_IN_PLACE
+                                                                                    : A_COPIED;
 }
 
-/* How k is cut: equal blocks of `step` words, `group` of them packed together. An f32 C takes up the sum
- * after each block; a bf16 C only once, so its blocks are longer, all in one group, and summed aside. */
+/* How k is cut: equal blocks of `step` words, `group` of them packed together. An f32 C takes up
+ * the sum after each block; a bf16 C only once, so its blocks are longer, all in one group, and
+ * summed aside. */
 typedef struct Blocking {
     int64_t step, group;
     bool sum; /* aside, in f32 */
@@ -204,7 +214,9 @@ static Blocking blocking_of(const GemmBlock *block)
     const bool f32 = block->c_dtype == DTYPE_F32;
     int64_t words = ceil_div(block->k, per_word(block->a.dtype));
     const bool packed = a_mode(block) == A_PACKED;
-    int64_t blocks = max_i64(1, ceil_div(words, !f32 ? SUM_WORDS : packed ? BLOCK_WORDS : LONG_WORDS));
+    int64_t blocks = max_i64(1, ceil_div(words, !f32     ? SUM_WORDS
+                                                : packed ? BLOCK_WORDS
+                                                         : LONG_WORDS));
     Blocking b = {.step = ceil_div(words, blocks), .group = blocks, .sum = !f32 && blocks > 1};
     if (f32) b.group = packed ? 1 : min_i64(GROUP, blocks);
     return b;
@@ -213,7 +225,8 @@ static Blocking blocking_of(const GemmBlock *block)
 static const char *a_at(const Work *work, int64_t row)
 {
     const GemmOperand *a = &work->block->a;
-    return (const char *)a->data + (row * a->line_stride + work->k0) * (int64_t)dtype_bytes(a->dtype);
+    return (const char *)a->data +
+           (row * a->line_stride + work->k0) * (int64_t)dtype_bytes(a->dtype);
 }
 
 /* of one line, in place */
@@ -223,11 +236,12 @@ static int64_t a_bytes(const Work *work)
     return work->words * per_word(dtype) * (int64_t)dtype_bytes(dtype);
 }
 
-/* Part j of n of the ROWS lines of A in place that come after `row`, so that each tile finds its lines
- * in the first cache. */
+/* Part j of n of the ROWS lines of A in place that come after `row`, so that each tile finds its
+ * lines in the first cache. */
 static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
 {
-    const int64_t lines = ceil_div(a_bytes(work), CACHE_LINE), from = lines * j / n, to = lines * (j + 1) / n;
+    const int64_t lines = ceil_div(a_bytes(work), CACHE_LINE), from = lines * j / n,
+                  to = lines * (j + 1) / n;
     const int64_t end = min_i64(row + 2 * ROWS, work->block->m);
     for (int64_t i = row + ROWS; i < end; i++) {
         const char *line = a_at(work, i);
@@ -250,7 +264,8 @@ static void copy_line(float *to, const char *from, int64_t words, bool convert)
 }
 
 /* Where line `row` begins for the tiles, and how far it is to the next. */
-static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t first, int64_t *line_bytes)
+static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t first,
+                           int64_t *line_bytes)
 {
     *line_bytes = work->block->a.line_stride * (int64_t)dtype_bytes(work->block->a.dtype);
     if (work->mode == A_PACKED) return (const char *)(work->a + (row - first) * work->words);
@@ -258,7 +273,8 @@ static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t 
     const bool convert = work->block->a.dtype == DTYPE_BF16 && !PAIRS;
     *line_bytes = copy_pitch(work->words);
     for (int64_t i = 0; i < rows; i++)
-        copy_line((float *)(void *)((char *)work->a + i * *line_bytes), a_at(work, row + i), work->words, convert);
+        copy_line((float *)(void *)((char *)work->a + i * *line_bytes), a_at(work, row + i),
+                  work->words, convert);
     return (const char *)work->a;
 }
 
@@ -281,7 +297,8 @@ static void run_row(const Work *work, int64_t row, int64_t rows, int64_t first)
             t.b = work->b + j * work->words;
             t.c = work->c + ((row + done - work->c_line) * work->c_pitch + j) * c_bytes;
             t.columns = block->n - j;
-            if (!packed && done == 0) prefetch_a(work, row, j / COLUMNS, ceil_div(block->n, COLUMNS));
+            if (!packed && done == 0)
+                prefetch_a(work, row, j / COLUMNS, ceil_div(block->n, COLUMNS));
             tiles[kind].run[packed][work->pairs](&t);
         }
     }
@@ -319,8 +336,8 @@ static bool enter_block(Work *work, uint32_t *b, const Blocking *blocking, int64
     return i < blocking->group && work->k0 < block->k;
 }
 
-/* From element k on, a group of blocks: all of B is packed, then some lines of C meet one block after
- * the other, and stay in L2 meanwhile. */
+/* From element k on, a group of blocks: all of B is packed, then some lines of C meet one block
+ * after the other, and stay in L2 meanwhile. */
 static void run_group(Work *work, uint32_t *b, const Blocking *blocking, int64_t k)
 {
     const GemmBlock *block = work->block;
@@ -351,16 +368,19 @@ static void run(const GemmBlock *block)
         work.c_pitch = columns;
         work.c_dtype = DTYPE_F32;
     }
-    for (int64_t k = 0; k < block->k; k += blocking.group * blocking.step * per_word(block->a.dtype))
+    for (int64_t k = 0; k < block->k;
+         k += blocking.group * blocking.step * per_word(block->a.dtype))
         run_group(&work, b, &blocking, k);
 }
 
-/* Enough for any smaller n and k too. Those may be cut into longer blocks; a group of them is then at most
- * a word a block longer than k. */
+/* Enough for any smaller n and k too. Those may be cut into longer blocks; a group of them is then
+ * at most a word a block longer than k. */
 static size_t block_scratch(const GemmBlock *block)
 {
-    const int64_t all = ceil_div(block->k, per_word(block->a.dtype)), columns = ceil_div(block->n, COLUMNS) * COLUMNS;
-    int64_t step = min_i64(all, SUM_WORDS), group = all + ceil_div(all, SUM_WORDS), sums = A_LINES * columns;
+    const int64_t all = ceil_div(block->k, per_word(block->a.dtype)),
+                  columns = ceil_div(block->n, COLUMNS) * COLUMNS;
+    int64_t step = min_i64(all, SUM_WORDS), group = all + ceil_div(all, SUM_WORDS),
+            sums = A_LINES * columns;
     if (block->c_dtype == DTYPE_F32) {
         step = min_i64(all, LONG_WORDS);
         group = block->a.k_stride == 1 ? min_i64(all + GROUP, GROUP * LONG_WORDS) : step;
@@ -370,7 +390,7 @@ static size_t block_scratch(const GemmBlock *block)
     return ((size_t)words * 4 + 63) / 64 * 64;
 }
 
-/* ---- many threads ---------------------------------------------------------------------------- */
+/* ---- many threads ----------------------------------------------------------------------- */
 
 /* C in blocks of m x n, for threads to take one after the other. */
 typedef struct Cut {
@@ -383,12 +403,14 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
     return ceil_div(ceil_div(length, parts), unit) * unit;
 }
 
-/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but not fewer than
- * MIN_LINES, where packing B for them shows, and as many blocks for each thread if it must be less than four. */
+/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but
+ * not fewer than MIN_LINES, where packing B for them shows, and as many blocks for each thread if
+ * it must be less than four. */
 static Cut cut_of(const GemmBlock *p, int threads)
 {
     Blocking b = blocking_of(p);
-    int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS * COLUMNS;
+    int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS *
+                      COLUMNS;
     int64_t widest = max_i64(2 * COLUMNS, min_i64(384, fitting));
     int64_t n_parts = ceil_div(p->n, widest), m_parts = 1, most = p->m / MIN_LINES;
     if (most > threads) most -= most % threads;
@@ -406,7 +428,10 @@ static int thread_index(void)
 }
 
 /* Too few rows for packing B to pay. */
-static bool is_few(const GemmBlock *p) { return p->m <= FEW_ROWS && p->a.k_stride == 1 && p->b.k_stride == 1; }
+static bool is_few(const GemmBlock *p)
+{
+    return p->m <= FEW_ROWS && p->a.k_stride == 1 && p->b.k_stride == 1;
+}
 
 static size_t scratch(const GemmBlock *product, int threads)
 {
@@ -425,7 +450,8 @@ static void run_part(const GemmBlock *product, Cut cut, int64_t item, size_t scr
     block.n = min_i64(cut.n, product->n - j);
     block.a.data = operand_line(&product->a, i);
     block.b.data = operand_line(&product->b, j);
-    block.c = (char *)product->c + (i * product->c_pitch + j) * (int64_t)dtype_bytes(product->c_dtype);
+    block.c = (char *)product->c +
+              (i * product->c_pitch + j) * (int64_t)dtype_bytes(product->c_dtype);
     block.scratch = (char *)product->scratch + (size_t)thread_index() * scratch_bytes;
     if (is_few(product))
         CPU(gemm_dots)(&block);

@@ -1,6 +1,6 @@
-/* Products of a few rows, both operands contiguous along k, as dot products: nothing is packed, so the
- * weight is read once and in order, which is what decoding is limited by. A tile is 4 rows of A by 4
- * lines of B, 16 sums of a vector each.
+/* Products of a few rows, both operands contiguous along k, as dot products: nothing is packed, so
+ * the weight is read once and in order, which is what decoding is limited by. A tile is 4 rows of A
+ * by 4 lines of B, 16 sums of a vector each.
  */
 #include "ops/gemm.h"
 #include "ops/simd.h"
@@ -46,11 +46,13 @@ static void store(const GemmBlock *block, int64_t row, int64_t line, float value
 }
 
 /* rows, lines and bf16 are constants where this is used */
-SIMD void tile(const int rows, const int lines, const int bf16, const GemmBlock *block, int64_t row, int64_t line)
+SIMD void tile(const int rows, const int lines, const int bf16, const GemmBlock *block, int64_t row,
+               int64_t line)
 {
     const int64_t size = bf16 ? 2 : 4, step = step_of(bf16);
     const int64_t a_line = block->a.line_stride * size, b_line = block->b.line_stride * size;
-    const char *a = (const char *)block->a.data + row * a_line, *b = (const char *)block->b.data + line * b_line;
+    const char *a = (const char *)block->a.data + row * a_line,
+               *b = (const char *)block->b.data + line * b_line;
     Vf sum[TILE][TILE];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++)
@@ -59,7 +61,8 @@ SIMD void tile(const int rows, const int lines, const int bf16, const GemmBlock 
     for (int64_t k = 0; k < block->k; k += step) {
         Vf av[TILE];
 #pragma GCC unroll 4
-        for (int i = 0; i < rows; i++) av[i] = load_step(a + i * a_line + k * size, block->k - k, bf16);
+        for (int i = 0; i < rows; i++)
+            av[i] = load_step(a + i * a_line + k * size, block->k - k, bf16);
 #pragma GCC unroll 4
         for (int j = 0; j < lines; j++) {
             Vf bv = load_step(b + j * b_line + k * size, block->k - k, bf16);

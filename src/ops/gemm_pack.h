@@ -1,8 +1,8 @@
 /* Packing for the products of gemm_cpu.c: lines of an operand become panels of words.
  *
- * A word is four bytes: one f32, or, where the processor multiplies bf16 (AVX512-BF16), two bf16 that are
- * neighbours along k. Elsewhere bf16 becomes f32 here. A panel of `width` lines is stored [word][line];
- * lines past the end are zero. Included by gemm_cpu.c only.
+ * A word is four bytes: one f32, or, where the processor multiplies bf16 (AVX512-BF16), two bf16
+ * that are neighbours along k. Elsewhere bf16 becomes f32 here. A panel of `width` lines is stored
+ * [word][line]; lines past the end are zero. Included by gemm_cpu.c only.
  */
 #ifndef OPS_GEMM_PACK_H
 #define OPS_GEMM_PACK_H
@@ -113,9 +113,9 @@ SIMD void pack_neighbours(uint32_t *out, const int width, const Window *w)
         for (int64_t line = 0; line < w->lines; line += width) {
             uint32_t *to = out + line * words + q * width;
             for (int i = 0; i < width; i += 16)
-                _mm512_mask_storeu_epi32(to + i, mask_of(width - i),
-                                         words_of_16_lines(w, line + i, w->k0 + q * per,
-                                                           mask_of(w->lines - line - i)));
+                _mm512_mask_storeu_epi32(
+                    to + i, mask_of(width - i),
+                    words_of_16_lines(w, line + i, w->k0 + q * per, mask_of(w->lines - line - i)));
         }
     }
     pack_slow(out, width, w, whole, words);
@@ -197,7 +197,8 @@ SIMD void copy_words(uint32_t *to, const char *from, const int n, const int bf16
         return;
     }
 #endif
-    vf_store_n((float *)(void *)to + i, vf_load_bf16_n((const uint16_t *)(const void *)from + i, n - i), n - i);
+    vf_store_n((float *)(void *)to + i,
+               vf_load_bf16_n((const uint16_t *)(const void *)from + i, n - i), n - i);
 }
 
 /* Lines are neighbours in memory: all panels of one k before the next k, as above. */
@@ -214,14 +215,16 @@ SIMD void pack_neighbours(uint32_t *out, const int width, const int bf16, const 
               &(Window){w->operand, w->line + whole, w->lines - whole, w->k0, w->k1}, 0, words);
 }
 
-/* The first `lines` of VL lines, `pitch` bytes apart, of `words` words in whole vectors, to their place in a panel. */
-SIMD void transpose_lines(float *to, const int width, const int bf16, const char *from, int64_t pitch, int64_t lines,
-                          int64_t words)
+/* The first `lines` of VL lines, `pitch` bytes apart, of `words` words in whole vectors, to their
+ * place in a panel. */
+SIMD void transpose_lines(float *to, const int width, const int bf16, const char *from,
+                          int64_t pitch, int64_t lines, int64_t words)
 {
     for (int64_t q = 0; q < words; q += VL) {
         Vf v[VL];
 #pragma GCC unroll 8
-        for (int r = 0; r < VL; r++) v[r] = r < lines ? vf_load_as(from + r * pitch, q, bf16) : vf_zero();
+        for (int r = 0; r < VL; r++)
+            v[r] = r < lines ? vf_load_as(from + r * pitch, q, bf16) : vf_zero();
         vf_transpose(v);
 #pragma GCC unroll 8
         for (int r = 0; r < VL; r++) vf_store(to + (q + r) * width, v[r]);
@@ -231,7 +234,8 @@ SIMD void transpose_lines(float *to, const int width, const int bf16, const char
 /* k is contiguous in memory, and width in whole vectors. */
 SIMD void pack_transposing(uint32_t *out, const int width, const int bf16, const Window *w)
 {
-    const int64_t words = w->k1 - w->k0, whole = words / VL * VL, pitch = w->operand->line_stride * (bf16 ? 2 : 4);
+    const int64_t words = w->k1 - w->k0, whole = words / VL * VL,
+                  pitch = w->operand->line_stride * (bf16 ? 2 : 4);
     for (int64_t line = 0; line < w->lines; line += width)
         for (int i = 0; i < width; i += VL) {
             float *to = (float *)(void *)out + line * words + i;

@@ -2,8 +2,8 @@
 
 enum { SILU, GELU };
 
-/* f(gate) = gate s: s and, where asked, the slope of its argument (glu.c). Outside +-64 s is 0 or 1 to the last bit;
- * gelu's clamp keeps powers finite (a NaN passes: it is the second operand). */
+/* f(gate) = gate s: s and, where asked, the slope of its argument (glu.c). Outside +-64 s is 0 or 1
+ * to the last bit; gelu's clamp keeps powers finite (a NaN passes: it is the second operand). */
 SIMD Vf logistic(Vf gate, int kind, Vf *slope)
 {
     if (kind == SILU) return vf_sigmoid(gate);
@@ -26,8 +26,12 @@ SIMD void step_grad(int64_t i, int64_t m, const Piece *p, int kind, int bf16)
     Vf dy = load_part(p->at[2], i, m, bf16), slope = vf_set(1.0f);
     Vf s = logistic(gate, kind, &slope), f = gate * s, rest = vf_set(1.0f) - s;
     if (p->at[4]) store_part(p->at[4], i, m, dy * f, bf16);
-    /* each sum is said to be one multiply-add: whole vectors and the rest of a row must not be compiled differently */
-    if (p->at[3]) store_part(p->at[3], i, m, dy * up * (kind == SILU ? vf_fma(f, rest, s) : vf_fma(f * rest, slope, s)), bf16);
+    /* each sum is said to be one multiply-add: whole vectors and the rest of a row must not be
+     * compiled differently */
+    if (p->at[3])
+        store_part(p->at[3], i, m,
+                   dy * up * (kind == SILU ? vf_fma(f, rest, s) : vf_fma(f * rest, slope, s)),
+                   bf16);
 }
 
 /* by kind and type, so that loops hold no choice */
@@ -51,15 +55,22 @@ static Status forward(KernelArgs *args, OnPiece f32, OnPiece bf16)
 
 static Status backward(KernelArgs *args, OnPiece f32, OnPiece bf16)
 {
-    Walk w = {.tensor = {&args->in[0], &args->in[1], &args->in[2], &args->out[0], &args->out[1]}, .n = 5};
+    Walk w = {.tensor = {&args->in[0], &args->in[1], &args->in[2], &args->out[0], &args->out[1]},
+              .n = 5};
     walk(&w, args->threads, args->in[0].dtype == DTYPE_BF16 ? bf16 : f32);
     return OK;
 }
 
 static Status run_swiglu(KernelArgs *args) { return forward(args, silu_f32, silu_bf16); }
 static Status run_geglu(KernelArgs *args) { return forward(args, gelu_f32, gelu_bf16); }
-static Status run_swiglu_grad(KernelArgs *args) { return backward(args, silu_grad_f32, silu_grad_bf16); }
-static Status run_geglu_grad(KernelArgs *args) { return backward(args, gelu_grad_f32, gelu_grad_bf16); }
+static Status run_swiglu_grad(KernelArgs *args)
+{
+    return backward(args, silu_grad_f32, silu_grad_bf16);
+}
+static Status run_geglu_grad(KernelArgs *args)
+{
+    return backward(args, gelu_grad_f32, gelu_grad_bf16);
+}
 
 const CpuKernel CPU(swiglu) = {.run = run_swiglu};
 const CpuKernel CPU(geglu) = {.run = run_geglu};

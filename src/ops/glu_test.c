@@ -4,7 +4,10 @@
 #include <math.h>
 
 static double silu(double x) { return x / (1 + exp(-x)); }
-static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x))); }
+static double gelu(double x)
+{
+    return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+}
 
 typedef struct Unit {
     double (*f)(double);
@@ -21,7 +24,8 @@ typedef struct Size {
 static void reference(const void *user, double *const *in, double *const *out)
 {
     const Size *size = user;
-    for (int64_t i = 0; i < size->rows * size->width; i++) out[0][i] = size->unit->f(in[0][i]) * in[1][i];
+    for (int64_t i = 0; i < size->rows * size->width; i++)
+        out[0][i] = size->unit->f(in[0][i]) * in[1][i];
 }
 
 static void check(const Unit *unit, DType dtype, int64_t rows, int64_t width, double deviation)
@@ -55,7 +59,8 @@ static void reference_split(const void *user, double *const *in, double *const *
     const Size *size = user;
     for (int64_t i = 0; i < size->rows; i++) {
         const double *gate = &in[0][2 * i * size->width], *up = gate + size->width;
-        for (int64_t j = 0; j < size->width; j++) out[0][i * size->width + j] = size->unit->f(gate[j]) * up[j];
+        for (int64_t j = 0; j < size->width; j++)
+            out[0][i * size->width + j] = size->unit->f(gate[j]) * up[j];
     }
 }
 
@@ -66,7 +71,8 @@ static void test_strided(void **state)
     for (int i = 0; i < 4; i++) {
         OpTest *t = optest_create(3);
         Size size = {&units[i / 2], 7, 33};
-        ValueId both = optest_normal(t, i % 2 ? DTYPE_BF16 : DTYPE_F32, SHAPE(7, 66), 1.0), part[2], y;
+        ValueId both = optest_normal(t, i % 2 ? DTYPE_BF16 : DTYPE_F32, SHAPE(7, 66), 1.0), part[2],
+                y;
         optest_pitch(t, both, 1, 70);
         optest_ok(op_split(t->graph, both, 2, (int64_t[]){33, 33}, NULL, part));
         optest_ok(size.unit->add(t->graph, part[0], part[1], &y));
@@ -94,7 +100,8 @@ static void test_extremes(void **state)
     OpTest *t = optest_create(4);
     const double far[6] = {1e3, -1e3, 3e12, -3e12, 1e20, -1e20};
     ValueId gate = optest_data(t, DTYPE_F32, SHAPE(6), far), dgate, dup;
-    ValueId up = optest_normal(t, DTYPE_F32, SHAPE(6), 1.0), dy = optest_normal(t, DTYPE_F32, SHAPE(6), 1.0);
+    ValueId up = optest_normal(t, DTYPE_F32, SHAPE(6), 1.0),
+            dy = optest_normal(t, DTYPE_F32, SHAPE(6), 1.0);
     optest_ok(op_geglu_grad(t->graph, gate, up, dy, &dgate, &dup));
     optest_output(t, dgate);
     optest_output(t, dup);
@@ -108,8 +115,11 @@ static void test_refusals(void **state)
     for (int i = 0; i < COUNT_OF(units); i++) {
         OpTest *t = optest_create(1);
         ValueId a = optest_normal(t, DTYPE_F32, SHAPE(2, 3), 1.0), y;
-        optest_refused(units[i].add(t->graph, a, optest_normal(t, DTYPE_F32, SHAPE(2, 4), 1.0), &y), ERR_SHAPE, "up is");
-        optest_refused(units[i].add(t->graph, a, optest_normal(t, DTYPE_BF16, SHAPE(2, 3), 1.0), &y), ERR_ARG, "up must be f32");
+        optest_refused(units[i].add(t->graph, a, optest_normal(t, DTYPE_F32, SHAPE(2, 4), 1.0), &y),
+                       ERR_SHAPE, "up is");
+        optest_refused(
+            units[i].add(t->graph, a, optest_normal(t, DTYPE_BF16, SHAPE(2, 3), 1.0), &y), ERR_ARG,
+            "up must be f32");
         ValueId whole = optest_integers(t, SHAPE(2, 3), 0, 5);
         optest_refused(units[i].add(t->graph, whole, whole, &y), ERR_ARG, "must be f32 or bf16");
         optest_destroy(t);

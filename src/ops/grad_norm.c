@@ -1,5 +1,6 @@
-/* The length of all gradients as one vector: grad_norm of those here, then join_norms, before which the norms of
- * ranks that hold other parts are gathered; clip_factor: what brings it down to the limit. */
+/* The length of all gradients as one vector: grad_norm of those here, then join_norms, before which
+ * the norms of ranks that hold other parts are gathered; clip_factor: what brings it down to the
+ * limit. */
 #include "ops/exact_sum.h"
 #include "ops/grad_norm.h"
 #include "ops/kernel.h"
@@ -10,7 +11,7 @@
 
 CPU_DECLARE(grad_norm);
 
-/* ---- grad_norm(gradients...) -> [1], or the digits of an exact sum of squares ---------------------------- */
+/* ---- grad_norm(gradients...) -> [1], or the digits of an exact sum of squares ----------- */
 
 static int64_t words_of(const GradNormAttr *attr) { return attr->exact ? EXACT_WORDS : 1; }
 static DType dtype_of(const GradNormAttr *attr) { return attr->exact ? DTYPE_I32 : DTYPE_F32; }
@@ -18,7 +19,8 @@ static DType dtype_of(const GradNormAttr *attr) { return attr->exact ? DTYPE_I32
 static Status infer(InferCtx *ctx)
 {
     for (int i = 0; i < ctx->n_in; i++) TRY(need_activation(ctx->in[i], "a gradient"));
-    ctx->out[0] = infer_out(dtype_of(ctx->attr), shape_make(1, (int64_t[]){words_of(ctx->attr)}, (Axis[]){AXIS_ANY}));
+    ctx->out[0] = infer_out(dtype_of(ctx->attr),
+                            shape_make(1, (int64_t[]){words_of(ctx->attr)}, (Axis[]){AXIS_ANY}));
     return OK;
 }
 
@@ -29,7 +31,8 @@ static Cost cost(const Graph *g, const Node *node)
     return cost;
 }
 
-/* With cut gradients each rank has a norm of its own; those that all ranks hold are counted on the first. */
+/* With cut gradients each rank has a norm of its own; those that all ranks hold are counted on the
+ * first. */
 static Status cut_rule(CutCtx *ctx)
 {
     const GradNormAttr *attr = ctx->attr;
@@ -39,7 +42,8 @@ static Status cut_rule(CutCtx *ctx)
         if (ctx->place[i].kind == PLACE_PARTIAL) ctx->want[i] = (Place){PLACE_SAME, 0};
     }
     if (any) ctx->out[0] = (Place){PLACE_CUT, 0};
-    for (int i = 0; any && ctx->drop && i < ctx->n_in; i++) ctx->drop[i] = !place_is_cut(ctx->want[i]) && ctx->rank > 0;
+    for (int i = 0; any && ctx->drop && i < ctx->n_in; i++)
+        ctx->drop[i] = !place_is_cut(ctx->want[i]) && ctx->rank > 0;
     return OK;
 }
 
@@ -64,7 +68,7 @@ const OpDef op_def_grad_norm = {
     .cpu = CPU_KERNELS(grad_norm),
 };
 
-/* ---- join_norms(x): of all ranks that hold other parts of the gradients ------------------------------- */
+/* ---- join_norms(x): of all ranks that hold other parts of the gradients ----------------- */
 
 static Status infer_join(InferCtx *ctx)
 {
@@ -125,8 +129,12 @@ static Status run_join(KernelArgs *args)
     int n = 1;
     if (args->state) {
         n = comm_size(args->state);
-        TRY(comm_run(args->state, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = dtype_of(attr), .send = x, .recv = args->workspace,
-                                            .count = words_of(attr), .node = args->node}));
+        TRY(comm_run(args->state, &(CommOp){.kind = COMM_ALL_GATHER,
+                                            .dtype = dtype_of(attr),
+                                            .send = x,
+                                            .recv = args->workspace,
+                                            .count = words_of(attr),
+                                            .node = args->node}));
         x = args->workspace;
     }
     *(float *)args->out[0].data = (float)(attr->exact ? join_exact(x, n) : join_rounded(x, n));
@@ -138,18 +146,22 @@ static size_t workspace_join(const Graph *graph, const Node *node, const Target 
     (void)target;
     size_t n = 1;
     for (int a = 0; a < MESH_AXES; a++)
-        if (((const GradNormAttr *)node->attr)->cut_axes >> a & 1) n *= (size_t)mesh_size(&graph->mesh, (MeshAxis)a);
+        if (((const GradNormAttr *)node->attr)->cut_axes >> a & 1)
+            n *= (size_t)mesh_size(&graph->mesh, (MeshAxis)a);
     return n > 1 ? n * (size_t)words_of(node->attr) * sizeof(float) : 0;
 }
 
-static const CpuKernel join_kernel = {.run = run_join, .prepare = prepare_join, .release = release_join, .workspace = workspace_join};
+static const CpuKernel join_kernel = {
+    .run = run_join, .prepare = prepare_join, .release = release_join, .workspace = workspace_join};
 
 static Cost cost_join(const Graph *g, const Node *node)
 {
     Cost cost = cost_streaming(g, node, 2);
     size_t bytes = workspace_join(g, node, NULL);
     cost.wire_bytes = bytes ? (double)bytes - value_bytes(g, node->in[0]) : 0;
-    if (bytes) cost_exchange(&cost, COMM_ALL_GATHER, ((const GradNormAttr *)node->attr)->cut_axes, (double)bytes);
+    if (bytes)
+        cost_exchange(&cost, COMM_ALL_GATHER, ((const GradNormAttr *)node->attr)->cut_axes,
+                      (double)bytes);
     return cost;
 }
 
@@ -177,7 +189,7 @@ Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm)
     return graph_add(g, &op_def_join_norms, &attr, &here, 1, norm);
 }
 
-/* ---- clip_factor(norm, hyper) --------------------------------------------------------------- */
+/* ---- clip_factor(norm, hyper) ----------------------------------------------------------- */
 
 static Status infer_clip(InferCtx *ctx)
 {
@@ -190,7 +202,8 @@ static Status infer_clip(InferCtx *ctx)
 /* A norm that is no number gives a factor that is none: adamw then leaves everything as it is. */
 static Status run_clip(KernelArgs *args)
 {
-    float norm = *(const float *)args->in[0].data, clip = ((const float *)args->in[1].data)[HYPER_CLIP];
+    float norm = *(const float *)args->in[0].data,
+          clip = ((const float *)args->in[1].data)[HYPER_CLIP];
     float *factor = args->out[0].data;
     if (!isfinite(norm))
         *factor = NAN;

@@ -7,7 +7,8 @@
 
 typedef struct GradNormAttr {
     unsigned cut_axes; /* mesh axes whose ranks hold parts of gradients */
-    bool exact;        /* the squares are summed without rounding, so that it does not matter who holds what (exact_sum.h) */
+    bool exact; /* the squares are summed without rounding, so that it does not matter who holds
+                   what (exact_sum.h) */
 } GradNormAttr;
 
 enum { NORM_BLOCK = 65536 }; /* elements */

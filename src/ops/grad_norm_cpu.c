@@ -9,9 +9,11 @@ enum { HALF = VL / 2 };
 SIMD Vd widen(Vf v, int half)
 {
 #if defined(__AVX512F__)
-    return half ? _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)) : _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+    return half ? _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))
+                : _mm512_cvtps_pd(_mm512_castps512_ps256(v));
 #elif defined(__AVX2__)
-    return half ? _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)) : _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+    return half ? _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))
+                : _mm256_cvtps_pd(_mm256_castps256_ps128(v));
 #else
     Vd d;
     for (int i = 0; i < HALF; i++) d[i] = (double)v[half * HALF + i];
@@ -56,8 +58,10 @@ static void run_exact(KernelArgs *args)
 #pragma omp for schedule(static) nowait
             for (int64_t b = 0; b < norm_blocks(n); b++) {
                 int64_t first = b * NORM_BLOCK, count = min_i64(NORM_BLOCK, n - first);
-                if (x->dtype == DTYPE_BF16) exact_add_squares_bf16(&mine, (const uint16_t *)x->data + first, count);
-                else exact_add_squares(&mine, (const float *)x->data + first, count);
+                if (x->dtype == DTYPE_BF16)
+                    exact_add_squares_bf16(&mine, (const uint16_t *)x->data + first, count);
+                else
+                    exact_add_squares(&mine, (const float *)x->data + first, count);
             }
         }
 #pragma omp critical(exact_norm)
@@ -79,7 +83,8 @@ static Status run_rounded(KernelArgs *args)
 #pragma omp for schedule(static) nowait
             for (int64_t b = 0; b < blocks; b++) {
                 int64_t first = b * NORM_BLOCK, count = min_i64(NORM_BLOCK, n - first);
-                at[b] = bf16 ? block_squares(x->data, first, count, 1) : block_squares(x->data, first, count, 0);
+                at[b] = bf16 ? block_squares(x->data, first, count, 1)
+                             : block_squares(x->data, first, count, 0);
             }
             at += blocks;
         }
@@ -102,7 +107,8 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
 {
     (void)target;
     int64_t blocks = 0;
-    for (int k = 0; k < node->n_in; k++) blocks += norm_blocks(shape_count(&graph_value(graph, node->in[k])->shape));
+    for (int k = 0; k < node->n_in; k++)
+        blocks += norm_blocks(shape_count(&graph_value(graph, node->in[k])->shape));
     return (size_t)blocks * sizeof(double);
 }
 

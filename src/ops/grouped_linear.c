@@ -1,12 +1,14 @@
 /* grouped_linear: y[r, o] = sum_i x[r, i] W_e[i, o] for the rows r of expert e, which are
- * offsets[e]..offsets[e+1]-1. x [R I], offsets [E+1] i32, y [R O]; rows past offsets[E] are left as they are.
- * The weight w holds W_e as [E I O], or with EXPERTS_OUT_IN its transpose as [E O I]. Gradients:
+ * offsets[e]..offsets[e+1]-1. x [R I], offsets [E+1] i32, y [R O]; rows past offsets[E] are left as
+ * they are. The weight w holds W_e as [E I O], or with EXPERTS_OUT_IN its transpose as [E O I].
+ * Gradients:
  *   grouped_linear_dx   dx[r, i] = sum_o dy[r, o] W_e[i, o]; rows past offsets[E] left as they are
- *   grouped_linear_dw   dW_e[i, o] = sum over r of x[r, i] dy[r, o], f32, laid out as w is; zero for an
+ *   grouped_linear_dw   dW_e[i, o] = sum over r of x[r, i] dy[r, o], f32, laid out as w is; zero
+ *                       for an
  *                       expert without rows
- * dw sums over the padding rows inside a segment too: x is zero there and dy must be finite. With expert parallelism in
- * canonical mode an expert's rows are one segment for each rank that sent some, offsets [E n + 1], and dw is the sum over
- * them as a balanced binary tree.
+ * dw sums over the padding rows inside a segment too: x is zero there and dy must be finite. With
+ * expert parallelism in canonical mode an expert's rows are one segment for each rank that sent
+ * some, offsets [E n + 1], and dw is the sum over them as a balanced binary tree.
  */
 #include "ops/grouped_linear.h"
 #include "ops/kernel.h"
@@ -15,16 +17,21 @@
 #include <math.h>
 #include <string.h>
 
-Status grouped_check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis, const Value *offsets)
+Status grouped_check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis,
+                     const Value *offsets)
 {
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     TRY(need_activation(rows, "rows"));
     if (rows->shape.rank != 2 || w->rank != 3 || rows->shape.dim[1] != w->dim[axis])
-        return fail(ERR_SHAPE, "%s: rows [%s] do not fit the experts' weight [%s], whose axis %d they meet", ctx->op->name,
-                    shape_text(&rows->shape, a), shape_text(w, b), axis);
+        return fail(ERR_SHAPE,
+                    "%s: rows [%s] do not fit the experts' weight [%s], whose axis %d they meet",
+                    ctx->op->name, shape_text(&rows->shape, a), shape_text(w, b), axis);
     TRY(need_dtype(offsets, DTYPE_I32, "offsets"));
-    if (offsets->shape.rank == 1 && offsets->shape.dim[0] > 1 && (offsets->shape.dim[0] - 1) % w->dim[0] == 0) return OK;
-    return fail(ERR_SHAPE, "offsets are [%s] and must have one element more than %lld experts have segments",
+    if (offsets->shape.rank == 1 && offsets->shape.dim[0] > 1 &&
+        (offsets->shape.dim[0] - 1) % w->dim[0] == 0)
+        return OK;
+    return fail(ERR_SHAPE,
+                "offsets are [%s] and must have one element more than %lld experts have segments",
                 shape_text(&offsets->shape, a), (long long)w->dim[0]);
 }
 
@@ -71,21 +78,27 @@ static Status grad(GradCtx *ctx)
     return OK;
 }
 
-/* Of the buffer's R rows about half an alignment for each expert is padding inside its segment, and as
- * much is past the end. Where experts are owned by ranks the buffer has room for the rows of all of them, and on
- * average as many come as one rank has; each rank's part of an expert's rows is padded. */
+/* Of the buffer's R rows about half an alignment for each expert is padding inside its segment, and
+ * as much is past the end. Where experts are owned by ranks the buffer has room for the rows of all
+ * of them, and on average as many come as one rank has; each rank's part of an expert's rows is
+ * padded. */
 Cost grouped_cost(const Graph *g, const Node *node)
 {
     const Value *rows = graph_value(g, node->in[0]), *offsets = graph_value(g, node->in[2]);
     const Value *other = graph_value(g, node->in[1]), *out = graph_value(g, node->out[0]);
     bool forward = other->shape.rank == 3;
-    double owners = 1, senders = rows->place[MESH_EP].kind == PLACE_OWNED ? mesh_size(&g->mesh, MESH_EP) : 1;
-    for (int a = 0; a < MESH_AXES; a++) owners *= rows->place[a].kind == PLACE_OWNED ? mesh_size(&g->mesh, (MeshAxis)a) : 1;
+    double owners = 1,
+           senders = rows->place[MESH_EP].kind == PLACE_OWNED ? mesh_size(&g->mesh, MESH_EP) : 1;
+    for (int a = 0; a < MESH_AXES; a++)
+        owners *= rows->place[a].kind == PLACE_OWNED ? mesh_size(&g->mesh, (MeshAxis)a) : 1;
     double experts = (double)(offsets->shape.dim[0] - 1);
-    double used = fmax(0, (double)rows->shape.dim[0] / owners - experts * senders * EXPERT_ROW_ALIGN / 2);
-    double wide = forward ? (double)last_dim(out) : (double)last_dim(other), unused = 1 - 1 / owners;
+    double used = fmax(0, (double)rows->shape.dim[0] / owners -
+                              experts * senders * EXPERT_ROW_ALIGN / 2);
+    double wide = forward ? (double)last_dim(out) : (double)last_dim(other),
+           unused = 1 - 1 / owners;
     Cost cost = cost_streaming(g, node, 0);
-    cost.read_bytes -= unused * (value_bytes(g, node->in[0]) + (forward ? 0 : value_bytes(g, node->in[1])));
+    cost.read_bytes -= unused *
+                       (value_bytes(g, node->in[0]) + (forward ? 0 : value_bytes(g, node->in[1])));
     cost.write_bytes -= unused * (forward ? value_bytes(g, node->out[0]) : 0);
     cost.flop = 2 * used * (double)last_dim(rows) * wide;
     cost.kind = COST_MATMUL;
@@ -99,7 +112,8 @@ Cost grouped_cost(const Graph *g, const Node *node)
 
 static void attr_text(const void *attr, Str *out)
 {
-    str_printf(out, "%s", ((const GroupedAttr *)attr)->layout == EXPERTS_OUT_IN ? "[E O I]" : "[E I O]");
+    str_printf(out, "%s",
+               ((const GroupedAttr *)attr)->layout == EXPERTS_OUT_IN ? "[E O I]" : "[E I O]");
 }
 
 CPU_DECLARE(grouped_linear);
@@ -108,7 +122,8 @@ CPU_DECLARE(grouped_linear_dw);
 
 static Status cut_by(CutCtx *ctx, const char *in_out, const char *out_in)
 {
-    graph_cut_text(ctx, ((const GroupedAttr *)ctx->attr)->layout == EXPERTS_OUT_IN ? out_in : in_out);
+    graph_cut_text(ctx,
+                   ((const GroupedAttr *)ctx->attr)->layout == EXPERTS_OUT_IN ? out_in : in_out);
     return OK;
 }
 static Status cut(CutCtx *ctx) { return cut_by(ctx, "Ri Eio R -> Ro", "Ri Eoi R -> Ro"); }
@@ -174,7 +189,8 @@ static GroupedAttr make_attr(ExpertLayout layout, const Shape *weight)
     return attr;
 }
 
-Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *y)
+Status op_grouped_linear(Graph *g, ValueId x, ValueId w, ValueId offsets, ExpertLayout layout,
+                         ValueId *y)
 {
     GroupedAttr attr = make_attr(layout, NULL);
     return graph_add(g, &op_def_grouped_linear, &attr, (ValueId[]){x, w, offsets}, 3, y);
@@ -186,13 +202,15 @@ int op_grouped_contraction(const Node *node)
     return node->op == &op_def_grouped_linear_dx ? 3 - grouped_in_axis(node->attr) : 0;
 }
 
-Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ExpertLayout layout, ValueId *dx)
+Status op_grouped_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId offsets, ExpertLayout layout,
+                            ValueId *dx)
 {
     GroupedAttr attr = make_attr(layout, NULL);
     return graph_add(g, &op_def_grouped_linear_dx, &attr, (ValueId[]){dy, w, offsets}, 3, dx);
 }
 
-Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ExpertWeight like, ValueId *dw)
+Status op_grouped_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId offsets, ExpertWeight like,
+                            ValueId *dw)
 {
     GroupedAttr attr = make_attr(like.layout, &like.shape);
     return graph_add(g, &op_def_grouped_linear_dw, &attr, (ValueId[]){dy, x, offsets}, 3, dw);

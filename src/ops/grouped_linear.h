@@ -15,10 +15,15 @@ typedef struct ChunkedGroupedAttr {
 } ChunkedGroupedAttr;
 
 /* The axis of the weight that x meets; y has the other one of axes 1 and 2. */
-static inline int grouped_in_axis(const GroupedAttr *attr) { return attr->layout == EXPERTS_OUT_IN ? 2 : 1; }
+static inline int grouped_in_axis(const GroupedAttr *attr)
+{
+    return attr->layout == EXPERTS_OUT_IN ? 2 : 1;
+}
 
-/* rows [R n] against axis `axis` of the weight, and offsets of E segments of rows, or E n when n ranks sent them */
-Status grouped_check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis, const Value *offsets);
+/* rows [R n] against axis `axis` of the weight, and offsets of E segments of rows, or E n when n
+ * ranks sent them */
+Status grouped_check(const InferCtx *ctx, const Value *rows, const Shape *w, int axis,
+                     const Value *offsets);
 Cost grouped_cost(const Graph *g, const Node *node);
 
 #endif

@@ -1,12 +1,13 @@
 /* Kernels of grouped_linear and its gradients.
  *
  * How many rows an expert has is known only now: the work is a list of items, each a block of one
- * expert's product for one thread, taken in turn so that uneven experts leave nobody idle. An item packs
- * its part of the weight once for up to ITEM_ROWS rows. An element of the result is summed the same way
- * whatever the item it falls into.
+ * expert's product for one thread, taken in turn so that uneven experts leave nobody idle. An item
+ * packs its part of the weight once for up to ITEM_ROWS rows. An element of the result is summed
+ * the same way whatever the item it falls into.
  *
- * An expert's rows may come in several segments, of the ranks that sent them (expert_exchange.c): then dw is the sum of
- * theirs as a tree. chunked_grouped_linear sums over the contraction as a tree (chunks.h). Both are made item by item.
+ * An expert's rows may come in several segments, of the ranks that sent them (expert_exchange.c):
+ * then dw is the sum of theirs as a tree. chunked_grouped_linear sums over the contraction as a
+ * tree (chunks.h). Both are made item by item.
  */
 #include "ops/chunks.h"
 #include "ops/gemm.h"
@@ -27,13 +28,14 @@ enum {
 
 /* The product of an expert is m x n from k; an item is at most cut_m x cut_n of it. */
 typedef struct Job {
-    Rows first, second, out; /* x or dy; in dw what gives w's axis 1, then what gives axis 2; y or dx */
+    Rows first, second,
+        out; /* x or dy; in dw what gives w's axis 1, then what gives axis 2; y or dx */
     const int32_t *offsets;
     int64_t n_experts, rows;
-    int sources;         /* segments of an expert's rows */
+    int sources;          /* segments of an expert's rows */
     const Chunks *chunks; /* NULL: the contraction is one sum */
-    int64_t w_1, w_2; /* axes 1 and 2 of w: I and O, or O and I */
-    int64_t m, n;        /* of an expert's product; m is 0 where it is the expert's number of rows */
+    int64_t w_1, w_2;     /* axes 1 and 2 of w: I and O, or O and I */
+    int64_t m, n; /* of an expert's product; m is 0 where it is the expert's number of rows */
     int64_t cut_m, cut_n;
     GemmBlock block; /* what all items share */
     size_t scratch_bytes;
@@ -57,14 +59,20 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
 }
 
 /* of segment s, which is of expert s / sources */
-static int64_t segment_start(const Job *job, int64_t s) { return max_i64(0, min_i64(job->offsets[s], job->rows)); }
+static int64_t segment_start(const Job *job, int64_t s)
+{
+    return max_i64(0, min_i64(job->offsets[s], job->rows));
+}
 
 static int64_t segment_rows(const Job *job, int64_t s)
 {
     return max_i64(0, segment_start(job, s + 1) - segment_start(job, s));
 }
 
-static int sources_of(const Shape *offsets, const Shape *w) { return (int)((offsets->dim[0] - 1) / w->dim[0]); }
+static int sources_of(const Shape *offsets, const Shape *w)
+{
+    return (int)((offsets->dim[0] - 1) / w->dim[0]);
+}
 
 /* A tree of n leaves: its result and its levels, each a whole item. */
 static void add_tree_scratch(Job *job, int n)
@@ -76,7 +84,8 @@ static void add_tree_scratch(Job *job, int n)
 /* Columns of an item: packed weight fits L2, and there are items enough for the team. */
 static void cut_rows(Job *job, int threads)
 {
-    int64_t words = min_i64(BLOCK_WORDS, ceil_div(job->block.k * (int64_t)dtype_bytes(job->first.dtype), 4));
+    int64_t words = min_i64(BLOCK_WORDS,
+                            ceil_div(job->block.k * (int64_t)dtype_bytes(job->first.dtype), 4));
     int64_t widest = max_i64(64, min_i64(ITEM_LINES, L2_WORDS / words));
     int64_t chunks = max_i64(1, job->rows / ITEM_ROWS);
     int64_t parts = max_i64(ceil_div(job->n, widest), ceil_div(ITEMS_PER_THREAD * threads, chunks));
@@ -85,7 +94,8 @@ static void cut_rows(Job *job, int threads)
     job->cut_n = part(job->n, parts, CPU(gemm).columns);
 }
 
-/* rows [R k] times w[e] [w_1 w_2], of which they meet axis `axis`: 1: lines are along axis 2; 2: along axis 1. */
+/* rows [R k] times w[e] [w_1 w_2], of which they meet axis `axis`: 1: lines are along axis 2; 2:
+ * along axis 1. */
 static Job job_rows(Rows first, Rows out, const Shape *w, DType w_dtype, int axis, int threads)
 {
     Job job = {.first = first, .out = out, .rows = first.n};
@@ -123,14 +133,21 @@ static Job job_dw(Rows first, Rows second, const Shape *w, int sources, int thre
     return job;
 }
 
-/* ---- items --------------------------------------------------------------------------------- */
+/* ---- items ------------------------------------------------------------------------------ */
 
 typedef struct Item {
-    int64_t of, i, j; /* the expert of dw, else the segment of rows; where in its product it begins */
+    int64_t of, i,
+        j; /* the expert of dw, else the segment of rows; where in its product it begins */
 } Item;
 
-static int64_t n_products(const Job *job) { return job->m ? job->n_experts : job->n_experts * job->sources; }
-static int64_t product_m(const Job *job, int64_t of) { return job->m ? job->m : segment_rows(job, of); }
+static int64_t n_products(const Job *job)
+{
+    return job->m ? job->n_experts : job->n_experts * job->sources;
+}
+static int64_t product_m(const Job *job, int64_t of)
+{
+    return job->m ? job->m : segment_rows(job, of);
+}
 
 static int64_t product_items(const Job *job, int64_t of)
 {
@@ -186,7 +203,8 @@ static void make_source(void *context, int source, float *out)
     int64_t segment = l->item->of * job->sources + source, row = segment_start(job, segment);
     block.k = segment_rows(job, segment);
     if (block.k == 0) {
-        for (int64_t i = 0; i < block.m; i++) memset(out + i * block.c_pitch, 0, (size_t)block.n * sizeof *out);
+        for (int64_t i = 0; i < block.m; i++)
+            memset(out + i * block.c_pitch, 0, (size_t)block.n * sizeof *out);
         return;
     }
     block.a.data = at(job->first.data, row * job->first.pitch + l->item->i, job->first.dtype);
@@ -221,7 +239,8 @@ static void run_tree(Leaves *l, LeafFn *leaf, int n, float *to, int64_t pitch)
     float *sum = (float *)(void *)((char *)l->block.scratch + job->gemm_bytes);
     l->block.c_pitch = width;
     tree_of_leaves(leaf, l, 0, n, sum, sum + count, count);
-    for (int64_t i = 0; i < l->block.m; i++) memcpy(to + i * pitch, sum + i * width, (size_t)width * sizeof *to);
+    for (int64_t i = 0; i < l->block.m; i++)
+        memcpy(to + i * pitch, sum + i * width, (size_t)width * sizeof *to);
 }
 
 static void run_rows_item(const Job *job, const void *w, Item item, char *scratch)
@@ -229,7 +248,8 @@ static void run_rows_item(const Job *job, const void *w, Item item, char *scratc
     GemmBlock block = block_of(job, item, scratch);
     int64_t row = segment_start(job, item.of) + item.i;
     int64_t weight = item.of / job->sources * job->w_1 * job->w_2 + item.j * block.b.line_stride;
-    char *y = job->out.data + (row * job->out.pitch + item.j) * (int64_t)dtype_bytes(job->out.dtype);
+    char *y = job->out.data +
+              (row * job->out.pitch + item.j) * (int64_t)dtype_bytes(job->out.dtype);
     if (job->chunks) {
         Leaves leaves = {job, &item, block, weight, w};
         run_tree(&leaves, make_chunk, job->chunks->n, (float *)(void *)y, job->out.pitch);
@@ -245,39 +265,47 @@ static void run_dw_item(const Job *job, float *dw, Item item, char *scratch)
 {
     Leaves leaves = {job, &item, block_of(job, item, scratch), 0, NULL};
     float *to = dw + (item.of * job->w_1 + item.i) * job->w_2 + item.j;
-    if (job->sources > 1) run_tree(&leaves, make_source, job->sources, to, job->w_2);
-    else make_source(&leaves, 0, to);
+    if (job->sources > 1)
+        run_tree(&leaves, make_source, job->sources, to, job->w_2);
+    else
+        make_source(&leaves, 0, to);
 }
 
-/* ---- kernels -------------------------------------------------------------------------------- */
+/* ---- kernels ---------------------------------------------------------------------------- */
 
 static Status run_rows(KernelArgs *args, int axis, const Chunks *chunks)
 {
     const Tensor *w = &args->in[1];
-    Job job = job_rows(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->out[0], 1), &w->shape, w->dtype, axis,
-                       args->threads);
+    Job job = job_rows(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->out[0], 1), &w->shape,
+                       w->dtype, axis, args->threads);
     job.offsets = args->in[2].data;
     job.sources = sources_of(&args->in[2].shape, &w->shape);
     job.chunks = chunks;
     if (chunks) add_tree_scratch(&job, chunks->n);
     int64_t items = count_items(&job);
 #pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
-    for (int64_t i = 0; i < items; i++) run_rows_item(&job, w->data, item_at(&job, i), args->workspace);
+    for (int64_t i = 0; i < items; i++)
+        run_rows_item(&job, w->data, item_at(&job, i), args->workspace);
     return OK;
 }
 
-static size_t workspace_rows(const Graph *graph, const Node *node, const Target *target, int axis, const Chunks *chunks)
+static size_t workspace_rows(const Graph *graph, const Node *node, const Target *target, int axis,
+                             const Chunks *chunks)
 {
     if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     const Value *w = graph_value(graph, node->in[1]);
     Job job = job_rows(value_as_rows(graph_value(graph, node->in[0]), 1),
-                       value_as_rows(graph_value(graph, node->out[0]), 1), &w->shape, w->dtype, axis, target->threads);
+                       value_as_rows(graph_value(graph, node->out[0]), 1), &w->shape, w->dtype,
+                       axis, target->threads);
     if (chunks) add_tree_scratch(&job, chunks->n);
     return job.scratch_bytes * (size_t)target->threads;
 }
 
 static Status run(KernelArgs *args) { return run_rows(args, grouped_in_axis(args->attr), NULL); }
-static Status run_dx(KernelArgs *args) { return run_rows(args, 3 - grouped_in_axis(args->attr), NULL); }
+static Status run_dx(KernelArgs *args)
+{
+    return run_rows(args, 3 - grouped_in_axis(args->attr), NULL);
+}
 static Status run_chunked(KernelArgs *args)
 {
     const ChunkedGroupedAttr *attr = args->attr;
@@ -301,7 +329,8 @@ static size_t workspace_chunked(const Graph *graph, const Node *node, const Targ
 }
 
 /* Operands are dy and x; which of them gives axis 1 of dw is the layout's. */
-static Job job_dw_of(Rows dy, Rows x, const Shape *w, const Shape *offsets, const GroupedAttr *attr, int threads)
+static Job job_dw_of(Rows dy, Rows x, const Shape *w, const Shape *offsets, const GroupedAttr *attr,
+                     int threads)
 {
     bool out_first = attr->layout == EXPERTS_OUT_IN;
     return job_dw(out_first ? dy : x, out_first ? x : dy, w, sources_of(offsets, w), threads);
@@ -309,21 +338,23 @@ static Job job_dw_of(Rows dy, Rows x, const Shape *w, const Shape *offsets, cons
 
 static Status run_dw(KernelArgs *args)
 {
-    Job job = job_dw_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), &args->out[0].shape, &args->in[2].shape,
-                        args->attr, args->threads);
+    Job job = job_dw_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1),
+                        &args->out[0].shape, &args->in[2].shape, args->attr, args->threads);
     job.offsets = args->in[2].data;
     int64_t items = count_items(&job);
 #pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
-    for (int64_t i = 0; i < items; i++) run_dw_item(&job, args->out[0].data, item_at(&job, i), args->workspace);
+    for (int64_t i = 0; i < items; i++)
+        run_dw_item(&job, args->out[0].data, item_at(&job, i), args->workspace);
     return OK;
 }
 
 static size_t workspace_dw(const Graph *graph, const Node *node, const Target *target)
 {
     if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
-    Job job = job_dw_of(value_as_rows(graph_value(graph, node->in[0]), 1), value_as_rows(graph_value(graph, node->in[1]), 1),
-                        &graph_value(graph, node->out[0])->shape, &graph_value(graph, node->in[2])->shape, node->attr,
-                        target->threads);
+    Job job = job_dw_of(value_as_rows(graph_value(graph, node->in[0]), 1),
+                        value_as_rows(graph_value(graph, node->in[1]), 1),
+                        &graph_value(graph, node->out[0])->shape,
+                        &graph_value(graph, node->in[2])->shape, node->attr, target->threads);
     return job.scratch_bytes * (size_t)target->threads;
 }
 

@@ -1,4 +1,5 @@
-/* grouped_linear and its gradients against plain loops in double precision, in both layouts of the weight. */
+/* grouped_linear and its gradients against plain loops in double precision, in both layouts of the
+ * weight. */
 #include "ops/optest.h"
 
 #include <math.h>
@@ -25,7 +26,8 @@ static int64_t weight_at(const Case *c, int64_t e, int64_t i, int64_t o)
 static Shape weight_shape(const Case *c)
 {
     const Sizes *s = &c->sizes;
-    return c->layout == EXPERTS_OUT_IN ? SHAPE(s->experts, s->o, s->i) : SHAPE(s->experts, s->i, s->o);
+    return c->layout == EXPERTS_OUT_IN ? SHAPE(s->experts, s->o, s->i)
+                                       : SHAPE(s->experts, s->i, s->o);
 }
 
 static int64_t rows_of(const Sizes *s)
@@ -44,7 +46,8 @@ static void reference(const void *user, double *const *in, double *const *out)
         for (int64_t end = row + s->count[e]; row < end; row++)
             for (int64_t o = 0; o < s->o; o++) {
                 double sum = 0;
-                for (int64_t i = 0; i < s->i; i++) sum += in[0][row * s->i + i] * in[1][weight_at(c, e, i, o)];
+                for (int64_t i = 0; i < s->i; i++)
+                    sum += in[0][row * s->i + i] * in[1][weight_at(c, e, i, o)];
                 out[0][row * s->o + o] = sum;
             }
     for (; row < rows_of(s) + s->slack; row++)
@@ -136,9 +139,11 @@ static void check_dw_layout(DType dtype, Sizes s, ExpertLayout layout)
     Case c = {s, layout};
     OpTest *t = optest_create(9);
     ValueId dy = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.o), 1.0), dw;
-    ValueId x = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.i), 1.0), offsets = offsets_of(t, &s);
+    ValueId x = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.i), 1.0),
+            offsets = offsets_of(t, &s);
     optest_pitch(t, dy, 1, s.o + 5);
-    optest_ok(op_grouped_linear_dw(t->graph, dy, x, offsets, (ExpertWeight){weight_shape(&c), layout}, &dw));
+    optest_ok(op_grouped_linear_dw(t->graph, dy, x, offsets,
+                                   (ExpertWeight){weight_shape(&c), layout}, &dw));
     optest_output(t, dw);
     optest_check(t, reference_dw, &c, 3e-6);
     optest_destroy(t);
@@ -168,13 +173,18 @@ static void test_refusals(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     Graph *g = t->graph;
-    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(32, 3), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(2, 3, 5), 1.0), y;
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(32, 3), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(2, 3, 5), 1.0), y;
     ValueId offsets = optest_integers(t, SHAPE(3), 0, 1), few = optest_integers(t, SHAPE(2), 0, 1);
-    ValueId wide = optest_normal(t, DTYPE_F32, SHAPE(2, 4, 5), 1.0), half = optest_normal(t, DTYPE_BF16, SHAPE(2, 3, 5), 1.0);
-    optest_refused(op_grouped_linear(g, x, wide, offsets, EXPERTS_IN_OUT, &y), ERR_SHAPE, "do not fit the experts' weight");
-    optest_refused(op_grouped_linear(g, x, w, offsets, EXPERTS_OUT_IN, &y), ERR_SHAPE, "whose axis 2 they meet");
+    ValueId wide = optest_normal(t, DTYPE_F32, SHAPE(2, 4, 5), 1.0),
+            half = optest_normal(t, DTYPE_BF16, SHAPE(2, 3, 5), 1.0);
+    optest_refused(op_grouped_linear(g, x, wide, offsets, EXPERTS_IN_OUT, &y), ERR_SHAPE,
+                   "do not fit the experts' weight");
+    optest_refused(op_grouped_linear(g, x, w, offsets, EXPERTS_OUT_IN, &y), ERR_SHAPE,
+                   "whose axis 2 they meet");
     optest_refused(op_grouped_linear(g, x, w, few, EXPERTS_IN_OUT, &y), ERR_SHAPE, "offsets");
-    optest_refused(op_grouped_linear(g, x, half, offsets, EXPERTS_IN_OUT, &y), ERR_ARG, "w must be f32");
+    optest_refused(op_grouped_linear(g, x, half, offsets, EXPERTS_IN_OUT, &y), ERR_ARG,
+                   "w must be f32");
     ExpertWeight like = {graph_value(g, w)->shape, EXPERTS_IN_OUT};
     optest_refused(op_grouped_linear_dw(g, x, x, offsets, like, &y), ERR_SHAPE, "do not fit");
     optest_destroy(t);

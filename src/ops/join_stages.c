@@ -1,6 +1,6 @@
-/* join_stages(x) -> y: the sum of x on two pipeline ranks, on both. A weight that two stages read (a tied embedding)
- * lies on both of their ranks, and each has a summand of its gradient. x + y and y + x have the same bits, so both
- * ranks then make the same update. */
+/* join_stages(x) -> y: the sum of x on two pipeline ranks, on both. A weight that two stages read
+ * (a tied embedding) lies on both of their ranks, and each has a summand of its gradient. x + y and
+ * y + x have the same bits, so both ranks then make the same update. */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -51,7 +51,8 @@ static Status prepare(KernelArgs *args)
 
 static void release(KernelArgs *args) { args->state = NULL; /* the group is the device's */ }
 
-/* These two ranks exchange nothing else at this time; the tag is that of no channel (pass/pipeline). */
+/* These two ranks exchange nothing else at this time; the tag is that of no channel
+ * (pass/pipeline). */
 static Status run(KernelArgs *args)
 {
     const Tensor *x = &args->in[0], *y = &args->out[0];

@@ -1,7 +1,7 @@
 /* What a *_cpu.c file needs: the naming of its instruction-set variants, vectors, row access.
  *
- * A *_cpu.c file is compiled once for each instruction-set level (generic, avx2, avx512, avx512bf16),
- * with ISA set to its name. Everything in it is static but one constant per kernel:
+ * A *_cpu.c file is compiled once for each instruction-set level (generic, avx2, avx512,
+ * avx512bf16), with ISA set to its name. Everything in it is static but one constant per kernel:
  *
  *     const CpuKernel CPU(rmsnorm) = {.run = run};
  *
@@ -18,8 +18,8 @@
 #include "graph/graph.h"
 
 #define CPU_PASTE2(name, isa) name##_##isa
-#define CPU_PASTE(name, isa) CPU_PASTE2(name, isa)
-#define CPU(name) CPU_PASTE(cpu_##name, ISA)
+#define CPU_PASTE(name, isa)  CPU_PASTE2(name, isa)
+#define CPU(name)             CPU_PASTE(cpu_##name, ISA)
 
 #if defined(__x86_64__)
 #define CPU_DECLARE(name)                                                                          \
@@ -42,20 +42,20 @@
     }
 
 /* A tensor as rows of its last axis. Operands marked strided in the OpDef have one stride between
- * rows of the axis before the last "row axis": for [batch seq heads head_dim] that were split from a
- * fused product, a token is heads*head_dim contiguous elements and tokens are `pitch` apart. `token
- * rows` means all leading axes up to the given number of trailing ones collapsed. */
+ * rows of the axis before the last "row axis": for [batch seq heads head_dim] that were split from
+ * a fused product, a token is heads*head_dim contiguous elements and tokens are `pitch` apart.
+ * `token rows` means all leading axes up to the given number of trailing ones collapsed. */
 typedef struct Rows {
     char *data;
     DType dtype;
-    int64_t n;      /* rows */
-    int64_t width;  /* elements in a row, contiguous */
-    int64_t pitch;  /* elements from row to row */
+    int64_t n;     /* rows */
+    int64_t width; /* elements in a row, contiguous */
+    int64_t pitch; /* elements from row to row */
 } Rows;
 
 /* The last `trailing` axes are one row, and must be contiguous among themselves; the axes before
- * them collapse into n rows with one pitch. The verifier and the planner guarantee that every strided
- * operand they make has this form for trailing = 1 or 2. */
+ * them collapse into n rows with one pitch. The verifier and the planner guarantee that every
+ * strided operand they make has this form for trailing = 1 or 2. */
 static inline Rows tensor_as_rows(const Tensor *t, int trailing)
 {
     Rows r = {.data = t->data, .dtype = t->dtype, .n = 1, .width = 1, .pitch = 0};
@@ -73,7 +73,13 @@ static inline Rows value_as_rows(const Value *value, int trailing)
     for (int i = 0; i < MAX_RANK; i++) t.stride[i] = value->stride[i];
     return tensor_as_rows(&t, trailing);
 }
-static inline float *row_f32(const Rows *r, int64_t i) { return (float *)(void *)r->data + i * r->pitch; }
-static inline uint16_t *row_bf16(const Rows *r, int64_t i) { return (uint16_t *)(void *)r->data + i * r->pitch; }
+static inline float *row_f32(const Rows *r, int64_t i)
+{
+    return (float *)(void *)r->data + i * r->pitch;
+}
+static inline uint16_t *row_bf16(const Rows *r, int64_t i)
+{
+    return (uint16_t *)(void *)r->data + i * r->pitch;
+}
 
 #endif

@@ -1,5 +1,5 @@
-/* l2norm: y = x / sqrt(mean(x^2) + eps) over the last axis, no weight: Llama 4's norm of queries and keys
- * (models.md 2.2). Two ops: l2norm and its gradient. */
+/* l2norm: y = x / sqrt(mean(x^2) + eps) over the last axis, no weight: Llama 4's norm of queries
+ * and keys (models.md 2.2). Two ops: l2norm and its gradient. */
 #include "ops/kernel.h"
 #include "ops/ops.h"
 
@@ -13,7 +13,8 @@ static Status infer(InferCtx *ctx)
     const Value *x = ctx->in[0];
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     if (x->dtype != DTYPE_F32 && x->dtype != DTYPE_BF16)
-        return fail(ERR_SHAPE, "%s: x must be f32 or bf16, not %s", ctx->op->name, dtype_name(x->dtype));
+        return fail(ERR_SHAPE, "%s: x must be f32 or bf16, not %s", ctx->op->name,
+                    dtype_name(x->dtype));
     if (x->shape.rank < 2)
         return fail(ERR_SHAPE, "%s: x is [%s], wanted [... H d]", ctx->op->name,
                     shape_text(&x->shape, a));

@@ -14,7 +14,8 @@ static void reference(const void *user, double *const *in, double *const *out)
         const double *x = in[0] + r * c->d;
         double sum = 0;
         for (int64_t i = 0; i < c->d; i++) sum += x[i] * x[i];
-        for (int64_t i = 0; i < c->d; i++) out[0][r * c->d + i] = x[i] / sqrt(sum / (double)c->d + 1e-5);
+        for (int64_t i = 0; i < c->d; i++)
+            out[0][r * c->d + i] = x[i] / sqrt(sum / (double)c->d + 1e-5);
     }
 }
 
@@ -50,12 +51,14 @@ static void test_refusals(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     ValueId y;
-    optest_refused(op_l2norm(t->graph, optest_integers(t, SHAPE(2, 2), 0, 4), 1e-5f, &y), ERR_SHAPE, "f32 or bf16");
+    optest_refused(op_l2norm(t->graph, optest_integers(t, SHAPE(2, 2), 0, 4), 1e-5f, &y), ERR_SHAPE,
+                   "f32 or bf16");
     optest_destroy(t);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* linear: y[..., o] = sum_i x[..., i] w[o, i]. x [..., I], w [O I] as published, y [..., O].
  *
- * One matrix product of all rows of x with w transposed (gemm.h, linear_cpu.c). x and y may be strided
- * by row. f32, or bf16 operands with f32 sums and y in bf16 or f32.
+ * One matrix product of all rows of x with w transposed (gemm.h, linear_cpu.c). x and y may be
+ * strided by row. f32, or bf16 operands with f32 sums and y in bf16 or f32.
  */
 #include "ops/linear.h"
 #include "ops/ops.h"
@@ -61,7 +61,8 @@ Cost linear_cost(const Graph *graph, ValueId rows, ValueId weight, ValueId out)
     double n_y = (double)shape_count(&y->shape);
     double n_rows = n_x / (double)x->shape.dim[x->shape.rank - 1];
     return (Cost){.flop = 2 * n_rows * n_w,
-                  .read_bytes = n_x * (double)dtype_bytes(x->dtype) + n_w * (double)dtype_bytes(w->dtype),
+                  .read_bytes = n_x * (double)dtype_bytes(x->dtype) +
+                                n_w * (double)dtype_bytes(w->dtype),
                   .write_bytes = n_y * (double)dtype_bytes(y->dtype),
                   .kind = COST_MATMUL,
                   .m = n_rows,

@@ -5,7 +5,8 @@
 #include "ops/kernel.h"
 
 /* Refuses operands that do not fit: rows [..., n] against axis w_axis of the weight [O I]. */
-Status linear_check_operands(const InferCtx *ctx, const Value *rows, const Value *w, int64_t w_axis);
+Status linear_check_operands(const InferCtx *ctx, const Value *rows, const Value *w,
+                             int64_t w_axis);
 /* Of rows times a weight into out. */
 Cost linear_cost(const Graph *graph, ValueId rows, ValueId weight, ValueId out);
 

@@ -43,7 +43,8 @@ static GemmBlock product_dw(const Rows *dy, const Rows *x, const Rows *dw)
 
 typedef GemmBlock (*ProductOf)(const Rows *first, const Rows *second, const Rows *out);
 
-static size_t workspace_of(const Graph *graph, const Node *node, const Target *target, ProductOf product)
+static size_t workspace_of(const Graph *graph, const Node *node, const Target *target,
+                           ProductOf product)
 {
     if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     Rows first = value_as_rows(graph_value(graph, node->in[0]), 1);

@@ -1,11 +1,11 @@
-/* linear_cross_entropy: logits = x w^T, nll = log sum exp(logits) - logits[target], loss = sum weights *
- * nll + z_loss * weights * (log sum exp)^2, never holding all logits.
- * x [..., D], w [V D], targets [...] i32 (negative: no loss there), weights [...] f32; loss scalar,
- * nll [...], both f32.
+/* linear_cross_entropy: logits = x w^T, nll = log sum exp(logits) - logits[target], loss = sum
+ * weights * nll + z_loss * weights * (log sum exp)^2, never holding all logits. x [..., D], w [V
+ * D], targets [...] i32 (negative: no loss there), weights [...] f32; loss scalar, nll [...], both
+ * f32.
  *
- * linear_cross_entropy_grad: loss and nll again, and dx in x's dtype, dw [V D] f32 for a gradient dloss
- * of the loss:  dlogits = weights dloss ((1 + 2 z_loss lse) softmax - one_hot(target)).
- * Both walk the tokens in blocks (linear_cross_entropy_cpu.c).
+ * linear_cross_entropy_grad: loss and nll again, and dx in x's dtype, dw [V D] f32 for a gradient
+ * dloss of the loss:  dlogits = weights dloss ((1 + 2 z_loss lse) softmax - one_hot(target)). Both
+ * walk the tokens in blocks (linear_cross_entropy_cpu.c).
  */
 #include "ops/linear_cross_entropy.h"
 #include "ops/kernel.h"
@@ -55,10 +55,12 @@ static Status grad(GradCtx *ctx)
     ValueId x = node->in[0], w = node->in[1], targets = node->in[2], weights = node->in[3];
     float z_loss = *(const float *)node->attr;
     if (value_ok(ctx->dout[1]))
-        return fail(ERR_UNSUPPORTED, "linear_cross_entropy: no gradient flows through nll, only through loss");
+        return fail(ERR_UNSUPPORTED,
+                    "linear_cross_entropy: no gradient flows through nll, only through loss");
     if (!ctx->need[0] && !ctx->need[1]) return OK;
     ValueId loss, nll, dx, dw;
-    TRY(op_linear_cross_entropy_grad(g, x, w, targets, weights, ctx->dout[0], z_loss, &loss, &nll, &dx, &dw));
+    TRY(op_linear_cross_entropy_grad(g, x, w, targets, weights, ctx->dout[0], z_loss, &loss, &nll,
+                                     &dx, &dw));
     if (ctx->need[0]) ctx->din[0] = dx;
     if (ctx->need[1]) ctx->din[1] = dw;
     return OK;
@@ -68,7 +70,8 @@ static Status grad(GradCtx *ctx)
 static Cost product_cost(const Graph *g, const Node *node, int products)
 {
     double tokens = value_count(g, node->in[2]), w_bytes = value_bytes(g, node->in[1]);
-    double blocks = ceil(tokens / (double)cross_entropy_rows(graph_value(g, node->in[1])->shape.dim[0]));
+    double blocks = ceil(tokens /
+                         (double)cross_entropy_rows(graph_value(g, node->in[1])->shape.dim[0]));
     Cost cost = cost_streaming(g, node, 0);
     cost.flop = 2 * products * tokens * value_count(g, node->in[1]);
     cost.read_bytes += (blocks - 1) * w_bytes;
@@ -83,8 +86,10 @@ static Cost cost_grad(const Graph *g, const Node *node)
 {
     Cost cost = product_cost(g, node, 3);
     double tokens = value_count(g, node->in[2]);
-    double blocks = ceil(tokens / (double)cross_entropy_rows(graph_value(g, node->in[1])->shape.dim[0]));
-    cost.read_bytes += blocks * value_bytes(g, node->in[1]) + (blocks - 1) * value_bytes(g, node->out[3]);
+    double blocks = ceil(tokens /
+                         (double)cross_entropy_rows(graph_value(g, node->in[1])->shape.dim[0]));
+    cost.read_bytes += blocks * value_bytes(g, node->in[1]) +
+                       (blocks - 1) * value_bytes(g, node->out[3]);
     cost.write_bytes += (blocks - 1) * value_bytes(g, node->out[3]);
     return cost;
 }
@@ -135,9 +140,9 @@ Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, 
 }
 
 /* NOLINTNEXTLINE(readability-function-size): one more than other builders have */
-Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
-                                    ValueId dloss, float z_loss, ValueId *loss, ValueId *nll,
-                                    ValueId *dx, ValueId *dw)
+Status op_linear_cross_entropy_grad(Graph *g, ValueId x, ValueId w, ValueId targets,
+                                    ValueId weights, ValueId dloss, float z_loss, ValueId *loss,
+                                    ValueId *nll, ValueId *dx, ValueId *dw)
 {
     ValueId in[] = {x, w, targets, weights, dloss}, out[4];
     TRY(graph_add(g, &op_def_linear_cross_entropy_grad, &z_loss, in, 5, out));

@@ -1,4 +1,5 @@
-/* How linear_cross_entropy cuts its work: by shape only, for the kernel and its cost. Internal to ops/. */
+/* How linear_cross_entropy cuts its work: by shape only, for the kernel and its cost. Internal to
+ * ops/. */
 #ifndef OPS_LINEAR_CROSS_ENTROPY_H
 #define OPS_LINEAR_CROSS_ENTROPY_H
 

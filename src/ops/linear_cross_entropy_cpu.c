@@ -1,13 +1,13 @@
 /* Kernels of linear_cross_entropy and its gradient.
  *
- * Tokens are walked in blocks of R. Logits are kept transposed, [V R]: then w is read in place as the
- * left operand, a vector holds the same word's logit of many tokens, and dlogits [V R] is in turn the
- * left operand in place of dw = dlogits x. For each block:
- *   1. for chunks of words, on any thread: logits, their maximum m_c and sum of e = exp(logit - m_c)
- *      for each token; the gradient keeps e in the logits' place;
+ * Tokens are walked in blocks of R. Logits are kept transposed, [V R]: then w is read in place as
+ * the left operand, a vector holds the same word's logit of many tokens, and dlogits [V R] is in
+ * turn the left operand in place of dw = dlogits x. For each block:
+ *   1. for chunks of words, on any thread: logits, their maximum m_c and sum of e = exp(logit -
+ * m_c) for each token; the gradient keeps e in the logits' place;
  *   2. for each token, chunks joined in order: lse, nll, and the gradient's factors;
- *   3. for chunks of words: dlogits = factor e - one_hot in place (bf16 in the first half of the f32
- *      row), then dw of these words;
+ *   3. for chunks of words: dlogits = factor e - one_hot in place (bf16 in the first half of the
+ * f32 row), then dw of these words;
  *   4. dx = dlogits^T w, summed in f32 over all words.
  * One exponential a logit. Chunks depend on shapes only, so results do not depend on the threads.
  */
@@ -35,10 +35,10 @@ typedef struct Job {
     int threads;
     bool grad;
     /* in the workspace */
-    float *logits;          /* gradient: [V R]; else a chunk [chunk R] a thread */
-    float *chunk_max, *chunk_sum; /* [n_chunks R] */
+    float *logits;                           /* gradient: [V R]; else a chunk [chunk R] a thread */
+    float *chunk_max, *chunk_sum;            /* [n_chunks R] */
     float *target_logit, *lse, *scale, *hit; /* [R]; scale: of softmax, hit: minus one_hot */
-    float *dx_sum;          /* [R D], bf16 only */
+    float *dx_sum;                           /* [R D], bf16 only */
     char *scratch;
     size_t scratch_bytes; /* a thread */
 } Job;
@@ -52,7 +52,7 @@ static int thread_index(void)
 #endif
 }
 
-/* ---- sizes --------------------------------------------------------------------------------- */
+/* ---- sizes ------------------------------------------------------------------------------ */
 
 static GemmBlock block_logits(const Job *job, int64_t chunk)
 {
@@ -67,7 +67,10 @@ static GemmBlock block_logits(const Job *job, int64_t chunk)
 }
 
 /* dlogits lie with this pitch in their own dtype */
-static int64_t dlogits_pitch(const Job *job) { return job->x.dtype == DTYPE_BF16 ? 2 * job->rows : job->rows; }
+static int64_t dlogits_pitch(const Job *job)
+{
+    return job->x.dtype == DTYPE_BF16 ? 2 * job->rows : job->rows;
+}
 
 static GemmBlock block_dw(const Job *job, int64_t chunk)
 {
@@ -139,9 +142,10 @@ static size_t lay_out(Job *job, char *base)
     return at + job->scratch_bytes * (size_t)job->threads;
 }
 
-/* ---- 1: logits and their statistics, a chunk of words --------------------------------------- */
+/* ---- 1: logits and their statistics, a chunk of words ----------------------------------- */
 
-static void chunk_statistics(const Job *job, float *logits, int64_t words, float *maximum, float *sum)
+static void chunk_statistics(const Job *job, float *logits, int64_t words, float *maximum,
+                             float *sum)
 {
     for (int64_t r = 0; r < job->rows; r += VL) {
         vf_store(maximum + r, vf_load(logits + r));
@@ -149,7 +153,8 @@ static void chunk_statistics(const Job *job, float *logits, int64_t words, float
     }
     for (int64_t v = 1; v < words; v++)
         for (int64_t r = 0; r < job->rows; r += VL)
-            vf_store(maximum + r, vf_max(vf_load(maximum + r), vf_load(logits + v * job->rows + r)));
+            vf_store(maximum + r,
+                     vf_max(vf_load(maximum + r), vf_load(logits + v * job->rows + r)));
     for (int64_t v = 0; v < words; v++) {
         float *row = logits + v * job->rows;
         for (int64_t r = 0; r < job->rows; r += VL) {
@@ -174,15 +179,17 @@ static void chunk_forward(const Job *job, int64_t chunk)
         int64_t at = job->targets[job->first + r] - job->first_word - word;
         if (at >= 0 && at < block.m) job->target_logit[r] = logits[at * job->rows + r];
     }
-    chunk_statistics(job, logits, block.m, job->chunk_max + chunk * job->rows, job->chunk_sum + chunk * job->rows);
+    chunk_statistics(job, logits, block.m, job->chunk_max + chunk * job->rows,
+                     job->chunk_sum + chunk * job->rows);
 }
 
-/* ---- 2: a token -------------------------------------------------------------------------------- */
+/* ---- 2: a token ------------------------------------------------------------------------- */
 
 static void token_join(const Job *job, int64_t r)
 {
     float most = job->chunk_max[r];
-    for (int64_t c = 1; c < job->n_chunks; c++) most = fmaxf(most, job->chunk_max[c * job->rows + r]);
+    for (int64_t c = 1; c < job->n_chunks; c++)
+        most = fmaxf(most, job->chunk_max[c * job->rows + r]);
     double sum = 0;
     for (int64_t c = 0; c < job->n_chunks; c++) {
         int64_t at = c * job->rows + r;
@@ -193,17 +200,19 @@ static void token_join(const Job *job, int64_t r)
     bool counts = target >= 0 && target < job->vocab;
     float weight = counts ? job->weights[job->first + r] * job->dloss : 0;
     job->lse[r] = (float)lse;
-    if (job->nll) job->nll[job->first + r] = counts ? (float)(lse - (double)job->target_logit[r]) : 0;
+    if (job->nll)
+        job->nll[job->first + r] = counts ? (float)(lse - (double)job->target_logit[r]) : 0;
     job->hit[r] = weight;
     job->scale[r] = weight * (1 + 2 * job->z_loss * (float)lse);
 }
 
-/* ---- 3: dlogits and dw, a chunk of words ------------------------------------------------------- */
+/* ---- 3: dlogits and dw, a chunk of words ------------------------------------------------ */
 
 /* bf16 row v is written over the first half of f32 row v, which has been read by then */
 static void row_dlogits(float *row, const float *factor, int64_t n, const int bf16)
 {
-    for (int64_t r = 0; r < n; r += VL) vf_store_as(row, r, vf_load(row + r) * vf_load(factor + r), bf16);
+    for (int64_t r = 0; r < n; r += VL)
+        vf_store_as(row, r, vf_load(row + r) * vf_load(factor + r), bf16);
 }
 
 static void chunk_dlogits(const Job *job, int64_t chunk, int64_t words)
@@ -213,7 +222,8 @@ static void chunk_dlogits(const Job *job, int64_t chunk, int64_t words)
     const int32_t *targets = job->targets + job->first;
     const bool bf16 = job->x.dtype == DTYPE_BF16;
     for (int64_t r = 0; r < job->rows; r += VL)
-        vf_store(factor + r, vf_load(job->scale + r) * vf_exp(vf_load(m + r) - vf_load(job->lse + r)));
+        vf_store(factor + r,
+                 vf_load(job->scale + r) * vf_exp(vf_load(m + r) - vf_load(job->lse + r)));
     /* the targets' e are kept aside, so that the difference is rounded once */
     for (int64_t r = 0; r < job->n; r++) {
         int64_t v = targets[r] - job->first_word - chunk * job->chunk;
@@ -253,7 +263,7 @@ static void chunk_backward(const Job *job, int64_t chunk)
     }
 }
 
-/* ---- 4: dx -------------------------------------------------------------------------------------- */
+/* ---- 4: dx ------------------------------------------------------------------------------ */
 
 static void block_dx(const Job *job)
 {
@@ -274,7 +284,7 @@ static void block_dx(const Job *job)
     }
 }
 
-/* ---- all blocks --------------------------------------------------------------------------------- */
+/* ---- all blocks ------------------------------------------------------------------------- */
 
 static void block_forward(const Job *job)
 {
@@ -323,13 +333,15 @@ static Status run_job(Job *job, KernelArgs *args)
 
 static Status run(KernelArgs *args)
 {
-    Job job = job_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), false, args->threads);
+    Job job = job_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), false,
+                     args->threads);
     return run_job(&job, args);
 }
 
 static Status run_grad(KernelArgs *args)
 {
-    Job job = job_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), true, args->threads);
+    Job job = job_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1), true,
+                     args->threads);
     job.dloss = *(const float *)args->in[4].data;
     if (args->out[2].data) job.dx = tensor_as_rows(&args->out[2], 1);
     job.dw = args->out[3].data;
@@ -338,8 +350,11 @@ static Status run_grad(KernelArgs *args)
 
 static size_t workspace_of(const Graph *graph, const Node *node, const Target *target, bool grad)
 {
-    Rows x = value_as_rows(graph_value(graph, node->in[0]), 1), w = value_as_rows(graph_value(graph, node->in[1]), 1);
-    if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES + 4 * (size_t)min_i64(x.n, GPU_LOGITS_ROWS) * (size_t)w.n;
+    Rows x = value_as_rows(graph_value(graph, node->in[0]), 1),
+         w = value_as_rows(graph_value(graph, node->in[1]), 1);
+    if (target->gpu)
+        return GPU_PRODUCT_WORKSPACE_BYTES +
+               4 * (size_t)min_i64(x.n, GPU_LOGITS_ROWS) * (size_t)w.n;
     Job job = job_of(x, w, grad, target->threads);
     return lay_out(&job, NULL);
 }
@@ -354,7 +369,7 @@ static size_t workspace_grad(const Graph *graph, const Node *node, const Target 
     return workspace_of(graph, node, target, true);
 }
 
-/* ---- a part of the vocabulary (vocab_loss.h) ------------------------------------------------------ */
+/* ---- a part of the vocabulary (vocab_loss.h) -------------------------------------------- */
 
 static int parts_of(const void *attr) { return (int)max_i64(1, ((const VocabAttr *)attr)->parts); }
 
@@ -376,12 +391,14 @@ static Job job_of_part(KernelArgs *args, int part, bool grad)
     return job;
 }
 
-/* The maximum, the sum of exp(logit - maximum) and the target's logit, or zero, of the words here. */
+/* The maximum, the sum of exp(logit - maximum) and the target's logit, or zero, of the words here.
+ */
 static void token_statistics(const Job *job, int64_t r, float *stats)
 {
     float most = job->chunk_max[r];
     double sum = 0;
-    for (int64_t c = 1; c < job->n_chunks; c++) most = fmaxf(most, job->chunk_max[c * job->rows + r]);
+    for (int64_t c = 1; c < job->n_chunks; c++)
+        most = fmaxf(most, job->chunk_max[c * job->rows + r]);
     for (int64_t c = 0; c < job->n_chunks; c++) {
         int64_t at = c * job->rows + r;
         sum += exp((double)(job->chunk_max[at] - most)) * (double)job->chunk_sum[at];
@@ -397,7 +414,8 @@ static void part_statistics(Job *job, float *stats)
         job->n = min_i64(job->rows, job->x.n - job->first);
         memset(job->target_logit, 0, (size_t)job->rows * sizeof *job->target_logit);
         block_forward(job);
-        for (int64_t r = 0; r < job->n; r++) token_statistics(job, r, stats + (job->first + r) * VOCAB_STATS);
+        for (int64_t r = 0; r < job->n; r++)
+            token_statistics(job, r, stats + (job->first + r) * VOCAB_STATS);
     }
 }
 
@@ -434,7 +452,8 @@ static void make_part(void *context, int part, float *dx)
     KernelArgs *args = context;
     Job job = job_of_part(args, part, true);
     float *dw = args->out[1].data;
-    job.dx = (Rows){.data = (char *)dx, .dtype = DTYPE_F32, .n = job.x.n, .width = job.dim, .pitch = job.dim};
+    job.dx = (Rows){
+        .data = (char *)dx, .dtype = DTYPE_F32, .n = job.x.n, .width = job.dim, .pitch = job.dim};
     job.dw = dw ? dw + part * job.vocab * job.dim : NULL;
     part_gradient(&job, args->in[3].data);
 }
@@ -457,13 +476,16 @@ static Status run_stats_grad(KernelArgs *args)
     return OK;
 }
 
-static size_t workspace_of_part(const Graph *graph, const Node *node, const Target *target, bool grad)
+static size_t workspace_of_part(const Graph *graph, const Node *node, const Target *target,
+                                bool grad)
 {
     Rows x = value_as_rows(graph_value(graph, node->in[0]), 1);
-    Job job = job_of(x, words_of(value_as_rows(graph_value(graph, node->in[1]), 1), node->attr, 0), grad, target->threads);
+    Job job = job_of(x, words_of(value_as_rows(graph_value(graph, node->in[1]), 1), node->attr, 0),
+                     grad, target->threads);
     size_t bytes = lay_out(&job, NULL);
     if (!grad || !((const VocabAttr *)node->attr)->parts) return bytes;
-    return bytes + (size_t)((1 + tree_levels(parts_of(node->attr))) * x.n * x.width) * sizeof(float);
+    return bytes +
+           (size_t)((1 + tree_levels(parts_of(node->attr))) * x.n * x.width) * sizeof(float);
 }
 
 static size_t workspace_stats(const Graph *graph, const Node *node, const Target *target)

@@ -18,7 +18,8 @@ static void reference(const void *user, double *const *in, double *const *out)
         for (int pass = 0; pass < 2; pass++)
             for (int64_t v = 0; v < s->vocab; v++) {
                 double z = 0;
-                for (int64_t i = 0; i < s->dim; i++) z += in[0][r * s->dim + i] * in[1][v * s->dim + i];
+                for (int64_t i = 0; i < s->dim; i++)
+                    z += in[0][r * s->dim + i] * in[1][v * s->dim + i];
                 if (pass == 0) most = fmax(most, z);
                 if (pass == 1) sum += exp(z - most);
                 if (v == target) hit = z;
@@ -34,7 +35,8 @@ static void check(DType dtype, Sizes s, int64_t pitch, bool grad)
     OpTest *t = optest_create((uint64_t)(s.n + s.dim * 5 + s.vocab));
     ValueId x = optest_normal(t, dtype, SHAPE(s.n, s.dim), 1.0), loss, nll;
     ValueId w = optest_normal(t, dtype, SHAPE(s.vocab, s.dim), 1.0);
-    double *target = ARENA_ARRAY(&t->arena, double, s.n), *weight = ARENA_ARRAY(&t->arena, double, s.n);
+    double *target = ARENA_ARRAY(&t->arena, double, s.n),
+           *weight = ARENA_ARRAY(&t->arena, double, s.n);
     for (int64_t r = 0; r < s.n; r++) {
         target[r] = r % 5 == 3 ? -1 : (double)((r * 31 + 2) % s.vocab);
         weight[r] = r % 7 == 2 ? 0 : 0.25 * (double)(r % 3 + 1);
@@ -43,7 +45,8 @@ static void check(DType dtype, Sizes s, int64_t pitch, bool grad)
     ValueId weights = optest_data(t, DTYPE_F32, SHAPE(s.n), weight);
     optest_no_grad(t, weights);
     if (pitch) optest_pitch(t, x, 1, s.dim + pitch);
-    optest_ok(op_linear_cross_entropy(t->graph, x, w, targets, weights, (float)s.z_loss, &loss, &nll));
+    optest_ok(
+        op_linear_cross_entropy(t->graph, x, w, targets, weights, (float)s.z_loss, &loss, &nll));
     optest_output(t, loss);
     optest_plain_output(t, nll);
     double tolerance = dtype == DTYPE_BF16 ? 2e-2 : 1e-5;
@@ -99,13 +102,19 @@ static void test_refusals(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     Graph *g = t->graph;
-    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(4, 3), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(5, 3), 1.0);
-    ValueId targets = optest_integers(t, SHAPE(4), 0, 5), weights = optest_normal(t, DTYPE_F32, SHAPE(4), 1.0), a, b;
-    ValueId narrow = optest_normal(t, DTYPE_F32, SHAPE(5, 2), 1.0), few = optest_integers(t, SHAPE(3), 0, 5);
-    optest_refused(op_linear_cross_entropy(g, x, narrow, targets, weights, 0, &a, &b), ERR_SHAPE, "do not fit");
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(4, 3), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(5, 3), 1.0);
+    ValueId targets = optest_integers(t, SHAPE(4), 0, 5),
+            weights = optest_normal(t, DTYPE_F32, SHAPE(4), 1.0), a, b;
+    ValueId narrow = optest_normal(t, DTYPE_F32, SHAPE(5, 2), 1.0),
+            few = optest_integers(t, SHAPE(3), 0, 5);
+    optest_refused(op_linear_cross_entropy(g, x, narrow, targets, weights, 0, &a, &b), ERR_SHAPE,
+                   "do not fit");
     optest_refused(op_linear_cross_entropy(g, x, w, few, weights, 0, &a, &b), ERR_SHAPE, "targets");
-    optest_refused(op_linear_cross_entropy(g, x, w, weights, weights, 0, &a, &b), ERR_ARG, "targets must be i32");
-    optest_refused(op_linear_cross_entropy(g, x, w, targets, targets, 0, &a, &b), ERR_ARG, "weights must be f32");
+    optest_refused(op_linear_cross_entropy(g, x, w, weights, weights, 0, &a, &b), ERR_ARG,
+                   "targets must be i32");
+    optest_refused(op_linear_cross_entropy(g, x, w, targets, targets, 0, &a, &b), ERR_ARG,
+                   "weights must be f32");
     optest_destroy(t);
 }
 

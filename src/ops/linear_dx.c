@@ -1,5 +1,5 @@
-/* linear_dx: dx[..., i] = sum_o dy[..., o] w[o, i], the input gradient of linear. dy [..., O], w [O I],
- * dx [..., I] in dy's dtype. dy and dx may be strided by row. */
+/* linear_dx: dx[..., i] = sum_o dy[..., o] w[o, i], the input gradient of linear. dy [..., O], w [O
+ * I], dx [..., I] in dy's dtype. dy and dx may be strided by row. */
 #include "ops/linear.h"
 #include "ops/ops.h"
 

@@ -35,7 +35,8 @@ static void check(DType dtype, DType out_dtype, Sizes s, int64_t pitch)
 static void test_values_and_gradients(void **state)
 {
     (void)state;
-    static const Sizes sizes[] = {{1, 1, 1}, {3, 17, 5}, {7, 41, 9}, {17, 63, 33}, {16, 64, 32}, {63, 3, 40}, {1, 70, 36}, {29, 2, 31}};
+    static const Sizes sizes[] = {{1, 1, 1},    {3, 17, 5},  {7, 41, 9},  {17, 63, 33},
+                                  {16, 64, 32}, {63, 3, 40}, {1, 70, 36}, {29, 2, 31}};
     for (int i = 0; i < COUNT_OF(sizes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
@@ -53,9 +54,10 @@ static void test_many_blocks(void **state)
     check(DTYPE_F32, DTYPE_F32, (Sizes){230, 7, 450}, 0);
     check(DTYPE_BF16, DTYPE_BF16, (Sizes){230, 7, 450}, 0);
     check(DTYPE_BF16, DTYPE_F32, (Sizes){9, 1090, 5}, 2);
-    check(DTYPE_BF16, DTYPE_BF16, (Sizes){101, 1090, 3}, 2); /* bf16 sums of two blocks, kept aside */
-    check(DTYPE_F32, DTYPE_F32, (Sizes){9, 2300, 3}, 0);     /* more than a group of blocks */
-    check(DTYPE_F32, DTYPE_F32, (Sizes){14, 512, 3}, 0);     /* lines 2 KiB apart: copied */
+    check(DTYPE_BF16, DTYPE_BF16, (Sizes){101, 1090, 3},
+          2);                                            /* bf16 sums of two blocks, kept aside */
+    check(DTYPE_F32, DTYPE_F32, (Sizes){9, 2300, 3}, 0); /* more than a group of blocks */
+    check(DTYPE_F32, DTYPE_F32, (Sizes){14, 512, 3}, 0); /* lines 2 KiB apart: copied */
     check(DTYPE_BF16, DTYPE_BF16, (Sizes){14, 1024, 3}, 0);
 }
 
@@ -81,7 +83,7 @@ static void test_dw_accumulate(void **state)
             OpTest *t = optest_create((uint64_t)i + 1);
             ValueId dy = optest_normal(t, dtype, SHAPE(s.n, s.o), 1.0);
             ValueId x = optest_normal(t, dtype, SHAPE(s.n, s.i), 1.0), sum;
-            double *start = ARENA_ARRAY(&t->arena, double, s.o * s.i);
+            double *start = ARENA_ARRAY(&t->arena, double, s.o *s.i);
             for (int64_t j = 0; j < s.o * s.i; j++) start[j] = (double)(j % 7) - 3;
             ValueId acc = optest_state(t, DTYPE_F32, SHAPE(s.o, s.i), STATE_GRAD, start);
             optest_pitch(t, dy, 1, s.o + 3);
@@ -97,7 +99,8 @@ static void test_leading_axes(void **state)
 {
     (void)state;
     OpTest *t = optest_create(1);
-    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(2, 5, 12), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(7, 12), 1.0), y;
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(2, 5, 12), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(7, 12), 1.0), y;
     optest_ok(op_linear(t->graph, x, w, &y));
     Shape wanted = SHAPE(2, 5, 7);
     assert_true(shape_equal(&graph_value(t->graph, y)->shape, &wanted));
@@ -111,7 +114,8 @@ static void test_refusals(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     Graph *g = t->graph;
-    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(2, 3), 1.0), w = optest_normal(t, DTYPE_F32, SHAPE(5, 4), 1.0), y;
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(2, 3), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(5, 4), 1.0), y;
     optest_refused(op_linear(g, x, w, &y), ERR_SHAPE, "do not fit the weight");
     ValueId half = optest_normal(t, DTYPE_BF16, SHAPE(5, 3), 1.0);
     optest_refused(op_linear(g, x, half, &y), ERR_ARG, "both are bf16");
@@ -125,8 +129,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values_and_gradients), cmocka_unit_test(test_many_blocks),
-        cmocka_unit_test(test_dw_accumulate),        cmocka_unit_test(test_leading_axes),
+        cmocka_unit_test(test_values_and_gradients),
+        cmocka_unit_test(test_many_blocks),
+        cmocka_unit_test(test_dw_accumulate),
+        cmocka_unit_test(test_leading_axes),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -31,11 +31,13 @@ void optest_ok(Status status)
 
 void optest_refused(Status status, Status expected, const char *words)
 {
-    if (status != expected) fail_msg("expected %s, got %s", status_name(expected), status_name(status));
-    if (!strstr(status_message(), words)) fail_msg("\"%s\" does not say \"%s\"", status_message(), words);
+    if (status != expected)
+        fail_msg("expected %s, got %s", status_name(expected), status_name(status));
+    if (!strstr(status_message(), words))
+        fail_msg("\"%s\" does not say \"%s\"", status_message(), words);
 }
 
-/* ---- inputs and outputs ---------------------------------------------------------------- */
+/* ---- inputs and outputs ----------------------------------------------------------------- */
 
 static void remember_input(OpTest *t, ValueId v, double *data)
 {
@@ -73,7 +75,8 @@ ValueId optest_normal(OpTest *t, DType dtype, Shape shape, double deviation)
     ValueId v = new_input(t, dtype, shape);
     double *data = copy_of(NULL, shape);
     uint64_t key = rng_key(t->seed, graph_value(t->graph, v)->name);
-    for (int64_t i = 0; i < shape_count(&shape); i++) data[i] = deviation * rng_normal(key, (uint64_t)i);
+    for (int64_t i = 0; i < shape_count(&shape); i++)
+        data[i] = deviation * rng_normal(key, (uint64_t)i);
     remember_input(t, v, data);
     return v;
 }
@@ -114,7 +117,8 @@ void optest_pitch(OpTest *t, ValueId id, int trailing, int64_t pitch)
 {
     Value *v = graph_value(t->graph, id);
     int first = v->shape.rank - trailing;
-    for (int i = first - 1; i >= 0; i--) v->stride[i] = i == first - 1 ? pitch : v->stride[i + 1] * v->shape.dim[i + 1];
+    for (int i = first - 1; i >= 0; i--)
+        v->stride[i] = i == first - 1 ? pitch : v->stride[i + 1] * v->shape.dim[i + 1];
 }
 
 void optest_output(OpTest *t, ValueId v)
@@ -130,10 +134,10 @@ void optest_plain_output(OpTest *t, ValueId v)
     VEC_PUSH(&t->output, output);
 }
 
-/* ---- comparing ------------------------------------------------------------------------- */
+/* ---- comparing -------------------------------------------------------------------------- */
 
-static const char *compare(OpTest *t, const char *what, const double *got, const double *expected, int64_t n,
-                           double tolerance)
+static const char *compare(OpTest *t, const char *what, const double *got, const double *expected,
+                           int64_t n, double tolerance)
 {
     double squares = 0;
     int64_t finite = 0;
@@ -143,14 +147,15 @@ static const char *compare(OpTest *t, const char *what, const double *got, const
     for (int64_t i = 0; i < n; i++) {
         if (isnan(expected[i]) || got[i] == expected[i]) continue;
         if (fabs(got[i] - expected[i]) <= tolerance * (fabs(expected[i]) + scale)) continue;
-        return arena_printf(&t->arena, "%s: element %lld of %lld is %.9g, the reference says %.9g", what,
-                            (long long)i, (long long)n, got[i], expected[i]);
+        return arena_printf(&t->arena, "%s: element %lld of %lld is %.9g, the reference says %.9g",
+                            what, (long long)i, (long long)n, got[i], expected[i]);
     }
     return NULL;
 }
 
 /* The outputs as the reference makes them from the given inputs; NaN where it says nothing. */
-static double **evaluate(const OpTest *t, OpReference reference, const void *user, double *const *in)
+static double **evaluate(const OpTest *t, OpReference reference, const void *user,
+                         double *const *in)
 {
     double **out = xcalloc(t->output.n + 1, sizeof *out);
     for (size_t i = 0; i < t->output.n; i++) {
@@ -188,7 +193,8 @@ typedef struct Backward {
 static void mark_reached(Backward *b)
 {
     const Graph *g = b->t->graph;
-    for (size_t i = 0; i < b->n_inputs; i++) b->reached[b->t->input.at[i].value.id] = b->t->input.at[i].grad;
+    for (size_t i = 0; i < b->n_inputs; i++)
+        b->reached[b->t->input.at[i].value.id] = b->t->input.at[i].grad;
     for (int n = 1; n < b->n_nodes; n++) {
         const Node *node = &g->node[n];
         bool any = false;
@@ -234,8 +240,8 @@ static Status node_backward(Backward *b, int n)
     return status;
 }
 
-/* The cotangent of output i: normal numbers; NaN where the reference leaves it open, because then no
- * kernel may read it. */
+/* The cotangent of output i: normal numbers; NaN where the reference leaves it open, because then
+ * no kernel may read it. */
 static ValueId make_cotangent(Backward *b, size_t i, const double *reference)
 {
     Value like = *graph_value(b->t->graph, b->t->output.at[i].value);
@@ -303,8 +309,8 @@ enum { ALL_ELEMENTS = 96, SAMPLES = 40, DIRECTIONS = 3 };
 
 static int64_t n_tries(int64_t n) { return n <= ALL_ELEMENTS ? n : SAMPLES + DIRECTIONS; }
 
-/* The direction of a try; all elements at once have length about 1, so that their rounding weighs as
- * that of one element. */
+/* The direction of a try; all elements at once have length about 1, so that their rounding weighs
+ * as that of one element. */
 static void make_direction(const OpTest *t, int64_t try, double *direction, int64_t n)
 {
     uint64_t key = rng_key(t->seed, "samples");
@@ -314,14 +320,16 @@ static void make_direction(const OpTest *t, int64_t try, double *direction, int6
     else if (try < SAMPLES)
         direction[rng_permute(key, (uint64_t)try, (uint64_t)n)] = 1;
     else
-        for (int64_t j = 0; j < n; j++) direction[j] = rng_normal(key + (uint64_t)try, (uint64_t)j) / sqrt((double)n);
+        for (int64_t j = 0; j < n; j++)
+            direction[j] = rng_normal(key + (uint64_t)try, (uint64_t)j) / sqrt((double)n);
 }
 
 /* What the slopes of input `which` are, by finite differences. */
 static double *expected_slopes(const Loss *l, size_t which)
 {
     int64_t n = optest_count(l->t, l->t->input.at[which].value), tries = n_tries(n);
-    double *direction = xcalloc((size_t)n, sizeof *direction), *expected = xcalloc((size_t)tries, sizeof *expected);
+    double *direction = xcalloc((size_t)n, sizeof *direction),
+           *expected = xcalloc((size_t)tries, sizeof *expected);
     for (int64_t i = 0; i < tries; i++) {
         make_direction(l->t, i, direction, n);
         expected[i] = slope(l, which, direction);
@@ -331,10 +339,12 @@ static double *expected_slopes(const Loss *l, size_t which)
 }
 
 /* The slopes that the gradient (NULL: zero everywhere) says there are. */
-static const char *check_slopes(OpTest *t, size_t which, const double *grad, const double *expected, double tolerance)
+static const char *check_slopes(OpTest *t, size_t which, const double *grad, const double *expected,
+                                double tolerance)
 {
     int64_t n = optest_count(t, t->input.at[which].value), tries = n_tries(n);
-    double *direction = xcalloc((size_t)n, sizeof *direction), *got = xcalloc((size_t)tries, sizeof *got);
+    double *direction = xcalloc((size_t)n, sizeof *direction),
+           *got = xcalloc((size_t)tries, sizeof *got);
     for (int64_t i = 0; i < tries && grad; i++) {
         make_direction(t, i, direction, n);
         for (int64_t j = 0; j < n; j++) got[i] += direction[j] != 0 ? direction[j] * grad[j] : 0;
@@ -347,23 +357,25 @@ static const char *check_slopes(OpTest *t, size_t which, const double *grad, con
     return fault;
 }
 
-/* ---- the checks ------------------------------------------------------------------------ */
+/* ---- the checks ------------------------------------------------------------------------- */
 
 /* What one run must give: the outputs, then the gradients that exist. */
 typedef struct Wanted {
     VEC(ValueId) value;
 } Wanted;
 
-static const char *same_bits(OpTest *t, const OpRun *run, const Wanted *wanted, double *const *first)
+static const char *same_bits(OpTest *t, const OpRun *run, const Wanted *wanted,
+                             double *const *first)
 {
     for (size_t i = 0; i < wanted->value.n; i++) {
         double *now = optest_run_values(run, wanted->value.at[i]);
-        bool same = !memcmp(now, first[i], sizeof *now * (size_t)optest_count(t, wanted->value.at[i]));
+        bool same = !memcmp(now, first[i],
+                            sizeof *now * (size_t)optest_count(t, wanted->value.at[i]));
         free(now);
         if (!same)
-            return arena_printf(&t->arena, "%s: result %zu has other bits with %d threads%s than with one",
-                                isa_name(run->target.isa), i, run->target.threads,
-                                run->inplace ? " in place" : "");
+            return arena_printf(
+                &t->arena, "%s: result %zu has other bits with %d threads%s than with one",
+                isa_name(run->target.isa), i, run->target.threads, run->inplace ? " in place" : "");
     }
     return NULL;
 }
@@ -411,10 +423,12 @@ static const char *compare_all(const Check *c, const Wanted *wanted, double *con
     for (; at < c->t->output.n && !fault; at++) {
         char what[64];
         snprintf(what, sizeof what, "output %zu", at);
-        fault = compare(c->t, what, got[at], c->expected[at], optest_count(c->t, wanted->value.at[at]), c->tolerance);
+        fault = compare(c->t, what, got[at], c->expected[at],
+                        optest_count(c->t, wanted->value.at[at]), c->tolerance);
     }
     for (size_t i = 0; i < c->n_inputs && !fault; i++)
-        if (value_ok(c->grad[i])) fault = check_slopes(c->t, i, got[at++], c->slopes[i], c->tolerance);
+        if (value_ok(c->grad[i]))
+            fault = check_slopes(c->t, i, got[at++], c->slopes[i], c->tolerance);
     return fault;
 }
 
@@ -426,7 +440,8 @@ static const char *check_isa(const Check *c, Isa isa, const Wanted *wanted)
     if (!optest_run(&run, c->t, (Target){.isa = isa, .threads = 1}, 0))
         fault = arena_strdup(&c->t->arena, run.fault);
     if (!fault) {
-        for (size_t i = 0; i < wanted->value.n; i++) got[i] = optest_run_values(&run, wanted->value.at[i]);
+        for (size_t i = 0; i < wanted->value.n; i++)
+            got[i] = optest_run_values(&run, wanted->value.at[i]);
         fault = compare_all(c, wanted, got);
         if (fault) fault = arena_printf(&c->t->arena, "%s: %s", isa_name(isa), fault);
     }
@@ -443,7 +458,8 @@ static const char *check_costs(OpTest *t)
         const Node *node = &t->graph->node[n];
         if (node->op->flags & OP_VIEW || !node->op->cost) continue;
         Cost c = node->op->cost(t->graph, node);
-        if (!(c.flop >= 0 && c.read_bytes >= 0 && c.write_bytes >= 0 && isfinite(c.flop + c.read_bytes + c.write_bytes)))
+        if (!(c.flop >= 0 && c.read_bytes >= 0 && c.write_bytes >= 0 &&
+              isfinite(c.flop + c.read_bytes + c.write_bytes)))
             return arena_printf(&t->arena, "%s: its cost is no number", node->op->name);
     }
     return NULL;
@@ -458,18 +474,22 @@ static const char *check_isas(const Check *c)
         if (value_ok(c->grad[i])) VEC_PUSH(&wanted.value, c->grad[i]);
     for (size_t i = 0; i < wanted.value.n; i++) VEC_PUSH(&c->t->kept, wanted.value.at[i]);
     for (Isa isa = ISA_GENERIC; isa < ISA_COUNT && !fault; isa++)
-        if (optest_isa_available(isa) && (isa == ISA_GENERIC || !same_kernels(c->t->graph, isa, isa - 1)))
+        if (optest_isa_available(isa) &&
+            (isa == ISA_GENERIC || !same_kernels(c->t->graph, isa, isa - 1)))
             fault = check_isa(c, isa, &wanted);
     VEC_FREE(&wanted.value);
     return fault;
 }
 
-/* Adds the backward graph and finds each input's gradient. An input that the outputs do not depend on
- * by the rules has none: its slope must then be zero. */
+/* Adds the backward graph and finds each input's gradient. An input that the outputs do not depend
+ * on by the rules has none: its slope must then be zero. */
 static const char *add_gradients(Check *c)
 {
     OpTest *t = c->t;
-    Backward b = {.t = t, .n_nodes = t->graph->n_nodes, .n_values = t->graph->n_values, .n_inputs = t->input.n};
+    Backward b = {.t = t,
+                  .n_nodes = t->graph->n_nodes,
+                  .n_values = t->graph->n_values,
+                  .n_inputs = t->input.n};
     b.grad = xcalloc((size_t)b.n_values, sizeof *b.grad);
     b.reached = xcalloc((size_t)b.n_values, sizeof *b.reached);
     const char *fault = NULL;
@@ -483,7 +503,8 @@ static const char *add_gradients(Check *c)
         c->grad[i] = b.grad[t->input.at[i].value.id];
         c->slopes[i] = expected_slopes(&c->loss, i);
         if (!value_ok(c->grad[i])) fault = check_slopes(t, i, NULL, c->slopes[i], c->tolerance);
-        if (value_ok(c->grad[i]) && optest_count(t, c->grad[i]) != optest_count(t, t->input.at[i].value))
+        if (value_ok(c->grad[i]) &&
+            optest_count(t, c->grad[i]) != optest_count(t, t->input.at[i].value))
             fault = arena_printf(&t->arena, "gradient of input %zu has another size", i);
     }
     free(b.grad);
@@ -491,7 +512,8 @@ static const char *add_gradients(Check *c)
     return fault;
 }
 
-const char *optest_fault(OpTest *t, OpReference reference, const void *user, double tolerance, bool grad)
+const char *optest_fault(OpTest *t, OpReference reference, const void *user, double tolerance,
+                         bool grad)
 {
     CHECK(!t->has_backward); /* a case is checked once */
     Check c = {.t = t, .tolerance = tolerance, .n_inputs = t->input.n};

@@ -1,20 +1,19 @@
 /* optest: runs ops as tests need it, and knows what every op owes.
  *
- * What it is.   A small interpreter for graphs: every value in its own poisoned and guarded memory, each
- *               node run for every instruction set of this machine, several thread counts and in place
- *               where the op allows it. Compares with a reference in double precision, and gradients
- *               made by the real gradient rules with finite differences of that reference.
- *               Linked into test programs only.
+ * What it is.   A small interpreter for graphs: every value in its own poisoned and guarded memory,
+ *               each
+ *               node run for every instruction set of this machine, several thread counts and in
+ * place where the op allows it. Compares with a reference in double precision, and gradients made
+ * by the real gradient rules with finite differences of that reference. Linked into test programs
+ * only.
  * Depends on.   graph, ops, cmocka
  * Owns.         An OpTest owns its graph and the data of its inputs.
- * Invariants.   A reference reads in[i] and writes out[i] in the order of the calls that made the inputs
- *               (optest_normal, _integers, _data) and named the outputs (optest_output, _plain_output),
- *               contiguous, in double. It sees the inputs as rounded to their dtype. An output element
- *               that it leaves NaN may be anything.
- * Use:
- *     OpTest *t = optest_create(1);
- *     ValueId x = optest_normal(t, DTYPE_F32, SHAPE(3, 17), 1.0), y;
- *     optest_ok(op_scale(t->graph, x, 2.0f, &y));
+ * Invariants.   A reference reads in[i] and writes out[i] in the order of the calls that made the
+ *               inputs
+ *               (optest_normal, _integers, _data) and named the outputs (optest_output,
+ * _plain_output), contiguous, in double. It sees the inputs as rounded to their dtype. An output
+ * element that it leaves NaN may be anything. Use: OpTest *t = optest_create(1); ValueId x =
+ * optest_normal(t, DTYPE_F32, SHAPE(3, 17), 1.0), y; optest_ok(op_scale(t->graph, x, 2.0f, &y));
  *     optest_output(t, y);
  *     optest_check_grad(t, reference_scale, &factor, 1e-6);      (values and gradients)
  *     optest_destroy(t);
@@ -41,7 +40,8 @@
     } while (0)
 
 #define SHAPE(...)                                                                                 \
-    shape_make((int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}, NULL)
+    shape_make((int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)),                          \
+               (int64_t[]){__VA_ARGS__}, NULL)
 #define SCALAR shape_make(0, NULL, NULL)
 
 typedef struct OpTest OpTest;
@@ -85,24 +85,26 @@ ValueId optest_state(OpTest *t, DType dtype, Shape shape, StateRole role, const 
 double optest_at(const OpTest *t, ValueId v, int64_t i);
 /* No gradient is asked for this input. */
 void optest_no_grad(OpTest *t, ValueId v);
-/* Gives v rows of its last `trailing` axes that are `pitch` elements apart; the gaps are guarded. For
- * inputs, and for outputs of ops with strided_out. */
+/* Gives v rows of its last `trailing` axes that are `pitch` elements apart; the gaps are guarded.
+ * For inputs, and for outputs of ops with strided_out. */
 void optest_pitch(OpTest *t, ValueId v, int trailing, int64_t pitch);
 
 /* What is compared; the loss of gradient checks is the sum of the outputs times random numbers.
- * Plain outputs are compared but are no part of that loss. A state names its content after the run. */
+ * Plain outputs are compared but are no part of that loss. A state names its content after the run.
+ */
 void optest_output(OpTest *t, ValueId v);
 void optest_plain_output(OpTest *t, ValueId v);
 
-/* The checks. An element passes when it is off by at most tolerance * (|reference| + root mean square of
- * the reference's tensor + 0.001). check: values only. check_grad: values, then gradients of all float
- * inputs (all elements of small ones; samples and random directions of large ones). */
+/* The checks. An element passes when it is off by at most tolerance * (|reference| + root mean
+ * square of the reference's tensor + 0.001). check: values only. check_grad: values, then gradients
+ * of all float inputs (all elements of small ones; samples and random directions of large ones). */
 void optest_check(OpTest *t, OpReference reference, const void *user, double tolerance);
 void optest_check_grad(OpTest *t, OpReference reference, const void *user, double tolerance);
 /* The same without failing: NULL, or a sentence that lives as long as t. */
-const char *optest_fault(OpTest *t, OpReference reference, const void *user, double tolerance, bool grad);
+const char *optest_fault(OpTest *t, OpReference reference, const void *user, double tolerance,
+                         bool grad);
 
-/* ---- between the files of optest ----------------------------------------------------------- */
+/* ---- between the files of optest -------------------------------------------------------- */
 
 /* One run: how, and where its values lie. */
 typedef struct OpRun {
@@ -113,7 +115,7 @@ typedef struct OpRun {
     struct OpRunBlock {
         uint8_t *memory, *data;
         size_t bytes;
-    } *block;
+    } * block;
     char fault[1024]; /* empty: none */
 } OpRun;
 

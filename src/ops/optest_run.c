@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Poison is 0xff in every byte: NaN in f32 and bf16, -1 in i32. With the address sanitizer blocks end
- * where the tensor ends, so that it sees every step outside. */
+/* Poison is 0xff in every byte: NaN in f32 and bf16, -1 in i32. With the address sanitizer blocks
+ * end where the tensor ends, so that it sees every step outside. */
 enum { POISON = 0xff };
 #if defined(__SANITIZE_ADDRESS__)
 enum { GUARD = 0 };
@@ -29,7 +29,10 @@ bool optest_isa_available(Isa isa)
     return false;
 }
 
-int64_t optest_count(const OpTest *t, ValueId v) { return shape_count(&graph_value(t->graph, v)->shape); }
+int64_t optest_count(const OpTest *t, ValueId v)
+{
+    return shape_count(&graph_value(t->graph, v)->shape);
+}
 
 double optest_round(DType dtype, double x)
 {
@@ -60,7 +63,8 @@ static void block_init(struct OpRunBlock *block, size_t bytes)
 static bool block_guards_hold(const struct OpRunBlock *block)
 {
     for (int i = 0; i < GUARD; i++)
-        if (block->memory[i] != POISON || block->data[block->bytes + (size_t)i] != POISON) return false;
+        if (block->memory[i] != POISON || block->data[block->bytes + (size_t)i] != POISON)
+            return false;
     return true;
 }
 
@@ -174,7 +178,8 @@ static void place_values(OpRun *run)
     }
     for (int i = 1; i < g->n_values; i++) {
         int root = graph_root(g, (ValueId){i}).id;
-        if (root == i && run->storage[i] == i) block_init(&run->block[i], extent_bytes(&g->value[i]));
+        if (root == i && run->storage[i] == i)
+            block_init(&run->block[i], extent_bytes(&g->value[i]));
         run->storage[i] = run->storage[root];
     }
 }
@@ -206,9 +211,11 @@ static bool run_node(OpRun *run, const Node *node)
     Tensor out[NODE_MAX_OUT] = {0}, *in = xcalloc((size_t)node->n_in + 1, sizeof *in);
     for (int i = 0; i < node->n_in; i++) in[i] = optest_run_tensor(run, node->in[i]);
     for (int i = 0; i < node->n_out; i++) out[i] = optest_run_tensor(run, node->out[i]);
-    KernelArgs args = {.attr = node->attr, .in = in, .out = out, .n_in = node->n_in, .n_out = node->n_out};
+    KernelArgs args = {
+        .attr = node->attr, .in = in, .out = out, .n_in = node->n_in, .n_out = node->n_out};
     args.threads = run->target.threads;
-    if (kernel->workspace) args.workspace_bytes = kernel->workspace(run->t->graph, node, &run->target);
+    if (kernel->workspace)
+        args.workspace_bytes = kernel->workspace(run->t->graph, node, &run->target);
     struct OpRunBlock workspace;
     block_init(&workspace, args.workspace_bytes);
     args.workspace = workspace.data;
@@ -236,7 +243,8 @@ static bool check_memory(OpRun *run, const Node *node, ValueId id)
     for (int64_t i = 0; i < shape_count(&v->shape); i++)
         memset(covered + element_offset(v, i), 1, dtype_bytes(v->dtype));
     bool holds = true;
-    for (size_t i = 0; i < block->bytes; i++) holds = holds && (covered[i] || block->data[i] == POISON);
+    for (size_t i = 0; i < block->bytes; i++)
+        holds = holds && (covered[i] || block->data[i] == POISON);
     free(covered);
     return holds ? true : run_fault(run, node, "wrote between the rows of a strided tensor");
 }
@@ -271,7 +279,8 @@ bool optest_run(OpRun *run, const OpTest *t, Target target, int inplace)
     *run = (OpRun){.t = t, .target = target, .inplace = inplace};
     const Graph *g = t->graph;
     place_values(run);
-    for (size_t i = 0; i < t->input.n; i++) write_values(run, t->input.at[i].value, t->input.at[i].data);
+    for (size_t i = 0; i < t->input.n; i++)
+        write_values(run, t->input.at[i].value, t->input.at[i].data);
     for (int n = 1; n < g->n_nodes; n++) {
         const Node *node = &g->node[n];
         if (!run_node(run, node)) return false;

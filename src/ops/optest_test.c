@@ -22,7 +22,8 @@ extern const OpDef test_op;
 
 static Status infer(InferCtx *ctx)
 {
-    ctx->out[0] = (InferOut){.dtype = ctx->in[0]->dtype, .shape = ctx->in[0]->shape, .wanted = true, .alias = -1};
+    ctx->out[0] = (InferOut){
+        .dtype = ctx->in[0]->dtype, .shape = ctx->in[0]->shape, .wanted = true, .alias = -1};
     return OK;
 }
 
@@ -145,9 +146,12 @@ static void test_gaps_are_guarded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_right_op_passes),          cmocka_unit_test(test_wrong_values_are_seen),
-        cmocka_unit_test(test_wrong_gradients_are_seen), cmocka_unit_test(test_wrong_memory_use_is_seen),
-        cmocka_unit_test(test_thread_dependence_is_seen), cmocka_unit_test(test_gaps_are_guarded),
+        cmocka_unit_test(test_right_op_passes),
+        cmocka_unit_test(test_wrong_values_are_seen),
+        cmocka_unit_test(test_wrong_gradients_are_seen),
+        cmocka_unit_test(test_wrong_memory_use_is_seen),
+        cmocka_unit_test(test_thread_dependence_is_seen),
+        cmocka_unit_test(test_gaps_are_guarded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,14 +1,16 @@
 /* A value from one pipeline stage to another.
  *
- *   send(x, buffers...)   starts the message of a copy of x, kept in one of the buffers (states) until it has left
+ *   send(x, buffers...)   starts the message of a copy of x, kept in one of the buffers (states)
+ *                         until it has left
  *   recv() -> x           waits for the message
  *   put(x, buffers...)    the same to a stage of this very rank: a copy lies in one of the buffers
  *   take(buffers...) -> x until it is taken
  *
- * The buffers are used in turn. They are as many as messages may be under way at once: send waits for the one that lay
- * in the same buffer before, so that a stage does not wait for its neighbour to want what it made. Messages of a
- * channel keep their order, and stages run micro-batches in the same order, so that they need no number. Both ends cut
- * the value in the same way: along the batch, the sequence where that is cut, nothing else. */
+ * The buffers are used in turn. They are as many as messages may be under way at once: send waits
+ * for the one that lay in the same buffer before, so that a stage does not wait for its neighbour
+ * to want what it made. Messages of a channel keep their order, and stages run micro-batches in the
+ * same order, so that they need no number. Both ends cut the value in the same way: along the
+ * batch, the sequence where that is cut, nothing else. */
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -23,21 +25,25 @@ typedef struct PipeAttr {
     Shape shape; /* of this rank's part */
 } PipeAttr;
 
-/* ---- placements -------------------------------------------------------------------------------------- */
+/* ---- placements ------------------------------------------------------------------------- */
 
 bool op_pipe_carries_summand(const Graph *g, const Shape *shape, MeshAxis axis)
 {
-    return g->canonical && shape->rank == 0 && (axis == MESH_DP || axis == MESH_EP || axis == MESH_FSDP);
+    return g->canonical && shape->rank == 0 &&
+           (axis == MESH_DP || axis == MESH_EP || axis == MESH_FSDP);
 }
 
 static Place agreed(const CutCtx *ctx)
 {
     const PipeAttr *attr = ctx->attr;
-    if (op_pipe_carries_summand(ctx->graph, &attr->shape, ctx->axis)) return (Place){PLACE_PARTIAL, 0};
+    if (op_pipe_carries_summand(ctx->graph, &attr->shape, ctx->axis))
+        return (Place){PLACE_PARTIAL, 0};
     bool batch = ctx->axis == MESH_DP || ctx->axis == MESH_EP || ctx->axis == MESH_FSDP;
     bool seq = ctx->axis == MESH_CP || (ctx->axis == MESH_TP && attr->sequence);
     for (int i = 0; i < attr->shape.rank; i++)
-        if ((batch && attr->shape.axis[i] == AXIS_BATCH) || (seq && attr->shape.axis[i] == AXIS_SEQ)) return (Place){PLACE_CUT, (int8_t)i};
+        if ((batch && attr->shape.axis[i] == AXIS_BATCH) ||
+            (seq && attr->shape.axis[i] == AXIS_SEQ))
+            return (Place){PLACE_CUT, (int8_t)i};
     return (Place){PLACE_SAME, 0};
 }
 
@@ -56,7 +62,7 @@ static Status cut_attr(const CutCtx *ctx, void *attribute)
     return OK;
 }
 
-/* ---- shapes -------------------------------------------------------------------------------------------- */
+/* ---- shapes ----------------------------------------------------------------------------- */
 
 static Status need_buffers(const InferCtx *ctx, int first)
 {
@@ -64,7 +70,10 @@ static Status need_buffers(const InferCtx *ctx, int first)
     for (int i = first; i < ctx->n_in; i++) {
         TRY(need_dtype(ctx->in[i], attr->dtype, "a buffer"));
         TRY(need_shape(ctx->in[i], &attr->shape, "a buffer"));
-        if (ctx->in[i]->kind != VALUE_STATE) return fail(ERR_ARG, "what is on its way must lie in a state: a temporary is gone before it has left");
+        if (ctx->in[i]->kind != VALUE_STATE)
+            return fail(
+                ERR_ARG,
+                "what is on its way must lie in a state: a temporary is gone before it has left");
     }
     return OK;
 }
@@ -98,7 +107,8 @@ static Status infer_recv(InferCtx *ctx)
 static Cost cost_send(const Graph *g, const Node *node)
 {
     double bytes = value_bytes(g, node->in[0]);
-    return (Cost){.read_bytes = 2 * bytes, .write_bytes = bytes, .wire_bytes = bytes, .kind = COST_MESSAGE};
+    return (Cost){
+        .read_bytes = 2 * bytes, .write_bytes = bytes, .wire_bytes = bytes, .kind = COST_MESSAGE};
 }
 
 static Cost cost_recv(const Graph *g, const Node *node)
@@ -118,11 +128,11 @@ static void attr_text(const void *attribute, Str *out)
     str_printf(out, "stage %d, channel %d", attr->peer, attr->channel);
 }
 
-/* ---- kernels --------------------------------------------------------------------------------------------- */
+/* ---- kernels ---------------------------------------------------------------------------- */
 
 typedef struct Prepared {
-    Comm *comm;             /* send, recv */
-    int64_t n_messages;     /* so far: which buffer is next */
+    Comm *comm;         /* send, recv */
+    int64_t n_messages; /* so far: which buffer is next */
     int n_buffers;
     CommRequest *pending[]; /* send: of the message in each buffer */
 } Prepared;
@@ -148,7 +158,8 @@ static void release(KernelArgs *args)
 {
     Prepared *p = args->state;
     for (int i = 0; p && i < p->n_buffers; i++) {
-        Status ignored = p->pending[i] ? comm_wait(p->pending[i]) : OK; /* a failed world has said so already */
+        Status ignored = p->pending[i] ? comm_wait(p->pending[i])
+                                       : OK; /* a failed world has said so already */
         (void)ignored;
     }
     free(p);
@@ -160,9 +171,14 @@ static int next_buffer(Prepared *p) { return (int)(p->n_messages++ % p->n_buffer
 static CommOp message(const KernelArgs *args, CommKind kind, const Tensor *t)
 {
     const PipeAttr *attr = args->attr;
-    return (CommOp){.kind = kind, .dtype = t->dtype, .send = kind == COMM_SEND ? t->data : NULL,
-                    .recv = kind == COMM_RECV ? t->data : NULL, .count = tensor_count(t), .peer = attr->peer,
-                    .tag = attr->channel, .node = args->node};
+    return (CommOp){.kind = kind,
+                    .dtype = t->dtype,
+                    .send = kind == COMM_SEND ? t->data : NULL,
+                    .recv = kind == COMM_RECV ? t->data : NULL,
+                    .count = tensor_count(t),
+                    .peer = attr->peer,
+                    .tag = attr->channel,
+                    .node = args->node};
 }
 
 static Status run_send(KernelArgs *args)
@@ -188,7 +204,8 @@ static Status run_recv(KernelArgs *args)
 
 static Status run_put(KernelArgs *args)
 {
-    memcpy(args->in[1 + next_buffer(args->state)].data, args->in[0].data, tensor_bytes(&args->in[0]));
+    memcpy(args->in[1 + next_buffer(args->state)].data, args->in[0].data,
+           tensor_bytes(&args->in[0]));
     return OK;
 }
 
@@ -198,8 +215,10 @@ static Status run_take(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel send_kernel = {.run = run_send, .prepare = prepare_message, .release = release};
-static const CpuKernel recv_kernel = {.run = run_recv, .prepare = prepare_message, .release = release};
+static const CpuKernel send_kernel = {
+    .run = run_send, .prepare = prepare_message, .release = release};
+static const CpuKernel recv_kernel = {
+    .run = run_recv, .prepare = prepare_message, .release = release};
 static const CpuKernel put_kernel = {.run = run_put, .prepare = prepare_put, .release = release};
 static const CpuKernel take_kernel = {.run = run_take, .prepare = prepare_take, .release = release};
 
@@ -253,7 +272,8 @@ Status op_send(Graph *g, ValueId x, PipeEnd end)
     ValueId *in = xcalloc((size_t)end.depth + 1, sizeof *in);
     in[0] = x;
     find_buffers(g, &end, v.dtype, &v.shape, in + 1);
-    Status status = graph_add(g, end.here ? &op_def_put : &op_def_send, &attr, in, 1 + end.depth, NULL);
+    Status status = graph_add(g, end.here ? &op_def_put : &op_def_send, &attr, in, 1 + end.depth,
+                              NULL);
     free(in);
     return status;
 }

@@ -35,7 +35,8 @@ double probe_peak_flop_per_s(Isa isa, DType dtype, int threads, double seconds)
     do {
         double rate = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : rate)
-        { /* each thread by its own clock: one that is kept waiting does not slow the others' figures */
+        { /* each thread by its own clock: one that is kept waiting does not slow the others'
+             figures */
             double start = clock_s(), flop = loop(dtype, 100000);
             rate += flop / (clock_s() - start);
         }
@@ -44,7 +45,7 @@ double probe_peak_flop_per_s(Isa isa, DType dtype, int threads, double seconds)
     return best;
 }
 
-/* ---- memory ------------------------------------------------------------------------------ */
+/* ---- memory ----------------------------------------------------------------------------- */
 
 enum { SWEEP_BYTES = 256 << 20 };
 
@@ -76,8 +77,10 @@ static double sweep(uint64_t *data, uint64_t *to, int threads, double seconds)
 #pragma omp parallel num_threads(threads) reduction(+ : sum)
         {
             size_t at = part * (size_t)omp_get_thread_num();
-            if (to) memcpy(to + at, data + at, part * sizeof *to);
-            else sum += walk(data + at, part);
+            if (to)
+                memcpy(to + at, data + at, part * sizeof *to);
+            else
+                sum += walk(data + at, part);
         }
         sink = sink + sum;
         double rate = bytes / (clock_s() - start);

@@ -1,5 +1,5 @@
-/* Multiply-adds on twelve independent accumulators: enough to hide the latency of two units. All loops
- * over them are unrolled, so that they live in registers. */
+/* Multiply-adds on twelve independent accumulators: enough to hide the latency of two units. All
+ * loops over them are unrolled, so that they live in registers. */
 #include "ops/kernel.h"
 #include "ops/simd.h"
 

@@ -1,6 +1,6 @@
-/* query_temperature: y = x * (1 + scale * ln(1 + floor((p + 1) / floor_scale))), Llama 4's sharpening of
- * queries far from the start on layers without rope (models.md 2.2). Linear in x, so that its gradient
- * is itself. */
+/* query_temperature: y = x * (1 + scale * ln(1 + floor((p + 1) / floor_scale))), Llama 4's
+ * sharpening of queries far from the start on layers without rope (models.md 2.2). Linear in x, so
+ * that its gradient is itself. */
 #include "ops/kernel.h"
 #include "ops/rope_internal.h"
 
@@ -12,11 +12,13 @@ static Status infer(InferCtx *ctx)
     const Value *x = ctx->in[0], *pos = ctx->in[1];
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     if ((x->dtype != DTYPE_F32 && x->dtype != DTYPE_BF16) || pos->dtype != DTYPE_I32)
-        return fail(ERR_SHAPE, "query_temperature: x must be f32 or bf16 and positions i32, not %s and %s",
+        return fail(ERR_SHAPE,
+                    "query_temperature: x must be f32 or bf16 and positions i32, not %s and %s",
                     dtype_name(x->dtype), dtype_name(pos->dtype));
     if (x->shape.rank != 4 || pos->shape.rank != 2 || x->shape.dim[0] != pos->shape.dim[0] ||
         x->shape.dim[1] != pos->shape.dim[1])
-        return fail(ERR_SHAPE, "query_temperature: x is [%s], positions [%s]; wanted [B T H d] and [B T]",
+        return fail(ERR_SHAPE,
+                    "query_temperature: x is [%s], positions [%s]; wanted [B T H d] and [B T]",
                     shape_text(&x->shape, a), shape_text(&pos->shape, b));
     if (!(attr->floor_scale > 0))
         return fail(ERR_ARG, "query_temperature: floor_scale must be positive, not %g",

@@ -18,7 +18,8 @@ static bool restride(const Value *v, const Shape *shape, int64_t *stride)
                 fresh *= shape->dim[j++];
         }
         for (int k = first_i; k + 1 < i; k++)
-            if (v->shape.dim[k] != 1 && v->stride[k] != v->stride[k + 1] * v->shape.dim[k + 1]) return false;
+            if (v->shape.dim[k] != 1 && v->stride[k] != v->stride[k + 1] * v->shape.dim[k + 1])
+                return false;
         int64_t step = v->stride[i - 1];
         for (int k = j - 1; k >= first_j; k--) {
             stride[k] = step;
@@ -44,7 +45,8 @@ static Status infer(InferCtx *ctx)
     if (stride_is_contiguous(&x->shape, x->stride)) return OK;
     y->strided = true;
     if (!restride(x, &shape, y->stride))
-        return fail(ERR_SHAPE, "[%s] would join rows that do not lie one behind the other; concat copies them",
+        return fail(ERR_SHAPE,
+                    "[%s] would join rows that do not lie one behind the other; concat copies them",
                     shape_text(&shape, text));
     return OK;
 }
@@ -55,8 +57,9 @@ static Status grad(GradCtx *ctx)
     return op_reshape(ctx->graph, ctx->dout[0], shape, &ctx->din[0]);
 }
 
-/* Where axis `dim` of x goes: a cut axis must come first in its group of axes of equal count, before and after.
- * -1: it does not. `factor` makes x's axis whole again while the new shape is still that of the uncut graph. */
+/* Where axis `dim` of x goes: a cut axis must come first in its group of axes of equal count,
+ * before and after. -1: it does not. `factor` makes x's axis whole again while the new shape is
+ * still that of the uncut graph. */
 static int axis_after(const Shape *x, int dim, int64_t factor, const Shape *y)
 {
     int i = 0, j = 0;
@@ -89,7 +92,9 @@ static Status cut_rule(CutCtx *ctx)
     memcpy(&shape, ctx->attr, sizeof shape);
     ctx->out[0] = ctx->place[0];
     if (!place_is_cut(ctx->place[0])) return OK;
-    int to = ctx->place[0].dim == PLACE_FLAT ? -1 : axis_after(&ctx->in[0]->shape, ctx->place[0].dim, ctx->localized ? 1 : ctx->n, &shape);
+    int to = ctx->place[0].dim == PLACE_FLAT ? -1
+                                             : axis_after(&ctx->in[0]->shape, ctx->place[0].dim,
+                                                          ctx->localized ? 1 : ctx->n, &shape);
     if (to < 0)
         ctx->want[0] = ctx->out[0] = (Place){PLACE_SAME, 0};
     else
@@ -104,8 +109,9 @@ static Status cut_attr(const CutCtx *ctx, void *attribute)
     if (!place_is_cut(ctx->out[0])) return OK;
     int64_t *dim = &shape.dim[ctx->out[0].dim];
     if (*dim % ctx->n)
-        return fail(ERR_REFUSED, "%lld %s cannot be cut into %d equal parts for parallel.%s", (long long)*dim,
-                    axis_name(shape.axis[ctx->out[0].dim]), ctx->n, mesh_axis_name(ctx->axis));
+        return fail(ERR_REFUSED, "%lld %s cannot be cut into %d equal parts for parallel.%s",
+                    (long long)*dim, axis_name(shape.axis[ctx->out[0].dim]), ctx->n,
+                    mesh_axis_name(ctx->axis));
     *dim /= ctx->n;
     memcpy(attribute, &shape, sizeof shape);
     return OK;

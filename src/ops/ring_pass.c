@@ -1,13 +1,16 @@
 /* ring_pass: one hop of a block round the ring of a mesh axis, as attention wants it (pass/ring.c).
  *
- *   hop > 0    x is this rank's part        -> y: the part of the rank `hop` places before it, which lies PASSED hop
+ *   hop > 0    x is this rank's part        -> y: the part of the rank `hop` places before it,
+ *              which lies PASSED hop
  *   home       x is what this rank made for the part that came from there (PASSED hop)
- *                                           -> y: what the rank as many places behind made for ours (PASSED -hop)
+ *                                           -> y: what the rank as many places behind made for ours
+ * (PASSED -hop)
  *
- * A part comes straight from its owner, as two messages between the pairs of ranks of the hop: so much and no more
- * leaves a rank in a hop as when every block is handed on from neighbour to neighbour, and a rank that nobody behind
- * it wants anything of may keep silent. Only the halves that a mask may show the receiver are sent. Which these are, all
- * ranks know when the graph is built. Along other mesh axes y lies as x does. */
+ * A part comes straight from its owner, as two messages between the pairs of ranks of the hop: so
+ * much and no more leaves a rank in a hop as when every block is handed on from neighbour to
+ * neighbour, and a rank that nobody behind it wants anything of may keep silent. Only the halves
+ * that a mask may show the receiver are sent. Which these are, all ranks know when the graph is
+ * built. Along other mesh axes y lies as x does. */
 #include "ops/collective.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -51,7 +54,8 @@ static Cost cost(const Graph *g, const Node *node)
                  .dtype = graph_value(g, node->in[0])->dtype,
                  .count = shape_count(&give)};
     double sent = attr->ring.give ? (double)comm_sent_bytes(&op, attr->n, attr->rank) : 0;
-    Cost cost = {.read_bytes = sent, .write_bytes = value_bytes(g, node->out[0]), .wire_bytes = sent};
+    Cost cost = {
+        .read_bytes = sent, .write_bytes = value_bytes(g, node->out[0]), .wire_bytes = sent};
     if (sent > 0) cost_exchange(&cost, COMM_SEND, 1u << attr->axis, sent);
     return cost;
 }

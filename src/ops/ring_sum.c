@@ -1,6 +1,7 @@
 /* ring_sum: what another rank made for this rank's part has come home (ring_pass) and is added:
- *   sum [B T K d] f32, x [B T or T/2 K d] -> sum + x, where x stands; f32, and of x's dtype once it is whole.
- * Along the ring the sum is GROWING until its last summand, so that one that is missing or taken twice is refused. */
+ *   sum [B T K d] f32, x [B T or T/2 K d] -> sum + x, where x stands; f32, and of x's dtype once it
+ * is whole. Along the ring the sum is GROWING until its last summand, so that one that is missing
+ * or taken twice is refused. */
 #include "ops/collective.h"
 #include "ops/kernel.h"
 #include "ops/ring_sum.h"

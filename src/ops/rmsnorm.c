@@ -1,8 +1,9 @@
-/* rmsnorm: y = w * x * r, r = 1 / sqrt(mean(x^2) + eps), over the last axis; add_rmsnorm: the same of
- * a sum that is kept. Statistics in f32, w [D] f32.
+/* rmsnorm: y = w * x * r, r = 1 / sqrt(mean(x^2) + eps), over the last axis; add_rmsnorm: the same
+ * of a sum that is kept. Statistics in f32, w [D] f32.
  *
  * Gradient, with g = dy * w:  dx = r g - x r^3 mean(g x);  dw = sum over rows of dy x r.
- * r is made again from x: reading x is needed anyway, and storing it would save one multiplication. */
+ * r is made again from x: reading x is needed anyway, and storing it would save one multiplication.
+ */
 #include "ops/rmsnorm.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -11,16 +12,20 @@ CPU_DECLARE(rmsnorm);
 CPU_DECLARE(add_rmsnorm);
 CPU_DECLARE(rmsnorm_grad);
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "eps %g", (double)*(const float *)attr); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "eps %g", (double)*(const float *)attr);
+}
 
 static Status check_norm(const Value *x, const Value *w)
 {
     TRY(need_activation(x, "x"));
-    if (x->shape.rank < 1 || last_dim(x) < 1) return fail(ERR_SHAPE, "x has no elements to normalise");
+    if (x->shape.rank < 1 || last_dim(x) < 1)
+        return fail(ERR_SHAPE, "x has no elements to normalise");
     return need_vector(w, last_dim(x), DTYPE_F32, "w");
 }
 
-/* ---- rmsnorm(x, w) ------------------------------------------------------------------------ */
+/* ---- rmsnorm(x, w) ---------------------------------------------------------------------- */
 
 static Status infer(InferCtx *ctx)
 {
@@ -33,8 +38,8 @@ static Status grad(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
     ValueId x = node->in[0], w = node->in[1];
-    return op_rmsnorm_grad(ctx->graph, ctx->dout[0], x, w, NO_VALUE, *(const float *)node->attr, &ctx->din[0],
-                           &ctx->din[1]);
+    return op_rmsnorm_grad(ctx->graph, ctx->dout[0], x, w, NO_VALUE, *(const float *)node->attr,
+                           &ctx->din[0], &ctx->din[1]);
 }
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 4); }
@@ -62,7 +67,7 @@ Status op_rmsnorm(Graph *g, ValueId x, ValueId w, float eps, ValueId *y)
     return graph_add(g, &op_def_rmsnorm, &eps, (ValueId[]){x, w}, 2, y);
 }
 
-/* ---- add_rmsnorm(a, b, w) -> h, y --------------------------------------------------------- */
+/* ---- add_rmsnorm(a, b, w) -> h, y ------------------------------------------------------- */
 
 static Status infer_add(InferCtx *ctx)
 {
@@ -79,7 +84,8 @@ static Status grad_add(GradCtx *ctx)
     const Node *node = graph_node(ctx->graph, ctx->node);
     ValueId h = node->out[0], w = node->in[2], dh = ctx->dout[0];
     if (value_ok(ctx->dout[1]))
-        TRY(op_rmsnorm_grad(ctx->graph, ctx->dout[1], h, w, ctx->dout[0], *(const float *)node->attr, &dh, &ctx->din[2]));
+        TRY(op_rmsnorm_grad(ctx->graph, ctx->dout[1], h, w, ctx->dout[0],
+                            *(const float *)node->attr, &dh, &ctx->din[2]));
     ctx->din[0] = ctx->din[1] = dh;
     return OK;
 }
@@ -113,7 +119,7 @@ Status op_add_rmsnorm(Graph *g, ValueId a, ValueId b, ValueId w, float eps, Valu
     return OK;
 }
 
-/* ---- rmsnorm_grad(dy, x, w [, residual]) -> dx, dw ----------------------------------------- */
+/* ---- rmsnorm_grad(dy, x, w [, residual]) -> dx, dw -------------------------------------- */
 
 static Status infer_grad(InferCtx *ctx)
 {
@@ -146,8 +152,8 @@ const OpDef op_def_rmsnorm_grad = {
     .cpu = CPU_KERNELS(rmsnorm_grad),
 };
 
-Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps, ValueId *dx,
-                       ValueId *dw)
+Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps,
+                       ValueId *dx, ValueId *dw)
 {
     ValueId out[2];
     int n = value_ok(residual) ? 4 : 3;

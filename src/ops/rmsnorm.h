@@ -4,8 +4,8 @@
 
 #include "base/base.h"
 
-/* At most 32 blocks of at least 16 rows, by the shape alone; the partial sums of the blocks are added
- * in their order. */
+/* At most 32 blocks of at least 16 rows, by the shape alone; the partial sums of the blocks are
+ * added in their order. */
 static inline int64_t rmsnorm_block_rows(int64_t rows) { return max_i64(16, (rows + 31) / 32); }
 static inline int64_t rmsnorm_blocks(int64_t rows)
 {

@@ -8,10 +8,16 @@ enum { PARALLEL = 16384 };
 typedef struct Sum {
     Vf part[4];
 } Sum;
-SIMD float sum_total(const Sum *s) { return vf_sum((s->part[0] + s->part[1]) + (s->part[2] + s->part[3])); }
-SIMD float inverse_root(float squares, int64_t n, float eps) { return 1.0f / sqrtf(squares / (float)n + eps); }
+SIMD float sum_total(const Sum *s)
+{
+    return vf_sum((s->part[0] + s->part[1]) + (s->part[2] + s->part[3]));
+}
+SIMD float inverse_root(float squares, int64_t n, float eps)
+{
+    return 1.0f / sqrtf(squares / (float)n + eps);
+}
 
-/* ---- rmsnorm ------------------------------------------------------------------------------- */
+/* ---- rmsnorm ---------------------------------------------------------------------------- */
 
 SIMD float row_squares(const void *x, int64_t n, int bf16)
 {
@@ -57,7 +63,7 @@ static Status run(KernelArgs *args)
 
 const CpuKernel CPU(rmsnorm) = {.run = run};
 
-/* ---- add_rmsnorm --------------------------------------------------------------------------- */
+/* ---- add_rmsnorm ------------------------------------------------------------------------ */
 
 /* The sum is normalised as it is stored, so that fused and unfused graphs give the same bits. */
 SIMD void step_add(int64_t i, int64_t m, void *h, const void *a, const void *b, int bf16)
@@ -86,7 +92,7 @@ static Status run_add(KernelArgs *args)
 
 const CpuKernel CPU(add_rmsnorm) = {.run = run_add};
 
-/* ---- rmsnorm_grad -------------------------------------------------------------------------- */
+/* ---- rmsnorm_grad ----------------------------------------------------------------------- */
 
 enum { TOGETHER = 4 }; /* rows whose parts of dw are added before they go to memory */
 
@@ -118,7 +124,8 @@ SIMD void row_factors(GradRow *row, const float *w, int64_t n, float eps, int bf
 }
 
 /* dw (part of a block) += dy x r of `count` rows, dx of each. */
-SIMD void step_grad(int64_t i, int64_t m, const GradRow *row, int count, const float *w, float *dw, int bf16)
+SIMD void step_grad(int64_t i, int64_t m, const GradRow *row, int count, const float *w, float *dw,
+                    int bf16)
 {
     Vf weight = load_part(w, i, m, 0), sum = load_part(dw, i, m, 0);
     for (int k = 0; k < count; k++) {
@@ -148,7 +155,8 @@ SIMD void grad_rows(const GradJob *job, int64_t first, int count, float *dw, int
     GradRow row[TOGETHER];
     int64_t n = job->x.width;
     for (int k = 0; k < count; k++) {
-        row[k] = (GradRow){.dy = row_at(&job->dy, first + k, bf16), .x = row_at(&job->x, first + k, bf16)};
+        row[k] = (GradRow){.dy = row_at(&job->dy, first + k, bf16),
+                           .x = row_at(&job->x, first + k, bf16)};
         row[k].residual = row_at(&job->residual, first + k, bf16);
         row[k].dx = row_at(&job->dx, first + k, bf16);
         row_factors(&row[k], job->w, n, job->eps, bf16);
@@ -181,7 +189,8 @@ static Status run_grad(KernelArgs *args)
     job.eps = *(const float *)args->attr;
     int64_t width = job.x.width, blocks = rmsnorm_blocks(job.x.n);
     float *partial = args->workspace, *dw = args->out[1].data;
-#pragma omp parallel for num_threads(args->threads) if (job.x.n * width >= PARALLEL) schedule(static)
+#pragma omp parallel for num_threads(args->threads) if (job.x.n * width >= PARALLEL)               \
+    schedule(static)
     for (int64_t b = 0; b < blocks; b++) grad_block(&job, b, partial + b * width);
     if (!dw) return OK;
     for (int64_t i = 0; i < width; i++) {

@@ -25,8 +25,8 @@ static void reference(const void *user, double *const *in, double *const *out)
 }
 
 static const Case cases[] = {
-    {1, 2, DTYPE_F32},   {3, 17, DTYPE_F32},  {21, 64, DTYPE_F32},  {150, 130, DTYPE_F32},
-    {1, 2, DTYPE_BF16},  {3, 17, DTYPE_BF16}, {21, 64, DTYPE_BF16}, {150, 130, DTYPE_BF16},
+    {1, 2, DTYPE_F32},  {3, 17, DTYPE_F32},  {21, 64, DTYPE_F32},  {150, 130, DTYPE_F32},
+    {1, 2, DTYPE_BF16}, {3, 17, DTYPE_BF16}, {21, 64, DTYPE_BF16}, {150, 130, DTYPE_BF16},
 };
 
 static double tolerance(DType dtype) { return dtype == DTYPE_BF16 ? 1e-2 : 5e-6; }
@@ -80,7 +80,8 @@ static void test_fused_has_the_same_bits(void **state)
     for (int bf16 = 0; bf16 < 2; bf16++) {
         OpTest *t = optest_create(5);
         DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
-        ValueId a = optest_normal(t, dtype, SHAPE(9, 67), 1.0), b = optest_normal(t, dtype, SHAPE(9, 67), 1.0);
+        ValueId a = optest_normal(t, dtype, SHAPE(9, 67), 1.0),
+                b = optest_normal(t, dtype, SHAPE(9, 67), 1.0);
         ValueId w = optest_normal(t, DTYPE_F32, SHAPE(67), 1.0), sum, y, h, z;
         optest_ok(op_add(t->graph, a, b, &sum));
         optest_ok(op_rmsnorm(t->graph, sum, w, eps, &y));
@@ -141,8 +142,10 @@ static void test_refusals(void **state)
     ValueId x = optest_normal(t, DTYPE_F32, SHAPE(2, 3), 1.0), y;
     ValueId w = optest_normal(t, DTYPE_F32, SHAPE(4), 1.0);
     optest_refused(op_rmsnorm(t->graph, x, w, eps, &y), ERR_SHAPE, "must have 3 elements");
-    optest_refused(op_rmsnorm(t->graph, optest_integers(t, SHAPE(2, 4), 0, 9), w, eps, &y), ERR_ARG, "f32 or bf16");
-    optest_refused(op_rmsnorm(t->graph, optest_normal(t, DTYPE_F32, SHAPE(2, 0), 1.0), w, eps, &y), ERR_SHAPE, "no elements");
+    optest_refused(op_rmsnorm(t->graph, optest_integers(t, SHAPE(2, 4), 0, 9), w, eps, &y), ERR_ARG,
+                   "f32 or bf16");
+    optest_refused(op_rmsnorm(t->graph, optest_normal(t, DTYPE_F32, SHAPE(2, 0), 1.0), w, eps, &y),
+                   ERR_SHAPE, "no elements");
     optest_destroy(t);
 }
 

@@ -1,7 +1,8 @@
 /* rope: rotary positions (Su 2021), with Llama 3's scaling of the frequencies (models.md 1.3).
  *
- * Two ops: rope_table turns positions into cosines and sines once per step, rope rotates queries and
- * keys by them. A rotation's gradient is the rotation backwards, so rope is its own gradient op.
+ * Two ops: rope_table turns positions into cosines and sines once per step, rope rotates queries
+ * and keys by them. A rotation's gradient is the rotation backwards, so rope is its own gradient
+ * op.
  */
 #include "ops/rope_internal.h"
 #include "ops/kernel.h"
@@ -10,7 +11,7 @@
 
 CPU_DECLARE(rope);
 
-/* ---- rope_table ------------------------------------------------------------------------------ */
+/* ---- rope_table ------------------------------------------------------------------------- */
 
 static Status table_infer(InferCtx *ctx)
 {
@@ -122,7 +123,7 @@ Status op_rope_table(Graph *g, ValueId pos, int64_t head_dim, double theta, Rope
     return graph_add(g, &op_def_rope_table, &attr, &pos, 1, table);
 }
 
-/* ---- rope ------------------------------------------------------------------------------------ */
+/* ---- rope ------------------------------------------------------------------------------- */
 
 static Status rope_infer(InferCtx *ctx)
 {
@@ -135,7 +136,8 @@ static Status rope_infer(InferCtx *ctx)
     const int64_t *d = x->shape.dim, *t = table->shape.dim;
     if (x->shape.rank != 4 || table->shape.rank != 3 || d[0] != t[0] || d[1] != t[1] ||
         d[3] != t[2] || d[3] % 2 != 0)
-        return fail(ERR_SHAPE, "rope: x is [%s], the table [%s]; wanted [B T H d] and [B T d], d even",
+        return fail(ERR_SHAPE,
+                    "rope: x is [%s], the table [%s]; wanted [B T H d] and [B T d], d even",
                     shape_text(&x->shape, a), shape_text(&table->shape, b));
     ctx->out[0].dtype = x->dtype;
     ctx->out[0].shape = x->shape;
@@ -164,7 +166,8 @@ static Cost rope_cost(const Graph *graph, const Node *node)
 static void rope_text(const void *attr, Str *out)
 {
     const RopeAttr *a = attr;
-    str_printf(out, "%s%s", a->interleaved ? "interleaved" : "halves", a->inverse ? " inverse" : "");
+    str_printf(out, "%s%s", a->interleaved ? "interleaved" : "halves",
+               a->inverse ? " inverse" : "");
 }
 
 const OpDef op_def_rope = {

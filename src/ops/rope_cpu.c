@@ -1,5 +1,6 @@
-/* rope: x [B T H d] turned by table [B T d]. Both pairings become y = x * c + partner(x) * s, with c and
- * s [d] laid out once per token for all its heads: partner is the other half, or the neighbour. */
+/* rope: x [B T H d] turned by table [B T d]. Both pairings become y = x * c + partner(x) * s, with
+ * c and s [d] laid out once per token for all its heads: partner is the other half, or the
+ * neighbour. */
 #include "ops/kernel.h"
 #include "ops/rope_internal.h"
 #include "ops/simd.h"
@@ -14,7 +15,8 @@ static void expand(const float *table, int64_t half, RopeAttr attr, float *c, fl
 {
     float sign = attr.inverse ? -1.0f : 1.0f;
     for (int64_t j = 0; j < half; j++) {
-        int64_t first = attr.interleaved ? 2 * j : j, second = attr.interleaved ? 2 * j + 1 : j + half;
+        int64_t first = attr.interleaved ? 2 * j : j,
+                second = attr.interleaved ? 2 * j + 1 : j + half;
         c[first] = c[second] = table[j];
         s[first] = -sign * table[half + j];
         s[second] = sign * table[half + j];
@@ -29,8 +31,8 @@ SIMD Vf neighbours(Vf x)
 }
 
 /* n <= VL elements at x + i and their partners */
-SIMD void turn_interleaved(const char *x, char *y, int64_t i, int64_t n, const float *c, const float *s,
-                           int bf16)
+SIMD void turn_interleaved(const char *x, char *y, int64_t i, int64_t n, const float *c,
+                           const float *s, int bf16)
 {
     Vf v = n == VL ? vf_load_as(x, i, bf16) : vf_load_as_n(x, i, n, bf16);
     v = vf_fma(v, vf_load(c + i), neighbours(v) * vf_load(s + i));
@@ -56,8 +58,8 @@ SIMD void turn_halves(const char *x, char *y, int64_t i, int64_t n, int64_t half
     }
 }
 
-SIMD void turn_token(const char *x, char *y, int64_t heads, int64_t d, const float *c, const float *s,
-                     bool interleaved, int bf16)
+SIMD void turn_token(const char *x, char *y, int64_t heads, int64_t d, const float *c,
+                     const float *s, bool interleaved, int bf16)
 {
     int64_t bytes = d * (bf16 ? 2 : 4), half = d / 2;
     for (int64_t h = 0; h < heads; h++, x += bytes, y += bytes) {

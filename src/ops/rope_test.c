@@ -29,14 +29,23 @@ static void test_frequencies(void **state)
     (void)state;
     static const TableCase cases[] = {
         {128, 500000, {1, 1, 1, 1}, {0, 1, 63}, {1, 0.814617217, 2.4551407e-06}},
-        {128, 500000, {8, 1, 4, 8192}, {29, 34, 63}, {0.00216657063, 0.000178507791, 3.06892588e-07}},
-        {128, 500000, {32, 1, 4, 8192}, {29, 34, 63}, {0.00211840682, 9.70828623e-05, 7.67231469e-08}},
+        {128,
+         500000,
+         {8, 1, 4, 8192},
+         {29, 34, 63},
+         {0.00216657063, 0.000178507791, 3.06892588e-07}},
+        {128,
+         500000,
+         {32, 1, 4, 8192},
+         {29, 34, 63},
+         {0.00211840682, 9.70828623e-05, 7.67231469e-08}},
         {64, 500000, {32, 1, 4, 8192}, {0, 1, 31}, {1, 0.663601279, 9.41830649e-08}},
         {128, 500000, {16, 1, 1, 8192}, {0, 34, 63}, {1, 0, 1.53446294e-07}},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
         TableCase c = cases[i];
-        if (c.frequency[1] == 0) c.frequency[1] = pow(500000, -2 * 34 / 128.0); /* the last that keeps its value */
+        if (c.frequency[1] == 0)
+            c.frequency[1] = pow(500000, -2 * 34 / 128.0); /* the last that keeps its value */
         for (int j = 0; j < 3; j++) {
             /* a frequency at a time, so that the tolerance is relative to it */
             TableCase one = c;
@@ -47,8 +56,8 @@ static void test_frequencies(void **state)
             OpTest *t = optest_create(1);
             double pos = 1;
             ValueId table;
-            optest_ok(op_rope_table(t->graph, optest_data(t, DTYPE_I32, SHAPE(1, 1), &pos), c.d, c.theta,
-                                    c.scaling, &table));
+            optest_ok(op_rope_table(t->graph, optest_data(t, DTYPE_I32, SHAPE(1, 1), &pos), c.d,
+                                    c.theta, c.scaling, &table));
             optest_output(t, table);
             optest_check(t, reference_spot, &one, 2e-7);
             optest_destroy(t);
@@ -75,8 +84,8 @@ static void test_far_positions(void **state)
     OpTest *t = optest_create(1);
     double pos[6] = {0, 1, 8191, 131071, 1048575, 10485759};
     ValueId table;
-    optest_ok(op_rope_table(t->graph, optest_data(t, DTYPE_I32, SHAPE(2, 3), pos), 64, 10000, (RopeScaling){0},
-                            &table));
+    optest_ok(op_rope_table(t->graph, optest_data(t, DTYPE_I32, SHAPE(2, 3), pos), 64, 10000,
+                            (RopeScaling){0}, &table));
     optest_output(t, table);
     optest_check(t, reference_far, NULL, 2e-7);
     optest_destroy(t);
@@ -167,9 +176,11 @@ static void test_refusals(void **state)
     ValueId pos = optest_integers(t, SHAPE(1, 4), 0, 4), table, y;
     ValueId x = optest_normal(t, DTYPE_F32, SHAPE(1, 4, 2, 8), 1.0);
     optest_refused(op_rope_table(t->graph, pos, 7, 1e4, (RopeScaling){0}, &table), ERR_ARG, "even");
-    optest_refused(op_rope_table(t->graph, x, 8, 1e4, (RopeScaling){0}, &table), ERR_SHAPE, "i32 [batch seq]");
+    optest_refused(op_rope_table(t->graph, x, 8, 1e4, (RopeScaling){0}, &table), ERR_SHAPE,
+                   "i32 [batch seq]");
     optest_ok(op_rope_table(t->graph, pos, 16, 1e4, (RopeScaling){0}, &table));
-    optest_refused(op_rope(t->graph, x, table, false, &y), ERR_SHAPE, "wanted [B T H d] and [B T d]");
+    optest_refused(op_rope(t->graph, x, table, false, &y), ERR_SHAPE,
+                   "wanted [B T H d] and [B T d]");
     optest_refused(op_query_temperature(t->graph, x, pos, 0.1f, 0, &y), ERR_ARG, "floor_scale");
     optest_destroy(t);
 }

@@ -1,5 +1,5 @@
-/* route: the experts of a token and their scores. The choice goes by logits + bias, the score by the
- * logits alone: sigmoid(l), or softmax(l) over all experts.
+/* route: the experts of a token and their scores. The choice goes by logits + bias, the score by
+ * the logits alone: sigmoid(l), or softmax(l) over all experts.
  *
  * Gradient of the scores: sigmoid  dl_c = ds s (1 - s);
  *                         softmax  dl_e = sum over slots j of ds_j s_j ((e == c_j) - p_e). */
@@ -30,7 +30,8 @@ static Status infer(InferCtx *ctx)
     if (logits->shape.rank < 1) return fail(ERR_SHAPE, "logits have no axis of experts");
     if (ctx->in[1]) TRY(need_vector(ctx->in[1], experts, DTYPE_F32, "bias"));
     if (experts > ROUTER_MAX_EXPERTS)
-        return fail(ERR_UNSUPPORTED, "%lld experts, at most %d are possible", (long long)experts, ROUTER_MAX_EXPERTS);
+        return fail(ERR_UNSUPPORTED, "%lld experts, at most %d are possible", (long long)experts,
+                    ROUTER_MAX_EXPERTS);
     if (attr->k < 1 || attr->k > experts)
         return fail(ERR_ARG, "%d choices among %lld experts", attr->k, (long long)experts);
     Shape shape = logits->shape;
@@ -46,7 +47,8 @@ static Status grad(GradCtx *ctx)
     const Node *node = graph_node(ctx->graph, ctx->node);
     if (!value_ok(ctx->dout[1]) || !ctx->need[0]) return OK;
     const RouteAttr *attr = node->attr;
-    return op_route_grad(ctx->graph, node->in[0], node->out[0], node->out[1], ctx->dout[1], attr->kind, &ctx->din[0]);
+    return op_route_grad(ctx->graph, node->in[0], node->out[0], node->out[1], ctx->dout[1],
+                         attr->kind, &ctx->din[0]);
 }
 
 static Cost cost(const Graph *g, const Node *node)
@@ -76,7 +78,8 @@ const OpDef op_def_route = {
     .cpu = CPU_KERNELS(route),
 };
 
-Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind, ValueId *choice, ValueId *score)
+Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind, ValueId *choice,
+                ValueId *score)
 {
     RouteAttr attr = make_attr(k, kind);
     ValueId out[2];
@@ -86,7 +89,7 @@ Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind,
     return OK;
 }
 
-/* ---- route_grad(logits, choice, score, dscore) ------------------------------------------------ */
+/* ---- route_grad(logits, choice, score, dscore) ------------------------------------------ */
 
 static Status infer_grad(InferCtx *ctx)
 {
@@ -108,7 +111,8 @@ static Cost cost_grad(const Graph *g, const Node *node)
 {
     const RouteAttr *attr = node->attr;
     Cost cost = cost_streaming(g, node, attr->kind == ROUTER_SOFTMAX ? 17 : 0);
-    if (attr->kind == ROUTER_SIGMOID) cost.read_bytes -= value_bytes(g, node->in[0]); /* its shape is enough */
+    if (attr->kind == ROUTER_SIGMOID)
+        cost.read_bytes -= value_bytes(g, node->in[0]); /* its shape is enough */
     return cost;
 }
 
@@ -126,9 +130,10 @@ const OpDef op_def_route_grad = {
     .cpu = CPU_KERNELS(route_grad),
 };
 
-Status op_route_grad(Graph *g, ValueId logits, ValueId choice, ValueId score, ValueId dscore, RouterScore kind,
-                     ValueId *dlogits)
+Status op_route_grad(Graph *g, ValueId logits, ValueId choice, ValueId score, ValueId dscore,
+                     RouterScore kind, ValueId *dlogits)
 {
     RouteAttr attr = make_attr((int)last_dim(graph_value(g, choice)), kind);
-    return graph_add(g, &op_def_route_grad, &attr, (ValueId[]){logits, choice, score, dscore}, 4, dlogits);
+    return graph_add(g, &op_def_route_grad, &attr, (ValueId[]){logits, choice, score, dscore}, 4,
+                     dlogits);
 }

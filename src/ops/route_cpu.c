@@ -25,7 +25,8 @@ static int32_t first_untaken(const int32_t *choice, int taken)
     }
 }
 
-/* The k highest keys in falling order, the lowest index among equals: k times the maximum, k is small. */
+/* The k highest keys in falling order, the lowest index among equals: k times the maximum, k is
+ * small. */
 static void choose(float *keys, int64_t n, int k, int32_t *choice)
 {
     for (int j = 0; j < k; j++) {
@@ -59,14 +60,15 @@ static Status run(KernelArgs *args)
         if (!score) continue;
         if (attr->kind == ROUTER_SOFTMAX) router_softmax(row, n, keys);
         for (int j = 0; j < k; j++)
-            score[j] = attr->kind == ROUTER_SOFTMAX ? keys[choice[j]] : 1 / (1 + expf(-row[choice[j]]));
+            score[j] = attr->kind == ROUTER_SOFTMAX ? keys[choice[j]]
+                                                    : 1 / (1 + expf(-row[choice[j]]));
     }
     return OK;
 }
 
 const CpuKernel CPU(route) = {.run = run};
 
-/* ---- gradient ------------------------------------------------------------------------------ */
+/* ---- gradient --------------------------------------------------------------------------- */
 
 static void token_grad(const float *logits, int64_t n, const RouteAttr *attr, const int32_t *choice,
                        const float *score, const float *dscore, float *dlogits)
@@ -88,14 +90,15 @@ static void token_grad(const float *logits, int64_t n, const RouteAttr *attr, co
 static Status run_grad(KernelArgs *args)
 {
     const RouteAttr *attr = args->attr;
-    int64_t n = args->in[0].shape.dim[args->in[0].shape.rank - 1], tokens = tensor_count(&args->in[0]) / n;
+    int64_t n = args->in[0].shape.dim[args->in[0].shape.rank - 1],
+            tokens = tensor_count(&args->in[0]) / n;
     const float *logits = args->in[0].data, *score = args->in[2].data, *dscore = args->in[3].data;
     const int32_t *choice = args->in[1].data;
     float *dlogits = args->out[0].data;
 #pragma omp parallel for num_threads(args->threads) if (tokens * n >= PARALLEL) schedule(static)
     for (int64_t t = 0; t < tokens; t++)
-        token_grad(logits + t * n, n, attr, choice + t * attr->k, score + t * attr->k, dscore + t * attr->k,
-                   dlogits + t * n);
+        token_grad(logits + t * n, n, attr, choice + t * attr->k, score + t * attr->k,
+                   dscore + t * attr->k, dlogits + t * n);
     return OK;
 }
 

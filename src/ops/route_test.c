@@ -20,7 +20,7 @@ static double log_sum_exp(const double *x, int64_t n)
     return highest + log(sum);
 }
 
-/* ---- route --------------------------------------------------------------------------------- */
+/* ---- route ------------------------------------------------------------------------------ */
 
 static void choose(const Case *c, const double *logits, const double *bias, double *choice)
 {
@@ -48,7 +48,8 @@ static void reference_route(const void *user, double *const *in, double *const *
         double lse = log_sum_exp(logits, c->experts);
         for (int j = 0; j < c->k; j++) {
             double logit = logits[(int64_t)out[0][t * c->k + j]];
-            out[1][t * c->k + j] = c->kind == ROUTER_SIGMOID ? 1 / (1 + exp(-logit)) : exp(logit - lse);
+            out[1][t * c->k + j] = c->kind == ROUTER_SIGMOID ? 1 / (1 + exp(-logit))
+                                                             : exp(logit - lse);
         }
     }
 }
@@ -56,7 +57,8 @@ static void reference_route(const void *user, double *const *in, double *const *
 static void check_route(Case c)
 {
     OpTest *t = optest_create((uint64_t)c.experts);
-    ValueId logits = optest_normal(t, DTYPE_F32, SHAPE(1, c.tokens, c.experts), 1.0), bias = NO_VALUE, choice, score;
+    ValueId logits = optest_normal(t, DTYPE_F32, SHAPE(1, c.tokens, c.experts), 1.0),
+            bias = NO_VALUE, choice, score;
     if (c.bias) bias = optest_normal(t, DTYPE_F32, SHAPE(c.experts), 1.0);
     optest_ok(op_route(t->graph, logits, bias, c.k, c.kind, &choice, &score));
     optest_output(t, choice);
@@ -70,11 +72,16 @@ static void test_route(void **state)
     (void)state;
     for (int kind = 0; kind < 2; kind++)
         for (int bias = 0; bias < 2; bias++) {
-            check_route((Case){.tokens = 1, .experts = 1, .k = 1, .kind = (RouterScore)kind, .bias = bias});
-            check_route((Case){.tokens = 9, .experts = 5, .k = 2, .kind = (RouterScore)kind, .bias = bias});
-            check_route((Case){.tokens = 7, .experts = 16, .k = 1, .kind = (RouterScore)kind, .bias = bias});
-            check_route((Case){.tokens = 3, .experts = 33, .k = 33, .kind = (RouterScore)kind, .bias = bias});
-            check_route((Case){.tokens = 130, .experts = 256, .k = 4, .kind = (RouterScore)kind, .bias = bias});
+            check_route(
+                (Case){.tokens = 1, .experts = 1, .k = 1, .kind = (RouterScore)kind, .bias = bias});
+            check_route(
+                (Case){.tokens = 9, .experts = 5, .k = 2, .kind = (RouterScore)kind, .bias = bias});
+            check_route((Case){
+                .tokens = 7, .experts = 16, .k = 1, .kind = (RouterScore)kind, .bias = bias});
+            check_route((Case){
+                .tokens = 3, .experts = 33, .k = 33, .kind = (RouterScore)kind, .bias = bias});
+            check_route((Case){
+                .tokens = 130, .experts = 256, .k = 4, .kind = (RouterScore)kind, .bias = bias});
         }
 }
 
@@ -107,21 +114,25 @@ static void test_refusals(void **state)
     (void)state;
     OpTest *t = optest_create(1);
     ValueId logits = optest_normal(t, DTYPE_F32, SHAPE(2, 4), 1.0), a, b;
-    optest_refused(op_route(t->graph, logits, NO_VALUE, 5, ROUTER_SIGMOID, &a, &b), ERR_ARG, "5 choices among 4");
+    optest_refused(op_route(t->graph, logits, NO_VALUE, 5, ROUTER_SIGMOID, &a, &b), ERR_ARG,
+                   "5 choices among 4");
     ValueId wide = optest_normal(t, DTYPE_F32, SHAPE(1, 2000), 1.0);
-    optest_refused(op_route(t->graph, wide, NO_VALUE, 1, ROUTER_SIGMOID, &a, &b), ERR_UNSUPPORTED, "2000 experts");
+    optest_refused(op_route(t->graph, wide, NO_VALUE, 1, ROUTER_SIGMOID, &a, &b), ERR_UNSUPPORTED,
+                   "2000 experts");
     ValueId half = optest_normal(t, DTYPE_BF16, SHAPE(2, 4), 1.0);
-    optest_refused(op_route(t->graph, half, NO_VALUE, 1, ROUTER_SIGMOID, &a, &b), ERR_ARG, "logits must be f32");
+    optest_refused(op_route(t->graph, half, NO_VALUE, 1, ROUTER_SIGMOID, &a, &b), ERR_ARG,
+                   "logits must be f32");
     optest_destroy(t);
 }
 
-/* ---- router_loss --------------------------------------------------------------------------- */
+/* ---- router_loss ------------------------------------------------------------------------ */
 
 /* in: logits, choice, weights; out: loss */
 static void reference_loss(const void *user, double *const *in, double *const *out)
 {
     const Case *c = user;
-    double *chosen = xcalloc((size_t)c->experts, sizeof *chosen), *mean_p = xcalloc((size_t)c->experts, sizeof *mean_p);
+    double *chosen = xcalloc((size_t)c->experts, sizeof *chosen),
+           *mean_p = xcalloc((size_t)c->experts, sizeof *mean_p);
     double n = 0, z = 0, balance = 0;
     for (int64_t t = 0; t < c->tokens; t++) {
         const double *logits = in[0] + t * c->experts;
@@ -129,12 +140,14 @@ static void reference_loss(const void *user, double *const *in, double *const *o
         double lse = log_sum_exp(logits, c->experts), sum = 0;
         for (int64_t e = 0; e < c->experts; e++) sum += 1 / (1 + exp(-logits[e]));
         for (int64_t e = 0; e < c->experts; e++)
-            mean_p[e] += c->kind == ROUTER_SOFTMAX ? exp(logits[e] - lse) : 1 / (1 + exp(-logits[e])) / sum;
+            mean_p[e] += c->kind == ROUTER_SOFTMAX ? exp(logits[e] - lse)
+                                                   : 1 / (1 + exp(-logits[e])) / sum;
         for (int j = 0; j < c->k; j++) chosen[(int64_t)in[1][t * c->k + j]]++;
         z += lse * lse;
         n++;
     }
-    for (int64_t e = 0; e < c->experts && n > 0; e++) balance += chosen[e] / (n * c->k) * mean_p[e] / n;
+    for (int64_t e = 0; e < c->experts && n > 0; e++)
+        balance += chosen[e] / (n * c->k) * mean_p[e] / n;
     out[0][0] = n > 0 ? c->aux * (double)c->experts * balance + c->z * z / n : 0;
     free(chosen);
     free(mean_p);
@@ -162,7 +175,12 @@ static void test_router_loss(void **state)
     const double parts[3][2] = {{1, 0}, {0, 1}, {0.5, 0.25}}; /* exact in f32 */
     for (int kind = 0; kind < 2; kind++)
         for (int p = 0; p < 3; p++) {
-            Case c = {.kind = (RouterScore)kind, .aux = parts[p][0], .z = parts[p][1], .k = 1, .tokens = 1, .experts = 1};
+            Case c = {.kind = (RouterScore)kind,
+                      .aux = parts[p][0],
+                      .z = parts[p][1],
+                      .k = 1,
+                      .tokens = 1,
+                      .experts = 1};
             check_loss(c, false);
             c.k = 2, c.tokens = 11, c.experts = 7;
             check_loss(c, false);

@@ -1,4 +1,5 @@
-/* What the router's ops share: the limit on experts and probabilities over them. The functions are for
+/* What the router's ops share: the limit on experts and probabilities over them. The functions are
+ * for
  * *_cpu.c files, which include ops/simd.h before. */
 #ifndef OPS_ROUTER_H
 #define OPS_ROUTER_H
@@ -19,7 +20,10 @@ typedef struct RouterLossAttr {
 
 /* Which (token, slot) pairs a token block holds: fixed by the shape, for sums in a fixed order. */
 enum { ROUTER_BLOCK = 128 };
-static inline int64_t router_blocks(int64_t tokens) { return (tokens + ROUTER_BLOCK - 1) / ROUTER_BLOCK; }
+static inline int64_t router_blocks(int64_t tokens)
+{
+    return (tokens + ROUTER_BLOCK - 1) / ROUTER_BLOCK;
+}
 
 #ifdef OPS_SIMD_H
 /* n lanes of p, `rest` in the lanes past them. */
@@ -43,7 +47,8 @@ SIMD void router_store(float *p, Vf v, int64_t n)
 SIMD float router_softmax(const float *x, int64_t n, float *p)
 {
     Vf highest = vf_set(-INFINITY), sums = vf_zero();
-    for (int64_t i = 0; i < n; i += VL) highest = vf_max(highest, router_load(x + i, n - i, -INFINITY));
+    for (int64_t i = 0; i < n; i += VL)
+        highest = vf_max(highest, router_load(x + i, n - i, -INFINITY));
     float shift = vf_max_lane(highest);
     for (int64_t i = 0; i < n; i += VL) {
         Vf e = vf_exp(router_load(x + i, n - i, -INFINITY) - vf_set(shift));
@@ -70,7 +75,8 @@ SIMD float router_sigmoid(const float *x, int64_t n, float *s)
 SIMD float router_dot(const float *a, const float *b, int64_t n)
 {
     Vf sums = vf_zero();
-    for (int64_t i = 0; i < n; i += VL) sums = vf_fma(router_load(a + i, n - i, 0), router_load(b + i, n - i, 0), sums);
+    for (int64_t i = 0; i < n; i += VL)
+        sums = vf_fma(router_load(a + i, n - i, 0), router_load(b + i, n - i, 0), sums);
     return vf_sum(sums);
 }
 #endif

@@ -1,8 +1,9 @@
 /* router_loss: keeps the router healthy. Over the n tokens whose weight is not zero:
  *
  *   aux * E * sum_e f_e P_e  +  z * mean(lse^2)
- * f_e the share of (token, slot) pairs that chose e, P_e = mean of p_e, p = s / sum s with sigmoid scores,
- * softmax otherwise, lse = log sum exp(logits). f is a constant for the gradient: with g_e = aux E f_e / n,
+ * f_e the share of (token, slot) pairs that chose e, P_e = mean of p_e, p = s / sum s with sigmoid
+ * scores, softmax otherwise, lse = log sum exp(logits). f is a constant for the gradient: with g_e
+ * = aux E f_e / n,
  *   softmax:  dl_e = p_e (g_e - sum p g);   sigmoid:  dl_e = s_e (1 - s_e) (g_e - sum p g) / sum s
  *   and both: + 2 z lse softmax_e / n. */
 #include "ops/kernel.h"
@@ -21,7 +22,8 @@ static Status check_operands(InferCtx *ctx)
     TRY(need_dtype(choice, DTYPE_I32, "choice"));
     TRY(need_dtype(weights, DTYPE_F32, "weights"));
     if (logits->shape.rank < 1 || last_dim(logits) < 1 || last_dim(logits) > ROUTER_MAX_EXPERTS)
-        return fail(ERR_UNSUPPORTED, "%lld experts, 1 to %d are possible", (long long)last_dim(logits), ROUTER_MAX_EXPERTS);
+        return fail(ERR_UNSUPPORTED, "%lld experts, 1 to %d are possible",
+                    (long long)last_dim(logits), ROUTER_MAX_EXPERTS);
     Shape like = logits->shape;
     like.dim[like.rank - 1] = last_dim(choice);
     TRY(need_shape(choice, &like, "choice"));
@@ -41,16 +43,18 @@ static Status grad(GradCtx *ctx)
     if (!ctx->need[0]) return OK;
     const Node *node = graph_node(ctx->graph, ctx->node);
     RouterLossAttr attr = *(const RouterLossAttr *)node->attr;
-    return op_router_loss_grad(ctx->graph, node->in[0], node->in[1], node->in[2], ctx->dout[0], attr.aux, attr.z,
-                               attr.kind, &ctx->din[0]);
+    return op_router_loss_grad(ctx->graph, node->in[0], node->in[1], node->in[2], ctx->dout[0],
+                               attr.aux, attr.z, attr.kind, &ctx->din[0]);
 }
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 32); }
 
-/* A mean over all tokens needs them all, unless each part of the batch has a loss of its own, whose sum is meant. */
+/* A mean over all tokens needs them all, unless each part of the batch has a loss of its own, whose
+ * sum is meant. */
 static Status cut_by(CutCtx *ctx, const char *text)
 {
-    if (ctx->graph->canonical && mesh_axis_is_data(ctx->axis) && ctx->axis != MESH_CP) graph_cut_text(ctx, text);
+    if (ctx->graph->canonical && mesh_axis_is_data(ctx->axis) && ctx->axis != MESH_CP)
+        graph_cut_text(ctx, text);
     else
         for (int i = 0; i < ctx->n_in; i++) ctx->want[i] = (Place){PLACE_SAME, 0};
     return OK;
@@ -79,14 +83,14 @@ const OpDef op_def_router_loss = {
     .cpu = CPU_KERNELS(router_loss),
 };
 
-Status op_router_loss(Graph *g, ValueId logits, ValueId choice, ValueId weights, float aux, float z, RouterScore kind,
-                      ValueId *loss)
+Status op_router_loss(Graph *g, ValueId logits, ValueId choice, ValueId weights, float aux, float z,
+                      RouterScore kind, ValueId *loss)
 {
     RouterLossAttr attr = {aux, z, kind};
     return graph_add(g, &op_def_router_loss, &attr, (ValueId[]){logits, choice, weights}, 3, loss);
 }
 
-/* ---- router_loss_grad(logits, choice, weights, dloss) -> dlogits -------------------------------- */
+/* ---- router_loss_grad(logits, choice, weights, dloss) -> dlogits ------------------------ */
 
 static Status infer_grad(InferCtx *ctx)
 {
@@ -113,9 +117,10 @@ const OpDef op_def_router_loss_grad = {
     .cpu = CPU_KERNELS(router_loss_grad),
 };
 
-Status op_router_loss_grad(Graph *g, ValueId logits, ValueId choice, ValueId weights, ValueId dloss, float aux, float z,
-                           RouterScore kind, ValueId *dlogits)
+Status op_router_loss_grad(Graph *g, ValueId logits, ValueId choice, ValueId weights, ValueId dloss,
+                           float aux, float z, RouterScore kind, ValueId *dlogits)
 {
     RouterLossAttr attr = {aux, z, kind};
-    return graph_add(g, &op_def_router_loss_grad, &attr, (ValueId[]){logits, choice, weights, dloss}, 4, dlogits);
+    return graph_add(g, &op_def_router_loss_grad, &attr,
+                     (ValueId[]){logits, choice, weights, dloss}, 4, dlogits);
 }

@@ -28,16 +28,17 @@ static float probabilities(const Operands *o, const float *logits, float *p, flo
 {
     *divisor = 1;
     if (o->attr->kind == ROUTER_SOFTMAX) return router_softmax(logits, o->experts, p);
-    float lse = o->attr->z != 0 ? router_softmax(logits, o->experts, p) : 0; /* p is made again below */
+    float lse = o->attr->z != 0 ? router_softmax(logits, o->experts, p)
+                                : 0; /* p is made again below */
     *divisor = router_sigmoid(logits, o->experts, p);
     for (int64_t e = 0; e < o->experts; e++) p[e] /= *divisor;
     return lse;
 }
 
-/* ---- loss ---------------------------------------------------------------------------------- */
+/* ---- loss ------------------------------------------------------------------------------- */
 
-/* Sums of one block of tokens, in its part of the workspace: sum of p and choices by expert, then the
- * sum of lse^2 and the tokens counted. */
+/* Sums of one block of tokens, in its part of the workspace: sum of p and choices by expert, then
+ * the sum of lse^2 and the tokens counted. */
 static void block_sums(const Operands *o, int64_t block, double *sums)
 {
     double *p_sum = sums, *chosen = sums + o->experts, *last = sums + 2 * o->experts;
@@ -60,13 +61,15 @@ static Status run(KernelArgs *args)
     double *sums = args->workspace, loss = 0;
     int64_t each = 2 * o.experts + 2, blocks = router_blocks(o.tokens);
     memset(sums, 0, (size_t)each * sizeof *sums); /* of the first block, should there be none */
-#pragma omp parallel for num_threads(args->threads) if (o.tokens * o.experts >= PARALLEL) schedule(static)
+#pragma omp parallel for num_threads(args->threads) if (o.tokens * o.experts >= PARALLEL)          \
+    schedule(static)
     for (int64_t b = 0; b < blocks; b++) block_sums(&o, b, sums + b * each);
     for (int64_t b = 1; b < blocks; b++)
         for (int64_t i = 0; i < each; i++) sums[i] += sums[b * each + i];
     double n = sums[each - 1];
     for (int64_t e = 0; e < o.experts && n > 0; e++)
-        loss += (double)o.attr->aux * (double)o.experts * (sums[o.experts + e] / (n * (double)o.k)) * (sums[e] / n);
+        loss += (double)o.attr->aux * (double)o.experts *
+                (sums[o.experts + e] / (n * (double)o.k)) * (sums[e] / n);
     if (n > 0) loss += (double)o.attr->z * sums[each - 2] / n;
     *(float *)args->out[0].data = (float)loss;
     return OK;
@@ -76,13 +79,14 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
 {
     (void)target;
     const Shape *logits = &graph_value(graph, node->in[0])->shape;
-    int64_t experts = logits->dim[logits->rank - 1], blocks = router_blocks(shape_count(logits) / experts);
+    int64_t experts = logits->dim[logits->rank - 1],
+            blocks = router_blocks(shape_count(logits) / experts);
     return (size_t)(max_i64(blocks, 1) * (2 * experts + 2)) * sizeof(double);
 }
 
 const CpuKernel CPU(router_loss) = {.run = run, .workspace = workspace};
 
-/* ---- gradient ------------------------------------------------------------------------------ */
+/* ---- gradient --------------------------------------------------------------------------- */
 
 /* g_e = dloss aux E f_e / n into slope; returns dloss 2 z / n. */
 static float make_slopes(const Operands *o, float dloss, float *slope)
@@ -95,12 +99,14 @@ static float make_slopes(const Operands *o, float dloss, float *slope)
         n += 1;
     }
     if (n == 0) return 0;
-    float factor = (float)((double)dloss * (double)o->attr->aux * (double)o->experts / (n * n * (double)o->k));
+    float factor = (float)((double)dloss * (double)o->attr->aux * (double)o->experts /
+                           (n * n * (double)o->k));
     for (int64_t e = 0; e < o->experts; e++) slope[e] *= factor;
     return (float)((double)dloss * 2 * (double)o->attr->z / n);
 }
 
-static void token_grad(const Operands *o, const float *logits, const float *slope, float z_slope, float *dlogits)
+static void token_grad(const Operands *o, const float *logits, const float *slope, float z_slope,
+                       float *dlogits)
 {
     float p[ROUTER_MAX_EXPERTS], soft[ROUTER_MAX_EXPERTS], divisor;
     bool softmax = o->attr->kind == ROUTER_SOFTMAX;
@@ -122,7 +128,8 @@ static Status run_grad(KernelArgs *args)
     Operands o = operands_of(args);
     float slope[ROUTER_MAX_EXPERTS], *dlogits = args->out[0].data;
     float z_slope = make_slopes(&o, *(const float *)args->in[3].data, slope);
-#pragma omp parallel for num_threads(args->threads) if (o.tokens * o.experts >= PARALLEL) schedule(static)
+#pragma omp parallel for num_threads(args->threads) if (o.tokens * o.experts >= PARALLEL)          \
+    schedule(static)
     for (int64_t t = 0; t < o.tokens; t++) {
         if (o.weights[t] == 0)
             memset(dlogits + t * o.experts, 0, (size_t)o.experts * sizeof *dlogits);

@@ -1,12 +1,19 @@
-/* What the files of ops share when they state their rules: checks of operands and counting of bytes. */
+/* What the files of ops share when they state their rules: checks of operands and counting of
+ * bytes. */
 #ifndef OPS_RULES_H
 #define OPS_RULES_H
 
 #include "ops/ops.h"
 
-static inline bool dtype_is_activation(DType dtype) { return dtype == DTYPE_F32 || dtype == DTYPE_BF16; }
+static inline bool dtype_is_activation(DType dtype)
+{
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16;
+}
 
-static inline int64_t last_dim(const Value *v) { return v->shape.rank ? v->shape.dim[v->shape.rank - 1] : 1; }
+static inline int64_t last_dim(const Value *v)
+{
+    return v->shape.rank ? v->shape.dim[v->shape.rank - 1] : 1;
+}
 
 static inline Status need_activation(const Value *v, const char *what)
 {
@@ -24,7 +31,8 @@ static inline Status need_shape(const Value *v, const Shape *shape, const char *
 {
     char got[SHAPE_TEXT], wanted[SHAPE_TEXT];
     if (shape_equal(&v->shape, shape)) return OK;
-    return fail(ERR_SHAPE, "%s is [%s] and must be [%s]", what, shape_text(&v->shape, got), shape_text(shape, wanted));
+    return fail(ERR_SHAPE, "%s is [%s] and must be [%s]", what, shape_text(&v->shape, got),
+                shape_text(shape, wanted));
 }
 
 static inline Status need_vector(const Value *v, int64_t n, DType dtype, const char *what)
@@ -32,7 +40,8 @@ static inline Status need_vector(const Value *v, int64_t n, DType dtype, const c
     TRY(need_dtype(v, dtype, what));
     if (v->shape.rank == 1 && v->shape.dim[0] == n) return OK;
     char got[SHAPE_TEXT];
-    return fail(ERR_SHAPE, "%s is [%s] and must have %lld elements", what, shape_text(&v->shape, got), (long long)n);
+    return fail(ERR_SHAPE, "%s is [%s] and must have %lld elements", what,
+                shape_text(&v->shape, got), (long long)n);
 }
 
 static inline Status need_scalar(const Value *v, const char *what)
@@ -63,7 +72,8 @@ static inline double value_bytes(const Graph *g, ValueId v)
     return value_ok(v) ? value_count(g, v) * (double)dtype_bytes(graph_value(g, v)->dtype) : 0;
 }
 
-/* Every operand read once, every output written once, so many operations per element of operand 0. */
+/* Every operand read once, every output written once, so many operations per element of operand 0.
+ */
 static inline Cost cost_streaming(const Graph *g, const Node *node, double flop_per_element)
 {
     Cost cost = {0};

@@ -19,7 +19,10 @@ static Status grad(GradCtx *ctx)
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 1); }
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "factor %.9g", (double)*(const float *)attr); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "factor %.9g", (double)*(const float *)attr);
+}
 
 const OpDef op_def_scale = {
     .name = "scale",

@@ -1,6 +1,7 @@
-/* Vectors of f32, as wide as the instruction-set level that this file is compiled for (see kernel.h):
- * 16, 8 or 4 lanes. GCC's vector types give + - * / and comparisons; here are loads, stores with
- * conversion from and to bf16, reductions in a fixed order, and exp. Only *_cpu.c files include it.
+/* Vectors of f32, as wide as the instruction-set level that this file is compiled for (see
+ * kernel.h): 16, 8 or 4 lanes. GCC's vector types give + - * / and comparisons; here are loads,
+ * stores with conversion from and to bf16, reductions in a fixed order, and exp. Only *_cpu.c files
+ * include it.
  */
 #ifndef OPS_SIMD_H
 #define OPS_SIMD_H
@@ -44,7 +45,8 @@ SIMD Vf vf_load(const float *p)
     return v;
 }
 SIMD void vf_store(float *p, Vf v) { memcpy(p, &v, sizeof v); }
-/* Element i is element order[i] of a and b laid end to end. clang asks for constants where gcc finds out. */
+/* Element i is element order[i] of a and b laid end to end. clang asks for constants where gcc
+ * finds out. */
 SIMD Vf vf_shuffle(Vf a, Vf b, Vi order)
 {
 #if defined(__clang__)
@@ -56,8 +58,8 @@ SIMD Vf vf_shuffle(Vf a, Vf b, Vi order)
 #endif
 }
 
-/* VL x VL elements in place: log2(VL) rounds that interleave the first half of the rows with the second. With
- * AVX2 the rounds take pairs, fours and halves instead, eight instructions each. */
+/* VL x VL elements in place: log2(VL) rounds that interleave the first half of the rows with the
+ * second. With AVX2 the rounds take pairs, fours and halves instead, eight instructions each. */
 SIMD void vf_transpose(Vf m[VL])
 {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -193,7 +195,8 @@ SIMD void vf_store_bf16(uint16_t *p, Vf v)
 #elif defined(__AVX512F__)
     __m512i b = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
-    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    __m512i r = _mm512_srli_epi32(
+        _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     r = _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc0));
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(r));
@@ -261,7 +264,8 @@ SIMD Vf vf_times_power(Vf p, Vf n)
 #if defined(__AVX512F__)
     return _mm512_scalef_ps(p, n);
 #else
-    /* two steps, so that 2^n may be subnormal or overflow properly; n in the low bits of n + 1.5 * 2^23 */
+    /* two steps, so that 2^n may be subnormal or overflow properly; n in the low bits of n + 1.5 *
+     * 2^23 */
     const Vf magic = vf_set(12582912.0f);
     Vi whole = vi_bits(n + magic) - vi_bits(magic), half = whole >> 1;
     return p * vf_bits((half + 127) << 23) * vf_bits((whole - half + 127) << 23);
@@ -269,11 +273,12 @@ SIMD Vf vf_times_power(Vf p, Vf n)
 }
 
 /* e^x to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r with
- * the coefficients of Cephes' expf, then the exponent by bits. Far below -87: 0; above 88.7: inf; NaN
- * stays NaN, because the second operand of a minimum or maximum is what comes out of one. */
+ * the coefficients of Cephes' expf, then the exponent by bits. Far below -87: 0; above 88.7: inf;
+ * NaN stays NaN, because the second operand of a minimum or maximum is what comes out of one. */
 SIMD Vf vf_exp(Vf x)
 {
-    const Vf log2e = vf_set(1.44269504f), magic = vf_set(12582912.0f); /* 1.5 * 2^23 rounds to int */
+    const Vf log2e = vf_set(1.44269504f),
+             magic = vf_set(12582912.0f); /* 1.5 * 2^23 rounds to int */
     Vf clamped = vf_min(vf_set(89.0f), vf_max(vf_set(-104.0f), x));
     Vf n = vf_fma(clamped, log2e, magic) - magic;
     Vf r = vf_fma(n, vf_set(-0.693359375f), clamped);
@@ -291,8 +296,8 @@ SIMD Vf vf_exp(Vf x)
 /* 1 / (1 + e^-x) */
 SIMD Vf vf_sigmoid(Vf x) { return vf_set(1.0f) / (vf_set(1.0f) + vf_exp(-x)); }
 
-/* Loads and stores chosen by dtype: kernels are written once, as a macro or an inline function with a
- * constant `bf16`, and the compiler drops the other branch. */
+/* Loads and stores chosen by dtype: kernels are written once, as a macro or an inline function with
+ * a constant `bf16`, and the compiler drops the other branch. */
 SIMD Vf vf_load_as(const void *p, int64_t i, int bf16)
 {
     return bf16 ? vf_load_bf16((const uint16_t *)p + i) : vf_load((const float *)p + i);

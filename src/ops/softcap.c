@@ -23,13 +23,17 @@ static Status infer(InferCtx *ctx)
 static Status grad(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
-    return op_softcap_grad(ctx->graph, node->out[0], ctx->dout[0], *(const float *)node->attr, &ctx->din[0]);
+    return op_softcap_grad(ctx->graph, node->out[0], ctx->dout[0], *(const float *)node->attr,
+                           &ctx->din[0]);
 }
 
 /* exp counts as 12 */
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 30); }
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "cap %.9g", (double)*(const float *)attr); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "cap %.9g", (double)*(const float *)attr);
+}
 
 const OpDef op_def_softcap = {
     .name = "softcap",

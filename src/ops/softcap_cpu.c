@@ -1,6 +1,7 @@
 #include "ops/elementwise.h"
 
-/* tanh to about 2 ulp: near zero the polynomial of Cephes' tanhf, elsewhere 1 - 2 / (e^2|x| + 1) with the sign of x. */
+/* tanh to about 2 ulp: near zero the polynomial of Cephes' tanhf, elsewhere 1 - 2 / (e^2|x| + 1)
+ * with the sign of x. */
 SIMD Vf tanh_of(Vf x)
 {
     const Vi sign_bit = vi_bits(vf_set(-0.0f));
@@ -21,8 +22,14 @@ SIMD void step(int64_t i, int64_t m, const Piece *p, Vf cap, int bf16)
     store_part(p->at[0], i, m, tanh_of(load_part(p->at[1], i, m, bf16) / cap) * cap, bf16);
 }
 
-static void piece_f32(const Piece *p) { EACH_VECTOR(p->n, step, p, vf_set(*(const float *)p->user), 0); }
-static void piece_bf16(const Piece *p) { EACH_VECTOR(p->n, step, p, vf_set(*(const float *)p->user), 1); }
+static void piece_f32(const Piece *p)
+{
+    EACH_VECTOR(p->n, step, p, vf_set(*(const float *)p->user), 0);
+}
+static void piece_bf16(const Piece *p)
+{
+    EACH_VECTOR(p->n, step, p, vf_set(*(const float *)p->user), 1);
+}
 
 static Status run(KernelArgs *args)
 {
@@ -40,8 +47,14 @@ SIMD void step_grad(int64_t i, int64_t m, const Piece *p, Vf cap, int bf16)
     store_part(p->at[0], i, m, dy * (vf_set(1.0f) - part * part), bf16);
 }
 
-static void piece_grad_f32(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, vf_set(*(const float *)p->user), 0); }
-static void piece_grad_bf16(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, vf_set(*(const float *)p->user), 1); }
+static void piece_grad_f32(const Piece *p)
+{
+    EACH_VECTOR(p->n, step_grad, p, vf_set(*(const float *)p->user), 0);
+}
+static void piece_grad_bf16(const Piece *p)
+{
+    EACH_VECTOR(p->n, step_grad, p, vf_set(*(const float *)p->user), 1);
+}
 
 static Status run_grad(KernelArgs *args)
 {

@@ -56,7 +56,8 @@ static void test_digits(void **state)
         double *got = optest_run_values(&run, y);
         for (int i = 0; i < 64; i++) {
             double want = 4 * tanh(x[i] / 4);
-            if (!(fabs(got[i] - want) <= 3e-7 * fabs(want))) fail_msg("softcap(%.9g) is %.9g, not %.9g", x[i], got[i], want);
+            if (!(fabs(got[i] - want) <= 3e-7 * fabs(want)))
+                fail_msg("softcap(%.9g) is %.9g, not %.9g", x[i], got[i], want);
         }
         free(got);
         optest_run_end(&run);
@@ -71,8 +72,10 @@ static void test_refusals(void **state)
     ValueId a = optest_normal(t, DTYPE_F32, SHAPE(2, 3), 1.0), y;
     optest_refused(op_softcap(t->graph, a, 0, &y), ERR_ARG, "must be positive");
     optest_refused(op_softcap(t->graph, a, NAN, &y), ERR_ARG, "must be positive");
-    optest_refused(op_softcap(t->graph, optest_integers(t, SHAPE(2), 0, 5), 1, &y), ERR_ARG, "must be f32 or bf16");
-    optest_refused(op_softcap_grad(t->graph, a, optest_normal(t, DTYPE_F32, SHAPE(3), 1.0), 1, &y), ERR_SHAPE, "dy is");
+    optest_refused(op_softcap(t->graph, optest_integers(t, SHAPE(2), 0, 5), 1, &y), ERR_ARG,
+                   "must be f32 or bf16");
+    optest_refused(op_softcap_grad(t->graph, a, optest_normal(t, DTYPE_F32, SHAPE(3), 1.0), 1, &y),
+                   ERR_SHAPE, "dy is");
     optest_destroy(t);
 }
 

@@ -19,10 +19,13 @@ static Status infer(InferCtx *ctx)
     for (int i = 0; i < NODE_MAX_OUT; i++) ctx->out[i].wanted = i < attr->n;
     for (int i = 0; i < attr->n; i++) {
         if (attr->width[i] < 0 || attr->width[i] > x->shape.dim[last] - sum)
-            return fail(ERR_SHAPE, "part %d of width %lld does not fit behind the first %lld of %lld elements", i,
-                        (long long)attr->width[i], (long long)sum, (long long)x->shape.dim[last]);
+            return fail(ERR_SHAPE,
+                        "part %d of width %lld does not fit behind the first %lld of %lld elements",
+                        i, (long long)attr->width[i], (long long)sum,
+                        (long long)x->shape.dim[last]);
         InferOut *y = &ctx->out[i];
-        *y = (InferOut){.dtype = x->dtype, .shape = x->shape, .wanted = true, .alias = 0, .strided = true};
+        *y = (InferOut){
+            .dtype = x->dtype, .shape = x->shape, .wanted = true, .alias = 0, .strided = true};
         y->shape.dim[last] = attr->width[i];
         y->shape.axis[last] = attr->axis[i];
         memcpy(y->stride, x->stride, sizeof y->stride);
@@ -58,8 +61,9 @@ static Status cut_widths(const CutCtx *ctx, void *attribute)
     if (!place_is_cut(ctx->want[0]) || ctx->want[0].dim != ctx->in[0]->shape.rank - 1) return OK;
     for (int i = 0; i < attr->n; i++) {
         if (attr->width[i] % ctx->n)
-            return fail(ERR_REFUSED, "%lld %s cannot be cut into %d equal parts for parallel.%s", (long long)attr->width[i],
-                        axis_name(attr->axis[i]), ctx->n, mesh_axis_name(ctx->axis));
+            return fail(ERR_REFUSED, "%lld %s cannot be cut into %d equal parts for parallel.%s",
+                        (long long)attr->width[i], axis_name(attr->axis[i]), ctx->n,
+                        mesh_axis_name(ctx->axis));
         attr->width[i] /= ctx->n;
     }
     return OK;
@@ -68,7 +72,8 @@ static Status cut_widths(const CutCtx *ctx, void *attribute)
 static void attr_text(const void *attribute, Str *out)
 {
     const SplitAttr *attr = attribute;
-    for (int i = 0; i < attr->n; i++) str_printf(out, "%s%lld", i ? " " : "widths ", (long long)attr->width[i]);
+    for (int i = 0; i < attr->n; i++)
+        str_printf(out, "%s%lld", i ? " " : "widths ", (long long)attr->width[i]);
 }
 
 const OpDef op_def_split = {
@@ -86,12 +91,14 @@ const OpDef op_def_split = {
     .attr_text = attr_text,
 };
 
-Status op_split(Graph *g, ValueId x, int n, const int64_t *width, const Axis *axis_names, ValueId *y)
+Status op_split(Graph *g, ValueId x, int n, const int64_t *width, const Axis *axis_names,
+                ValueId *y)
 {
     SplitAttr attr;
     ValueId part[NODE_MAX_OUT];
     memset(&attr, 0, sizeof attr); /* padding too: attributes are compared by their bytes */
-    if (n < 1 || n > NODE_MAX_OUT) return fail(ERR_ARG, "split: %d parts, 1 to %d are possible", n, NODE_MAX_OUT);
+    if (n < 1 || n > NODE_MAX_OUT)
+        return fail(ERR_ARG, "split: %d parts, 1 to %d are possible", n, NODE_MAX_OUT);
     attr.n = n;
     for (int i = 0; i < n; i++) {
         attr.width[i] = width[i];

@@ -14,7 +14,10 @@ static const OpDef *const table[] = {
     NULL,
 };
 
-const OpDef *op_at(int index) { return index >= 0 && index < COUNT_OF(table) ? table[index] : NULL; }
+const OpDef *op_at(int index)
+{
+    return index >= 0 && index < COUNT_OF(table) ? table[index] : NULL;
+}
 
 const OpDef *op_find(const char *name)
 {

@@ -7,7 +7,7 @@
 
 static const int64_t sizes[] = {1, 17, 3000, 140001};
 
-/* ---- norm and clipping --------------------------------------------------------------------- */
+/* ---- norm and clipping ------------------------------------------------------------------ */
 
 static void reference_norm(const void *user, double *const *in, double *const *out)
 {
@@ -65,7 +65,7 @@ static void test_clip_factor(void **state)
     assert_true(isnan(factor_for(INFINITY, 0)));
 }
 
-/* ---- adamw --------------------------------------------------------------------------------- */
+/* ---- adamw ------------------------------------------------------------------------------ */
 
 typedef struct Update {
     int64_t n;
@@ -74,8 +74,8 @@ typedef struct Update {
 } Update;
 
 static const double start_hyper[HYPER_COUNT] = {
-    [HYPER_LR] = 0.01,   [HYPER_BIAS1] = 0.19, [HYPER_BIAS2] = 0.0975, [HYPER_BETA1] = 0.9,
-    [HYPER_BETA2] = 0.95, [HYPER_EPS] = 1e-3,  [HYPER_DECAY] = 0.1,
+    [HYPER_LR] = 0.01,    [HYPER_BIAS1] = 0.19, [HYPER_BIAS2] = 0.0975, [HYPER_BETA1] = 0.9,
+    [HYPER_BETA2] = 0.95, [HYPER_EPS] = 1e-3,   [HYPER_DECAY] = 0.1,
 };
 
 /* in: w, m, v, grad, factor, hyper, copy; out: w, m, v, grad, copy */
@@ -117,7 +117,8 @@ static void check_adamw(Update u, DType grad_dtype, DType copy_dtype, double fac
         Node *node = graph_node(t->graph, (NodeId){t->graph->n_nodes - 1});
         optest_plain_output(t, k == 3 && !u.attr.zero_grad ? s[3] : node->out[k]);
     }
-    if (u.copy) optest_plain_output(t, graph_node(t->graph, (NodeId){t->graph->n_nodes - 1})->out[4]);
+    if (u.copy)
+        optest_plain_output(t, graph_node(t->graph, (NodeId){t->graph->n_nodes - 1})->out[4]);
     optest_check(t, reference_adamw, &u, u.copy && copy_dtype == DTYPE_BF16 ? 5e-3 : 2e-6);
     optest_destroy(t);
     free(start);
@@ -129,7 +130,8 @@ static void test_adamw(void **state)
     for (int k = 0; k < COUNT_OF(sizes); k++) {
         int64_t n = sizes[k];
         check_adamw((Update){n, {.decay = true}, false}, DTYPE_F32, DTYPE_F32, 1);
-        check_adamw((Update){n, {.decay = false, .zero_grad = true}, true}, DTYPE_F32, DTYPE_BF16, 0.5);
+        check_adamw((Update){n, {.decay = false, .zero_grad = true}, true}, DTYPE_F32, DTYPE_BF16,
+                    0.5);
         check_adamw((Update){n, {.decay = true}, true}, DTYPE_BF16, DTYPE_BF16, 0.5);
         check_adamw((Update){n, {.decay = true}, true}, DTYPE_BF16, DTYPE_F32, 2);
     }
@@ -142,7 +144,7 @@ static void test_adamw_skips_bad_steps(void **state)
     check_adamw((Update){33, {.decay = true}, false}, DTYPE_F32, DTYPE_F32, INFINITY);
 }
 
-/* ---- states -------------------------------------------------------------------------------- */
+/* ---- states ----------------------------------------------------------------------------- */
 
 static void reference_sum(const void *user, double *const *in, double *const *out)
 {
@@ -160,7 +162,8 @@ static void test_accumulate(void **state)
         double *start = xcalloc((size_t)sizes[k], sizeof *start);
         for (int64_t i = 0; i < sizes[k]; i++) start[i] = (double)i;
         ValueId s = optest_state(t, DTYPE_F32, shape, STATE_GRAD, start), sum;
-        ValueId x = optest_normal(t, DTYPE_F32, shape, 1.0), y = optest_normal(t, DTYPE_BF16, shape, 1.0);
+        ValueId x = optest_normal(t, DTYPE_F32, shape, 1.0),
+                y = optest_normal(t, DTYPE_BF16, shape, 1.0);
         optest_ok(op_accumulate(t->graph, s, x, &sum));
         optest_ok(op_accumulate(t->graph, sum, y, &sum));
         optest_plain_output(t, sum);
@@ -173,7 +176,7 @@ static void test_accumulate(void **state)
 /* in: state, x; out: state */
 static void reference_assign(const void *user, double *const *in, double *const *out)
 {
-    memcpy(out[0], in[1], sizeof **in * (size_t)*(const int64_t *)user);
+    memcpy(out[0], in[1], sizeof **in * (size_t) * (const int64_t *)user);
 }
 
 static void test_assign(void **state)
@@ -214,9 +217,11 @@ static void test_expert_bias_update(void **state)
     (void)state;
     OpTest *t = optest_create(2);
     double hyper[HYPER_COUNT] = {[HYPER_BIAS_RATE] = 0.125}, rate = 0.125;
-    ValueId bias = optest_state(t, DTYPE_F32, SHAPE(6), STATE_BUFFER, (double[]){0, 1, 0, 0, 0, -0.5});
+    ValueId bias = optest_state(t, DTYPE_F32, SHAPE(6), STATE_BUFFER,
+                                (double[]){0, 1, 0, 0, 0, -0.5});
     ValueId load = optest_state(t, DTYPE_F32, SHAPE(6), STATE_LOAD, (double[]){4, 1, 1, 0, 0, 0});
-    optest_ok(op_expert_bias_update(t->graph, bias, load, optest_data(t, DTYPE_F32, SHAPE(HYPER_COUNT), hyper)));
+    optest_ok(op_expert_bias_update(t->graph, bias, load,
+                                    optest_data(t, DTYPE_F32, SHAPE(HYPER_COUNT), hyper)));
     optest_ok(op_clear(t->graph, load));
     optest_plain_output(t, graph_node(t->graph, (NodeId){1})->out[0]);
     optest_plain_output(t, graph_node(t->graph, (NodeId){2})->out[0]);
@@ -227,9 +232,12 @@ static void test_expert_bias_update(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_grad_norm),  cmocka_unit_test(test_clip_factor),
-        cmocka_unit_test(test_adamw),      cmocka_unit_test(test_adamw_skips_bad_steps),
-        cmocka_unit_test(test_accumulate), cmocka_unit_test(test_assign),
+        cmocka_unit_test(test_grad_norm),
+        cmocka_unit_test(test_clip_factor),
+        cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_adamw_skips_bad_steps),
+        cmocka_unit_test(test_accumulate),
+        cmocka_unit_test(test_assign),
         cmocka_unit_test(test_expert_bias_update),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,18 +1,22 @@
-/* Cross entropy over a vocabulary whose rows lie on several ranks, in two steps that a gathering of three
- * numbers per token and rank joins:
+/* Cross entropy over a vocabulary whose rows lie on several ranks, in two steps that a gathering of
+ * three numbers per token and rank joins:
  *
- *   vocab_stats(x, w, targets) -> stats [S ... 3]     of each of S parts of the vocabulary: the largest logit, the
- *                                                     sum of exp(logit - largest), the target's logit or zero
- *   vocab_loss(stats, targets, weights) -> loss, nll  log sum exp over the parts, in their order
+ *   vocab_stats(x, w, targets) -> stats [S ... 3]     of each of S parts of the vocabulary: the
+ *                                                     largest logit, the
+ *                                                     sum of exp(logit - largest), the target's
+ * logit or zero vocab_loss(stats, targets, weights) -> loss, nll  log sum exp over the parts, in
+ * their order
  *
- * Going back, the loss gives three factors per token, [... 3]: log sum exp, the softmax's factor and the
- * target's; vocab_stats_grad makes the logits of its part again and from them dx, a partial sum, and dw:
- *   dlogits = scale softmax - hit one_hot(target),  scale = hit (1 + 2 z_loss lse),  hit = weights dloss
+ * Going back, the loss gives three factors per token, [... 3]: log sum exp, the softmax's factor
+ * and the target's; vocab_stats_grad makes the logits of its part again and from them dx, a partial
+ * sum, and dw: dlogits = scale softmax - hit one_hot(target),  scale = hit (1 + 2 z_loss lse),  hit
+ * = weights dloss
  *
  * With one part it computes what linear_cross_entropy does, which makes the logits only once.
  *
- * In a canonical graph the vocabulary has a fixed number of parts, of which a rank has several: their stats stand behind
- * one another, and dx is the sum of what each gives, as a balanced binary tree in f32. */
+ * In a canonical graph the vocabulary has a fixed number of parts, of which a rank has several:
+ * their stats stand behind one another, and dx is the sum of what each gives, as a balanced binary
+ * tree in f32. */
 #include "ops/vocab_loss.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -23,7 +27,7 @@
 CPU_DECLARE(vocab_stats);
 CPU_DECLARE(vocab_stats_grad);
 
-/* ---- vocab_stats ------------------------------------------------------------------------------- */
+/* ---- vocab_stats ------------------------------------------------------------------------ */
 
 static Status check(const InferCtx *ctx)
 {
@@ -31,8 +35,10 @@ static Status check(const InferCtx *ctx)
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     TRY(need_activation(x, "x"));
     TRY(need_dtype(w, x->dtype, "w"));
-    if (x->shape.rank < 2 || x->shape.rank + 1 > MAX_RANK || w->shape.rank != 2 || w->shape.dim[1] != last_dim(x))
-        return fail(ERR_SHAPE, "rows of [%s] do not fit the weight [%s]", shape_text(&x->shape, a), shape_text(&w->shape, b));
+    if (x->shape.rank < 2 || x->shape.rank + 1 > MAX_RANK || w->shape.rank != 2 ||
+        w->shape.dim[1] != last_dim(x))
+        return fail(ERR_SHAPE, "rows of [%s] do not fit the weight [%s]", shape_text(&x->shape, a),
+                    shape_text(&w->shape, b));
     Shape tokens = x->shape;
     tokens.rank--;
     TRY(need_dtype(ctx->in[2], DTYPE_I32, "targets"));
@@ -55,17 +61,22 @@ static Status infer_stats(InferCtx *ctx)
     return OK;
 }
 
-static bool words_are_cut(const CutCtx *ctx) { return place_is_cut(ctx->want[1]) && ctx->want[1].dim == 0; }
+static bool words_are_cut(const CutCtx *ctx)
+{
+    return place_is_cut(ctx->want[1]) && ctx->want[1].dim == 0;
+}
 
-/* The number of parts is in the gathered shape; unless it is fixed, a rank's is 1 also in the uncut graph. */
+/* The number of parts is in the gathered shape; unless it is fixed, a rank's is 1 also in the uncut
+ * graph. */
 static Status cut_words(const CutCtx *ctx, void *attribute)
 {
     VocabAttr *attr = attribute;
     if (!words_are_cut(ctx)) return OK;
     attr->first += ctx->rank * ctx->in[1]->shape.dim[0];
     if (attr->parts % ctx->n)
-        return fail(ERR_REFUSED, "%lld parts of the vocabulary cannot be shared out over parallel.%s %d", (long long)attr->parts,
-                    mesh_axis_name(ctx->axis), ctx->n);
+        return fail(ERR_REFUSED,
+                    "%lld parts of the vocabulary cannot be shared out over parallel.%s %d",
+                    (long long)attr->parts, mesh_axis_name(ctx->axis), ctx->n);
     attr->parts /= ctx->n;
     return OK;
 }
@@ -91,7 +102,8 @@ static Status grad_stats(GradCtx *ctx)
     if (!ctx->need[0] && !ctx->need[1]) return OK;
     DType dtype = graph_value(ctx->graph, in[0])->dtype;
     TRY(graph_add(ctx->graph, op_find("vocab_stats_grad"), node->attr, in, 4, out));
-    if (graph_value(ctx->graph, out[0])->dtype != dtype) TRY(op_cast(ctx->graph, out[0], dtype, &out[0]));
+    if (graph_value(ctx->graph, out[0])->dtype != dtype)
+        TRY(op_cast(ctx->graph, out[0], dtype, &out[0]));
     if (ctx->need[0]) ctx->din[0] = out[0];
     if (ctx->need[1]) ctx->din[1] = out[1];
     return OK;
@@ -108,7 +120,10 @@ static Cost products(const Graph *g, const Node *node, int n)
 static Cost cost_stats(const Graph *g, const Node *node) { return products(g, node, 1); }
 static Cost cost_stats_grad(const Graph *g, const Node *node) { return products(g, node, 3); }
 
-static void attr_text(const void *attr, Str *out) { str_printf(out, "from word %lld", (long long)((const VocabAttr *)attr)->first); }
+static void attr_text(const void *attr, Str *out)
+{
+    str_printf(out, "from word %lld", (long long)((const VocabAttr *)attr)->first);
+}
 
 const OpDef op_def_vocab_stats = {
     .name = "vocab_stats",
@@ -143,7 +158,7 @@ const OpDef op_def_vocab_stats_grad = {
     .cpu = CPU_KERNELS(vocab_stats_grad),
 };
 
-/* ---- vocab_loss ----------------------------------------------------------------------------------- */
+/* ---- vocab_loss ------------------------------------------------------------------------- */
 
 static Status check_loss(const InferCtx *ctx)
 {
@@ -186,7 +201,8 @@ static Status infer_loss_grad(InferCtx *ctx)
 static Status grad_loss(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
-    if (value_ok(ctx->dout[1])) return fail(ERR_UNSUPPORTED, "no gradient flows through nll, only through loss");
+    if (value_ok(ctx->dout[1]))
+        return fail(ERR_UNSUPPORTED, "no gradient flows through nll, only through loss");
     ValueId in[4] = {node->in[0], node->in[1], node->in[2], ctx->dout[0]};
     return graph_add(ctx->graph, op_find("vocab_loss_grad"), node->attr, in, 4, &ctx->din[0]);
 }
@@ -201,7 +217,8 @@ static Token join_parts(const Tensor *stats, int64_t token)
     int64_t parts = stats->shape.dim[0], n = tensor_count(stats) / parts / VOCAB_STATS;
     const float *at = (const float *)stats->data + token * VOCAB_STATS;
     double most = -INFINITY, sum = 0, target = 0;
-    for (int64_t s = 0; s < parts; s++) most = fmax(most, (double)at[s * n * VOCAB_STATS + VOCAB_MAX]);
+    for (int64_t s = 0; s < parts; s++)
+        most = fmax(most, (double)at[s * n * VOCAB_STATS + VOCAB_MAX]);
     for (int64_t s = 0; s < parts; s++) {
         const float *p = at + s * n * VOCAB_STATS;
         sum += exp((double)p[VOCAB_MAX] - most) * (double)p[VOCAB_SUM];
@@ -229,7 +246,8 @@ static Status run_loss(KernelArgs *args)
 static Status run_loss_grad(KernelArgs *args)
 {
     const int32_t *targets = args->in[1].data;
-    const float *weights = args->in[2].data, dloss = *(const float *)args->in[3].data, z_loss = *(const float *)args->attr;
+    const float *weights = args->in[2].data, dloss = *(const float *)args->in[3].data,
+                z_loss = *(const float *)args->attr;
     float *factors = args->out[0].data;
     for (int64_t i = 0; i < tensor_count(&args->in[1]); i++) {
         Token t = join_parts(&args->in[0], i);
@@ -245,7 +263,10 @@ static const CpuKernel loss_kernel = {.run = run_loss}, loss_grad_kernel = {.run
 
 static Cost cost_loss(const Graph *g, const Node *node) { return cost_streaming(g, node, 12); }
 
-static void loss_text(const void *attr, Str *out) { str_printf(out, "z_loss=%g", (double)*(const float *)attr); }
+static void loss_text(const void *attr, Str *out)
+{
+    str_printf(out, "z_loss=%g", (double)*(const float *)attr);
+}
 
 const OpDef op_def_vocab_loss = {
     .name = "vocab_loss",
@@ -275,17 +296,19 @@ const OpDef op_def_vocab_loss_grad = {
     .cpu = CPU_KERNEL_ANY(&loss_grad_kernel),
 };
 
-/* ---- builders --------------------------------------------------------------------------------------- */
+/* ---- builders --------------------------------------------------------------------------- */
 
 Status op_vocab_stats(Graph *g, ValueId x, ValueId w, ValueId targets, int parts, ValueId *stats)
 {
     VocabAttr attr = {.parts = parts};
     if (parts && graph_value(g, w)->shape.dim[0] % parts)
-        return fail(ERR_REFUSED, "a vocabulary of %lld words cannot be cut into %d equal parts", (long long)graph_value(g, w)->shape.dim[0], parts);
+        return fail(ERR_REFUSED, "a vocabulary of %lld words cannot be cut into %d equal parts",
+                    (long long)graph_value(g, w)->shape.dim[0], parts);
     return graph_add(g, &op_def_vocab_stats, &attr, (ValueId[]){x, w, targets}, 3, stats);
 }
 
-Status op_vocab_loss(Graph *g, ValueId stats, ValueId targets, ValueId weights, float z_loss, ValueId *loss, ValueId *nll)
+Status op_vocab_loss(Graph *g, ValueId stats, ValueId targets, ValueId weights, float z_loss,
+                     ValueId *loss, ValueId *nll)
 {
     ValueId out[2];
     TRY(graph_add(g, &op_def_vocab_loss, &z_loss, (ValueId[]){stats, targets, weights}, 3, out));

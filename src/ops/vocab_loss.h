@@ -6,7 +6,8 @@
 
 typedef struct VocabAttr {
     int64_t first; /* the first word whose row is here */
-    int64_t parts; /* canonical: parts of the words here, whose sums are made apart; dx is the tree of theirs, f32. Else 0 */
+    int64_t parts; /* canonical: parts of the words here, whose sums are made apart; dx is the tree
+                      of theirs, f32. Else 0 */
 } VocabAttr;
 
 /* what a part of the vocabulary says of a token, and what the loss says back */

@@ -61,7 +61,8 @@ static Status differentiate_node(Autodiff *a, int index)
         g->scope = node.name;
         GradCtx ctx = {.graph = g, .node = {index}, .dout = dout, .need = need, .din = din};
         if (!node.op->grad)
-            status = fail(ERR_UNSUPPORTED, "%s has no gradient rule, but the loss depends on it", node.op->name);
+            status = fail(ERR_UNSUPPORTED, "%s has no gradient rule, but the loss depends on it",
+                          node.op->name);
         else
             status = node.op->grad(&ctx);
         for (int k = 0; k < node.n_in && status == OK; k++)
@@ -93,7 +94,8 @@ Status pass_autodiff(Graph *graph, const char *loss_name, ParamGrads *grads)
     graph->phase = PHASE_BACKWARD;
     graph_set_layer(graph, -1);
     graph_set_scope(graph, "loss");
-    Status status = op_fill(graph, DTYPE_F32, graph_value(graph, loss)->shape, 1.0f, &a.grad[loss.id]);
+    Status status = op_fill(graph, DTYPE_F32, graph_value(graph, loss)->shape, 1.0f,
+                            &a.grad[loss.id]);
     for (int i = n_forward - 1; i > 0 && status == OK; i--) status = differentiate_node(&a, i);
     graph_set_layer(graph, -1);
     graph_set_scope(graph, NULL);

@@ -1,21 +1,24 @@
-/* Canonical mode: every layout makes every sum in the same order, so that all of them give the same bits.
+/* Canonical mode: every layout makes every sum in the same order, so that all of them give the same
+ * bits.
  *
- * Over the batch. The batch is a fixed number of leaves, a power of two, each of the sequences that a rank computes at
- * once; kernels then see the same shapes under every layout. A gradient is the sum over leaves as one balanced binary
- * tree over their numbers. What is summed first has the lowest bits of the number: ep (whose experts' gradients can
- * only be summed where the experts are), then fsdp, then a rank's micro-batches one after another (pass_accumulate_leaves),
- * then dp, whose ranks exchange sums once a step (with zero 2 in every micro-batch, before they are summed); layout_leaf says
- * which leaves are whose. pass_layout cuts in that
- * order. Router losses are each leaf's own.
+ * Over the batch. The batch is a fixed number of leaves, a power of two, each of the sequences that
+ * a rank computes at once; kernels then see the same shapes under every layout. A gradient is the
+ * sum over leaves as one balanced binary tree over their numbers. What is summed first has the
+ * lowest bits of the number: ep (whose experts' gradients can only be summed where the experts
+ * are), then fsdp, then a rank's micro-batches one after another (pass_accumulate_leaves), then dp,
+ * whose ranks exchange sums once a step (with zero 2 in every micro-batch, before they are summed);
+ * layout_leaf says which leaves are whose. pass_layout cuts in that order. Router losses are each
+ * leaf's own.
  *
- * Over what tensor parallelism cuts. Products whose contraction it may cut are summed in a fixed number of chunks
- * (ops/chunks.h), here; so is the vocabulary (tensor.c). Partial sums are made whole at once (graph/cut.c), in f32. Norms and
- * residuals are not cut along the sequence.
+ * Over what tensor parallelism cuts. Products whose contraction it may cut are summed in a fixed
+ * number of chunks (ops/chunks.h), here; so is the vocabulary (tensor.c). Partial sums are made
+ * whole at once (graph/cut.c), in f32. Norms and residuals are not cut along the sequence.
  *
- * Over parts of a sequence nothing is summed: what would be sees whole sequences, on every rank of cp (graph/cut.c).
+ * Over parts of a sequence nothing is summed: what would be sees whole sequences, on every rank of
+ * cp (graph/cut.c).
  *
- * The norm of the gradient is an exact sum (ops/exact_sum.h). Losses of leaves are outputs of the graph, each rank's own: the
- * host adds them up in the order of leaves. */
+ * The norm of the gradient is an exact sum (ops/exact_sum.h). Losses of leaves are outputs of the
+ * graph, each rank's own: the host adds them up in the order of leaves. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -23,7 +26,8 @@
 int64_t layout_leaf(const Layout *layout, int64_t n_micro, int64_t micro)
 {
     const Mesh *m = &layout->mesh;
-    int64_t ep = mesh_size(m, MESH_EP), fsdp = mesh_size(m, MESH_FSDP), dp = mesh_size(m, MESH_DP), at_dp = m->coord[MESH_DP];
+    int64_t ep = mesh_size(m, MESH_EP), fsdp = mesh_size(m, MESH_FSDP), dp = mesh_size(m, MESH_DP),
+            at_dp = m->coord[MESH_DP];
     int64_t block = layout->zero > 1 ? micro * dp + at_dp : at_dp * n_micro + micro;
     return (block * fsdp + m->coord[MESH_FSDP]) * ep + m->coord[MESH_EP];
 }
@@ -33,9 +37,13 @@ typedef struct Canonical {
     int chunks;
 } Canonical;
 
-static bool is_cut_by_tensor(Axis axis) { return 1u << axis & (1u << AXIS_HEADS | 1u << AXIS_KV_HEADS | 1u << AXIS_FFN | 1u << AXIS_VOCAB); }
+static bool is_cut_by_tensor(Axis axis)
+{
+    return 1u << axis &
+           (1u << AXIS_HEADS | 1u << AXIS_KV_HEADS | 1u << AXIS_FFN | 1u << AXIS_VOCAB);
+}
 
-/* ---- what a contraction is made of -------------------------------------------------------------------- */
+/* ---- what a contraction is made of ------------------------------------------------------ */
 
 static const Value *weight_of(const Graph *g, ValueId w)
 {
@@ -43,18 +51,20 @@ static const Value *weight_of(const Graph *g, ValueId w)
     return v->kind == VALUE_STATE ? v : NULL;
 }
 
-/* Of a matrix [O I], whose rows may be those of several weights behind one another. False: nothing that tp cuts. */
+/* Of a matrix [O I], whose rows may be those of several weights behind one another. False: nothing
+ * that tp cuts. */
 static bool matrix_segments(const Value *w, int axis, Chunks *c)
 {
     if (!w || w->shape.rank != 2 || w->n_parts < 1) return false;
     if (!is_cut_by_tensor(w->part[0].shape.axis[axis])) return false;
     c->n_segments = axis == 0 ? w->n_parts : 1;
-    for (int s = 0; s < c->n_segments && s < CHUNK_SEGMENTS; s++) c->width[s] = w->part[s].shape.dim[axis];
+    for (int s = 0; s < c->n_segments && s < CHUNK_SEGMENTS; s++)
+        c->width[s] = w->part[s].shape.dim[axis];
     return c->n_segments <= CHUNK_SEGMENTS;
 }
 
-/* Of experts [E . .]: blocks behind one another (gate and up), or several matrices of each expert. Those are parts of
- * the master only. */
+/* Of experts [E . .]: blocks behind one another (gate and up), or several matrices of each expert.
+ * Those are parts of the master only. */
 static bool expert_segments(const Graph *g, const Value *w, int axis, Chunks *c)
 {
     if (!w || w->shape.rank != 3 || !is_cut_by_tensor(w->shape.axis[axis])) return false;
@@ -63,7 +73,8 @@ static bool expert_segments(const Graph *g, const Value *w, int axis, Chunks *c)
     int halves = last && w->part[0].halves > 1 ? w->part[0].halves : 1;
     if (stacked && !last) halves = (int)(w->shape.dim[axis] / master->part[0].shape.dim[0]);
     c->n_segments = halves;
-    for (int s = 0; s < halves && s < CHUNK_SEGMENTS; s++) c->width[s] = w->shape.dim[axis] / halves;
+    for (int s = 0; s < halves && s < CHUNK_SEGMENTS; s++)
+        c->width[s] = w->shape.dim[axis] / halves;
     return halves <= CHUNK_SEGMENTS;
 }
 
@@ -71,12 +82,14 @@ static Status check_chunks(const Chunks *c, const char *name)
 {
     for (int s = 0; s < c->n_segments; s++)
         if (c->width[s] % c->n)
-            return fail(ERR_REFUSED, "train.canonical_chunks %d does not divide the %lld columns over which %s is summed; a smaller power of two may",
+            return fail(ERR_REFUSED,
+                        "train.canonical_chunks %d does not divide the %lld columns over which %s "
+                        "is summed; a smaller power of two may",
                         c->n, (long long)c->width[s], name);
     return OK;
 }
 
-/* ---- nodes ---------------------------------------------------------------------------------------------- */
+/* ---- nodes ------------------------------------------------------------------------------ */
 
 static Status take_over(Canonical *c, const Node *node, ValueId y)
 {
@@ -93,11 +106,13 @@ static Status chunk_product(Canonical *c, const Node *node, bool *done)
     bool dx = node_is(node, "linear_dx");
     const Value *w = weight_of(c->rewrite.from, node->in[1]);
     Chunks chunks = {.n = c->chunks};
-    ValueId x = rewrite_get(&c->rewrite, node->in[0]), weight = rewrite_get(&c->rewrite, node->in[1]), y;
+    ValueId x = rewrite_get(&c->rewrite, node->in[0]),
+            weight = rewrite_get(&c->rewrite, node->in[1]), y;
     if (!matrix_segments(w, dx ? 0 : 1, &chunks)) return OK;
     TRY(check_chunks(&chunks, w->name));
     *done = true;
-    TRY(dx ? op_chunked_linear_dx(g, x, weight, &chunks, &y) : op_chunked_linear(g, x, weight, &chunks, &y));
+    TRY(dx ? op_chunked_linear_dx(g, x, weight, &chunks, &y)
+           : op_chunked_linear(g, x, weight, &chunks, &y));
     return take_over(c, node, y);
 }
 
@@ -123,8 +138,10 @@ static Status rewrite_node(Canonical *c, int i)
     g->phase = node->phase;
     g->layer = node->layer;
     graph_set_scope(g, node->name);
-    if (node_is(node, "linear") || node_is(node, "linear_dx")) TRY(chunk_product(c, node, &done));
-    else if (op_grouped_contraction(node)) TRY(chunk_grouped(c, node, &done));
+    if (node_is(node, "linear") || node_is(node, "linear_dx"))
+        TRY(chunk_product(c, node, &done));
+    else if (op_grouped_contraction(node))
+        TRY(chunk_grouped(c, node, &done));
     return done ? OK : rewrite_copy_node(&c->rewrite, (NodeId){i});
 }
 

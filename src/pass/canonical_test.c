@@ -4,11 +4,12 @@
 
 #include <string.h>
 
-/* ---- leaves ------------------------------------------------------------------------------------------------- */
+/* ---- leaves ----------------------------------------------------------------------------- */
 
 enum { MAX_LEAVES = 256 };
 
-/* What is summed together first holds neighbours: every stage of the sum an aligned block of leaves. */
+/* What is summed together first holds neighbours: every stage of the sum an aligned block of
+ * leaves. */
 static void check_block(const int64_t *leaf, int n)
 {
     for (int i = 0; i < n; i++) assert_true(leaf[i] / n == leaf[0] / n);
@@ -17,7 +18,8 @@ static void check_block(const int64_t *leaf, int n)
 static void check_leaves(Layout layout, int n_micro)
 {
     bool seen[MAX_LEAVES] = {false};
-    int ep = mesh_size(&layout.mesh, MESH_EP), fsdp = mesh_size(&layout.mesh, MESH_FSDP), dp = mesh_size(&layout.mesh, MESH_DP), n = 0;
+    int ep = mesh_size(&layout.mesh, MESH_EP), fsdp = mesh_size(&layout.mesh, MESH_FSDP),
+        dp = mesh_size(&layout.mesh, MESH_DP), n = 0;
     for (int d = 0; d < dp; d++) {
         int64_t of_dp[MAX_LEAVES];
         int n_dp = 0;
@@ -27,12 +29,16 @@ static void check_leaves(Layout layout, int n_micro)
             for (int f = 0; f < fsdp; f++) {
                 int64_t of_ep[MAX_LEAVES];
                 for (int e = 0; e < ep; e++, n++) {
-                    layout.mesh.coord[MESH_DP] = d, layout.mesh.coord[MESH_FSDP] = f, layout.mesh.coord[MESH_EP] = e;
+                    layout.mesh.coord[MESH_DP] = d, layout.mesh.coord[MESH_FSDP] = f,
+                    layout.mesh.coord[MESH_EP] = e;
                     of_ep[e] = of_micro[n_m++] = of_dp[n_dp++] = layout_leaf(&layout, n_micro, m);
-                    assert_true(of_ep[e] >= 0 && of_ep[e] < (int64_t)dp * n_micro * fsdp * ep && !seen[of_ep[e]]);
+                    assert_true(of_ep[e] >= 0 && of_ep[e] < (int64_t)dp * n_micro * fsdp * ep &&
+                                !seen[of_ep[e]]);
                     seen[of_ep[e]] = true;
                     assert_true(of_ep[e] == of_ep[0] + e); /* ranks are summed in their order */
-                    assert_true(of_ep[e] - layout_leaf(&layout, n_micro, 0) == m * (layout_leaf(&layout, n_micro, 1) - layout_leaf(&layout, n_micro, 0)));
+                    assert_true(
+                        of_ep[e] - layout_leaf(&layout, n_micro, 0) ==
+                        m * (layout_leaf(&layout, n_micro, 1) - layout_leaf(&layout, n_micro, 0)));
                 }
                 check_block(of_ep, ep);
             }
@@ -47,15 +53,22 @@ static void test_leaves(void **state)
 {
     (void)state;
     for (int i = 0; i < 81; i++) {
-        Layout layout = {.mesh = {.size = {[MESH_DP] = 1 << i % 3, [MESH_FSDP] = 1 << i / 3 % 3, [MESH_EP] = 1 << i / 9 % 3, [MESH_TP] = 3}}};
+        Layout layout = {.mesh = {.size = {[MESH_DP] = 1 << i % 3,
+                                           [MESH_FSDP] = 1 << i / 3 % 3,
+                                           [MESH_EP] = 1 << i / 9 % 3,
+                                           [MESH_TP] = 3}}};
         for (layout.zero = 0; layout.zero < 3; layout.zero += 2)
-            if (layout.zero == 0 || mesh_size(&layout.mesh, MESH_FSDP) == 1) check_leaves(layout, 1 << i / 27 % 3);
+            if (layout.zero == 0 || mesh_size(&layout.mesh, MESH_FSDP) == 1)
+                check_leaves(layout, 1 << i / 27 % 3);
     }
 }
 
-/* ---- chunks ------------------------------------------------------------------------------------------------- */
+/* ---- chunks ----------------------------------------------------------------------------- */
 
-static Shape matrix(int64_t rows, Axis row, int64_t columns, Axis column) { return shape_make(2, (int64_t[]){rows, columns}, (Axis[]){row, column}); }
+static Shape matrix(int64_t rows, Axis row, int64_t columns, Axis column)
+{
+    return shape_make(2, (int64_t[]){rows, columns}, (Axis[]){row, column});
+}
 
 static int count(const Graph *g, const char *op)
 {
@@ -64,13 +77,17 @@ static int count(const Graph *g, const char *op)
     return n;
 }
 
-/* y = down (up x), bf16: what is summed over ffn is in chunks, with a cast behind; what is summed over embed is not. */
+/* y = down (up x), bf16: what is summed over ffn is in chunks, with a cast behind; what is summed
+ * over embed is not. */
 static Status make(int64_t ffn, int chunks, Graph **out)
 {
     Graph *g = graph_create("mlp");
-    ValueId x = graph_input(g, "x", DTYPE_BF16, matrix(6, AXIS_BATCH, 16, AXIS_EMBED)), h, y, dh, dx;
-    ValueId up = graph_state(g, "up", DTYPE_BF16, matrix(ffn, AXIS_FFN, 16, AXIS_EMBED), STATE_PARAM);
-    ValueId down = graph_state(g, "down", DTYPE_BF16, matrix(16, AXIS_EMBED, ffn, AXIS_FFN), STATE_PARAM);
+    ValueId x = graph_input(g, "x", DTYPE_BF16, matrix(6, AXIS_BATCH, 16, AXIS_EMBED)), h, y, dh,
+            dx;
+    ValueId up = graph_state(g, "up", DTYPE_BF16, matrix(ffn, AXIS_FFN, 16, AXIS_EMBED),
+                             STATE_PARAM);
+    ValueId down = graph_state(g, "down", DTYPE_BF16, matrix(16, AXIS_EMBED, ffn, AXIS_FFN),
+                               STATE_PARAM);
     assert_int_equal(op_linear(g, x, up, &h), OK);
     assert_int_equal(op_linear(g, h, down, &y), OK);
     assert_int_equal(op_linear_dx(g, y, down, &dh), OK);
@@ -96,19 +113,24 @@ static void test_chunks(void **state)
     assert_int_equal(count(g, "linear"), 2);
     graph_destroy(g);
     assert_int_equal(make(20, 8, &g), ERR_REFUSED);
-    assert_non_null(strstr(status_message(), "train.canonical_chunks 8 does not divide the 20 columns over which down is summed"));
+    assert_non_null(strstr(
+        status_message(),
+        "train.canonical_chunks 8 does not divide the 20 columns over which down is summed"));
     graph_destroy(g);
 }
 
-/* Along tp a canonical graph makes partial sums whole before they are added to anything; otherwise they may wait. */
+/* Along tp a canonical graph makes partial sums whole before they are added to anything; otherwise
+ * they may wait. */
 static void test_no_sum_waits(void **state)
 {
     (void)state;
     for (int canonical = 0; canonical < 2; canonical++) {
         Graph *g = graph_create("sums");
         ValueId x = graph_input(g, "x", DTYPE_F32, matrix(6, AXIS_BATCH, 16, AXIS_FFN)), a, b, y;
-        ValueId v = graph_state(g, "v", DTYPE_F32, matrix(8, AXIS_EMBED, 16, AXIS_FFN), STATE_PARAM);
-        ValueId w = graph_state(g, "w", DTYPE_F32, matrix(8, AXIS_EMBED, 16, AXIS_FFN), STATE_PARAM);
+        ValueId v = graph_state(g, "v", DTYPE_F32, matrix(8, AXIS_EMBED, 16, AXIS_FFN),
+                                STATE_PARAM);
+        ValueId w = graph_state(g, "w", DTYPE_F32, matrix(8, AXIS_EMBED, 16, AXIS_FFN),
+                                STATE_PARAM);
         Layout layout = {.mesh = {.size = {[MESH_TP] = 2}}};
         g->canonical = canonical;
         assert_int_equal(op_linear(g, x, v, &a), OK);
@@ -124,6 +146,7 @@ static void test_no_sum_waits(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_leaves), cmocka_unit_test(test_chunks), cmocka_unit_test(test_no_sum_waits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_leaves), cmocka_unit_test(test_chunks),
+                                       cmocka_unit_test(test_no_sum_waits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

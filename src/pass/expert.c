@@ -1,9 +1,9 @@
-/* Expert parallelism: experts are shared out over the ranks of an axis that also cuts the batch. Rows go to the
- * owners of their experts before the experts' products, and back behind them (Lepikhin 2020; dropless, as in
- * Gale 2022).
+/* Expert parallelism: experts are shared out over the ranks of an axis that also cuts the batch.
+ * Rows go to the owners of their experts before the experts' products, and back behind them
+ * (Lepikhin 2020; dropless, as in Gale 2022).
  *
- * Folded, over the ranks of the tensor axis too, which hold the same rows: each takes those of its experts, and sends
- * them on to the owners among the ranks of the expert axis. */
+ * Folded, over the ranks of the tensor axis too, which hold the same rows: each takes those of its
+ * experts, and sends them on to the owners among the ranks of the expert axis. */
 #include "pass/pass_internal.h"
 #include "pass/shard.h"
 
@@ -11,7 +11,8 @@ typedef struct Exchange {
     Rewrite rewrite;
     bool folded;
     ValueId offsets; /* of the layer at hand */
-    ValueId way;     /* what says which rows go where: the ranks' table; folded: the offsets as they were */
+    ValueId
+        way; /* what says which rows go where: the ranks' table; folded: the offsets as they were */
 } Exchange;
 
 static void stamp(Exchange *x, const Node *node)
@@ -26,7 +27,8 @@ static void stamp(Exchange *x, const Node *node)
 static Status send_rows(Exchange *x, const Node *gather)
 {
     Graph *g = x->rewrite.to;
-    ValueId rows = rewrite_get(&x->rewrite, gather->out[0]), owned, offsets = rewrite_get(&x->rewrite, x->offsets);
+    ValueId rows = rewrite_get(&x->rewrite, gather->out[0]), owned,
+            offsets = rewrite_get(&x->rewrite, x->offsets);
     stamp(x, gather);
     if (x->folded) {
         x->way = offsets;
@@ -80,7 +82,8 @@ static Status exchange(Graph **graph, bool folded)
     return pass_check(*graph, "expert_prepare");
 }
 
-/* The tensor axis cuts into the larger pieces (mesh_axis_nesting): its nodes, put in last, stand nearer to the tokens. */
+/* The tensor axis cuts into the larger pieces (mesh_axis_nesting): its nodes, put in last, stand
+ * nearer to the tokens. */
 Status pass_expert_prepare(Graph **graph, const Layout *layout)
 {
     if (mesh_size(&layout->mesh, MESH_EP) > 1) TRY(exchange(graph, false));
@@ -90,8 +93,13 @@ Status pass_expert_prepare(Graph **graph, const Layout *layout)
 
 Status pass_expert(Graph **graph, const Layout *layout, const Graph *like)
 {
-    ShardPlan plan = {.axis = MESH_EP, .n = mesh_size(&layout->mesh, MESH_EP), .rank = layout->mesh.coord[MESH_EP],
-                      .input_axes = 1u << AXIS_BATCH, .experts = true, .like = like,
-                      .at_once = layout->chunks > 0, .leaves = layout->chunks > 0};
+    ShardPlan plan = {.axis = MESH_EP,
+                      .n = mesh_size(&layout->mesh, MESH_EP),
+                      .rank = layout->mesh.coord[MESH_EP],
+                      .input_axes = 1u << AXIS_BATCH,
+                      .experts = true,
+                      .like = like,
+                      .at_once = layout->chunks > 0,
+                      .leaves = layout->chunks > 0};
     return pass_shard(graph, &plan);
 }

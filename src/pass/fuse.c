@@ -4,8 +4,8 @@
  *   d, dw = rmsnorm_grad(...); add(r, d)    ->  d', dw = rmsnorm_grad(..., residual r)
  *   linear_cross_entropy and its gradient   ->  the gradient alone, which makes loss and nll too
  *   accumulate(state, linear_dw(dy, x))     ->  linear_dw_accumulate(dy, x, state)
- * and every other accumulate moves right behind the node that makes what it adds, so that the summand
- * dies at once. */
+ * and every other accumulate moves right behind the node that makes what it adds, so that the
+ * summand dies at once. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -42,7 +42,10 @@ static void stamp(Fusing *f, int i)
 }
 
 /* Something that is there only after node i, such as a weight that is gathered in between. */
-static bool made_after(const Fusing *f, ValueId v, int i) { return graph_value(f->graph, v)->producer.id > i; }
+static bool made_after(const Fusing *f, ValueId v, int i)
+{
+    return graph_value(f->graph, v)->producer.id > i;
+}
 
 static Status fuse_add_rmsnorm(Fusing *f, int i)
 {
@@ -66,7 +69,9 @@ static Status fuse_residual(Fusing *f, int i)
 {
     const Graph *g = f->graph;
     const Node *grad = &g->node[i];
-    if (!node_is(grad, "rmsnorm_grad") || grad->n_in > RMSNORM_GRAD_RESIDUAL || f->uses[grad->out[0].id] != 1) return OK;
+    if (!node_is(grad, "rmsnorm_grad") || grad->n_in > RMSNORM_GRAD_RESIDUAL ||
+        f->uses[grad->out[0].id] != 1)
+        return OK;
     int j = find_reader(f, i, grad->out[0], "add", 1), other = 0;
     if (!j) j = find_reader(f, i, grad->out[0], "add", 0), other = 1;
     if (!j) return OK;
@@ -126,7 +131,8 @@ static Status fuse_accumulate(Fusing *f, int i)
     const Node *sum = &f->graph->node[j];
     ValueId fresh;
     stamp(f, i);
-    TRY(op_linear_dw_accumulate(f->rewrite.to, rewrite_get(&f->rewrite, dw->in[0]), rewrite_get(&f->rewrite, dw->in[1]),
+    TRY(op_linear_dw_accumulate(f->rewrite.to, rewrite_get(&f->rewrite, dw->in[0]),
+                                rewrite_get(&f->rewrite, dw->in[1]),
                                 rewrite_get(&f->rewrite, sum->in[0]), &fresh));
     rewrite_set(&f->rewrite, sum->out[0], fresh);
     f->done[j] = f->fused = true;
@@ -135,8 +141,8 @@ static Status fuse_accumulate(Fusing *f, int i)
 
 static Status fuse_node(Fusing *f, int i)
 {
-    static Status (*const patterns[])(Fusing *, int) = {fuse_add_rmsnorm, fuse_residual, fuse_cross_entropy,
-                                                        fuse_accumulate};
+    static Status (*const patterns[])(Fusing *, int) = {fuse_add_rmsnorm, fuse_residual,
+                                                        fuse_cross_entropy, fuse_accumulate};
     f->fused = false;
     for (int k = 0; k < COUNT_OF(patterns) && !f->fused; k++) TRY(patterns[k](f, i));
     if (!f->fused) TRY(rewrite_copy_node(&f->rewrite, (NodeId){i}));

@@ -1,4 +1,5 @@
-/* The passes of a layout, in their order: what cuts a weight by its axes comes before what cuts it flat. */
+/* The passes of a layout, in their order: what cuts a weight by its axes comes before what cuts it
+ * flat. */
 #include "ops/collective.h"
 #include "pass/pass_internal.h"
 #include "pass/shard.h"
@@ -18,7 +19,9 @@ Status pass_layout(Graph **graph, const Layout *layout, const Graph *like)
     TRY(pass_context(graph, layout, like));
     TRY(pass_tensor(graph, layout, like));
     TRY(pass_expert(graph, layout, like));
-    if (layout->chunks) TRY(pass_fsdp(graph, layout, like)); /* what is summed first is cut first: see canonical.c */
+    if (layout->chunks)
+        TRY(pass_fsdp(graph, layout,
+                      like)); /* what is summed first is cut first: see canonical.c */
     TRY(pass_data(graph, layout, like));
     return layout->chunks ? OK : pass_fsdp(graph, layout, like);
 }

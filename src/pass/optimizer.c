@@ -1,4 +1,5 @@
-/* The update as nodes: gradients summed over micro-batches, their norm, clipping, AdamW, expert bias. */
+/* The update as nodes: gradients summed over micro-batches, their norm, clipping, AdamW, expert
+ * bias. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -60,15 +61,21 @@ static int parts_beside(Graph *g, ValueId sum, int64_t n_micro, ValueId part[NOD
 Status pass_accumulate_leaves(Graph *graph, int64_t n_micro, ParamGrads *grads)
 {
     if (n_micro < 1 || n_micro & (n_micro - 1) || n_micro > 1 << NODE_MAX_OUT)
-        return fail(ERR_REFUSED, "%lld micro-batches of a rank cannot be summed as a balanced tree: a power of two up to %d can", (long long)n_micro,
-                    1 << NODE_MAX_OUT);
-    ValueId micro = graph_input(graph, MICRO_INPUT, DTYPE_I32, shape_make(1, (int64_t[]){1}, (Axis[]){AXIS_ANY}));
+        return fail(ERR_REFUSED,
+                    "%lld micro-batches of a rank cannot be summed as a balanced tree: a power of "
+                    "two up to %d can",
+                    (long long)n_micro, 1 << NODE_MAX_OUT);
+    ValueId micro = graph_input(graph, MICRO_INPUT, DTYPE_I32,
+                                shape_make(1, (int64_t[]){1}, (Axis[]){AXIS_ANY}));
     graph->phase = PHASE_BACKWARD;
     for (int i = 0; i < grads->n; i++) {
-        ValueId state = state_beside(graph, master_of(graph, grads->at[i].leaf), ".grad", STATE_GRAD), part[NODE_MAX_OUT];
+        ValueId state = state_beside(graph, master_of(graph, grads->at[i].leaf), ".grad",
+                                     STATE_GRAD),
+                part[NODE_MAX_OUT];
         int n = parts_beside(graph, state, n_micro, part);
         graph_set_scope(graph, "accumulate");
-        TRY(op_accumulate_leaf(graph, state, grads->at[i].grad, micro, n, part, &grads->at[i].grad));
+        TRY(op_accumulate_leaf(graph, state, grads->at[i].grad, micro, n, part,
+                               &grads->at[i].grad));
     }
     graph_set_scope(graph, NULL);
     return pass_check(graph, "accumulate");
@@ -78,7 +85,8 @@ static ValueId hyper_input(Graph *g)
 {
     ValueId hyper = graph_find_input(g, "hyper");
     if (value_ok(hyper)) return hyper;
-    return graph_input(g, "hyper", DTYPE_F32, shape_make(1, (int64_t[]){HYPER_COUNT}, (Axis[]){AXIS_ANY}));
+    return graph_input(g, "hyper", DTYPE_F32,
+                       shape_make(1, (int64_t[]){HYPER_COUNT}, (Axis[]){AXIS_ANY}));
 }
 
 static ValueId copy_of(const Graph *g, ValueId leaf)
@@ -86,19 +94,23 @@ static ValueId copy_of(const Graph *g, ValueId leaf)
     return graph_value(g, leaf)->role == STATE_COPY ? leaf : NO_VALUE;
 }
 
-static Status update_param(Graph *g, const ParamGrad *p, bool zero_grad, ValueId factor, ValueId hyper)
+static Status update_param(Graph *g, const ParamGrad *p, bool zero_grad, ValueId factor,
+                           ValueId hyper)
 {
     ValueId w = master_of(g, p->leaf);
-    ValueId m = state_beside(g, w, ".adam_m", STATE_ADAM_M), v = state_beside(g, w, ".adam_v", STATE_ADAM_V);
+    ValueId m = state_beside(g, w, ".adam_m", STATE_ADAM_M),
+            v = state_beside(g, w, ".adam_v", STATE_ADAM_V);
     AdamWAttr attr = {.decay = graph_value(g, w)->decay, .zero_grad = zero_grad};
     return op_adamw(g, w, m, v, p->grad, copy_of(g, p->leaf), factor, hyper, attr);
 }
 
-/* The newest version of a state: what the last node made that updated it in place, or the state itself. */
+/* The newest version of a state: what the last node made that updated it in place, or the state
+ * itself. */
 static ValueId latest_version(const Graph *g, ValueId state)
 {
     for (int v = g->n_values - 1; v > state.id; v--)
-        if (g->value[v].kind == VALUE_TEMP && graph_root(g, (ValueId){v}).id == state.id) return (ValueId){v};
+        if (g->value[v].kind == VALUE_TEMP && graph_root(g, (ValueId){v}).id == state.id)
+            return (ValueId){v};
     return state;
 }
 
@@ -150,8 +162,10 @@ static Status emit_parts(Graph *g, const ParamGrads *grads, AfterUpdate after, V
     TRY(op_clip_factor(g, norm, hyper, &factor));
     graph_set_scope(g, "adamw");
     for (int i = 0; i < grads->n; i++)
-        TRY(update_param(g, &(ParamGrad){grads->at[i].leaf, whole[i]}, after == GRADS_ZEROED, factor, hyper));
-    for (int i = 0; after == GRADS_ZERO_APART && i < grads->n; i++) TRY(op_clear(g, grads->at[i].grad));
+        TRY(update_param(g, &(ParamGrad){grads->at[i].leaf, whole[i]}, after == GRADS_ZEROED,
+                         factor, hyper));
+    for (int i = 0; after == GRADS_ZERO_APART && i < grads->n; i++)
+        TRY(op_clear(g, grads->at[i].grad));
     graph_set_scope(g, "balance");
     TRY(update_expert_biases(g, hyper));
     graph_set_scope(g, NULL);
@@ -168,7 +182,8 @@ static Status emit_update(Graph *g, const ParamGrads *grads, AfterUpdate after)
 
 Status pass_optimizer(Graph *graph, const ParamGrads *grads)
 {
-    bool sums = grads->n > 0 && graph_value(graph, graph_root(graph, grads->at[0].grad))->kind == VALUE_STATE;
+    bool sums = grads->n > 0 &&
+                graph_value(graph, graph_root(graph, grads->at[0].grad))->kind == VALUE_STATE;
     return emit_update(graph, grads, sums ? GRADS_ZERO_APART : GRADS_DIE);
 }
 
@@ -184,7 +199,8 @@ static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
     v->place[MESH_PP] = old->place[MESH_PP];
     v->part = arena_copy(&to->arena, old->part, sizeof *old->part * (size_t)old->n_parts);
     v->n_parts = old->n_parts;
-    for (int k = 0; k < v->n_parts; k++) v->part[k].name = arena_strdup(&to->arena, old->part[k].name);
+    for (int k = 0; k < v->n_parts; k++)
+        v->part[k].name = arena_strdup(&to->arena, old->part[k].name);
     return fresh;
 }
 
@@ -199,7 +215,8 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
         const Value *v = &like->value[i];
         if (v->kind != VALUE_STATE) continue;
         if (v->role == STATE_GRAD) {
-            ValueId master = copy_state(g, like, v->master), grad = copy_state(g, like, (ValueId){i});
+            ValueId master = copy_state(g, like, v->master),
+                    grad = copy_state(g, like, (ValueId){i});
             graph_value(g, grad)->master = master;
             grads.at[grads.n++] = (ParamGrad){.leaf = master, .grad = grad};
         } else if (v->role == STATE_LOAD) {
@@ -217,7 +234,8 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
             graph_value(g, grads.at[k].leaf)->master = master;
         }
     }
-    Status status = emit_update(g, &grads, mesh_ranks(&layout->mesh) > 1 ? GRADS_ZERO_APART : GRADS_ZEROED);
+    Status status = emit_update(g, &grads,
+                                mesh_ranks(&layout->mesh) > 1 ? GRADS_ZERO_APART : GRADS_ZEROED);
     param_grads_deinit(&grads);
     if (status != OK) {
         graph_destroy(g);

@@ -1,6 +1,7 @@
-/* Overlap: communication under computation. Each collective becomes a start and a wait (ops/collective_start.c), in the
- * order that timetable.c finds; sums of gradients that share a bucket become one all_reduce. What a sum is made of
- * and in which order does not change, so the numbers are the same bits. */
+/* Overlap: communication under computation. Each collective becomes a start and a wait
+ * (ops/collective_start.c), in the order that timetable.c finds; sums of gradients that share a
+ * bucket become one all_reduce. What a sum is made of and in which order does not change, so the
+ * numbers are the same bits. */
 #include "pass/overlap.h"
 #include "ops/bucket.h"
 #include "ops/collective.h"
@@ -27,10 +28,10 @@ static const Node *member_at(const Overlap *o, const Flight *f, size_t k)
     return &o->rewrite.from->node[f->member.at[k]];
 }
 
-/* ---- start ----------------------------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------ */
 
-/* Memory that this value alone shows, if only as what was reduced in place before: temporary, or (sums of gradients) a
- * state that is cleared afterwards. */
+/* Memory that this value alone shows, if only as what was reduced in place before: temporary, or
+ * (sums of gradients) a state that is cleared afterwards. */
 static bool is_own_memory(const Graph *g, ValueId x, bool cleared)
 {
     while (value_ok(graph_value(g, x)->base)) {
@@ -106,7 +107,7 @@ static Status start_bucket(Overlap *o, int flight)
     return op_start(g, member_at(o, f, 0)->op, &attr, &bucket, &o->aloft[flight].way);
 }
 
-/* ---- wait ------------------------------------------------------------------------------------------- */
+/* ---- wait ------------------------------------------------------------------------------- */
 
 static Status land_bucket(Overlap *o, const Flight *f, ValueId bucket)
 {
@@ -134,7 +135,7 @@ static Status land(Overlap *o, int flight)
     return OK;
 }
 
-/* ---- the new graph ------------------------------------------------------------------------------------ */
+/* ---- the new graph ---------------------------------------------------------------------- */
 
 static void stamp(Overlap *o, const Flight *f, Phase phase)
 {

@@ -1,10 +1,12 @@
-/* Between the two halves of pass/overlap: what is done in which order, and the graph made of it. Internal to pass/. */
+/* Between the two halves of pass/overlap: what is done in which order, and the graph made of it.
+ * Internal to pass/. */
 #ifndef PASS_OVERLAP_H
 #define PASS_OVERLAP_H
 
 #include "pass/pass.h"
 
-/* A collective on its way, or several all_reduces that are one: their operands lie in one bucket. */
+/* A collective on its way, or several all_reduces that are one: their operands lie in one bucket.
+ */
 typedef struct Flight {
     VEC(int) member; /* nodes of the old graph */
     VEC(int) later;  /* nodes that read its result and can wait */

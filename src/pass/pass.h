@@ -1,6 +1,7 @@
 /* pass: graph -> graph. Each pass is one file and one function.
  *
- * What it is.   Autodiff, fusion, recompute, optimizer, pruning. Together they turn the forward graph
+ * What it is.   Autodiff, fusion, recompute, optimizer, pruning. Together they turn the forward
+ *               graph
  *               of a model into a training step.
  * Depends on.   base, tensor, pipeline, graph, ops
  * Owns.         Nothing: a pass replaces *graph by a new one, or appends to it.
@@ -42,64 +43,72 @@ Status pass_autodiff(Graph *graph, const char *loss, ParamGrads *grads);
 
 typedef enum Recompute {
     RECOMPUTE_NONE,      /* keep what the gradients read */
-    RECOMPUTE_SELECTIVE, /* make cheap results (norms, activations) again from what is kept anyway */
+    RECOMPUTE_SELECTIVE, /* make cheap results (norms, activations) again from what is kept
+                          anyway */
     RECOMPUTE_FULL,      /* keep each layer's input only */
 } Recompute;
-/* Runs after autodiff; grads are mapped to the new graph. layers_apart: what one layer makes no other makes again, since
- * it may lie on another stage of a pipeline. */
+/* Runs after autodiff; grads are mapped to the new graph. layers_apart: what one layer makes no
+ * other makes again, since it may lie on another stage of a pipeline. */
 Status pass_recompute(Graph **graph, Recompute mode, bool layers_apart, ParamGrads *grads);
 
 /* How a job's ranks share the work, as one of them sees it. Zeroed: one rank does all. */
 typedef struct Layout {
     Mesh mesh;
-    bool sequence; /* tensor parallel ranks keep norms and residuals cut along the sequence */
+    bool sequence;     /* tensor parallel ranks keep norms and residuals cut along the sequence */
     bool fold_experts; /* they have whole experts, shared out, instead of parts of all */
-    bool ring;     /* context parallel ranks pass keys and values round instead of gathering them */
-    int zero;      /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients too (data.c) */
+    bool ring; /* context parallel ranks pass keys and values round instead of gathering them */
+    int zero;  /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients
+                  too (data.c) */
     bool blocking; /* collectives are waited for where they stand */
-    int chunks;    /* canonical mode: into how many pieces contractions are cut that tp may cut, a power of two; 0: no such
-                      mode */
-    size_t bucket_bytes; /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
-    const Pipeline *pipeline; /* with several ranks along pp: which stages they have, and what they do when; borrowed */
-    const int *stage_of_layer; /* of a short model that stands for a long one: the stage of each of its layers, rising. A stage
-                                  that is left out is like one of those there, and the next one in the list stands for a
-                                  neighbour. NULL: layers are shared out evenly. Borrowed */
+    int chunks;    /* canonical mode: into how many pieces contractions are cut that tp may cut, a
+                      power of two; 0: no such    mode */
+    size_t bucket_bytes;       /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
+    const Pipeline *pipeline;  /* with several ranks along pp: which stages they have, and what they
+                                  do when; borrowed */
+    const int *stage_of_layer; /* of a short model that stands for a long one: the stage of each of
+                                  its layers, rising. A stage that is left out is like one of those
+                                  there, and the next one in the list stands for a neighbour. NULL:
+                                  layers are shared out evenly. Borrowed */
 } Layout;
 enum { LAYOUT_BUCKET_BYTES = 25 << 20 };
 
-/* Canonical mode: which leaf of the batch this rank's micro-batch `micro` of n_micro is (canonical.c). They are a run with
- * a fixed distance. */
+/* Canonical mode: which leaf of the batch this rank's micro-batch `micro` of n_micro is
+ * (canonical.c). They are a run with a fixed distance. */
 int64_t layout_leaf(const Layout *layout, int64_t n_micro, int64_t micro);
 
 /* Sums every gradient into a STATE_GRAD over several runs (micro-batches): the gradients become the
  * states' new versions. */
 Status pass_accumulate(Graph *graph, ParamGrads *grads);
-/* The same as a balanced binary tree over n_micro micro-batches, a power of two, whose number is an input of the graph. */
+/* The same as a balanced binary tree over n_micro micro-batches, a power of two, whose number is an
+ * input of the graph. */
 #define MICRO_INPUT "micro"
 Status pass_accumulate_leaves(Graph *graph, int64_t n_micro, ParamGrads *grads);
 /* The update: norm, clipping, AdamW for every parameter, expert bias. In the graph that made the
- * gradients or, behind pass_accumulate, the last summands of them; or in a graph of its own that reads the STATE_GRAD of
- * every parameter of `like`. Outputs grad_norm. */
+ * gradients or, behind pass_accumulate, the last summands of them; or in a graph of its own that
+ * reads the STATE_GRAD of every parameter of `like`. Outputs grad_norm. */
 Status pass_optimizer(Graph *graph, const ParamGrads *grads);
 Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **update);
 
-/* ---- layouts ---------------------------------------------------------------------------------- */
+/* ---- layouts ---------------------------------------------------------------------------- */
 
 /* Before autodiff: what a layout computes in another way. */
 Status pass_tensor_prepare(Graph **graph, const Layout *layout);
 Status pass_expert_prepare(Graph **graph, const Layout *layout);
-/* Behind autodiff, in canonical mode: contractions that tensor parallelism may cut, in chunks. grads (NULL: none) are
- * mapped to the new graph. */
+/* Behind autodiff, in canonical mode: contractions that tensor parallelism may cut, in chunks.
+ * grads (NULL: none) are mapped to the new graph. */
 Status pass_canonical(Graph **graph, const Layout *layout, ParamGrads *grads);
-/* After autodiff with summed gradients, before the update is made: the nodes of one stage, as a graph of its own.
- * one_at_a_time: no micro-batch starts before the one before has left the pipeline (evaluation). */
-Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time, Graph **out);
+/* After autodiff with summed gradients, before the update is made: the nodes of one stage, as a
+ * graph of its own. one_at_a_time: no micro-batch starts before the one before has left the
+ * pipeline (evaluation). */
+Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time,
+                     Graph **out);
 /* A graph of nothing but the states of these. */
 Graph *pass_pipeline_states(Graph *const *stage, int n);
 /* In the update: the norms of all stages are joined. */
 void pass_pipeline_norms(Graph *graph, const Layout *layout);
-/* After autodiff and the optimizer: each makes the graph that of this rank along its mesh axis, and does nothing
- * where that has size 1; in this order. like: the step's graph when *graph is its update, else NULL. */
+/* After autodiff and the optimizer: each makes the graph that of this rank along its mesh axis, and
+ * does nothing where that has size 1; in this order. like: the step's graph when *graph is its
+ * update, else NULL. */
 Status pass_context(Graph **graph, const Layout *layout, const Graph *like);
 Status pass_tensor(Graph **graph, const Layout *layout, const Graph *like);
 Status pass_data(Graph **graph, const Layout *layout, const Graph *like);
@@ -111,12 +120,13 @@ Status pass_layout(Graph **graph, const Layout *layout, const Graph *like);
 
 /* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate. */
 Status pass_fuse(Graph **graph);
-/* Behind all other passes: what makes gradients of weights goes to a phase of its own, PHASE_WEIGHTS. */
+/* Behind all other passes: what makes gradients of weights goes to a phase of its own,
+ * PHASE_WEIGHTS. */
 Status pass_split_backward(Graph **graph);
 /* Drops nodes that nobody reads. */
 Status pass_prune(Graph **graph);
-/* At the very end: collectives become a start and a wait, as far apart as the graph allows (overlap.c). The numbers
- * stay the same bits. */
+/* At the very end: collectives become a start and a wait, as far apart as the graph allows
+ * (overlap.c). The numbers stay the same bits. */
 Status pass_overlap(Graph **graph, const Layout *layout);
 
 #endif

@@ -1,12 +1,14 @@
-/* Pipeline parallelism: layers are shared out over stages. A stage keeps the nodes of its layers; the embedding
- * goes to the first stage, the loss to the last, what needs nothing but inputs to every stage that reads it. A value
- * that another stage reads is sent as soon as it is made, and received in front of its first reader.
+/* Pipeline parallelism: layers are shared out over stages. A stage keeps the nodes of its layers;
+ * the embedding goes to the first stage, the loss to the last, what needs nothing but inputs to
+ * every stage that reads it. A value that another stage reads is sent as soon as it is made, and
+ * received in front of its first reader.
  *
- * A weight that two stages read (a tied embedding) lies on both. Each stage sums its own part of the gradient; where the
- * stages lie on two ranks, the update adds the parts (pipeline_update.c).
+ * A weight that two stages read (a tied embedding) lies on both. Each stage sums its own part of
+ * the gradient; where the stages lie on two ranks, the update adds the parts (pipeline_update.c).
  *
- * It runs on the differentiated graph with summed gradients: forward and backward are phases of one program for
- * each stage, which the host runs for one micro-batch after another as a schedule says. */
+ * It runs on the differentiated graph with summed gradients: forward and backward are phases of one
+ * program for each stage, which the host runs for one micro-batch after another as a schedule says.
+ */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -28,15 +30,16 @@ typedef struct Cut {
     const Pipeline *pipeline;
     bool one_at_a_time;
     const char *buffers; /* how the names of this graph's begin */
-    int n, stage;      /* stages; this one */
+    int n, stage;        /* stages; this one */
     int64_t n_layers;
-    int *uses;         /* per value */
-    int *stage_of;     /* per node. EVERYWHERE: wherever it is read; NOWHERE: a sum whose summands each stage adds itself */
+    int *uses;     /* per value */
+    int *stage_of; /* per node. EVERYWHERE: wherever it is read; NOWHERE: a sum whose summands each
+                      stage adds itself */
     VEC(Channel) channel;
     int *first_channel; /* per value: of those that carry it; 0 none */
     bool *there;        /* per stage: it is in the list of Layout.stage_of_layer, if there is one */
-    bool *made;        /* per node that is everywhere: already made here */
-    int (*holder)[2];  /* per state: 1 + the ranks that have it; 0 none */
+    bool *made;         /* per node that is everywhere: already made here */
+    int (*holder)[2];   /* per state: 1 + the ranks that have it; 0 none */
 } Cut;
 
 static const Node *producer_of(const Cut *c, ValueId v)
@@ -46,9 +49,12 @@ static const Node *producer_of(const Cut *c, ValueId v)
     return value->kind == VALUE_TEMP ? graph_node(c->from, value->producer) : NULL;
 }
 
-static int producer_stage(const Cut *c, ValueId v) { return c->stage_of[graph_value(c->from, v)->producer.id]; }
+static int producer_stage(const Cut *c, ValueId v)
+{
+    return c->stage_of[graph_value(c->from, v)->producer.id];
+}
 
-/* ---- whose a node is ------------------------------------------------------------------------------ */
+/* ---- whose a node is -------------------------------------------------------------------- */
 
 static int layer_stage(const Cut *c, int layer)
 {
@@ -69,7 +75,8 @@ static int stage_without_layer(const Cut *c, const Node *node)
             state |= graph_value(c->from, node->in[k])->kind == VALUE_STATE;
         }
     }
-    return stage == EVERYWHERE && state ? 0 : stage; /* the embedding reads a weight and the tokens */
+    return stage == EVERYWHERE && state ? 0
+                                        : stage; /* the embedding reads a weight and the tokens */
 }
 
 typedef VEC(ValueId) Values;
@@ -87,16 +94,19 @@ static void find_summands(const Cut *c, ValueId v, Values *summands, Values *sum
     find_summands(c, node->in[1], summands, sums);
 }
 
-/* A gradient whose parts are made on several stages is not brought together: each adds its own to the sum. */
+/* A gradient whose parts are made on several stages is not brought together: each adds its own to
+ * the sum. */
 static void split_sum(Cut *c, int i)
 {
     Values summands = {0}, sums = {0};
     find_summands(c, c->from->node[i].in[1], &summands, &sums);
     bool several = false;
-    for (size_t k = 1; k < summands.n; k++) several |= producer_stage(c, summands.at[k]) != producer_stage(c, summands.at[0]);
+    for (size_t k = 1; k < summands.n; k++)
+        several |= producer_stage(c, summands.at[k]) != producer_stage(c, summands.at[0]);
     if (several) {
         c->stage_of[i] = NOWHERE;
-        for (size_t k = 0; k < sums.n; k++) c->stage_of[graph_value(c->from, sums.at[k])->producer.id] = NOWHERE;
+        for (size_t k = 0; k < sums.n; k++)
+            c->stage_of[graph_value(c->from, sums.at[k])->producer.id] = NOWHERE;
     }
     VEC_FREE(&summands);
     VEC_FREE(&sums);
@@ -108,14 +118,16 @@ static void find_stages(Cut *c)
         if (c->from->node[i].layer >= c->n_layers) c->n_layers = c->from->node[i].layer + 1;
     for (int i = 1; i < c->from->n_nodes; i++) {
         const Node *node = &c->from->node[i];
-        c->stage_of[i] = node->layer >= 0 ? layer_stage(c, node->layer) : stage_without_layer(c, node);
+        c->stage_of[i] = node->layer >= 0 ? layer_stage(c, node->layer)
+                                          : stage_without_layer(c, node);
         if (c->stage_of[i] >= 0) c->there[c->stage_of[i]] = true;
     }
     for (int i = 1; i < c->from->n_nodes; i++)
-        if (op_adds_to_state(&c->from->node[i]) && producer_of(c, c->from->node[i].in[1])) split_sum(c, i);
+        if (op_adds_to_state(&c->from->node[i]) && producer_of(c, c->from->node[i].in[1]))
+            split_sum(c, i);
 }
 
-/* ---- whose a state is ------------------------------------------------------------------------------ */
+/* ---- whose a state is ------------------------------------------------------------------- */
 
 static Status add_holder(Cut *c, ValueId v, int stage)
 {
@@ -123,10 +135,13 @@ static Status add_holder(Cut *c, ValueId v, int stage)
     int rank = 1 + c->pipeline->rank_of[stage], *holder = c->holder[v.id];
     for (int k = 0; k < 2; k++) {
         if (holder[k] == 0) holder[k] = rank;
-        if (holder[k] == rank) return add_holder(c, graph_value(c->from, v)->master, stage); /* the update reads it */
+        if (holder[k] == rank)
+            return add_holder(c, graph_value(c->from, v)->master, stage); /* the update reads it */
     }
-    return fail(ERR_REFUSED, "parallel.pp %d: %s is read on more than two ranks of the pipeline, which is not supported", c->pipeline->n_ranks,
-                graph_value(c->from, v)->name);
+    return fail(
+        ERR_REFUSED,
+        "parallel.pp %d: %s is read on more than two ranks of the pipeline, which is not supported",
+        c->pipeline->n_ranks, graph_value(c->from, v)->name);
 }
 
 static Status find_holders(Cut *c)
@@ -136,12 +151,17 @@ static Status find_holders(Cut *c)
         for (int k = 0; k < node->n_in; k++) TRY(add_holder(c, node->in[k], c->stage_of[i]));
         if (c->stage_of[i] != NOWHERE || !op_adds_to_state(node)) continue;
         if (c->from->canonical)
-            return fail(ERR_REFUSED, "parallel.pp %d: the gradient of %s is summed on two stages, in another order than on one rank; with train.canonical take pp 1, or a model whose head is not tied to its embedding",
-                        c->pipeline->n_ranks, graph_value(c->from, graph_root(c->from, node->in[0]))->name);
+            return fail(ERR_REFUSED,
+                        "parallel.pp %d: the gradient of %s is summed on two stages, in another "
+                        "order than on one rank; with train.canonical take pp 1, or a model whose "
+                        "head is not tied to its embedding",
+                        c->pipeline->n_ranks,
+                        graph_value(c->from, graph_root(c->from, node->in[0]))->name);
         Values summands = {0}, sums = {0};
         find_summands(c, node->in[1], &summands, &sums);
         Status status = OK;
-        for (size_t k = 0; k < summands.n && status == OK; k++) status = add_holder(c, node->in[0], producer_stage(c, summands.at[k]));
+        for (size_t k = 0; k < summands.n && status == OK; k++)
+            status = add_holder(c, node->in[0], producer_stage(c, summands.at[k]));
         VEC_FREE(&summands);
         VEC_FREE(&sums);
         TRY(status);
@@ -176,7 +196,8 @@ static bool has_summand(const Cut *c, const Node *node)
     return any;
 }
 
-/* The states that nodes here read, and their masters, which the update reads; others belong to other stages. */
+/* The states that nodes here read, and their masters, which the update reads; others belong to
+ * other stages. */
 static bool *find_own_states(const Cut *c)
 {
     const Graph *g = c->from;
@@ -186,13 +207,15 @@ static bool *find_own_states(const Cut *c)
         bool here = c->stage_of[i] == c->stage || c->stage_of[i] == EVERYWHERE;
         if (c->stage_of[i] == NOWHERE && node_is(node, "accumulate")) here = has_summand(c, node);
         for (int k = 0; k < node->n_in && here; k++)
-            for (ValueId v = node->in[k]; value_ok(v); v = graph_value(g, v)->kind == VALUE_STATE ? graph_value(g, v)->master : graph_value(g, v)->base)
+            for (ValueId v = node->in[k]; value_ok(v); v = graph_value(g, v)->kind == VALUE_STATE
+                                                               ? graph_value(g, v)->master
+                                                               : graph_value(g, v)->base)
                 own[v.id] = true;
     }
     return own;
 }
 
-/* ---- messages ------------------------------------------------------------------------------------- */
+/* ---- messages --------------------------------------------------------------------------- */
 
 /* The last tag is join_stages'. */
 enum { MAX_CHANNELS = COMM_TAG_LIMIT - 1 };
@@ -205,7 +228,8 @@ static int channel_of(const Cut *c, ValueId v, int stage)
     return channel;
 }
 
-/* Where stages are left out only neighbours may speak: others could not tell how far apart they are. */
+/* Where stages are left out only neighbours may speak: others could not tell how far apart they
+ * are. */
 static bool are_neighbours(const Cut *c, int a, int b)
 {
     int low = a < b ? a : b, high = a < b ? b : a;
@@ -223,19 +247,29 @@ static Status find_channels(Cut *c)
         for (int k = 0; k < node->n_in && c->stage_of[i] >= 0; k++) {
             if (!producer_of(c, node->in[k])) continue;
             int made = producer_stage(c, node->in[k]);
-            if (made < 0 || made == c->stage_of[i] || channel_of(c, node->in[k], c->stage_of[i])) continue;
+            if (made < 0 || made == c->stage_of[i] || channel_of(c, node->in[k], c->stage_of[i]))
+                continue;
             bool forward = producer_of(c, node->in[k])->phase == PHASE_FORWARD;
-            if (forward != (made < c->stage_of[i])) /* its stage would wait for one that waits for it */
-                return fail(ERR_UNSUPPORTED, "%s of stage %d reads what stage %d makes in its %s phase", node->op->name, c->stage_of[i], made, phase_name(producer_of(c, node->in[k])->phase));
+            if (forward !=
+                (made < c->stage_of[i])) /* its stage would wait for one that waits for it */
+                return fail(ERR_UNSUPPORTED,
+                            "%s of stage %d reads what stage %d makes in its %s phase",
+                            node->op->name, c->stage_of[i], made,
+                            phase_name(producer_of(c, node->in[k])->phase));
             if (c->layout->stage_of_layer && !are_neighbours(c, made, c->stage_of[i]))
-                return fail(ERR_UNSUPPORTED, "%s of stage %d reads what stage %d makes, and stages are left out", node->op->name, c->stage_of[i], made);
+                return fail(ERR_UNSUPPORTED,
+                            "%s of stage %d reads what stage %d makes, and stages are left out",
+                            node->op->name, c->stage_of[i], made);
             Channel channel = {c->stage_of[i], node->phase, c->first_channel[node->in[k].id]};
             c->first_channel[node->in[k].id] = (int)c->channel.n;
             VEC_PUSH(&c->channel, channel);
         }
     }
     int n = (int)c->channel.n - 1;
-    return n < MAX_CHANNELS ? OK : fail(ERR_UNSUPPORTED, "%d values between stages, at most %d are possible", n, MAX_CHANNELS);
+    return n < MAX_CHANNELS
+               ? OK
+               : fail(ERR_UNSUPPORTED, "%d values between stages, at most %d are possible", n,
+                      MAX_CHANNELS);
 }
 
 static void stamp(Cut *c, const Node *node)
@@ -246,19 +280,29 @@ static void stamp(Cut *c, const Node *node)
     graph_set_scope(g, "pipe");
 }
 
-static PipelineWork work_of(Phase phase) { return phase == PHASE_FORWARD ? PIPELINE_FORWARD : PIPELINE_BACKWARD; }
+static PipelineWork work_of(Phase phase)
+{
+    return phase == PHASE_FORWARD ? PIPELINE_FORWARD : PIPELINE_BACKWARD;
+}
 
 /* The end that this stage has of the channel on which `to` reads v. */
 static PipeEnd end_of(const Cut *c, ValueId v, int to, bool sends)
 {
     int from = producer_stage(c, v), channel = channel_of(c, v, to);
-    if (c->layout->stage_of_layer && sends) to = to > from ? from + 1 : from - 1;
-    else if (c->layout->stage_of_layer) from = from < to ? to - 1 : to + 1;
+    if (c->layout->stage_of_layer && sends)
+        to = to > from ? from + 1 : from - 1;
+    else if (c->layout->stage_of_layer)
+        from = from < to ? to - 1 : to + 1;
     int peer = c->pipeline->rank_of[sends ? to : from];
-    PipelineWork made = work_of(producer_of(c, v)->phase), read = work_of(c->channel.at[channel].read);
-    return (PipeEnd){.peer = peer, .here = peer == c->pipeline->rank_of[c->stage], .channel = channel - 1,
-                     .depth = c->one_at_a_time ? 1 : pipeline_depth(c->pipeline, from, made, to, read),
-                     .buffers = c->buffers, .sequence = c->layout->sequence};
+    PipelineWork made = work_of(producer_of(c, v)->phase),
+                 read = work_of(c->channel.at[channel].read);
+    return (PipeEnd){.peer = peer,
+                     .here = peer == c->pipeline->rank_of[c->stage],
+                     .channel = channel - 1,
+                     .depth = c->one_at_a_time ? 1
+                                               : pipeline_depth(c->pipeline, from, made, to, read),
+                     .buffers = c->buffers,
+                     .sequence = c->layout->sequence};
 }
 
 /* What the node reads is brought here: received, or made here too. */
@@ -267,18 +311,22 @@ static Status bring_operands(Cut *c, const Node *node)
     for (int k = 0; k < node->n_in; k++) {
         const Node *producer = producer_of(c, node->in[k]);
         if (!producer) continue;
-        int made = producer_stage(c, node->in[k]), index = graph_value(c->from, node->in[k])->producer.id;
+        int made = producer_stage(c, node->in[k]),
+            index = graph_value(c->from, node->in[k])->producer.id;
         if (made == EVERYWHERE && !c->made[index]) {
             TRY(bring_operands(c, producer));
             TRY(rewrite_copy_node(&c->rewrite, (NodeId){index}));
             c->rewrite.to->node[c->rewrite.to->n_nodes - 1].phase = node->phase;
             c->made[index] = true;
         }
-        if (made == EVERYWHERE || made == c->stage || value_ok(rewrite_get(&c->rewrite, node->in[k]))) continue;
+        if (made == EVERYWHERE || made == c->stage ||
+            value_ok(rewrite_get(&c->rewrite, node->in[k])))
+            continue;
         const Value *v = graph_value(c->from, node->in[k]);
         ValueId x;
         stamp(c, node);
-        TRY(op_recv(c->rewrite.to, v->dtype, v->shape, end_of(c, node->in[k], c->stage, false), &x));
+        TRY(op_recv(c->rewrite.to, v->dtype, v->shape, end_of(c, node->in[k], c->stage, false),
+                    &x));
         rewrite_set(&c->rewrite, node->in[k], x);
     }
     return OK;
@@ -287,19 +335,21 @@ static Status bring_operands(Cut *c, const Node *node)
 static Status send_outputs(Cut *c, const Node *node)
 {
     for (int k = 0; k < node->n_out; k++) {
-        for (int s = 0; value_ok(node->out[k]) && c->first_channel[node->out[k].id] && s < c->n; s++) {
+        for (int s = 0; value_ok(node->out[k]) && c->first_channel[node->out[k].id] && s < c->n;
+             s++) {
             if (!channel_of(c, node->out[k], s)) continue;
             ValueId x = rewrite_get(&c->rewrite, node->out[k]);
             const Value *v = graph_value(c->rewrite.to, x);
             stamp(c, node);
-            if (!stride_is_contiguous(&v->shape, v->stride)) TRY(op_concat(c->rewrite.to, 1, &x, &x));
+            if (!stride_is_contiguous(&v->shape, v->stride))
+                TRY(op_concat(c->rewrite.to, 1, &x, &x));
             TRY(op_send(c->rewrite.to, x, end_of(c, node->out[k], s, true)));
         }
     }
     return OK;
 }
 
-/* ---- nodes ------------------------------------------------------------------------------------------ */
+/* ---- nodes ------------------------------------------------------------------------------ */
 
 /* This stage's summands of a sum that several have a part in. */
 static Status add_own_summands(Cut *c, const Node *node)
@@ -312,7 +362,8 @@ static Status add_own_summands(Cut *c, const Node *node)
     graph_set_scope(c->rewrite.to, node->name);
     for (size_t k = 0; k < summands.n && status == OK; k++)
         if (producer_stage(c, summands.at[k]) == c->stage)
-            status = op_accumulate(c->rewrite.to, sum, rewrite_get(&c->rewrite, summands.at[k]), &sum);
+            status = op_accumulate(c->rewrite.to, sum, rewrite_get(&c->rewrite, summands.at[k]),
+                                   &sum);
     VEC_FREE(&summands);
     VEC_FREE(&sums);
     return status;
@@ -322,7 +373,8 @@ static Status keep_own_nodes(Cut *c)
 {
     for (int i = 1; i < c->from->n_nodes; i++) {
         const Node *node = &c->from->node[i];
-        if (c->stage_of[i] == NOWHERE && node_is(node, "accumulate")) TRY(add_own_summands(c, node));
+        if (c->stage_of[i] == NOWHERE && node_is(node, "accumulate"))
+            TRY(add_own_summands(c, node));
         if (c->stage_of[i] != c->stage) continue;
         TRY(bring_operands(c, node));
         TRY(rewrite_copy_node(&c->rewrite, (NodeId){i}));
@@ -345,25 +397,34 @@ static Status cut(Cut *c)
 {
     find_stages(c);
     if (!c->layout->stage_of_layer && c->n > c->n_layers)
-        return fail(ERR_REFUSED, "parallel.pp %d with %d stage%s on a rank: the model has %lld layers, which cannot be shared out over %d stages",
-                    c->pipeline->n_ranks, c->n / c->pipeline->n_ranks, c->n > c->pipeline->n_ranks ? "s" : "", (long long)c->n_layers, c->n);
+        return fail(ERR_REFUSED,
+                    "parallel.pp %d with %d stage%s on a rank: the model has %lld layers, which "
+                    "cannot be shared out over %d stages",
+                    c->pipeline->n_ranks, c->n / c->pipeline->n_ranks,
+                    c->n > c->pipeline->n_ranks ? "s" : "", (long long)c->n_layers, c->n);
     TRY(find_holders(c));
     TRY(find_channels(c));
     bool *own = find_own_states(c);
     rewrite_begin_of(&c->rewrite, c->from, own);
     free(own);
-    c->buffers = c->one_at_a_time ? arena_printf(&c->rewrite.to->arena, "pipe.%s", c->from->name) : "pipe";
+    c->buffers = c->one_at_a_time ? arena_printf(&c->rewrite.to->arena, "pipe.%s", c->from->name)
+                                  : "pipe";
     mark_twins(c);
     TRY(keep_own_nodes(c));
     keep_own_outputs(c);
     return OK;
 }
 
-Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time, Graph **out)
+Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool one_at_a_time,
+                     Graph **out)
 {
     CHECK(layout->pipeline);
-    Cut c = {.from = whole, .layout = layout, .pipeline = layout->pipeline, .one_at_a_time = one_at_a_time,
-             .n = layout->pipeline->n_stages, .stage = stage};
+    Cut c = {.from = whole,
+             .layout = layout,
+             .pipeline = layout->pipeline,
+             .one_at_a_time = one_at_a_time,
+             .n = layout->pipeline->n_stages,
+             .stage = stage};
     c.uses = pass_count_uses(whole);
     c.stage_of = xcalloc((size_t)whole->n_nodes, sizeof *c.stage_of);
     c.made = xcalloc((size_t)whole->n_nodes, sizeof *c.made);

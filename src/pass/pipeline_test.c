@@ -1,4 +1,5 @@
-/* Stages of a pipeline, weights that two of them read, and the gradients of weights as a phase of their own. */
+/* Stages of a pipeline, weights that two of them read, and the gradients of weights as a phase of
+ * their own. */
 #include "pass/pass_internal.h"
 
 #include "base/testing.h"
@@ -127,7 +128,8 @@ static void test_v(void **state)
     graph_destroy(whole);
 }
 
-/* In the update the gradient that two ranks have is read as a sum: without it the verifier says no. */
+/* In the update the gradient that two ranks have is read as a sum: without it the verifier says no.
+ */
 static void test_update(void **state)
 {
     (void)state;

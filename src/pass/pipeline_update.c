@@ -1,11 +1,11 @@
-/* The update of a pipeline's rank: the states of all its stages, one norm over all ranks, and weights that two ranks
- * hold. */
+/* The update of a pipeline's rank: the states of all its stages, one norm over all ranks, and
+ * weights that two ranks hold. */
 #include "ops/grad_norm.h"
 #include "pass/pass_internal.h"
 
 #include <string.h>
 
-/* ---- states of several stages ------------------------------------------------------------------------ */
+/* ---- states of several stages ----------------------------------------------------------- */
 
 static void add_state(Graph *to, const Graph *from, const Value *old)
 {
@@ -39,7 +39,7 @@ Graph *pass_pipeline_states(Graph *const *stage, int n)
     return all;
 }
 
-/* ---- weights on two ranks ---------------------------------------------------------------------------- */
+/* ---- weights on two ranks --------------------------------------------------------------- */
 
 Status pass_pipeline_join(Graph *g, ValueId grad, ValueId *joined)
 {
@@ -54,10 +54,11 @@ bool pass_pipeline_counts(const Graph *g, ValueId grad)
     return !twin || g->mesh.coord[MESH_PP] < twin - 1;
 }
 
-/* ---- norms -------------------------------------------------------------------------------------------- */
+/* ---- norms ------------------------------------------------------------------------------ */
 
-/* Stages differ in what they hold, one may have no experts: norms are joined along every axis that could have cut
- * gradients on any of them, or the stages would wait for each other in different groups. */
+/* Stages differ in what they hold, one may have no experts: norms are joined along every axis that
+ * could have cut gradients on any of them, or the stages would wait for each other in different
+ * groups. */
 void pass_pipeline_norms(Graph *graph, const Layout *layout)
 {
     static const MeshAxis cutting[] = {MESH_PP, MESH_FSDP, MESH_EP, MESH_TP};

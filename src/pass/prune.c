@@ -12,7 +12,8 @@ Status pass_prune(Graph **graph)
     for (int i = g->n_nodes - 1; i > 0; i--) {
         const Node *node = &g->node[i];
         keep[i] = node->op->flags & (OP_EFFECT | OP_STARTS | OP_WAITS);
-        for (int k = 0; k < node->n_out; k++) keep[i] |= value_ok(node->out[k]) && live[node->out[k].id];
+        for (int k = 0; k < node->n_out; k++)
+            keep[i] |= value_ok(node->out[k]) && live[node->out[k].id];
         if (!keep[i]) continue;
         for (int k = 0; k < node->n_in; k++) live[node->in[k].id] = true;
     }

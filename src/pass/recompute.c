@@ -28,17 +28,18 @@ static bool *read_by_backward(const Graph *g)
         for (int k = 0; k < g->node[i].n_in; k++) {
             read[g->node[i].in[k].id] = true;
             /* reading a view is reading what it is a view of */
-            for (ValueId v = g->node[i].in[k]; value_ok(v); v = graph_value(g, v)->base) read[v.id] = true;
+            for (ValueId v = g->node[i].in[k]; value_ok(v); v = graph_value(g, v)->base)
+                read[v.id] = true;
         }
     }
     for (int i = 0; i < g->n_outputs; i++) read[g->output[i].value.id] = true;
     return read;
 }
 
-/* Selective: outputs of cheap ops whose operands are there anyway, or are cheap to remake themselves.
- * Nodes are in order, so each operand's fate is known when its reader's is decided. Only in layers: behind the last
- * one the backward pass begins at once, so nothing is gained, and a loss whose operand is remade does not fuse with
- * its gradient. */
+/* Selective: outputs of cheap ops whose operands are there anyway, or are cheap to remake
+ * themselves. Nodes are in order, so each operand's fate is known when its reader's is decided.
+ * Only in layers: behind the last one the backward pass begins at once, so nothing is gained, and a
+ * loss whose operand is remade does not fuse with its gradient. */
 static void choose_selective(Recomputing *r)
 {
     const Graph *g = r->graph;
@@ -46,7 +47,8 @@ static void choose_selective(Recomputing *r)
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
         if (node->phase != PHASE_FORWARD) break;
-        bool can = node->layer >= 0 && node->op->flags & (OP_CHEAP | OP_VIEW), fresh = node->op->flags & OP_CHEAP;
+        bool can = node->layer >= 0 && node->op->flags & (OP_CHEAP | OP_VIEW),
+             fresh = node->op->flags & OP_CHEAP;
         for (int k = 0; k < node->n_in && can; k++) {
             ValueId in = node->in[k];
             bool leaf = !value_ok(in) || graph_value(g, in)->kind != VALUE_TEMP;

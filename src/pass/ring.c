@@ -1,17 +1,21 @@
-/* Ring attention (Liu, Zaharia and Abbeel 2023) over the ranks of an axis that cuts sequences zigzag: a rank has blocks
- * r and 2n-1-r of 2n. Nowhere is a sequence's keys and values together.
+/* Ring attention (Liu, Zaharia and Abbeel 2023) over the ranks of an axis that cuts sequences
+ * zigzag: a rank has blocks r and 2n-1-r of 2n. Nowhere is a sequence's keys and values together.
  *
- *   forward    the rank's own keys first; meanwhile those of the rank before it are on their way, and so on round the ring.
+ *   forward    the rank's own keys first; meanwhile those of the rank before it are on their way,
+ *              and so on round the ring.
  *              attention_part goes on from what the parts before have come to.
- *   backward   keys and values go round once more. What attention_grad_part makes for a part that is not its own goes
+ *   backward   keys and values go round once more. What attention_grad_part makes for a part that
+ *              is not its own goes
  *              straight home, while the next part is computed, and is summed there in f32.
  *
- * At hop h a rank computes with keys of the rank h places before it, and every rank does as much as every other: of an earlier
- * rank all queries see the first block and none the second, of a later one the later queries see both. So of an
- * earlier rank only half is sent. With chunks the mask shows still less: halves that no query can see are not sent, and
- * hops that nobody needs are not made. How documents lie is not known here: a chunk may begin anywhere.
+ * At hop h a rank computes with keys of the rank h places before it, and every rank does as much as
+ * every other: of an earlier rank all queries see the first block and none the second, of a later
+ * one the later queries see both. So of an earlier rank only half is sent. With chunks the mask
+ * shows still less: halves that no query can see are not sent, and hops that nobody needs are not
+ * made. How documents lie is not known here: a chunk may begin anywhere.
  *
- * A hop begins when the one before it has arrived, so that one block is on its way and one is computed with. */
+ * A hop begins when the one before it has arrived, so that one block is on its way and one is
+ * computed with. */
 #include "pass/ring.h"
 #include "ops/collective.h"
 #include "ops/ring_sum.h"
@@ -51,7 +55,7 @@ bool ring_takes(const ShardPlan *plan, const Node *node)
 
 Place ring_operand(int i) { return (Place){PLACE_CUT, i == LSE ? 2 : 1}; }
 
-/* ---- who sees what ------------------------------------------------------------------------------------- */
+/* ---- who sees what ---------------------------------------------------------------------- */
 
 static int64_t block_of(const Ring *r, int rank, int half)
 {
@@ -104,7 +108,7 @@ static void plan_hops(Ring *r)
     }
 }
 
-/* ---- hops ------------------------------------------------------------------------------------------------ */
+/* ---- hops ------------------------------------------------------------------------------- */
 
 static Status pass_one(const Ring *r, ValueId x, ValueId after, const Hop *h, int what, ValueId *y)
 {
@@ -119,7 +123,8 @@ static Status pass_one(const Ring *r, ValueId x, ValueId after, const Hop *h, in
     return op_ring_pass(r->g, r->plan->axis, x, after, &hop, y);
 }
 
-/* When the keys of hop i have arrived: sends the next ones on their way, up to those that this rank computes with next. */
+/* When the keys of hop i have arrived: sends the next ones on their way, up to those that this rank
+ * computes with next. */
 static Status begin_hops(Ring *r, int i)
 {
     const Hop *here = &r->hop[i];
@@ -148,7 +153,7 @@ static AttentionPart part_of(const Ring *r, int i, int part)
     return p;
 }
 
-/* ---- forward and backward ----------------------------------------------------------------------------------- */
+/* ---- forward and backward --------------------------------------------------------------- */
 
 static Status forward(Ring *r, ValueId out[2])
 {

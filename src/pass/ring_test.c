@@ -1,5 +1,6 @@
-/* Ring attention as a graph: every rank's hops fit those of the others, nothing is sent that no mask can show, the work is
- * that of one rank in equal shares, and a part that is left out, taken twice or taken for whole is refused. */
+/* Ring attention as a graph: every rank's hops fit those of the others, nothing is sent that no
+ * mask can show, the work is that of one rank in equal shares, and a part that is left out, taken
+ * twice or taken for whole is refused. */
 #include "pass/ring.h"
 #include "ops/collective.h"
 #include "ops/ring_sum.h"
@@ -61,7 +62,8 @@ static const RingHop *hop_of(const Graph *g, int tag)
     return NULL;
 }
 
-/* Halves of rank `keys` that some query of rank `queries` may see, whatever documents and chunks there are: by rows. */
+/* Halves of rank `keys` that some query of rank `queries` may see, whatever documents and chunks
+ * there are: by rows. */
 static int seen_by_rows(int n, int queries, int keys, int64_t chunk)
 {
     int64_t half = SEQ / n / 2;
@@ -105,8 +107,9 @@ static void test_hops_fit(void **state)
         }
 }
 
-/* Bytes: of the keys and values of a layer a rank of a causal mask sends no more than three quarters of (n-1)/n on average;
- * of chunks of no more than a block what its neighbours need. A chunk of one token needs nobody. */
+/* Bytes: of the keys and values of a layer a rank of a causal mask sends no more than three
+ * quarters of (n-1)/n on average; of chunks of no more than a block what its neighbours need. A
+ * chunk of one token needs nobody. */
 static void test_bytes(void **state)
 {
     (void)state;
@@ -140,8 +143,8 @@ static double flop_of(const Graph *g, const char *op)
     return flop;
 }
 
-/* No pair of query and key is computed twice, none is left out, and without chunks every rank has as many; and at every
- * hop as many as at every other. */
+/* No pair of query and key is computed twice, none is left out, and without chunks every rank has
+ * as many; and at every hop as many as at every other. */
 static void test_work(void **state)
 {
     (void)state;
@@ -196,7 +199,7 @@ static void test_other_axes(void **state)
     }
 }
 
-/* ---- what is refused -------------------------------------------------------------------------------------------- */
+/* ---- what is refused -------------------------------------------------------------------- */
 
 static void says(const char *words)
 {
@@ -219,7 +222,8 @@ static void test_missing_part(void **state)
     static const int operand[] = {4, 7, 0};
     for (int k = 0; k < 3; k++) {
         Graph *g = ring(4, 1, 0);
-        /* the second part and the third, the first sum and the second of dk, which takes turns with dv */
+        /* the second part and the third, the first sum and the second of dk, which takes turns with
+         * dv */
         Node *middle = &g->node[find(g, ops[k], k < 2 ? 1 : 0)],
              *next = &g->node[find(g, ops[k], 2)];
         assert_int_equal(next->in[operand[k]].id, middle->out[0].id);

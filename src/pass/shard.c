@@ -1,10 +1,10 @@
 /* Sharding along one mesh axis: the graph of the whole becomes the graph of one rank.
  *
- * First the leaves are cut, as the plan says: inputs by the names of their axes, weights by theirs or flat.
- * Then every node is added anew over the cut operands. Its op's cutting rule says how the operands must lie;
- * where they lie otherwise, a collective is put in front, once for all readers. Shapes follow by themselves.
- * Gradients that updates read are brought to lie as their weights do as soon as they are made, so that the
- * sum over ranks can start early and is made once. */
+ * First the leaves are cut, as the plan says: inputs by the names of their axes, weights by theirs
+ * or flat. Then every node is added anew over the cut operands. Its op's cutting rule says how the
+ * operands must lie; where they lie otherwise, a collective is put in front, once for all readers.
+ * Shapes follow by themselves. Gradients that updates read are brought to lie as their weights do
+ * as soon as they are made, so that the sum over ranks can start early and is made once. */
 #include "pass/pass_internal.h"
 #include "pass/ring.h"
 #include "pass/shard.h"
@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A value brought to another place; of a state anew in each phase and layer, so that what is gathered is
- * given up between forward and backward. */
+/* A value brought to another place; of a state anew in each phase and layer, so that what is
+ * gathered is given up between forward and backward. */
 typedef struct Moved {
     ValueId from, to;
     Place place;
@@ -26,11 +26,12 @@ typedef struct Sharding {
     Rewrite rewrite;
     bool *is_wanted;
     Place *wanted; /* per old value: how it is to lie as soon as it is made */
-    ValueId *sum;  /* per old value: the state itself (or its version), where readers are given its reduction */
+    ValueId *sum;  /* per old value: the state itself (or its version), where readers are given its
+                      reduction */
     VEC(Moved) moved;
 } Sharding;
 
-/* ---- leaves ------------------------------------------------------------------------------------- */
+/* ---- leaves ----------------------------------------------------------------------------- */
 
 static int axis_in(const Shape *shape, unsigned axes)
 {
@@ -39,13 +40,17 @@ static int axis_in(const Shape *shape, unsigned axes)
     return -1;
 }
 
-static Status cannot_cut(const ShardPlan *plan, const char *name, const Shape *shape, int dim, int n)
+static Status cannot_cut(const ShardPlan *plan, const char *name, const Shape *shape, int dim,
+                         int n)
 {
-    return fail(ERR_REFUSED, "parallel.%s %d: %s has %lld %s, which cannot be cut into %d equal parts", mesh_axis_name(plan->axis),
-                plan->n, name, (long long)shape->dim[dim], axis_name(shape->axis[dim]), n);
+    return fail(ERR_REFUSED,
+                "parallel.%s %d: %s has %lld %s, which cannot be cut into %d equal parts",
+                mesh_axis_name(plan->axis), plan->n, name, (long long)shape->dim[dim],
+                axis_name(shape->axis[dim]), n);
 }
 
-/* Parts that are the matrices of single experts have one axis less than the state that stacks them. */
+/* Parts that are the matrices of single experts have one axis less than the state that stacks them.
+ */
 static int stacked_axes(const Value *v) { return v->shape.rank - v->part[0].shape.rank; }
 
 static void place_parts(Value *v)
@@ -60,7 +65,8 @@ static void place_parts(Value *v)
 /* Whole experts: some of the parts. */
 static Status share_parts(const ShardPlan *plan, Value *v)
 {
-    if (v->shape.dim[0] % plan->n || v->n_parts % plan->n) return cannot_cut(plan, v->name, &v->shape, 0, plan->n);
+    if (v->shape.dim[0] % plan->n || v->n_parts % plan->n)
+        return cannot_cut(plan, v->name, &v->shape, 0, plan->n);
     v->n_parts /= plan->n;
     v->part += plan->rank * v->n_parts;
     v->shape.dim[0] /= plan->n;
@@ -91,7 +97,8 @@ static Status cut_leaf(const ShardPlan *plan, Value *v, Place place)
     if (!place_is_cut(place)) return OK;
     if (place.dim == PLACE_FLAT) {
         v->whole = v->shape;
-        v->shape = shape_make(1, (int64_t[]){shard_flat_part(shape_count(&v->whole), plan->n)}, (Axis[]){AXIS_ANY});
+        v->shape = shape_make(1, (int64_t[]){shard_flat_part(shape_count(&v->whole), plan->n)},
+                              (Axis[]){AXIS_ANY});
     } else if (v->n_parts) {
         TRY(cut_parts(plan, v, place.dim));
     } else {
@@ -105,11 +112,12 @@ static Status cut_leaf(const ShardPlan *plan, Value *v, Place place)
 
 static bool follows_weight(const Value *v)
 {
-    return v->role == STATE_PARAM || v->role == STATE_COPY || v->role == STATE_ADAM_M || v->role == STATE_ADAM_V;
+    return v->role == STATE_PARAM || v->role == STATE_COPY || v->role == STATE_ADAM_M ||
+           v->role == STATE_ADAM_V;
 }
 
-/* Sums over micro-batches lie as what is added to them, known when that is made; or as another graph of the
- * step has decided. */
+/* Sums over micro-batches lie as what is added to them, known when that is made; or as another
+ * graph of the step has decided. */
 static bool decided_later(const Value *v)
 {
     return v->role == STATE_GRAD || v->role == STATE_GRAD_PART || v->role == STATE_LOAD;
@@ -118,7 +126,8 @@ static bool decided_later(const Value *v)
 static bool has_copy(const Graph *g, const Value *param)
 {
     for (int i = 1; i < g->n_values; i++)
-        if (g->value[i].role == STATE_COPY && graph_value(g, g->value[i].master) == param) return true;
+        if (g->value[i].role == STATE_COPY && graph_value(g, g->value[i].master) == param)
+            return true;
     return false;
 }
 
@@ -126,26 +135,34 @@ static bool has_copy(const Graph *g, const Value *param)
 static bool is_flat(const ShardPlan *plan, const Graph *g, const Value *v)
 {
     if (!plan->zero) return plan->flat && follows_weight(v);
-    return v->role == STATE_ADAM_M || v->role == STATE_ADAM_V || (v->role == STATE_PARAM && has_copy(g, v));
+    return v->role == STATE_ADAM_M || v->role == STATE_ADAM_V ||
+           (v->role == STATE_PARAM && has_copy(g, v));
 }
 
 static Status cut_state(const ShardPlan *plan, const Graph *g, Value *v)
 {
     if (decided_later(v)) {
         ValueId twin = plan->like ? graph_find_state(plan->like, v->name) : NO_VALUE;
-        return value_ok(twin) ? cut_leaf(plan, v, graph_value(plan->like, twin)->place[plan->axis]) : OK;
+        return value_ok(twin) ? cut_leaf(plan, v, graph_value(plan->like, twin)->place[plan->axis])
+                              : OK;
     }
     if (v->role == STATE_PIPE) { /* as the value that is sent through it */
-        if (op_pipe_carries_summand(g, &v->shape, plan->axis)) return cut_leaf(plan, v, (Place){PLACE_PARTIAL, 0});
+        if (op_pipe_carries_summand(g, &v->shape, plan->axis))
+            return cut_leaf(plan, v, (Place){PLACE_PARTIAL, 0});
         int cut = axis_in(&v->shape, plan->input_axes | (plan->sequence ? 1u << AXIS_SEQ : 0));
         return cut >= 0 ? cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)cut}) : OK;
     }
     if (!follows_weight(v) && v->role != STATE_CACHE) return OK;
     /* a cache is of sequences: it lies as what is written into it */
-    int dim = axis_in(&v->part[0].shape, v->role == STATE_CACHE ? plan->state_axes | plan->input_axes : plan->state_axes);
-    /* a router's rows are experts too, but every rank routes to all: only stacks of matrices are shared out */
-    if (plan->experts && v->shape.rank == 3 && v->shape.axis[0] == AXIS_EXPERTS) dim = 0;
-    else if (dim >= 0) dim += stacked_axes(v);
+    int dim = axis_in(&v->part[0].shape, v->role == STATE_CACHE
+                                             ? plan->state_axes | plan->input_axes
+                                             : plan->state_axes);
+    /* a router's rows are experts too, but every rank routes to all: only stacks of matrices are
+     * shared out */
+    if (plan->experts && v->shape.rank == 3 && v->shape.axis[0] == AXIS_EXPERTS)
+        dim = 0;
+    else if (dim >= 0)
+        dim += stacked_axes(v);
     if (dim >= 0) return cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)dim});
     return is_flat(plan, g, v) ? cut_leaf(plan, v, (Place){PLACE_CUT, PLACE_FLAT}) : OK;
 }
@@ -165,7 +182,7 @@ static Status cut_leaves(Sharding *s)
     return OK;
 }
 
-/* ---- moving values ------------------------------------------------------------------------------- */
+/* ---- moving values ---------------------------------------------------------------------- */
 
 Status shard_contiguous(Graph *g, ValueId x, ValueId *y)
 {
@@ -181,15 +198,16 @@ static Status move_anew(Sharding *s, ValueId x, Place to, ValueId *y)
     Place from = graph_value(g, x)->place[axis];
     if (to.kind != PLACE_PARTIAL) TRY(shard_contiguous(g, x, &x));
     if (from.kind == PLACE_PARTIAL && to.kind == PLACE_SAME) return op_all_reduce(g, axis, x, y);
-    if (from.kind == PLACE_PARTIAL && to.kind == PLACE_CUT) return op_reduce_scatter(g, axis, x, to.dim, y);
+    if (from.kind == PLACE_PARTIAL && to.kind == PLACE_CUT)
+        return op_reduce_scatter(g, axis, x, to.dim, y);
     if (from.kind == PLACE_SAME && to.kind == PLACE_CUT) return op_cut(g, axis, x, to.dim, y);
     if (from.kind == PLACE_CUT && to.kind != PLACE_PARTIAL) {
         TRY(op_all_gather(g, axis, x, y));
         return to.kind == PLACE_CUT ? op_cut(g, axis, *y, to.dim, y) : OK;
     }
     char a[16], b[16];
-    return fail(ERR_UNSUPPORTED, "what lies %s along %s cannot be made to lie %s", place_text(from, a), mesh_axis_name(axis),
-                place_text(to, b));
+    return fail(ERR_UNSUPPORTED, "what lies %s along %s cannot be made to lie %s",
+                place_text(from, a), mesh_axis_name(axis), place_text(to, b));
 }
 
 static Status move(Sharding *s, ValueId x, Place to, ValueId *y)
@@ -209,7 +227,7 @@ static Status move(Sharding *s, ValueId x, Place to, ValueId *y)
     return OK;
 }
 
-/* ---- what is wanted at once ----------------------------------------------------------------------- */
+/* ---- what is wanted at once ------------------------------------------------------------- */
 
 static Place place_of(const Sharding *s, ValueId old)
 {
@@ -239,7 +257,8 @@ static void find_wanted(Sharding *s)
         if (node_is(node, "adamw")) want(s, node->in[ADAMW_GRAD], place_of(s, node->in[ADAMW_M]));
         if (!op_adds_to_state(node)) continue;
         ValueId master = graph_value(g, graph_root(g, node->in[0]))->master;
-        if (!value_ok(master) || graph_value(g, graph_root(g, node->in[0]))->role != STATE_GRAD) continue;
+        if (!value_ok(master) || graph_value(g, graph_root(g, node->in[0]))->role != STATE_GRAD)
+            continue;
         Place place = place_of_sum(s, place_of(s, master));
         if (place_is_cut(place) || s->plan->at_once) want(s, node->in[1], place);
     }
@@ -253,21 +272,24 @@ static bool is_output(const Graph *g, ValueId v)
     return false;
 }
 
-/* An output of the graph may stay cut along the batch: each rank reads its own; or, when the plan says so, a summand. */
+/* An output of the graph may stay cut along the batch: each rank reads its own; or, when the plan
+ * says so, a summand. */
 static Status bring_wanted(Sharding *s, ValueId old)
 {
     if (!value_ok(old) || !s->is_wanted[old.id]) return OK;
     ValueId at = rewrite_get(&s->rewrite, old);
     Place is = graph_value(s->rewrite.to, at)->place[s->plan->axis], to = s->wanted[old.id];
-    if (place_equal(is, to) || (is.kind == PLACE_CUT && mesh_axis_is_data(s->plan->axis))) return OK;
+    if (place_equal(is, to) || (is.kind == PLACE_CUT && mesh_axis_is_data(s->plan->axis)))
+        return OK;
     if (is.kind == PLACE_PARTIAL && s->plan->leaves && is_output(s->rewrite.from, old)) return OK;
-    if (graph_value(s->rewrite.to, graph_root(s->rewrite.to, at))->kind == VALUE_STATE) s->sum[old.id] = at;
+    if (graph_value(s->rewrite.to, graph_root(s->rewrite.to, at))->kind == VALUE_STATE)
+        s->sum[old.id] = at;
     TRY(move(s, at, to, &at));
     rewrite_set(&s->rewrite, old, at);
     return OK;
 }
 
-/* ---- nodes ------------------------------------------------------------------------------------------ */
+/* ---- nodes ------------------------------------------------------------------------------ */
 
 /* The place of a sum over micro-batches follows from the weight's and from what is added. */
 static Status decide_sum(Sharding *s, const Node *node, const ValueId *in)
@@ -275,11 +297,14 @@ static Status decide_sum(Sharding *s, const Node *node, const ValueId *in)
     Graph *g = s->rewrite.to;
     MeshAxis axis = s->plan->axis;
     Value *sum = graph_value(g, in[0]);
-    if (!op_adds_to_state(node) || sum->kind != VALUE_STATE || !decided_later(sum) || s->plan->like) return OK;
+    if (!op_adds_to_state(node) || sum->kind != VALUE_STATE || !decided_later(sum) || s->plan->like)
+        return OK;
     Place x = graph_value(g, in[1])->place[axis], place = {PLACE_SAME, 0};
-    if (sum->role == STATE_GRAD && value_ok(sum->master)) place = place_of_sum(s, graph_value(g, sum->master)->place[axis]);
+    if (sum->role == STATE_GRAD && value_ok(sum->master))
+        place = place_of_sum(s, graph_value(g, sum->master)->place[axis]);
     if (!place_is_cut(place) && x.kind == PLACE_PARTIAL) place = x;
-    for (int k = ACCUMULATE_FIRST_PART; k < node->n_in; k++) TRY(cut_leaf(s->plan, graph_value(g, in[k]), place));
+    for (int k = ACCUMULATE_FIRST_PART; k < node->n_in; k++)
+        TRY(cut_leaf(s->plan, graph_value(g, in[k]), place));
     return cut_leaf(s->plan, sum, place);
 }
 
@@ -294,10 +319,12 @@ typedef struct Operands {
 static Operands operands_of(const Sharding *s, const Node *node)
 {
     size_t n = (size_t)node->n_in + 1;
-    Operands o = {xcalloc(n, sizeof *o.in), xcalloc(n, sizeof *o.value), xcalloc(n, sizeof *o.place),
-                  xcalloc(n, sizeof *o.want), xcalloc(n, sizeof *o.drop), node->n_in};
+    Operands o = {xcalloc(n, sizeof *o.in),    xcalloc(n, sizeof *o.value),
+                  xcalloc(n, sizeof *o.place), xcalloc(n, sizeof *o.want),
+                  xcalloc(n, sizeof *o.drop),  node->n_in};
     for (int i = 0; i < node->n_in; i++) o.in[i] = rewrite_get(&s->rewrite, node->in[i]);
-    if (node_is(node, "clear")) o.in[0] = s->sum[node->in[0].id].id ? s->sum[node->in[0].id] : o.in[0];
+    if (node_is(node, "clear"))
+        o.in[0] = s->sum[node->in[0].id].id ? s->sum[node->in[0].id] : o.in[0];
     return o;
 }
 
@@ -325,7 +352,8 @@ static Status move_operands(Sharding *s, Operands *o)
     int kept = 0;
     for (int i = 0; i < o->n; i++) {
         if (o->drop[i]) continue;
-        if (value_ok(o->in[i]) && !place_equal(o->place[i], o->want[i])) TRY(move(s, o->in[i], o->want[i], &o->in[i]));
+        if (value_ok(o->in[i]) && !place_equal(o->place[i], o->want[i]))
+            TRY(move(s, o->in[i], o->want[i], &o->in[i]));
         o->want[kept] = o->want[i];
         o->in[kept++] = o->in[i];
     }
@@ -334,16 +362,20 @@ static Status move_operands(Sharding *s, Operands *o)
     return OK;
 }
 
-/* A state that every rank holds whole, but of which this rank updated its part: all parts go back into it. */
+/* A state that every rank holds whole, but of which this rank updated its part: all parts go back
+ * into it. */
 static Status gather_updated(Sharding *s, const Node *old, const ValueId *out)
 {
     Graph *g = s->rewrite.to;
     MeshAxis axis = s->plan->axis;
     for (int k = 0; s->plan->zero && k < old->n_out; k++) {
-        ValueId before = value_ok(old->out[k]) ? graph_value(s->rewrite.from, old->out[k])->base : NO_VALUE;
+        ValueId before = value_ok(old->out[k]) ? graph_value(s->rewrite.from, old->out[k])->base
+                                               : NO_VALUE;
         if (!value_ok(before)) continue;
         ValueId state = rewrite_get(&s->rewrite, before);
-        if (graph_value(g, state)->kind != VALUE_STATE || graph_value(g, out[k])->base.id == state.id) continue;
+        if (graph_value(g, state)->kind != VALUE_STATE ||
+            graph_value(g, out[k])->base.id == state.id)
+            continue;
         TRY(op_all_gather_into(g, axis, state, out[k], NULL));
     }
     return OK;
@@ -379,11 +411,22 @@ static Status add_node(Sharding *s, const Node *old, Operands *o)
     Place hint[NODE_MAX_OUT] = {{0}};
     ValueId out[NODE_MAX_OUT];
     for (int k = 0; k < old->n_out; k++)
-        if (value_ok(old->out[k]) && s->is_wanted[old->out[k].id]) hint[k] = s->wanted[old->out[k].id];
+        if (value_ok(old->out[k]) && s->is_wanted[old->out[k].id])
+            hint[k] = s->wanted[old->out[k].id];
     read_places(s, o);
-    CutCtx ctx = {.graph = g, .op = old->op, .attr = old->attr, .axis = plan->axis, .n = plan->n, .rank = plan->rank,
-                  .sequence = plan->sequence, .n_in = o->n, .in = o->value, .place = o->place, .hint = hint,
-                  .want = o->want, .drop = o->drop};
+    CutCtx ctx = {.graph = g,
+                  .op = old->op,
+                  .attr = old->attr,
+                  .axis = plan->axis,
+                  .n = plan->n,
+                  .rank = plan->rank,
+                  .sequence = plan->sequence,
+                  .n_in = o->n,
+                  .in = o->value,
+                  .place = o->place,
+                  .hint = hint,
+                  .want = o->want,
+                  .drop = o->drop};
     TRY(graph_cut(&ctx));
     TRY(move_operands(s, o));
     ctx.n_in = o->n;
@@ -406,13 +449,15 @@ static Status shard_node(Sharding *s, int index)
     g->scope = old->name ? arena_strdup(&g->arena, old->name) : NULL;
     Operands o = operands_of(s, old);
     Status status = decide_sum(s, old, o.in);
-    if (status == OK) status = ring_takes(s->plan, old) ? add_ring(s, old, &o) : add_node(s, old, &o);
+    if (status == OK)
+        status = ring_takes(s->plan, old) ? add_ring(s, old, &o) : add_node(s, old, &o);
     free_operands(&o);
     for (int k = 0; k < old->n_out && status == OK; k++) status = bring_wanted(s, old->out[k]);
     return status;
 }
 
-/* Sums that are read as states by the update: brought to their weights' place before anything reads them. */
+/* Sums that are read as states by the update: brought to their weights' place before anything reads
+ * them. */
 static Status bring_states(Sharding *s)
 {
     const Graph *from = s->rewrite.from;

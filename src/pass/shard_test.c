@@ -4,21 +4,32 @@
 
 #include "base/testing.h"
 
-static Shape matrix(int64_t rows, Axis a, int64_t columns, Axis b) { return shape_make(2, (int64_t[]){rows, columns}, (Axis[]){a, b}); }
+static Shape matrix(int64_t rows, Axis a, int64_t columns, Axis b)
+{
+    return shape_make(2, (int64_t[]){rows, columns}, (Axis[]){a, b});
+}
 
-static ValueId weight(Graph *g, const char *name, Shape shape) { return graph_state(g, name, DTYPE_F32, shape, STATE_PARAM); }
+static ValueId weight(Graph *g, const char *name, Shape shape)
+{
+    return graph_state(g, name, DTYPE_F32, shape, STATE_PARAM);
+}
 
 /* y = norm(down(silu(gate x) up x)): the feed-forward of a layer. */
 static Graph *feed_forward(void)
 {
     Graph *g = graph_create("ffn");
-    ValueId x = graph_input(g, "x", DTYPE_F32, shape_make(3, (int64_t[]){4, 8, 16}, (Axis[]){AXIS_BATCH, AXIS_SEQ, AXIS_EMBED}));
+    ValueId x = graph_input(
+        g, "x", DTYPE_F32,
+        shape_make(3, (int64_t[]){4, 8, 16}, (Axis[]){AXIS_BATCH, AXIS_SEQ, AXIS_EMBED}));
     ValueId gate, up, y;
     ValueId norm = weight(g, "norm", shape_make(1, (int64_t[]){16}, (Axis[]){AXIS_EMBED}));
-    assert_int_equal(op_linear(g, x, weight(g, "gate", matrix(32, AXIS_FFN, 16, AXIS_EMBED)), &gate), OK);
-    assert_int_equal(op_linear(g, x, weight(g, "up", matrix(32, AXIS_FFN, 16, AXIS_EMBED)), &up), OK);
+    assert_int_equal(
+        op_linear(g, x, weight(g, "gate", matrix(32, AXIS_FFN, 16, AXIS_EMBED)), &gate), OK);
+    assert_int_equal(op_linear(g, x, weight(g, "up", matrix(32, AXIS_FFN, 16, AXIS_EMBED)), &up),
+                     OK);
     assert_int_equal(op_swiglu(g, gate, up, &y), OK);
-    assert_int_equal(op_linear(g, y, weight(g, "down", matrix(16, AXIS_EMBED, 32, AXIS_FFN)), &y), OK);
+    assert_int_equal(op_linear(g, y, weight(g, "down", matrix(16, AXIS_EMBED, 32, AXIS_FFN)), &y),
+                     OK);
     assert_int_equal(op_rmsnorm(g, y, norm, 1e-5f, &y), OK);
     graph_output(g, "y", y);
     return g;
@@ -34,7 +45,8 @@ static int count(const Graph *g, const char *op)
 static Graph *sharded(bool sequence)
 {
     Graph *g = feed_forward();
-    ShardPlan plan = {.axis = MESH_TP, .n = 2, .rank = 1, .state_axes = 1u << AXIS_FFN, .sequence = sequence};
+    ShardPlan plan = {
+        .axis = MESH_TP, .n = 2, .rank = 1, .state_axes = 1u << AXIS_FFN, .sequence = sequence};
     assert_int_equal(pass_shard(&g, &plan), OK);
     assert_int_equal(graph_verify(g, "sharding"), OK);
     return g;
@@ -135,7 +147,8 @@ static void test_flat(void **state)
 {
     (void)state;
     Graph *g = feed_forward();
-    ShardPlan plan = {.axis = MESH_FSDP, .n = 4, .rank = 3, .input_axes = 1u << AXIS_BATCH, .flat = true};
+    ShardPlan plan = {
+        .axis = MESH_FSDP, .n = 4, .rank = 3, .input_axes = 1u << AXIS_BATCH, .flat = true};
     assert_int_equal(pass_shard(&g, &plan), OK);
     assert_int_equal(count(g, "all_gather"), 4);
     const Value *gate = graph_value(g, graph_find_state(g, "gate"));
@@ -146,17 +159,22 @@ static void test_flat(void **state)
     graph_destroy(g);
 }
 
-/* A state that a rank holds whole, changed by what it has a part of: the part of the state would be a copy. */
+/* A state that a rank holds whole, changed by what it has a part of: the part of the state would be
+ * a copy. */
 static void test_change_of_a_copy(void **state)
 {
     (void)state;
     for (int cut = 0; cut < 2; cut++) {
         Graph *g = graph_create("cache");
-        Axis axes[] = {AXIS_BATCH, AXIS_SEQ, AXIS_KV_HEADS, AXIS_HEAD_DIM}, held[] = {AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM};
-        ValueId k = graph_input(g, "k", DTYPE_F32, shape_make(4, (int64_t[]){4, 1, 2, 8}, axes)), out[2], cache[2];
+        Axis axes[] = {AXIS_BATCH, AXIS_SEQ, AXIS_KV_HEADS, AXIS_HEAD_DIM},
+             held[] = {AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM};
+        ValueId k = graph_input(g, "k", DTYPE_F32, shape_make(4, (int64_t[]){4, 1, 2, 8}, axes)),
+                out[2], cache[2];
         ValueId pos = graph_input(g, "pos", DTYPE_I32, shape_make(2, (int64_t[]){4, 1}, axes));
         for (int i = 0; i < 2; i++)
-            cache[i] = graph_state(g, i ? "v" : "k cache", DTYPE_F32, shape_make(4, (int64_t[]){4, 9, 2, 8}, held), cut ? STATE_CACHE : STATE_BUFFER);
+            cache[i] = graph_state(g, i ? "v" : "k cache", DTYPE_F32,
+                                   shape_make(4, (int64_t[]){4, 9, 2, 8}, held),
+                                   cut ? STATE_CACHE : STATE_BUFFER);
         assert_int_equal(op_cache_append(g, k, k, pos, cache[0], cache[1], &out[0], &out[1]), OK);
         ShardPlan plan = {.axis = MESH_DP, .n = 2, .rank = 1, .input_axes = 1u << AXIS_BATCH};
         if (cut) {
@@ -173,9 +191,12 @@ static void test_change_of_a_copy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_reduction),       cmocka_unit_test(test_sequence),
-        cmocka_unit_test(test_missing_reduction),   cmocka_unit_test(test_doubled_reduction),
-        cmocka_unit_test(test_verifier_sees_places), cmocka_unit_test(test_what_does_not_divide),
+        cmocka_unit_test(test_one_reduction),
+        cmocka_unit_test(test_sequence),
+        cmocka_unit_test(test_missing_reduction),
+        cmocka_unit_test(test_doubled_reduction),
+        cmocka_unit_test(test_verifier_sees_places),
+        cmocka_unit_test(test_what_does_not_divide),
         cmocka_unit_test(test_flat),
         cmocka_unit_test(test_change_of_a_copy),
     };

@@ -1,8 +1,8 @@
-/* Sibling products: y_i = x w_i^T for several weights of one input become one product with the rows of
- * all w_i behind each other, and a split of its result.
+/* Sibling products: y_i = x w_i^T for several weights of one input become one product with the rows
+ * of all w_i behind each other, and a split of its result.
  *
- * The weights are leaves; their fused state keeps each as a part with its published name and shape, so
- * that files and dumps never see the fusion. */
+ * The weights are leaves; their fused state keeps each as a part with its published name and shape,
+ * so that files and dumps never see the fusion. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -38,7 +38,8 @@ static bool is_fusable(const Graph *g, const int *uses, int i)
     if (!node_is(node, "linear")) return false;
     const Value *w = graph_value(g, node->in[1]), *x = graph_value(g, node->in[0]);
     const Value *y = graph_value(g, node->out[0]);
-    bool leaf = w->kind == VALUE_STATE && !value_ok(w->base) && (w->role == STATE_PARAM || w->role == STATE_COPY);
+    bool leaf = w->kind == VALUE_STATE && !value_ok(w->base) &&
+                (w->role == STATE_PARAM || w->role == STATE_COPY);
     return leaf && uses[node->in[1].id] == 1 && x->dtype == y->dtype && w->dtype == x->dtype &&
            readers_take_rows(g, i, node->out[0]);
 }

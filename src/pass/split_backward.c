@@ -1,10 +1,10 @@
-/* Takes the gradients of weights out of the backward phase, into a phase of their own that may run later (zero-bubble
- * schedules, Qi 2023).
+/* Takes the gradients of weights out of the backward phase, into a phase of their own that may run
+ * later (zero-bubble schedules, Qi 2023).
  *
- * Which nodes these are is seen in the graph. What leads to another layer, another stage or the host must be made
- * at once, and so must whatever that is made from; the rest leads to nothing but sums of gradients and can wait.
- * What only passes on one result of the backward phase (a sum, a collective) stays behind it: to put that off
- * would keep the result alive and save no time. */
+ * Which nodes these are is seen in the graph. What leads to another layer, another stage or the
+ * host must be made at once, and so must whatever that is made from; the rest leads to nothing but
+ * sums of gradients and can wait. What only passes on one result of the backward phase (a sum, a
+ * collective) stays behind it: to put that off would keep the result alive and save no time. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -22,7 +22,8 @@ static bool is_sum(const Graph *g, const Node *node)
 {
     if (!(node->op->flags & OP_EFFECT) || node->op->flags & OP_COLLECTIVE) return false;
     for (int k = 0; k < node->n_out; k++) {
-        StateRole role = value_ok(node->out[k]) ? graph_value(g, graph_root(g, node->out[k]))->role : STATE_GRAD;
+        StateRole role = value_ok(node->out[k]) ? graph_value(g, graph_root(g, node->out[k]))->role
+                                                : STATE_GRAD;
         if (role != STATE_GRAD && role != STATE_GRAD_PART) return false;
     }
     return true;

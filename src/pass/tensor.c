@@ -1,5 +1,5 @@
-/* Tensor parallelism (Shoeybi 2019): heads, feed-forward and vocabulary are cut; with sequence parallelism
- * (Korthikanti 2022) what lies between is cut along the sequence. */
+/* Tensor parallelism (Shoeybi 2019): heads, feed-forward and vocabulary are cut; with sequence
+ * parallelism (Korthikanti 2022) what lies between is cut along the sequence. */
 #include "pass/pass_internal.h"
 #include "pass/shard.h"
 
@@ -40,8 +40,13 @@ Status pass_tensor_prepare(Graph **graph, const Layout *layout)
 
 Status pass_tensor(Graph **graph, const Layout *layout, const Graph *like)
 {
-    ShardPlan plan = {.axis = MESH_TP, .n = mesh_size(&layout->mesh, MESH_TP), .rank = layout->mesh.coord[MESH_TP],
-                      .state_axes = 1u << AXIS_HEADS | 1u << AXIS_KV_HEADS | 1u << AXIS_FFN | 1u << AXIS_VOCAB,
-                      .experts = layout->fold_experts, .sequence = layout->sequence, .like = like};
+    ShardPlan plan = {.axis = MESH_TP,
+                      .n = mesh_size(&layout->mesh, MESH_TP),
+                      .rank = layout->mesh.coord[MESH_TP],
+                      .state_axes = 1u << AXIS_HEADS | 1u << AXIS_KV_HEADS | 1u << AXIS_FFN |
+                                    1u << AXIS_VOCAB,
+                      .experts = layout->fold_experts,
+                      .sequence = layout->sequence,
+                      .like = like};
     return pass_shard(graph, &plan);
 }

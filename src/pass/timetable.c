@@ -1,16 +1,18 @@
-/* When collectives start and when they are waited for: the order of a graph's nodes for pass/overlap.
+/* When collectives start and when they are waited for: the order of a graph's nodes for
+ * pass/overlap.
  *
  * A phase is seen as segments: what comes before the layers, each layer, what comes behind them.
  *   - A weight that is gathered starts on its way one segment before the one that reads it.
  *   - Any other collective starts as soon as its operand is made.
- *   - It is waited for in front of the first node that needs its result. What can wait (sums of gradients, their further
- *     reductions: all that only the norm and the update read) is put off instead, until the segment after next begins, so
- *     that every reduction has a whole layer's time and no more than two layers' gradients are on their way.
+ *   - It is waited for in front of the first node that needs its result. What can wait (sums of
+ * gradients, their further reductions: all that only the norm and the update read) is put off
+ * instead, until the segment after next begins, so that every reduction has a whole layer's time
+ * and no more than two layers' gradients are on their way.
  *   - Sums of gradients that are reduced along one axis share a bucket until it is full.
  * Nothing is on its way from one phase to the next, since the host may use another slot there.
  *
- * Collectives of a group must start in the same order on all its ranks, whose graphs differ in what the norm reads:
- * there everything is waited for, in the order of the starts. */
+ * Collectives of a group must start in the same order on all its ranks, whose graphs differ in what
+ * the norm reads: there everything is waited for, in the order of the starts. */
 #include "ops/collective.h"
 #include "pass/overlap.h"
 #include "pass/pass_internal.h"
@@ -36,7 +38,7 @@ typedef struct Planner {
 
 static Flight *flight_at(const Planner *p, int f) { return &p->table->flight.at[f]; }
 
-/* ---- facts ------------------------------------------------------------------------------------------ */
+/* ---- facts ------------------------------------------------------------------------------ */
 
 static bool is_startable(const Node *node) { return op_start_form(node->op) != NULL; }
 
@@ -119,7 +121,7 @@ static void find_started(Planner *p)
     }
 }
 
-/* ---- flights ------------------------------------------------------------------------------------------ */
+/* ---- flights ---------------------------------------------------------------------------- */
 
 static void act(Planner *p, ActKind kind, int index)
 {
@@ -165,7 +167,8 @@ static void start(Planner *p, int f)
     act(p, ACT_START, f);
 }
 
-/* Outside of layers there are no segments to go by: no more than a bucket's bytes beside the newest. */
+/* Outside of layers there are no segments to go by: no more than a bucket's bytes beside the
+ * newest. */
 static void limit_flights(Planner *p, int newest)
 {
     size_t bytes = 0;
@@ -249,7 +252,7 @@ static void land_all(Planner *p)
         if (!flight_at(p, (int)f)->landed) land(p, (int)f);
 }
 
-/* ---- nodes -------------------------------------------------------------------------------------------- */
+/* ---- nodes ------------------------------------------------------------------------------ */
 
 static int last_pending(const Planner *p, const Node *node)
 {
@@ -319,7 +322,7 @@ static void visit(Planner *p, int i)
     for (int c = p->first_started[i]; c; c = p->next_started[c]) visit(p, c);
 }
 
-/* ---- the walk ------------------------------------------------------------------------------------------- */
+/* ---- the walk --------------------------------------------------------------------------- */
 
 static void prefetch(Planner *p, int first, int segment)
 {

@@ -25,8 +25,9 @@ void pipeline_1f1b(Pipeline *p)
     }
 }
 
-/* Micro-batches go through a rank's stages in groups, of at least n_ranks each so that none waits for the last rank: as
- * many groups as that allows, the earlier ones by one larger where they do not divide. */
+/* Micro-batches go through a rank's stages in groups, of at least n_ranks each so that none waits
+ * for the last rank: as many groups as that allows, the earlier ones by one larger where they do
+ * not divide. */
 typedef struct Groups {
     int size, n_larger; /* of size + 1 */
 } Groups;
@@ -37,7 +38,8 @@ static Groups groups_of(const Pipeline *p)
     return (Groups){p->n_micro / n, p->n_micro % n};
 }
 
-/* The k-th forward action of a rank with several stages: a group goes through the first stage, then through the second, ... */
+/* The k-th forward action of a rank with several stages: a group goes through the first stage, then
+ * through the second, ... */
 static void interleaved_at(const Pipeline *p, int k, int *chunk, int *micro)
 {
     Groups g = groups_of(p);
@@ -70,8 +72,9 @@ void pipeline_interleaved(Pipeline *p)
     }
 }
 
-/* 1f1b with the weight gradients of rank r put off by r micro-batches: B comes to the earlier ranks sooner, what was put
- * off fills the end, and no rank holds more micro-batches than the first one does in 1f1b. */
+/* 1f1b with the weight gradients of rank r put off by r micro-batches: B comes to the earlier ranks
+ * sooner, what was put off fills the end, and no rank holds more micro-batches than the first one
+ * does in 1f1b. */
 void pipeline_zb_h1(Pipeline *p)
 {
     for (int r = 0; r < p->n_ranks; r++) {
@@ -86,7 +89,7 @@ void pipeline_zb_h1(Pipeline *p)
     }
 }
 
-/* ---- by name ------------------------------------------------------------------------------------------ */
+/* ---- by name ---------------------------------------------------------------------------- */
 
 enum { ANY_STAGES = 0 };
 
@@ -94,7 +97,8 @@ static const struct Generator {
     const char *name;
     void (*fill)(Pipeline *p);
     int stages_per_rank; /* that it has, or ANY_STAGES: two or more */
-    int micro_per_rank; /* micro-batches that it needs, in multiples of the ranks; 0: one is enough */
+    int micro_per_rank;  /* micro-batches that it needs, in multiples of the ranks; 0: one is
+                          enough */
 } generators[] = {
     {"1f1b", pipeline_1f1b, 1, 0},
     {"gpipe", pipeline_gpipe, 1, 0},

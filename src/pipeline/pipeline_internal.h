@@ -14,7 +14,8 @@ enum {
 /* An empty table; stage s lies on rank s % n_ranks until rank_of says otherwise. */
 Pipeline *pipeline_new(const char *name, int n_ranks, int n_stages, int n_micro);
 void pipeline_add(Pipeline *pipeline, int rank, PipelineWork work, int stage, int micro);
-/* Verifies, then counts slots and sets times. On failure the pipeline is destroyed. `from` opens the sentence. */
+/* Verifies, then counts slots and sets times. On failure the pipeline is destroyed. `from` opens
+ * the sentence. */
 Status pipeline_finish(Pipeline *pipeline, const char *from, Pipeline **out);
 
 /* Where F, B (0, 1) or W (2) of a stage and micro-batch stands in its rank's list; -1: nowhere. */
@@ -23,8 +24,8 @@ static inline int *pipeline_place(const Pipeline *p, int stage, int micro, int w
     return &p->place[((int64_t)stage * p->n_micro + micro) * 3 + work];
 }
 
-/* Runs the table: sets start and end of every action. False when it stands still; at[n_ranks] is then where each
- * rank waits. */
+/* Runs the table: sets start and end of every action. False when it stands still; at[n_ranks] is
+ * then where each rank waits. */
 bool pipeline_run(Pipeline *pipeline, PipelineCost cost, int *at);
 
 /* Generators (generate.c, vshape.c): fill in an empty table. */

@@ -1,4 +1,5 @@
-/* Schedules: each is what it was published as, in the time it was published with, and the verifier knows wrong ones. */
+/* Schedules: each is what it was published as, in the time it was published with, and the verifier
+ * knows wrong ones. */
 #include "pipeline/pipeline.h"
 
 #include "base/testing.h"
@@ -28,7 +29,8 @@ static void near(const char *what, int ranks, int micro, double got, double want
         fail_msg("%s, %d ranks, %d micro-batches: %.9g, not %.9g", what, ranks, micro, got, want);
 }
 
-/* Time beyond that of the work, as the papers give it; F, B and W take 1 (of one of a rank's stages). */
+/* Time beyond that of the work, as the papers give it; F, B and W take 1 (of one of a rank's
+ * stages). */
 static void bubbles(void **state)
 {
     (void)state;
@@ -45,7 +47,8 @@ static void bubbles(void **state)
     }
 }
 
-/* As shares: what 1f1b waits of its time is (p - 1) / (m + p - 1), and its ranks' work is what is left. */
+/* As shares: what 1f1b waits of its time is (p - 1) / (m + p - 1), and its ranks' work is what is
+ * left. */
 static void shares(void **state)
 {
     (void)state;
@@ -58,8 +61,8 @@ static void shares(void **state)
     pipeline_destroy(p);
 }
 
-/* The last rank begins n_ranks - 1 units late and then never waits, from as many micro-batches on as fill the pipeline: a
- * sixth of what 1f1b waits, whose stages are twice as long. */
+/* The last rank begins n_ranks - 1 units late and then never waits, from as many micro-batches on
+ * as fill the pipeline: a sixth of what 1f1b waits, whose stages are twice as long. */
 static void zero_bubble(void **state)
 {
     (void)state;
@@ -73,7 +76,8 @@ static void zero_bubble(void **state)
     }
 }
 
-/* (p - 1)(F&B + B - 3W), where B is a whole backward and F&B a pair that runs together; less when the pair saves time. */
+/* (p - 1)(F&B + B - 3W), where B is a whole backward and F&B a pair that runs together; less when
+ * the pair saves time. */
 static void dualpipev(void **state)
 {
     (void)state;
@@ -105,9 +109,8 @@ static void apart(void **state)
     for (int k = 0; k < COUNT_OF(names); k++) {
         Pipeline *p = make(names[k], 3, pipeline_default_stages(names[k]), 9);
         for (int r = 0; r < p->n_ranks; r++) {
-            int owner
-                [2]
-                [64]; /* of the slots of FB and BW, and of FW: 1 + stage and micro-batch as one number */
+            int owner[2][64]; /* of the slots of FB and BW, and of FW: 1 + stage and micro-batch as
+                                 one number */
             memset(owner, 0, sizeof owner);
             for (int i = 0; i < p->rank[r].n; i++) {
                 const PipelineAction *a = &p->rank[r].at[i];
@@ -129,8 +132,8 @@ static void apart(void **state)
     }
 }
 
-/* Every schedule for every size exists, which means that the verifier has passed it. What is held at once stays in
- * bounds: what 1f1b's first rank holds; dualpipev one stage's more. */
+/* Every schedule for every size exists, which means that the verifier has passed it. What is held
+ * at once stays in bounds: what 1f1b's first rank holds; dualpipev one stage's more. */
 static void all_sizes(void **state)
 {
     (void)state;
@@ -190,7 +193,7 @@ static void counts(void **state)
     pipeline_destroy(p);
 }
 
-/* ---- text ------------------------------------------------------------------------------------------------ */
+/* ---- text ------------------------------------------------------------------------------- */
 
 static Status parse(const char *text, Pipeline **p)
 {

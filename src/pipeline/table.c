@@ -56,7 +56,7 @@ int pipeline_stages_of(const Pipeline *p, int rank, int *stage)
     return n;
 }
 
-/* ---- verifier ------------------------------------------------------------------------------------ */
+/* ---- verifier --------------------------------------------------------------------------- */
 
 static void action_name(const PipelineAction *a, char text[40])
 {
@@ -113,7 +113,8 @@ static Status check_ranks(const Pipeline *p)
     return OK;
 }
 
-/* Messages between two stages carry no number: both must take the micro-batches in the same order. */
+/* Messages between two stages carry no number: both must take the micro-batches in the same order.
+ */
 static Status check_order(const Pipeline *p)
 {
     Status status = OK;
@@ -171,7 +172,7 @@ static Status verify(Pipeline *p)
     return status;
 }
 
-/* ---- slots --------------------------------------------------------------------------------------- */
+/* ---- slots ------------------------------------------------------------------------------ */
 
 /* Where a span begins and ends, in the rank's list. */
 static void span_ends(const Pipeline *p, const PipelineAction *a, int span, int *begin, int *end)
@@ -210,8 +211,8 @@ static void walk_span(const Pipeline *p, PipelineAction *a, int i, int span, Slo
     a->slot[span] = slots->of[(int64_t)a->stage * p->n_micro + a->micro];
 }
 
-/* What B makes for W takes the slots that what F made for B gives up: both kinds have the same ones. A backward that is
- * never split leaves nothing between B and W. */
+/* What B makes for W takes the slots that what F made for B gives up: both kinds have the same
+ * ones. A backward that is never split leaves nothing between B and W. */
 static void assign_slots(Pipeline *p, int r, int *of)
 {
     PipelineRank *rank = &p->rank[r];
@@ -251,7 +252,7 @@ Status pipeline_finish(Pipeline *p, const char *from, Pipeline **out)
     return OK;
 }
 
-/* ---- what is under way ------------------------------------------------------------------------------ */
+/* ---- what is under way ------------------------------------------------------------------ */
 
 static const PipelineAction *action_at(const Pipeline *p, int stage, int micro, PipelineWork work)
 {
@@ -272,10 +273,10 @@ static void order_of(const Pipeline *p, int stage, bool forward, int *micro)
     }
 }
 
-/* A message is under way from the end of the action that sends it until the start of the one that takes it. One that is
- * taken in the very moment in which another is sent counts too: two ranks that do so could wait for each other. Since
- * then every send comes later than what it waits for in one way of running the table, there is no circle of
- * waiting in any. */
+/* A message is under way from the end of the action that sends it until the start of the one that
+ * takes it. One that is taken in the very moment in which another is sent counts too: two ranks
+ * that do so could wait for each other. Since then every send comes later than what it waits for in
+ * one way of running the table, there is no circle of waiting in any. */
 int pipeline_depth(const Pipeline *p, int from, PipelineWork made, int to, PipelineWork read)
 {
     int *micro = xcalloc((size_t)p->n_micro, sizeof *micro), most = 1;

@@ -22,7 +22,7 @@ void pipeline_text(const Pipeline *p, Str *out)
     }
 }
 
-/* ---- reading ---------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------- */
 
 typedef struct Reader {
     const char *at, *end; /* what is left; the text need not end in a zero byte */
@@ -111,7 +111,8 @@ static Status read_stages(Reader *r)
     return r->rank_of.n ? OK : wrong(r, "the ranks of the stages are wanted here");
 }
 
-/* What a table of this size must say at least takes more bytes than the text has: refused before memory is taken. */
+/* What a table of this size must say at least takes more bytes than the text has: refused before
+ * memory is taken. */
 static Status make_table(Reader *r, size_t text_bytes)
 {
     int n_ranks = 0;

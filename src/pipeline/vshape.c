@@ -1,5 +1,6 @@
-/* Schedules of two stages per rank that lie like a V: rank 0 has the first stage and the last, the last rank the two in
- * the middle. What a micro-batch holds is the same on all ranks, and the last rank hands over to itself. */
+/* Schedules of two stages per rank that lie like a V: rank 0 has the first stage and the last, the
+ * last rank the two in the middle. What a micro-batch holds is the same on all ranks, and the last
+ * rank hands over to itself. */
 #include "pipeline/pipeline_internal.h"
 
 #include <stdlib.h>
@@ -15,15 +16,15 @@ static int stage_at(const Pipeline *p, int rank, int leg)
     return leg == 0 ? rank : p->n_stages - 1 - rank;
 }
 
-/* ---- zb-v -------------------------------------------------------------------------------------------- */
+/* ---- zb-v ------------------------------------------------------------------------------- */
 
-/* Found by running it, all ranks at once, one unit of time after another. A rank that can do several things takes
- *   F on the way up of the V first, then F on the way down, while there is room: for 2 n_ranks micro-batches of its two
- *     stages, as much as 1f1b holds on the first rank. The way up always has a place, or a W that makes one;
- *   then B, of the older micro-batch;
- *   then W, which makes room when there is none, and fills the end.
- * From 2 n_ranks micro-batches on this takes as long as the last rank's work and the n_ranks - 1 units before it can begin
- * (schedule_test.c): no schedule takes less. */
+/* Found by running it, all ranks at once, one unit of time after another. A rank that can do
+ * several things takes F on the way up of the V first, then F on the way down, while there is room:
+ * for 2 n_ranks micro-batches of its two stages, as much as 1f1b holds on the first rank. The way
+ * up always has a place, or a W that makes one; then B, of the older micro-batch; then W, which
+ * makes room when there is none, and fills the end. From 2 n_ranks micro-batches on this takes as
+ * long as the last rank's work and the n_ranks - 1 units before it can begin (schedule_test.c): no
+ * schedule takes less. */
 typedef struct Greedy {
     Pipeline *p;
     int *forward, *backward; /* [ranks x 2 legs]: how many are done */
@@ -120,7 +121,7 @@ void pipeline_zb_v(Pipeline *p)
     free(g.done);
 }
 
-/* ---- dualpipev ----------------------------------------------------------------------------------------- */
+/* ---- dualpipev -------------------------------------------------------------------------- */
 
 /* One rank's list while it is written. */
 typedef struct Writer {

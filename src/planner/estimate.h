@@ -1,5 +1,5 @@
-/* The search's coarse stage: memory and time of a layout from profiles of its layers, by formulas, in a microsecond. Only to choose what is
- * simulated. Internal to planner/. */
+/* The search's coarse stage: memory and time of a layout from profiles of its layers, by formulas,
+ * in a microsecond. Only to choose what is simulated. Internal to planner/. */
 #ifndef PLANNER_ESTIMATE_H
 #define PLANNER_ESTIMATE_H
 
@@ -16,6 +16,7 @@ typedef struct Estimate {
     double bytes, step_s;
 } Estimate;
 /* sim: of the layout's mesh. n_layers: of the whole model. */
-Estimate estimate_layout(const Sim *sim, const Profile *profile, const Spread *spread, int64_t n_layers);
+Estimate estimate_layout(const Sim *sim, const Profile *profile, const Spread *spread,
+                         int64_t n_layers);
 
 #endif

@@ -7,9 +7,10 @@
 
 #include "planner/planner_internal.h"
 
-/* ---- what is planned ---------------------------------------------------------------------------------- */
+/* ---- what is planned -------------------------------------------------------------------- */
 
-/* The target that the cluster's devices are: this processor's instruction set where they are processors. */
+/* The target that the cluster's devices are: this processor's instruction set where they are
+ * processors. */
 static Target target_of(const Sim *sim)
 {
     if (!sim->device.cores) return (Target){.isa = ISA_GENERIC, .threads = 1, .gpu = true};
@@ -27,7 +28,8 @@ static DType dtype_of(const RunConfig *config, const Target *target)
 Status plan_read_model(const RunConfig *config, ModelConfig *model)
 {
     if (config->train.canonical)
-        return fail(ERR_REFUSED, "train.canonical is not planned: its sums need memory and time of their own; take train.canonical=false, "
+        return fail(ERR_REFUSED, "train.canonical is not planned: its sums need memory and time of "
+                                 "their own; take train.canonical=false, "
                                  "or drover train --dry-run, which says what it holds");
     TRY(train_expect_model(config, model));
     if (config->train.balance == RUN_BALANCE_BIAS) model->expert_bias = true;
@@ -37,11 +39,13 @@ Status plan_read_model(const RunConfig *config, ModelConfig *model)
 static size_t most_bytes(const StepRoles *roles)
 {
     size_t most = 0;
-    for (int r = 0; r < roles->n_ranks; r++) most = roles->memory[r].total_bytes > most ? roles->memory[r].total_bytes : most;
+    for (int r = 0; r < roles->n_ranks; r++)
+        most = roles->memory[r].total_bytes > most ? roles->memory[r].total_bytes : most;
     return most;
 }
 
-/* Ranks of a ring along cp hold a little more or less than one another: the plan is that of those that hold most. */
+/* Ranks of a ring along cp hold a little more or less than one another: the plan is that of those
+ * that hold most. */
 static Status build_roles(PlanJob *job)
 {
     int n = job->options.layout.ring ? mesh_size(&job->options.layout.mesh, MESH_CP) : 1;
@@ -58,7 +62,8 @@ static Status build_roles(PlanJob *job)
     return OK;
 }
 
-Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, PlanJob *job)
+Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
+                     PlanJob *job)
 {
     *job = (PlanJob){.model = model};
     TRY(run_layout_check(config, run_ranks(config)));
@@ -70,11 +75,15 @@ Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cl
     if (status == OK) status = train_pipeline(config, run_n_micro(config), &job->pipeline);
     layout.pipeline = job->pipeline;
     if (status == OK) {
-        job->options = train_step_options(config, &layout, dtype_of(config, &job->target), train_expects_validation(config));
+        job->options = train_step_options(config, &layout, dtype_of(config, &job->target),
+                                          train_expects_validation(config));
         status = build_roles(job);
-        if (status == ERR_ARG || status == ERR_SHAPE || status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
-            status = fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
-                          (long long)job->options.micro_batch, (long long)job->options.seq, status_message());
+        if (status == ERR_ARG || status == ERR_SHAPE ||
+            status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
+            status = fail(
+                ERR_REFUSED,
+                "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
+                (long long)job->options.micro_batch, (long long)job->options.seq, status_message());
     }
     if (status != OK) plan_job_deinit(job);
     return status;
@@ -87,18 +96,23 @@ void plan_job_deinit(PlanJob *job)
     *job = (PlanJob){0};
 }
 
-/* ---- memory -------------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------- */
 
 static PlanMemory memory_of(const PlanJob *job, int rank)
 {
     const StepRole *role = &job->roles.role[job->roles.role_of[rank]];
     const Store *store = role->programs.store;
     const MemoryPlan *m = &job->roles.memory[rank];
-    PlanMemory p = {.weights = store_role_bytes(store, STATE_PARAM), .copies = store_role_bytes(store, STATE_COPY),
-                    .moments = store_role_bytes(store, STATE_ADAM_M) + store_role_bytes(store, STATE_ADAM_V),
-                    .gradients = store_role_bytes(store, STATE_GRAD),
-                    .buffers = store_role_bytes(store, STATE_BUFFER) + store_role_bytes(store, STATE_LOAD),
-                    .activations = m->held_bytes, .step = m->step_bytes - m->held_bytes, .inputs = m->io_bytes, .total = m->total_bytes};
+    PlanMemory p = {
+        .weights = store_role_bytes(store, STATE_PARAM),
+        .copies = store_role_bytes(store, STATE_COPY),
+        .moments = store_role_bytes(store, STATE_ADAM_M) + store_role_bytes(store, STATE_ADAM_V),
+        .gradients = store_role_bytes(store, STATE_GRAD),
+        .buffers = store_role_bytes(store, STATE_BUFFER) + store_role_bytes(store, STATE_LOAD),
+        .activations = m->held_bytes,
+        .step = m->step_bytes - m->held_bytes,
+        .inputs = m->io_bytes,
+        .total = m->total_bytes};
     p.messages = m->state_bytes - p.weights - p.copies - p.moments - p.gradients - p.buffers;
     return p;
 }
@@ -123,7 +137,7 @@ static void plan_memory(const RunConfig *config, const PlanJob *job, Plan *plan)
     plan->fits = plan->memory[plan->largest].total <= plan->limit_bytes;
 }
 
-/* ---- time ---------------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------- */
 
 /* What all ranks wait for the slowest of them in the time that they compute. */
 static void add_jitter(Plan *plan, double deviation)
@@ -135,7 +149,8 @@ static void add_jitter(Plan *plan, double deviation)
     t->step_s += t->part.jitter_s;
 }
 
-static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOptions *options, Plan *plan)
+static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOptions *options,
+                      Plan *plan)
 {
     const DeviceSheet *d = &job->sim.device;
     const RunTrain *r = &config->train;
@@ -150,9 +165,10 @@ static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOpt
     plan->mfu = peak > 0 ? rate / peak : 0;
 }
 
-/* ---- entry ---------------------------------------------------------------------------------------------- */
+/* ---- entry ------------------------------------------------------------------------------ */
 
-static Status make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, const PlanOptions *options, Plan *plan)
+static Status make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
+                   const PlanOptions *options, Plan *plan)
 {
     PlanJob job;
     double start = clock_s();
@@ -170,16 +186,21 @@ static Status make(const RunConfig *config, const ModelConfig *model, const Clus
     return status;
 }
 
-Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, const PlanOptions *options, Plan *plan)
+Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
+                    const PlanOptions *options, Plan *plan)
 {
-    *plan = (Plan){.config = *config, .cluster = cluster->name, .device = cluster->device.name, .ranks = run_ranks(config),
+    *plan = (Plan){.config = *config,
+                   .cluster = cluster->name,
+                   .device = cluster->device.name,
+                   .ranks = run_ranks(config),
                    .devices = cluster_devices(cluster)};
     Status status = make(config, model, cluster, options, plan);
     if (status != OK) plan_deinit(plan);
     return status;
 }
 
-Status plan_make(const RunConfig *config, const Cluster *cluster, const PlanOptions *options, Plan *plan)
+Status plan_make(const RunConfig *config, const Cluster *cluster, const PlanOptions *options,
+                 Plan *plan)
 {
     ModelConfig model;
     TRY(plan_read_model(config, &model));
@@ -201,6 +222,10 @@ Status plan_refuse(const Plan *plan)
     format_bytes((double)m->total, need);
     format_bytes((double)plan->limit_bytes, limit);
     if (plan->n_stages > 1)
-        return fail(ERR_REFUSED, "the layout does not fit: rank %d of the pipeline needs %s, a %s has %s for programs", plan->largest, need, plan->device, limit);
-    return fail(ERR_REFUSED, "the layout does not fit: a rank needs %s, a %s has %s for programs", need, plan->device, limit);
+        return fail(
+            ERR_REFUSED,
+            "the layout does not fit: rank %d of the pipeline needs %s, a %s has %s for programs",
+            plan->largest, need, plan->device, limit);
+    return fail(ERR_REFUSED, "the layout does not fit: a rank needs %s, a %s has %s for programs",
+                need, plan->device, limit);
 }

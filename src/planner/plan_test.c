@@ -1,4 +1,5 @@
-/* Plans: figures that belong together, refusals, JSON that parses, run files that load, searches that find what planning each layout would. */
+/* Plans: figures that belong together, refusals, JSON that parses, run files that load, searches
+ * that find what planning each layout would. */
 #include <jansson.h>
 #include <math.h>
 #include <string.h>
@@ -7,20 +8,26 @@
 #include "base/testing.h"
 #include "planner/planner.h"
 
-#define BIG "model=llama3.1-8b", "data=[{synthetic: uniform}]", "train.seq=8192", "train.batch=512", "train.micro_batch=1"
+#define BIG                                                                                        \
+    "model=llama3.1-8b", "data=[{synthetic: uniform}]", "train.seq=8192", "train.batch=512",       \
+        "train.micro_batch=1"
 static const char *const node_text = "1024 h100, 8 per node, 400G";
 
-static void load(const char *const *settings, int n, const char *text, RunConfig *config, Cluster *cluster)
+static void load(const char *const *settings, int n, const char *text, RunConfig *config,
+                 Cluster *cluster)
 {
-    if (run_config_load(NULL, settings, n, config) != OK || cluster_load(text, cluster) != OK) fail_msg("%s", status_message());
+    if (run_config_load(NULL, settings, n, config) != OK || cluster_load(text, cluster) != OK)
+        fail_msg("%s", status_message());
 }
 
-static Status make(const char *const *settings, int n, const char *text, Plan *plan, RunConfig *config, Cluster *cluster)
+static Status make(const char *const *settings, int n, const char *text, Plan *plan,
+                   RunConfig *config, Cluster *cluster)
 {
     load(settings, n, text, config, cluster);
     return plan_make(config, cluster, &(PlanOptions){.jitter = -1}, plan);
 }
-#define SETTINGS(...) (const char *const[]){__VA_ARGS__}, COUNT_OF(((const char *const[]){__VA_ARGS__}))
+#define SETTINGS(...)                                                                              \
+    (const char *const[]){__VA_ARGS__}, COUNT_OF(((const char *const[]){__VA_ARGS__}))
 
 static void done(Plan *plan, RunConfig *config, Cluster *cluster)
 {
@@ -29,14 +36,17 @@ static void done(Plan *plan, RunConfig *config, Cluster *cluster)
     cluster_deinit(cluster);
 }
 
-/* 8.03B weights: f32 masters 4, working copies 2, moments 8, gradients 4 bytes each, shared by tp; the embedding has no copy. */
+/* 8.03B weights: f32 masters 4, working copies 2, moments 8, gradients 4 bytes each, shared by tp;
+ * the embedding has no copy. */
 static void test_states(void **state)
 {
     (void)state;
     Plan plan;
     RunConfig config;
     Cluster cluster;
-    assert_int_equal(make(SETTINGS(BIG, "parallel.tp=8", "parallel.dp=8"), node_text, &plan, &config, &cluster), OK);
+    assert_int_equal(
+        make(SETTINGS(BIG, "parallel.tp=8", "parallel.dp=8"), node_text, &plan, &config, &cluster),
+        OK);
     const PlanMemory *m = &plan.memory[0];
     double n = 8.030e9 / 8, embedding = 128256.0 * 4096 / 8;
     assert_true(plan.fits);
@@ -44,19 +54,22 @@ static void test_states(void **state)
     assert_true(fabs((double)m->copies / (2 * (n - embedding)) - 1) < 0.002);
     assert_true(fabs((double)m->moments / (8 * n) - 1) < 0.002);
     assert_true(fabs((double)m->gradients / (4 * n) - 1) < 0.002);
-    assert_int_equal(m->total, m->weights + m->copies + m->moments + m->gradients + m->buffers + m->messages + m->activations + m->step + m->inputs);
+    assert_int_equal(m->total, m->weights + m->copies + m->moments + m->gradients + m->buffers +
+                                   m->messages + m->activations + m->step + m->inputs);
     done(&plan, &config, &cluster);
 }
 
-/* Published: 8B in bf16 on H100 trains at 550 TFLOP/s by our counting (dgxc); what is planned of this program may be lower, never higher than the
- * device's best product. */
+/* Published: 8B in bf16 on H100 trains at 550 TFLOP/s by our counting (dgxc); what is planned of
+ * this program may be lower, never higher than the device's best product. */
 static void test_rates(void **state)
 {
     (void)state;
     Plan plan;
     RunConfig config;
     Cluster cluster;
-    assert_int_equal(make(SETTINGS(BIG, "parallel.tp=2", "parallel.dp=64", "parallel.zero=1"), node_text, &plan, &config, &cluster), OK);
+    assert_int_equal(make(SETTINGS(BIG, "parallel.tp=2", "parallel.dp=64", "parallel.zero=1"),
+                          node_text, &plan, &config, &cluster),
+                     OK);
     assert_true(plan.fits);
     assert_true(plan.tflops_per_gpu > 250 && plan.tflops_per_gpu < 700);
     assert_true(fabs(plan.mfu * 989 / plan.tflops_per_gpu - 1) < 1e-9);
@@ -71,19 +84,24 @@ static void test_json(void **state)
     RunConfig config;
     Cluster cluster;
     Str text = {0};
-    assert_int_equal(make(SETTINGS(BIG, "parallel.tp=4", "parallel.pp=4", "parallel.dp=4"), node_text, &plan, &config, &cluster), OK);
+    assert_int_equal(make(SETTINGS(BIG, "parallel.tp=4", "parallel.pp=4", "parallel.dp=4"),
+                          node_text, &plan, &config, &cluster),
+                     OK);
     str_add(&text, "{");
     plan_json(&plan, &text);
     str_add(&text, "}");
     json_t *json = json_loads(text.at, JSON_REJECT_DUPLICATES, NULL);
     assert_non_null(json);
-    static const char *const keys[] = {"fits", "peak_bytes", "step_s", "tokens_per_s", "tokens_per_s_per_gpu", "tflops_per_gpu", "mfu", "breakdown_s", "layout", "memory"};
+    static const char *const keys[] = {
+        "fits",           "peak_bytes", "step_s",      "tokens_per_s", "tokens_per_s_per_gpu",
+        "tflops_per_gpu", "mfu",        "breakdown_s", "layout",       "memory"};
     for (int i = 0; i < COUNT_OF(keys); i++) assert_non_null(json_object_get(json, keys[i]));
     assert_int_equal(json_array_size(json_object_get(json, "memory")), 4);
     double sum = 0;
     const char *key;
     json_t *part;
-    json_object_foreach(json_object_get(json, "breakdown_s"), key, part) sum += json_number_value(part);
+    json_object_foreach(json_object_get(json, "breakdown_s"), key, part)
+        sum += json_number_value(part);
     assert_true(fabs(sum / plan.time.step_s - 1) < 1e-9);
     json_decref(json);
     str_deinit(&text);
@@ -98,15 +116,21 @@ static void test_refused(void **state)
     Cluster cluster;
     static const struct {
         const char *setting, *words;
-    } cases[] = {{"parallel.tp=3", "tp 2 would"}, {"parallel.dp=4096", "1024 devices"}, {"parallel.pp=64", "64 stages"}, {"parallel.ep=2", "no experts"}};
+    } cases[] = {{"parallel.tp=3", "tp 2 would"},
+                 {"parallel.dp=4096", "1024 devices"},
+                 {"parallel.pp=64", "64 stages"},
+                 {"parallel.ep=2", "no experts"}};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         load(SETTINGS(BIG, "train.batch=4096", cases[i].setting), node_text, &config, &cluster);
-        assert_int_equal(plan_make(&config, &cluster, &(PlanOptions){.jitter = -1}, &plan), ERR_REFUSED);
-        if (!strstr(status_message(), cases[i].words)) fail_msg("%s: %s", cases[i].setting, status_message());
+        assert_int_equal(plan_make(&config, &cluster, &(PlanOptions){.jitter = -1}, &plan),
+                         ERR_REFUSED);
+        if (!strstr(status_message(), cases[i].words))
+            fail_msg("%s: %s", cases[i].setting, status_message());
         run_config_deinit(&config);
         cluster_deinit(&cluster);
     }
-    assert_int_equal(make(SETTINGS(BIG, "parallel.dp=8"), node_text, &plan, &config, &cluster), OK); /* 18 bytes a weight */
+    assert_int_equal(make(SETTINGS(BIG, "parallel.dp=8"), node_text, &plan, &config, &cluster),
+                     OK); /* 18 bytes a weight */
     assert_false(plan.fits);
     assert_int_equal(plan_refuse(&plan), ERR_REFUSED);
     assert_non_null(strstr(status_message(), "does not fit"));
@@ -118,12 +142,15 @@ static void test_monotone(void **state)
 {
     (void)state;
     double before = 0;
-    static const char *const networks[] = {"256 h100, 8 per node, 100G", "256 h100, 8 per node, 400G", "256 h100, 8 per node, 800G"};
+    static const char *const networks[] = {
+        "256 h100, 8 per node, 100G", "256 h100, 8 per node, 400G", "256 h100, 8 per node, 800G"};
     for (int i = 0; i < COUNT_OF(networks); i++) {
         Plan plan;
         RunConfig config;
         Cluster cluster;
-        assert_int_equal(make(SETTINGS(BIG, "parallel.fsdp=256", "train.batch=256"), networks[i], &plan, &config, &cluster), OK);
+        assert_int_equal(make(SETTINGS(BIG, "parallel.fsdp=256", "train.batch=256"), networks[i],
+                              &plan, &config, &cluster),
+                         OK);
         assert_true(plan.tokens_per_s > before);
         before = plan.tokens_per_s;
         done(&plan, &config, &cluster);
@@ -142,7 +169,8 @@ static void test_trace(void **state)
     int file = mkstemp(path);
     assert_true(file >= 0);
     close(file);
-    load(SETTINGS(BIG, "parallel.tp=8", "parallel.pp=2", "parallel.fsdp=4", "train.batch=64"), node_text, &config, &cluster);
+    load(SETTINGS(BIG, "parallel.tp=8", "parallel.pp=2", "parallel.fsdp=4", "train.batch=64"),
+         node_text, &config, &cluster);
     assert_int_equal(plan_make(&config, &cluster, &(PlanOptions){.trace = path}, &plan), OK);
     assert_int_equal(file_read(&arena, path, 1 << 28, &text), OK);
     json_t *json = json_loadb((const char *)text.at, text.n, 0, NULL);
@@ -151,13 +179,16 @@ static void test_trace(void **state)
     double end = 0;
     for (size_t i = 0; i < n; i++) {
         json_t *e = json_array_get(json_object_get(json, "traceEvents"), i);
-        double until = (json_number_value(json_object_get(e, "ts")) + json_number_value(json_object_get(e, "dur"))) * 1e-6;
+        double until = (json_number_value(json_object_get(e, "ts")) +
+                        json_number_value(json_object_get(e, "dur"))) *
+                       1e-6;
         end = fmax(end, until);
         const char *op = json_string_value(json_object_get(json_object_get(e, "args"), "op"));
         products += op && !strcmp(op, "linear");
     }
     assert_true(fabs(end / (plan.time.step_s - plan.time.part.jitter_s) - 1) < 1e-6);
-    assert_true(products >= 2 * 16 * 4); /* both stages' layers, forward, of the first micro-batch */
+    assert_true(products >=
+                2 * 16 * 4); /* both stages' layers, forward, of the first micro-batch */
     json_decref(json);
     arena_deinit(&arena);
     unlink(path);
@@ -171,7 +202,8 @@ static void test_search(void **state)
     RunConfig config;
     Cluster cluster;
     SearchResult found;
-    static const char *const by_hand[] = {"parallel.tp=8", "parallel.tp=4", "parallel.fsdp=64", "parallel.pp=4"};
+    static const char *const by_hand[] = {"parallel.tp=8", "parallel.tp=4", "parallel.fsdp=64",
+                                          "parallel.pp=4"};
     load(SETTINGS(BIG, "train.batch=512"), "64 h100, 8 per node, 400G", &config, &cluster);
     SearchOptions how = {.devices = 64, .max_batch = 512, .simulate = 16, .threads = 2};
     if (plan_search(&config, &cluster, &how, &found) != OK) fail_msg("%s", status_message());
@@ -187,9 +219,12 @@ static void test_search(void **state)
         char dp[32];
         int ranks = (int)strtol(strchr(by_hand[i], '=') + 1, NULL, 10);
         snprintf(dp, sizeof dp, "parallel.dp=%d", 64 / ranks);
-        assert_int_equal(make(SETTINGS(BIG, "parallel.zero=1", by_hand[i], dp), "64 h100, 8 per node, 400G", &plan, &mine, &same), OK);
+        assert_int_equal(make(SETTINGS(BIG, "parallel.zero=1", by_hand[i], dp),
+                              "64 h100, 8 per node, 400G", &plan, &mine, &same),
+                         OK);
         if (plan.fits && plan.tokens_per_s > 1.001 * found.plan[0].tokens_per_s)
-            fail_msg("%s makes %.0f tokens/s, the best found %.0f", by_hand[i], plan.tokens_per_s, found.plan[0].tokens_per_s);
+            fail_msg("%s makes %.0f tokens/s, the best found %.0f", by_hand[i], plan.tokens_per_s,
+                     found.plan[0].tokens_per_s);
         done(&plan, &mine, &same);
     }
     search_result_deinit(&found);
@@ -199,7 +234,10 @@ static void test_search(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_states), cmocka_unit_test(test_rates), cmocka_unit_test(test_json), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_monotone), cmocka_unit_test(test_trace), cmocka_unit_test(test_search)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_states),   cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_json),     cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_monotone), cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_search)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,14 +1,17 @@
-/* planner: what a layout of a run needs and delivers on a cluster that need not be here, and which layout is better.
+/* planner: what a layout of a run needs and delivers on a cluster that need not be here, and which
+ * layout is better.
  *
- * What it is.   Plan: memory, step time and rates of one layout, from the programs that the trainer would run, on device/sim. Search
+ * What it is.   Plan: memory, step time and rates of one layout, from the programs that the trainer
+ *               would run, on device/sim. Search
  *               over layouts. Tables, JSON and traces of plans.
- * Depends on.   base, tensor, comm, run, pipeline, cluster, graph, ops, pass, program, device, model, train
- * Owns.         A Plan owns its lists. Configurations and clusters are borrowed while a plan is made.
- * Invariants.   Nothing here knows of ops, and no figure of a plan has a formula of its own: memory is the programs' own plan, time the sum of
- *               what was simulated. Only the search's first, coarse stage estimates, to choose what is simulated.
- * Use:
- *     Plan plan;
- *     TRY(plan_make(&config, &cluster, &(PlanOptions){0}, &plan));
+ * Depends on.   base, tensor, comm, run, pipeline, cluster, graph, ops, pass, program, device,
+ *               model, train
+ * Owns.         A Plan owns its lists. Configurations and clusters are borrowed while a plan is
+ *               made.
+ * Invariants.   Nothing here knows of ops, and no figure of a plan has a formula of its own: memory
+ *               is the programs' own plan, time the sum of
+ *               what was simulated. Only the search's first, coarse stage estimates, to choose what
+ * is simulated. Use: Plan plan; TRY(plan_make(&config, &cluster, &(PlanOptions){0}, &plan));
  *     plan_text(&plan, &out);
  *     plan_deinit(&plan);
  */
@@ -21,13 +24,14 @@
 #include "run/run.h"
 #include "train/train.h"
 
-/* ---- one step of a job -------------------------------------------------------------------------------- */
+/* ---- one step of a job ------------------------------------------------------------------ */
 
 /* Where the time of a step goes, averaged over the ranks of a pipeline; sums to step_s. */
 typedef struct StepBreakdown {
     double work_s[SIM_WORKS];    /* kernels of forward and backward */
     double launch_s;             /* kernels wait for the host */
-    double exposed_s[MESH_AXES]; /* waiting for exchanges; MESH_PP: for messages on their way, and loss and norm of all stages */
+    double exposed_s[MESH_AXES]; /* waiting for exchanges; MESH_PP: for messages on their way, and
+                                    loss and norm of all stages */
     double bubble_s;             /* waiting in the pipeline for other stages' work */
     double optimizer_s;          /* kernels of norm and update */
     double jitter_s;             /* waiting for the slowest of all ranks */
@@ -51,53 +55,59 @@ typedef struct StepSpan {
 typedef void StepWatch(void *context, const StepSpan *span);
 
 /* A step of as many micro-batches as the options say: roles are theirs. Without jitter. */
-StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *options, StepWatch *watch, void *context);
+StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *options,
+                   StepWatch *watch, void *context);
 
-/* ---- one layout ------------------------------------------------------------------------------------------ */
+/* ---- one layout ------------------------------------------------------------------------- */
 
 typedef struct PlanOptions {
-    const char *trace;  /* file for chrome://tracing: a step of a rank of each pipeline stage; NULL: none */
-    double jitter;      /* standard deviation of a rank's compute time, relative; negative: PLAN_JITTER */
+    const char
+        *trace; /* file for chrome://tracing: a step of a rank of each pipeline stage; NULL: none */
+    /* standard deviation of a rank's compute time, relative; negative: PLAN_JITTER */
+    double jitter;
 } PlanOptions;
-/* Synchronous steps wait for the slowest of n ranks: mean + deviation sqrt(2 ln n). Weak scaling of published runs
- * (64 to 2,048 devices: 0 to 4%) is what no more than a few per cent explain. */
+/* Synchronous steps wait for the slowest of n ranks: mean + deviation sqrt(2 ln n). Weak scaling of
+ * published runs (64 to 2,048 devices: 0 to 4%) is what no more than a few per cent explain. */
 #define PLAN_JITTER 0.005
 
 /* Of a rank of the pipeline, bytes. */
 typedef struct PlanMemory {
-    size_t weights, copies, moments, gradients, buffers; /* f32 weights; in the compute dtype; Adam's; sums; experts' */
-    size_t messages;   /* to other stages */
+    size_t weights, copies, moments, gradients,
+        buffers;        /* f32 weights; in the compute dtype; Adam's; sums; experts' */
+    size_t messages;    /* to other stages */
     size_t activations; /* kept from forward to backward, of all micro-batches that are in flight */
-    size_t step;       /* what lives within one action: gradients, workspace, gathered weights */
+    size_t step;        /* what lives within one action: gradients, workspace, gathered weights */
     size_t inputs;
-    size_t total;      /* what a session allocates, to the byte */
+    size_t total; /* what a session allocates, to the byte */
 } PlanMemory;
 
 typedef struct Plan {
-    RunConfig config; /* resolved; borrows the texts of the one it was made of */
+    RunConfig config;             /* resolved; borrows the texts of the one it was made of */
     const char *cluster, *device; /* names; the cluster's */
-    int64_t ranks, devices; /* of the layout; of the cluster */
+    int64_t ranks, devices;       /* of the layout; of the cluster */
     bool fits;
-    size_t limit_bytes;  /* of a device, for programs */
-    PlanMemory *memory;  /* [n_stages] by rank along pp */
+    size_t limit_bytes;    /* of a device, for programs */
+    PlanMemory *memory;    /* [n_stages] by rank along pp */
     int n_stages, largest; /* the rank that holds most */
     StepTime time;
     double tokens, tokens_per_s, model_flop_per_token;
-    double tflops_per_gpu, mfu; /* by model_train_flop_per_token: causal attention, nothing made again */
+    double tflops_per_gpu,
+        mfu; /* by model_train_flop_per_token: causal attention, nothing made again */
     double weights, active_weights; /* counts */
-    double build_s, simulate_s;  /* that the plan itself took */
+    double build_s, simulate_s;     /* that the plan itself took */
 } Plan;
 
-/* ERR_REFUSED where the layout does not divide, is for more devices than the cluster has, or has no schedule. A layout that does not fit in memory
- * is OK and not `fits`. */
-Status plan_make(const RunConfig *config, const Cluster *cluster, const PlanOptions *options, Plan *plan);
+/* ERR_REFUSED where the layout does not divide, is for more devices than the cluster has, or has no
+ * schedule. A layout that does not fit in memory is OK and not `fits`. */
+Status plan_make(const RunConfig *config, const Cluster *cluster, const PlanOptions *options,
+                 Plan *plan);
 void plan_deinit(Plan *plan);
 void plan_text(const Plan *plan, Str *out); /* for people */
 void plan_json(const Plan *plan, Str *out); /* the fields of one object, without its braces */
 /* One line: what does not fit, and by how much. */
 Status plan_refuse(const Plan *plan);
 
-/* ---- search ---------------------------------------------------------------------------------------------- */
+/* ---- search ----------------------------------------------------------------------------- */
 
 typedef struct SearchOptions {
     int64_t devices;   /* that the layout uses, all of them */
@@ -113,9 +123,11 @@ typedef struct SearchResult {
     double seconds;
 } SearchResult;
 
-/* Of tp, cp, ep, fsdp, dp, zero, pp with its schedules and stages per rank, micro-batch and recompute: what makes most tokens per second. All else is
- * the run file's. ERR_REFUSED where nothing divides or fits. */
-Status plan_search(const RunConfig *config, const Cluster *cluster, const SearchOptions *options, SearchResult *out);
+/* Of tp, cp, ep, fsdp, dp, zero, pp with its schedules and stages per rank, micro-batch and
+ * recompute: what makes most tokens per second. All else is the run file's. ERR_REFUSED where
+ * nothing divides or fits. */
+Status plan_search(const RunConfig *config, const Cluster *cluster, const SearchOptions *options,
+                   SearchResult *out);
 void search_result_deinit(SearchResult *result);
 /* The best `most` in a table. */
 void search_text(const SearchResult *result, int most, Str *out);

@@ -14,12 +14,16 @@ typedef struct PlanJob {
     StepRoles roles;
 } PlanJob;
 
-/* `model` is that of the run file, with router biases where it balances by them (plan_read_model). */
-Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, PlanJob *job);
+/* `model` is that of the run file, with router biases where it balances by them (plan_read_model).
+ */
+Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
+                     PlanJob *job);
 Status plan_read_model(const RunConfig *config, ModelConfig *model);
 void plan_job_deinit(PlanJob *job);
-Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, const PlanOptions *options, Plan *plan);
-/* A step of a rank of each pipeline stage: all actions, and of the first micro-batch and the update all instructions. */
+Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
+                    const PlanOptions *options, Plan *plan);
+/* A step of a rank of each pipeline stage: all actions, and of the first micro-batch and the update
+ * all instructions. */
 Status plan_write_trace(const PlanJob *job, const char *path);
 
 #endif

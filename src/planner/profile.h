@@ -1,5 +1,6 @@
-/* What a layer takes, for the search's coarse stage: measured on a short pipeline of the same model, simulated once for all layouts that cut a
- * layer and a micro-batch in the same way. Internal to planner/. */
+/* What a layer takes, for the search's coarse stage: measured on a short pipeline of the same
+ * model, simulated once for all layouts that cut a layer and a micro-batch in the same way.
+ * Internal to planner/. */
 #ifndef PLANNER_PROFILE_H
 #define PLANNER_PROFILE_H
 
@@ -9,7 +10,8 @@
 typedef struct LayerCut {
     int64_t tp, cp, ep, micro_batch;
     RunRecompute recompute;
-    bool splits; /* gradients of weights apart from those of inputs, and kept for them what both read */
+    bool splits; /* gradients of weights apart from those of inputs, and kept for them what both
+                    read */
 } LayerCut;
 
 /* A stage of one period of layers, one micro-batch, without replicas. */
@@ -19,19 +21,21 @@ typedef struct StageProfile {
     double step_bytes;
     double message_bytes, input_bytes;
     double weights, copies, moments, gradients; /* bytes */
-    double largest_layer; /* of copies, or of weights where there are none: what fsdp gathers at a time */
+    double largest_layer; /* of copies, or of weights where there are none: what fsdp gathers at a
+                             time */
 } StageProfile;
 
 typedef struct Profile {
     LayerCut cut;
-    bool good;              /* such a cut divides */
+    bool good; /* such a cut divides */
     StageProfile first, middle, last;
-    int64_t period;         /* layers of each */
+    int64_t period; /* layers of each */
 } Profile;
 
 /* Layers after which their kinds repeat. */
 int64_t profile_period(const ModelConfig *model);
 /* A cut that does not divide is OK and not `good`. */
-Status profile_make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster, LayerCut cut, Profile *out);
+Status profile_make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
+                    LayerCut cut, Profile *out);
 
 #endif

@@ -1,5 +1,6 @@
-/* Search over layouts in three stages: all cuts of a layer are profiled, all layouts that divide are estimated from these profiles, and the best
- * of those that seem to fit are planned as they are. What is reported is planned, never estimated. */
+/* Search over layouts in three stages: all cuts of a layer are profiled, all layouts that divide
+ * are estimated from these profiles, and the best of those that seem to fit are planned as they
+ * are. What is reported is planned, never estimated. */
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -7,8 +8,16 @@
 
 #include "planner/estimate.h"
 
-/* Fewer columns of a sequence on a rank are not worth gathering keys for; more tokens in a micro-batch make products no faster. */
-enum { MAX_TP = 16, MAX_CP = 64, MAX_MICRO_BATCH = 8, MAX_STAGES_PER_RANK = 8, MIN_COLUMNS = 1024, MAX_TOKENS = 16384 };
+/* Fewer columns of a sequence on a rank are not worth gathering keys for; more tokens in a
+ * micro-batch make products no faster. */
+enum {
+    MAX_TP = 16,
+    MAX_CP = 64,
+    MAX_MICRO_BATCH = 8,
+    MAX_STAGES_PER_RANK = 8,
+    MIN_COLUMNS = 1024,
+    MAX_TOKENS = 16384
+};
 
 /* Estimates may be wrong by so much: what seems to need more is not tried. */
 static const double memory_margin = 1.15;
@@ -37,7 +46,7 @@ typedef struct Search {
     pthread_mutex_t lock;
 } Search;
 
-/* ---- work for threads ------------------------------------------------------------------------------------ */
+/* ---- work for threads ------------------------------------------------------------------- */
 
 typedef struct Worker {
     Search *search;
@@ -64,12 +73,14 @@ static void run_all(Search *s, size_t n, void (*work)(Search *search, size_t i))
     pthread_t thread[64];
     int n_threads = 0, wanted = s->options->threads > 0 ? s->options->threads : cpu_count();
     s->next = 0;
-    while (n_threads + 1 < wanted && n_threads < COUNT_OF(thread) && !pthread_create(&thread[n_threads], NULL, take_turns, &w)) n_threads++;
+    while (n_threads + 1 < wanted && n_threads < COUNT_OF(thread) &&
+           !pthread_create(&thread[n_threads], NULL, take_turns, &w))
+        n_threads++;
     take_turns(&w);
     for (int i = 0; i < n_threads; i++) pthread_join(thread[i], NULL);
 }
 
-/* ---- cuts of a layer ------------------------------------------------------------------------------------------ */
+/* ---- cuts of a layer -------------------------------------------------------------------- */
 
 static bool divides(const Search *s, LayerCut cut)
 {
@@ -82,11 +93,14 @@ static bool divides(const Search *s, LayerCut cut)
 
 static void list_cuts(Search *s)
 {
-    int64_t devices = s->options->devices, domain = s->cluster->node.link_domain > 1 ? s->cluster->node.link_domain : 1;
-    static const RunRecompute recompute[] = {RUN_RECOMPUTE_NONE, RUN_RECOMPUTE_SELECTIVE, RUN_RECOMPUTE_FULL};
+    int64_t devices = s->options->devices,
+            domain = s->cluster->node.link_domain > 1 ? s->cluster->node.link_domain : 1;
+    static const RunRecompute recompute[] = {RUN_RECOMPUTE_NONE, RUN_RECOMPUTE_SELECTIVE,
+                                             RUN_RECOMPUTE_FULL};
     for (int64_t tp = 1; tp <= min_i64(MAX_TP, domain); tp *= 2)
         for (int64_t cp = 1; cp <= MAX_CP && tp * cp <= devices; cp *= 2)
-            for (int64_t ep = 1; ep <= max_i64(1, s->model->n_experts) && tp * cp * ep <= devices; ep *= 2)
+            for (int64_t ep = 1; ep <= max_i64(1, s->model->n_experts) && tp * cp * ep <= devices;
+                 ep *= 2)
                 for (int64_t micro = 1; micro <= MAX_MICRO_BATCH; micro *= 2)
                     for (int r = 0; r < COUNT_OF(recompute); r++) {
                         LayerCut cut = {tp, cp, ep, micro, recompute[r], false};
@@ -101,10 +115,11 @@ static void list_cuts(Search *s)
 
 static void profile_one(Search *s, size_t i)
 {
-    if (profile_make(s->config, s->model, s->cluster, s->cut.at[i], &s->profile[i]) != OK) s->profile[i].good = false;
+    if (profile_make(s->config, s->model, s->cluster, s->cut.at[i], &s->profile[i]) != OK)
+        s->profile[i].good = false;
 }
 
-/* ---- layouts ---------------------------------------------------------------------------------------------------- */
+/* ---- layouts ---------------------------------------------------------------------------- */
 
 typedef struct ScheduleChoice {
     const char *name;
@@ -119,13 +134,18 @@ static int64_t batch_of(const Search *s, int64_t at_once)
 
 static void consider(Search *s, const Profile *p, Spread spread)
 {
-    int64_t at_once = p->cut.micro_batch * spread.dp * spread.fsdp * p->cut.ep, batch = batch_of(s, at_once);
+    int64_t at_once = p->cut.micro_batch * spread.dp * spread.fsdp * p->cut.ep,
+            batch = batch_of(s, at_once);
     if (batch < at_once) return;
     spread.n_micro = batch / at_once;
     if (!strcmp(spread.schedule, "dualpipev") && spread.n_micro < 2 * spread.pp) return;
     s->n_layouts++;
-    Mesh mesh = {.size = {[MESH_PP] = (int)spread.pp, [MESH_DP] = (int)spread.dp, [MESH_FSDP] = (int)spread.fsdp, [MESH_EP] = (int)p->cut.ep,
-                          [MESH_CP] = (int)p->cut.cp, [MESH_TP] = (int)p->cut.tp}};
+    Mesh mesh = {.size = {[MESH_PP] = (int)spread.pp,
+                          [MESH_DP] = (int)spread.dp,
+                          [MESH_FSDP] = (int)spread.fsdp,
+                          [MESH_EP] = (int)p->cut.ep,
+                          [MESH_CP] = (int)p->cut.cp,
+                          [MESH_TP] = (int)p->cut.tp}};
     Sim sim;
     if (sim_init(s->cluster, &mesh, &sim) != OK) return;
     Candidate c = {p->cut, spread, batch, estimate_layout(&sim, p, &spread, s->model->n_layers)};
@@ -141,14 +161,21 @@ static void consider_replicas(Search *s, const Profile *p, int64_t pp, ScheduleC
         int64_t dp = replicas / fsdp;
         for (int64_t zero = 0; zero <= 2; zero++) {
             if (zero && (dp == 1 || fsdp > 1)) continue;
-            consider(s, p, (Spread){.pp = pp, .dp = dp, .fsdp = fsdp, .zero = zero, .virtual_stages = schedule.virtual_stages, .schedule = schedule.name});
+            consider(s, p,
+                     (Spread){.pp = pp,
+                              .dp = dp,
+                              .fsdp = fsdp,
+                              .zero = zero,
+                              .virtual_stages = schedule.virtual_stages,
+                              .schedule = schedule.name});
         }
     }
 }
 
 static void consider_pipelines(Search *s, const Profile *p)
 {
-    int64_t rest = s->options->devices / (p->cut.tp * p->cut.cp * p->cut.ep), layers = s->model->n_layers;
+    int64_t rest = s->options->devices / (p->cut.tp * p->cut.cp * p->cut.ep),
+            layers = s->model->n_layers;
     for (int64_t pp = 1; pp <= min_i64(rest, layers); pp++) {
         if (rest % pp) continue;
         static const ScheduleChoice split[] = {{"zb-h1", 1}, {"zb-v", 2}, {"dualpipev", 2}};
@@ -157,7 +184,8 @@ static void consider_pipelines(Search *s, const Profile *p)
         if (p->cut.splits) continue;
         consider_replicas(s, p, pp, (ScheduleChoice){"1f1b", 1});
         for (int64_t v = 2; pp > 1 && v <= MAX_STAGES_PER_RANK && pp * v <= layers; v++)
-            if (layers % (pp * v) == 0) consider_replicas(s, p, pp, (ScheduleChoice){"interleaved", v});
+            if (layers % (pp * v) == 0)
+                consider_replicas(s, p, pp, (ScheduleChoice){"interleaved", v});
     }
 }
 
@@ -167,7 +195,7 @@ static int by_time(const void *a, const void *b)
     return (x->estimate.step_s > y->estimate.step_s) - (x->estimate.step_s < y->estimate.step_s);
 }
 
-/* ---- plans -------------------------------------------------------------------------------------------------------- */
+/* ---- plans ------------------------------------------------------------------------------ */
 
 static RunConfig config_of(const Search *s, const Candidate *c)
 {
@@ -191,7 +219,8 @@ static RunConfig config_of(const Search *s, const Candidate *c)
 static void plan_one(Search *s, size_t i)
 {
     RunConfig config = config_of(s, &s->candidate.at[i]);
-    s->made[i] = plan_make_of(&config, s->model, s->cluster, &(PlanOptions){.jitter = -1}, &s->plan[i]);
+    s->made[i] = plan_make_of(&config, s->model, s->cluster, &(PlanOptions){.jitter = -1},
+                              &s->plan[i]);
 }
 
 static double time_of_token(const Plan *p) { return p->time.step_s / p->tokens; }
@@ -206,14 +235,17 @@ static int by_rate(const void *a, const void *b)
 static void make_plans(Search *s, SearchResult *out)
 {
     if (s->candidate.n) qsort(s->candidate.at, s->candidate.n, sizeof *s->candidate.at, by_time);
-    s->n_chosen = s->candidate.n < (size_t)s->options->simulate ? s->candidate.n : (size_t)s->options->simulate;
+    s->n_chosen = s->candidate.n < (size_t)s->options->simulate ? s->candidate.n
+                                                                : (size_t)s->options->simulate;
     s->plan = xcalloc(s->n_chosen + 1, sizeof *s->plan);
     s->made = xcalloc(s->n_chosen + 1, sizeof *s->made);
     run_all(s, s->n_chosen, plan_one);
     out->plan = xcalloc(s->n_chosen + 1, sizeof *out->plan);
     for (size_t i = 0; i < s->n_chosen; i++) {
-        if (s->made[i] == OK && s->plan[i].fits) out->plan[out->n++] = s->plan[i];
-        else if (s->made[i] == OK) plan_deinit(&s->plan[i]);
+        if (s->made[i] == OK && s->plan[i].fits)
+            out->plan[out->n++] = s->plan[i];
+        else if (s->made[i] == OK)
+            plan_deinit(&s->plan[i]);
         out->n_simulated += s->made[i] == OK;
     }
     if (out->n) qsort(out->plan, (size_t)out->n, sizeof *out->plan, by_rate);
@@ -233,22 +265,33 @@ static Status search(Search *s, SearchResult *out)
     make_plans(s, out);
     if (out->n) return OK;
     if (s->n_layouts == 0)
-        return fail(ERR_REFUSED, "no layout of %lld devices divides this model with at most %lld sequences in a step; take fewer devices or a larger batch",
+        return fail(ERR_REFUSED,
+                    "no layout of %lld devices divides this model with at most %lld sequences in a "
+                    "step; take fewer devices or a larger batch",
                     (long long)s->options->devices, (long long)s->options->max_batch);
     char limit[32];
-    return fail(ERR_REFUSED, "none of %lld layouts fits into %s on each of %lld devices; take more devices, or train.seq below %lld", (long long)s->n_layouts,
-                format_bytes((double)s->limit_bytes, limit), (long long)s->options->devices, (long long)s->config->train.seq);
+    return fail(ERR_REFUSED,
+                "none of %lld layouts fits into %s on each of %lld devices; take more devices, or "
+                "train.seq below %lld",
+                (long long)s->n_layouts, format_bytes((double)s->limit_bytes, limit),
+                (long long)s->options->devices, (long long)s->config->train.seq);
 }
 
-Status plan_search(const RunConfig *config, const Cluster *cluster, const SearchOptions *options, SearchResult *out)
+Status plan_search(const RunConfig *config, const Cluster *cluster, const SearchOptions *options,
+                   SearchResult *out)
 {
     double start = clock_s();
     ModelConfig model;
     const MemoryCurve *m = &cluster->device.memory;
     *out = (SearchResult){0};
     TRY(plan_read_model(config, &model));
-    Search s = {.config = config, .model = &model, .cluster = cluster, .options = options, .lock = PTHREAD_MUTEX_INITIALIZER};
-    s.limit_bytes = config->train.memory_limit ? (size_t)config->train.memory_limit : (size_t)fmax(0, m->bytes - m->reserved_bytes);
+    Search s = {.config = config,
+                .model = &model,
+                .cluster = cluster,
+                .options = options,
+                .lock = PTHREAD_MUTEX_INITIALIZER};
+    s.limit_bytes = config->train.memory_limit ? (size_t)config->train.memory_limit
+                                               : (size_t)fmax(0, m->bytes - m->reserved_bytes);
     Status status = search(&s, out);
     free(s.profile);
     VEC_FREE(&s.cut);
@@ -270,19 +313,25 @@ void search_result_deinit(SearchResult *result)
 
 void search_text(const SearchResult *r, int most, Str *out)
 {
-    str_printf(out, "search   %lld layouts divide, %lld seem to fit, the best %d were simulated, %d of them fit: %.1f s\n", (long long)r->n_layouts,
-               (long long)r->n_estimated, r->n_simulated, r->n, r->seconds);
+    str_printf(out,
+               "search   %lld layouts divide, %lld seem to fit, the best %d were simulated, %d of "
+               "them fit: %.1f s\n",
+               (long long)r->n_layouts, (long long)r->n_estimated, r->n_simulated, r->n,
+               r->seconds);
     str_add(out, "           tokens/s    MFU   memory  layout\n");
     for (int i = 0; i < r->n && i < most; i++) {
         const Plan *p = &r->plan[i];
         const RunParallel *l = &p->config.parallel;
         static const char *const recompute[] = {"", " selective", " full"};
         char rate[32], bytes[32];
-        str_printf(out, "         %10s %5.1f%% %8s  tp%lld cp%lld ep%lld fsdp%lld dp%lld pp%lld", format_count(p->tokens_per_s, rate), 100 * p->mfu,
-                   format_bytes((double)p->memory[p->largest].total, bytes), (long long)l->tp, (long long)l->cp, (long long)l->ep, (long long)l->fsdp,
-                   (long long)l->dp, (long long)l->pp);
+        str_printf(out, "         %10s %5.1f%% %8s  tp%lld cp%lld ep%lld fsdp%lld dp%lld pp%lld",
+                   format_count(p->tokens_per_s, rate), 100 * p->mfu,
+                   format_bytes((double)p->memory[p->largest].total, bytes), (long long)l->tp,
+                   (long long)l->cp, (long long)l->ep, (long long)l->fsdp, (long long)l->dp,
+                   (long long)l->pp);
         if (l->pp > 1) str_printf(out, " %s@%lld", l->schedule, (long long)l->virtual_stages);
-        str_printf(out, " zero%lld micro%lld x %lld%s\n", (long long)l->zero, (long long)p->config.train.micro_batch, (long long)run_n_micro(&p->config),
+        str_printf(out, " zero%lld micro%lld x %lld%s\n", (long long)l->zero,
+                   (long long)p->config.train.micro_batch, (long long)run_n_micro(&p->config),
                    recompute[p->config.train.recompute]);
     }
 }

@@ -1,5 +1,6 @@
-/* One step of a job: the programs of its roles on simulated devices, in the order in which the trainer's host runs them (train/steps.c,
- * train/pipeline.c). Every program and phase is simulated once; a pipeline's table is run with these times. */
+/* One step of a job: the programs of its roles on simulated devices, in the order in which the
+ * trainer's host runs them (train/steps.c, train/pipeline.c). Every program and phase is simulated
+ * once; a pipeline's table is run with these times. */
 #include "planner/planner.h"
 
 #include <math.h>
@@ -30,14 +31,17 @@ typedef struct Stepper {
 static const Phase first_phase[] = {PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_BACKWARD};
 static const Phase last_phase[] = {PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_WEIGHTS};
 
-static const StepPrograms *programs_of(const StepRoles *roles, int rank) { return &roles->role[roles->role_of[rank]].programs; }
+static const StepPrograms *programs_of(const StepRoles *roles, int rank)
+{
+    return &roles->role[roles->role_of[rank]].programs;
+}
 
 static void tell(const Stepper *s, StepSpan span)
 {
     if (s->watch) s->watch(s->context, &span);
 }
 
-/* ---- stages --------------------------------------------------------------------------------------------- */
+/* ---- stages ----------------------------------------------------------------------------- */
 
 static double sent_bytes(const Program *program, Phase phase)
 {
@@ -65,27 +69,32 @@ static StageTime time_stage(const Stepper *s, const Program *program)
 static void time_stages(Stepper *s)
 {
     const Pipeline *p = s->pipeline;
-    int *own = xcalloc((size_t)p->n_stages, sizeof *own), *like = xcalloc((size_t)p->n_stages, sizeof *like);
+    int *own = xcalloc((size_t)p->n_stages, sizeof *own),
+        *like = xcalloc((size_t)p->n_stages, sizeof *like);
     for (int r = 0; r < p->n_ranks; r++) {
-        int n = pipeline_stages_of(p, r, own), built = s->roles->role[s->roles->role_of[r]].built_for;
+        int n = pipeline_stages_of(p, r, own),
+            built = s->roles->role[s->roles->role_of[r]].built_for;
         const StepPrograms *programs = programs_of(s->roles, r);
         pipeline_stages_of(p, built, like);
         for (int k = 0; k < n; k++) {
             s->local[own[k]] = k;
-            s->stage[own[k]] = built < r ? s->stage[like[k]] : time_stage(s, programs->at[programs->index[PROGRAM_STEP] + k]);
+            s->stage[own[k]] = built < r
+                                   ? s->stage[like[k]]
+                                   : time_stage(s, programs->at[programs->index[PROGRAM_STEP] + k]);
         }
     }
     free(own);
     free(like);
 }
 
-/* ---- the pipeline's table ------------------------------------------------------------------------------------ */
+/* ---- the pipeline's table --------------------------------------------------------------- */
 
 /* Work 0, 1 or 2 (F, B, W) of a stage and micro-batch: when it ended; negative: not yet. */
 static double ended(const Stepper *s, int stage, int micro, int work)
 {
     const Pipeline *p = s->pipeline;
-    int rank = p->rank_of[stage], place = p->place[((int64_t)stage * p->n_micro + micro) * 3 + work];
+    int rank = p->rank_of[stage],
+        place = p->place[((int64_t)stage * p->n_micro + micro) * 3 + work];
     return place < s->at[rank] ? s->end_s[rank][place] : -1;
 }
 
@@ -95,10 +104,12 @@ static double arrival(const Stepper *s, int from, int to, int micro, int work, d
     const Pipeline *p = s->pipeline;
     *sent_s = ended(s, from, micro, work);
     if (*sent_s < 0 || p->rank_of[from] == p->rank_of[to]) return *sent_s;
-    return *sent_s + sim_message_s(s->sim, p->rank_of[from], p->rank_of[to], s->stage[from].sent_bytes[work]);
+    return *sent_s +
+           sim_message_s(s->sim, p->rank_of[from], p->rank_of[to], s->stage[from].sent_bytes[work]);
 }
 
-/* When all that the action reads is there; negative: not yet. *sent_s: when the last of it was made. */
+/* When all that the action reads is there; negative: not yet. *sent_s: when the last of it was
+ * made. */
 static double ready(const Stepper *s, const PipelineAction *a, double *sent_s)
 {
     double own = 0, before = 0, sent = 0;
@@ -123,13 +134,15 @@ static bool run_next(Stepper *s, int rank)
     const PipelineAction *a = &list->at[s->at[rank]];
     double sent, there = ready(s, a, &sent);
     if (there < 0) return false;
-    double begin = fmax(s->free_s[rank], there), end = begin + s->stage[a->stage].of[a->work].total_s;
+    double begin = fmax(s->free_s[rank], there),
+           end = begin + s->stage[a->stage].of[a->work].total_s;
     s->late_s += begin - fmax(s->free_s[rank], sent);
     sim_time_add(&s->sum[rank], &s->stage[a->stage].of[a->work], 1);
     s->end_s[rank][s->at[rank]++] = s->free_s[rank] = end;
     const StepPrograms *programs = programs_of(s->roles, rank);
-    tell(s, (StepSpan){rank, a->stage, a->micro, programs->at[programs->index[PROGRAM_STEP] + s->local[a->stage]], first_phase[a->work],
-                       last_phase[a->work], begin, end});
+    tell(s, (StepSpan){rank, a->stage, a->micro,
+                       programs->at[programs->index[PROGRAM_STEP] + s->local[a->stage]],
+                       first_phase[a->work], last_phase[a->work], begin, end});
     return true;
 }
 
@@ -155,7 +168,8 @@ static double pipeline_s(Stepper *s)
     s->at = xcalloc((size_t)p->n_ranks, sizeof *s->at);
     s->free_s = xcalloc((size_t)p->n_ranks, sizeof *s->free_s);
     s->end_s = xcalloc((size_t)p->n_ranks, sizeof *s->end_s);
-    for (int r = 0; r < p->n_ranks; r++) s->end_s[r] = xcalloc((size_t)p->rank[r].n, sizeof(double));
+    for (int r = 0; r < p->n_ranks; r++)
+        s->end_s[r] = xcalloc((size_t)p->rank[r].n, sizeof(double));
     time_stages(s);
     double end = run_table(s);
     for (int r = 0; r < p->n_ranks; r++) free(s->end_s[r]);
@@ -167,9 +181,10 @@ static double pipeline_s(Stepper *s)
     return end;
 }
 
-/* ---- without a pipeline -------------------------------------------------------------------------------------- */
+/* ---- without a pipeline ----------------------------------------------------------------- */
 
-static SimTime run_phases(Stepper *s, int rank, const Program *program, Phase first, Phase last, int micro, double *now)
+static SimTime run_phases(Stepper *s, int rank, const Program *program, Phase first, Phase last,
+                          int micro, double *now)
 {
     SimTime t = sim_run(s->sim, program, first, last, NULL, NULL);
     tell(s, (StepSpan){rank, -1, micro, program, first, last, *now, *now + t.total_s});
@@ -198,7 +213,7 @@ static double micro_batches_s(Stepper *s)
     return now;
 }
 
-/* ---- update ---------------------------------------------------------------------------------------------------- */
+/* ---- update ----------------------------------------------------------------------------- */
 
 /* Sums of gradients, norm and update, of one rank. */
 static SimTime update(Stepper *s, int rank, double begin_s)
@@ -231,7 +246,7 @@ static double updates_s(Stepper *s, double begin_s, SimTime *all)
     return longest;
 }
 
-/* ---- entry ------------------------------------------------------------------------------------------------------ */
+/* ---- entry ------------------------------------------------------------------------------ */
 
 static void add_parts(StepTime *t, const SimTime *work, const SimTime *update, double ranks)
 {
@@ -248,14 +263,21 @@ static void add_parts(StepTime *t, const SimTime *work, const SimTime *update, d
     t->flop = work->flop + update->flop;
 }
 
-StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *options, StepWatch *watch, void *context)
+StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *options,
+                   StepWatch *watch, void *context)
 {
     int n = roles->n_ranks;
-    Stepper s = {.sim = sim, .roles = roles, .options = options, .pipeline = n > 1 ? options->layout.pipeline : NULL, .watch = watch, .context = context};
+    Stepper s = {.sim = sim,
+                 .roles = roles,
+                 .options = options,
+                 .pipeline = n > 1 ? options->layout.pipeline : NULL,
+                 .watch = watch,
+                 .context = context};
     s.sum = xcalloc((size_t)n, sizeof *s.sum);
     SimTime work = {0}, end = {0};
     double work_s = s.pipeline ? pipeline_s(&s) : micro_batches_s(&s);
-    double loss_s = s.pipeline ? sim_exchange_s(sim, COMM_ALL_REDUCE, 1u << MESH_PP, sizeof(float)) : 0; /* all stages meet */
+    double loss_s = s.pipeline ? sim_exchange_s(sim, COMM_ALL_REDUCE, 1u << MESH_PP, sizeof(float))
+                               : 0; /* all stages meet */
     double update_s = updates_s(&s, work_s + loss_s, &end);
     for (int r = 0; r < n; r++) sim_time_add(&work, &s.sum[r], 1);
     StepTime t = {.step_s = work_s + loss_s + update_s};

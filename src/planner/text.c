@@ -6,10 +6,11 @@
 
 static const double noticeable = 0.0005; /* share of the step */
 
-static const char *const recompute_words[] = {"nothing made again", "selective recompute", "full recompute"};
+static const char *const recompute_words[] = {"nothing made again", "selective recompute",
+                                              "full recompute"};
 static const char *const recompute_names[] = {"none", "selective", "full"};
 
-/* ---- layout -------------------------------------------------------------------------------------------- */
+/* ---- layout ----------------------------------------------------------------------------- */
 
 static void add_axis(Str *out, const char *name, int64_t n)
 {
@@ -30,16 +31,26 @@ static void layout_text(const Plan *plan, Str *out)
     add_axis(out, "pp", p->pp);
     if (plan->ranks == 1) str_add(out, " one rank");
     if (p->pp > 1) {
-        int64_t stages = p->virtual_stages ? p->virtual_stages : pipeline_default_stages(p->schedule);
-        str_printf(out, " (%s, %lld stage%s on a rank)", p->schedule, (long long)stages, stages == 1 ? "" : "s");
+        int64_t stages = p->virtual_stages ? p->virtual_stages
+                                           : pipeline_default_stages(p->schedule);
+        str_printf(out, " (%s, %lld stage%s on a rank)", p->schedule, (long long)stages,
+                   stages == 1 ? "" : "s");
     }
-    str_printf(out, "%s\n", p->zero ? p->zero == 1 ? ", zero 1" : p->zero == 2 ? ", zero 2" : ", zero 3" : "");
-    str_printf(out, "         batch %lld x %lld = %s tokens: %lld micro-batch%s of %lld on a rank; %s, %s\n", (long long)r->batch, (long long)r->seq,
-               format_count(plan->tokens, tokens), (long long)run_n_micro(&plan->config), run_n_micro(&plan->config) == 1 ? "" : "es",
-               (long long)run_micro_batch(&plan->config), r->precision == RUN_BF16 ? "bf16" : "f32", recompute_words[r->recompute]);
+    str_printf(out, "%s\n",
+               p->zero ? p->zero == 1   ? ", zero 1"
+                         : p->zero == 2 ? ", zero 2"
+                                        : ", zero 3"
+                       : "");
+    str_printf(
+        out,
+        "         batch %lld x %lld = %s tokens: %lld micro-batch%s of %lld on a rank; %s, %s\n",
+        (long long)r->batch, (long long)r->seq, format_count(plan->tokens, tokens),
+        (long long)run_n_micro(&plan->config), run_n_micro(&plan->config) == 1 ? "" : "es",
+        (long long)run_micro_batch(&plan->config), r->precision == RUN_BF16 ? "bf16" : "f32",
+        recompute_words[r->recompute]);
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------- */
 
 typedef struct Line {
     const char *what, *key;
@@ -68,21 +79,24 @@ static void memory_text(const Plan *plan, Str *out)
 {
     char a[32], b[32];
     const PlanMemory *m = &plan->memory[plan->largest];
-    str_printf(out, "memory   %s of %s%s", format_bytes((double)m->total, a), format_bytes((double)plan->limit_bytes, b),
-               plan->fits ? "" : ": DOES NOT FIT");
+    str_printf(out, "memory   %s of %s%s", format_bytes((double)m->total, a),
+               format_bytes((double)plan->limit_bytes, b), plan->fits ? "" : ": DOES NOT FIT");
     if (plan->n_stages > 1) str_printf(out, "; rank %d of the pipeline holds most", plan->largest);
     str_add(out, "\n");
     for (int i = 0; i < COUNT_OF(memory_lines); i++) {
         size_t bytes = bytes_of(m, &memory_lines[i]);
-        if (bytes) str_printf(out, "           %-28s %12s\n", memory_lines[i].what, format_bytes((double)bytes, a));
+        if (bytes)
+            str_printf(out, "           %-28s %12s\n", memory_lines[i].what,
+                       format_bytes((double)bytes, a));
     }
     if (plan->n_stages < 2) return;
     str_add(out, "         GB by rank:");
-    for (int r = 0; r < plan->n_stages; r++) str_printf(out, " %.1f", (double)plan->memory[r].total * 1e-9);
+    for (int r = 0; r < plan->n_stages; r++)
+        str_printf(out, " %.1f", (double)plan->memory[r].total * 1e-9);
     str_add(out, "\n");
 }
 
-/* ---- time -------------------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------- */
 
 static void part(const Plan *plan, const char *what, double seconds, double hidden_s, Str *out)
 {
@@ -102,7 +116,8 @@ static void time_text(const Plan *plan, Str *out)
     for (int w = 0; w < SIM_WORKS; w++) part(plan, work[w], t->part.work_s[w], 0, out);
     part(plan, "launching kernels", t->part.launch_s, 0, out);
     for (int a = MESH_AXES - 1; a >= 0; a--) {
-        snprintf(name, sizeof name, "waiting for %s", a == MESH_PP ? "messages (pp)" : mesh_axis_name((MeshAxis)a));
+        snprintf(name, sizeof name, "waiting for %s",
+                 a == MESH_PP ? "messages (pp)" : mesh_axis_name((MeshAxis)a));
         part(plan, name, t->part.exposed_s[a], t->hidden_s[a], out);
     }
     part(plan, "waiting for other stages", t->part.bubble_s, 0, out);
@@ -113,27 +128,36 @@ static void time_text(const Plan *plan, Str *out)
 static void rate_text(const Plan *plan, Str *out)
 {
     char all[32], one[32];
-    str_printf(out, "rate     %s tokens/s, %s on a device; %.4g TFLOP/s on a device, MFU %.1f%%\n", format_count(plan->tokens_per_s, all),
-               format_count(plan->tokens_per_s / (double)plan->ranks, one), plan->tflops_per_gpu, 100 * plan->mfu);
-    str_add(out, "         (FLOP of the model: 6 for each weight that is multiplied, causal attention; nothing that is made again)\n");
+    str_printf(out, "rate     %s tokens/s, %s on a device; %.4g TFLOP/s on a device, MFU %.1f%%\n",
+               format_count(plan->tokens_per_s, all),
+               format_count(plan->tokens_per_s / (double)plan->ranks, one), plan->tflops_per_gpu,
+               100 * plan->mfu);
+    str_add(out, "         (FLOP of the model: 6 for each weight that is multiplied, causal "
+                 "attention; nothing that is made again)\n");
 }
 
 void plan_text(const Plan *plan, Str *out)
 {
     char total[32], active[32];
     const RunModel *m = &plan->config.model;
-    str_printf(out, "plan     %s: %s weights, %s active, on %lld of %lld %s (%s)\n", *m->preset ? m->preset : *m->from ? m->from : plan->config.name,
-               format_count(plan->weights, total), format_count(plan->active_weights, active), (long long)plan->ranks, (long long)plan->devices,
-               plan->device, plan->cluster);
+    str_printf(out, "plan     %s: %s weights, %s active, on %lld of %lld %s (%s)\n",
+               *m->preset ? m->preset
+               : *m->from ? m->from
+                          : plan->config.name,
+               format_count(plan->weights, total), format_count(plan->active_weights, active),
+               (long long)plan->ranks, (long long)plan->devices, plan->device, plan->cluster);
     layout_text(plan, out);
     memory_text(plan, out);
     time_text(plan, out);
     rate_text(plan, out);
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------- */
 
-static void number(Str *out, const char *key, double value) { str_printf(out, "\"%s\": %.17g, ", key, isfinite(value) ? value : 0); }
+static void number(Str *out, const char *key, double value)
+{
+    str_printf(out, "\"%s\": %.17g, ", key, isfinite(value) ? value : 0);
+}
 
 static void breakdown_json(const Plan *plan, Str *out)
 {
@@ -160,12 +184,20 @@ static void layout_json(const Plan *plan, Str *out)
 {
     const RunParallel *p = &plan->config.parallel;
     const RunTrain *r = &plan->config.train;
-    str_printf(out, "\"layout\": {\"tp\": %lld, \"cp\": %lld, \"ep\": %lld, \"fsdp\": %lld, \"dp\": %lld, \"pp\": %lld, \"zero\": %lld, \"schedule\": \"%s\", ",
-               (long long)p->tp, (long long)p->cp, (long long)p->ep, (long long)p->fsdp, (long long)p->dp, (long long)p->pp, (long long)p->zero,
+    str_printf(out,
+               "\"layout\": {\"tp\": %lld, \"cp\": %lld, \"ep\": %lld, \"fsdp\": %lld, \"dp\": "
+               "%lld, \"pp\": %lld, \"zero\": %lld, \"schedule\": \"%s\", ",
+               (long long)p->tp, (long long)p->cp, (long long)p->ep, (long long)p->fsdp,
+               (long long)p->dp, (long long)p->pp, (long long)p->zero,
                p->pp > 1 ? p->schedule : "none");
-    str_printf(out, "\"virtual_stages\": %lld, \"batch\": %lld, \"seq\": %lld, \"micro_batch\": %lld, \"n_micro\": %lld, \"recompute\": \"%s\", \"precision\": \"%s\"}",
-               (long long)(p->pp > 1 ? p->virtual_stages ? p->virtual_stages : pipeline_default_stages(p->schedule) : 1), (long long)r->batch, (long long)r->seq,
-               (long long)run_micro_batch(&plan->config), (long long)run_n_micro(&plan->config), recompute_names[r->recompute],
+    str_printf(out,
+               "\"virtual_stages\": %lld, \"batch\": %lld, \"seq\": %lld, \"micro_batch\": %lld, "
+               "\"n_micro\": %lld, \"recompute\": \"%s\", \"precision\": \"%s\"}",
+               (long long)(p->pp > 1 ? p->virtual_stages ? p->virtual_stages
+                                                         : pipeline_default_stages(p->schedule)
+                                     : 1),
+               (long long)r->batch, (long long)r->seq, (long long)run_micro_batch(&plan->config),
+               (long long)run_n_micro(&plan->config), recompute_names[r->recompute],
                r->precision == RUN_BF16 ? "bf16" : "f32");
 }
 
@@ -175,7 +207,8 @@ static void memory_json(const Plan *plan, Str *out)
     for (int s = 0; s < plan->n_stages; s++) {
         str_printf(out, "%s{", s ? ", " : "");
         for (int i = 0; i < COUNT_OF(memory_lines); i++)
-            str_printf(out, "\"%s\": %zu, ", memory_lines[i].key, bytes_of(&plan->memory[s], &memory_lines[i]));
+            str_printf(out, "\"%s\": %zu, ", memory_lines[i].key,
+                       bytes_of(&plan->memory[s], &memory_lines[i]));
         str_printf(out, "\"total\": %zu}", plan->memory[s].total);
     }
     str_add(out, "], ");
@@ -183,8 +216,9 @@ static void memory_json(const Plan *plan, Str *out)
 
 void plan_json(const Plan *plan, Str *out)
 {
-    str_printf(out, "\"fits\": %s, \"peak_bytes\": %zu, \"limit_bytes\": %zu, \"ranks\": %lld, ", plan->fits ? "true" : "false",
-               plan->memory[plan->largest].total, plan->limit_bytes, (long long)plan->ranks);
+    str_printf(out, "\"fits\": %s, \"peak_bytes\": %zu, \"limit_bytes\": %zu, \"ranks\": %lld, ",
+               plan->fits ? "true" : "false", plan->memory[plan->largest].total, plan->limit_bytes,
+               (long long)plan->ranks);
     number(out, "step_s", plan->time.step_s);
     number(out, "tokens_per_step", plan->tokens);
     number(out, "tokens_per_s", plan->tokens_per_s);

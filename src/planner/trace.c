@@ -1,6 +1,7 @@
-/* A simulated step as a trace, in the form of a measured one (train/trace.c): a process for each rank of the pipeline, in it a track of
- * instructions and one of exchanges for each axis. Ranks that differ along other axes would look the same. Of many micro-batches
- * that are alike only the first is told instruction by instruction; all are there as actions. */
+/* A simulated step as a trace, in the form of a measured one (train/trace.c): a process for each
+ * rank of the pipeline, in it a track of instructions and one of exchanges for each axis. Ranks
+ * that differ along other axes would look the same. Of many micro-batches that are alike only the
+ * first is told instruction by instruction; all are there as actions. */
 #include <stdlib.h>
 
 #include "device/trace_text.h"
@@ -18,7 +19,8 @@ static void tell_event(void *context, const SimEvent *e)
 {
     Writer *w = context;
     int track = e->track == SIM_TRACK_KERNELS ? TRACK_INSTRUCTIONS : TRACK_EXCHANGES + e->track - 1;
-    TraceBox box = {w->span->rank, track, w->span->begin_s + e->begin_s, w->span->begin_s + e->end_s};
+    TraceBox box = {w->span->rank, track, w->span->begin_s + e->begin_s,
+                    w->span->begin_s + e->end_s};
     trace_text_instr(w->out, &box, e->program, e->instr);
     trace_text_end_box(w->out);
 }
@@ -27,7 +29,9 @@ static void tell_span(void *context, const StepSpan *span)
 {
     Writer *w = context;
     TraceBox box = {span->rank, TRACK_ACTIONS, span->begin_s, span->end_s};
-    const char *name = span->first != span->last && span->first == PHASE_BACKWARD ? "backward and weights" : phase_name(span->first);
+    const char *name = span->first != span->last && span->first == PHASE_BACKWARD
+                           ? "backward and weights"
+                           : phase_name(span->first);
     trace_text_box(w->out, &box, name, "action");
     str_printf(w->out, "\"program\":\"%s\"", span->program->graph->name);
     if (span->stage >= 0) str_printf(w->out, ",\"stage\":%d", span->stage);
@@ -46,7 +50,8 @@ static void name_tracks(const PlanJob *job, Str *out, int rank)
     trace_text_track(out, rank, TRACK_ACTIONS, "actions");
     trace_text_track(out, rank, TRACK_INSTRUCTIONS, "instructions");
     for (int a = 0; a < MESH_AXES; a++)
-        if (mesh_size(&job->sim.mesh, (MeshAxis)a) > 1) trace_text_track(out, rank, TRACK_EXCHANGES + a, mesh_axis_name((MeshAxis)a));
+        if (mesh_size(&job->sim.mesh, (MeshAxis)a) > 1)
+            trace_text_track(out, rank, TRACK_EXCHANGES + a, mesh_axis_name((MeshAxis)a));
 }
 
 Status plan_write_trace(const PlanJob *job, const char *path)

@@ -1,9 +1,10 @@
 /* The memory planner: lifetimes in, offsets out.
  *
- * Blocks are placed one after another, each in the lowest gap that it fits among those already placed
- * whose lives overlap its own. The order decides how good that is, and no order is always best: three
- * are tried (largest first, largest bytes x life first, in order of birth) and the tightest plan is kept.
- * Ties go by birth, then by index: the plan is a pure function of its input. */
+ * Blocks are placed one after another, each in the lowest gap that it fits among those already
+ * placed whose lives overlap its own. The order decides how good that is, and no order is always
+ * best: three are tried (largest first, largest bytes x life first, in order of birth) and the
+ * tightest plan is kept. Ties go by birth, then by index: the plan is a pure function of its input.
+ */
 #include "program/program_internal.h"
 
 #include <stdlib.h>

@@ -39,7 +39,8 @@ static void no_overlap_and_little_waste(void **state)
             assert_true(b[i].offset + b[i].bytes <= total);
             for (int j = 0; j < i; j++) {
                 bool together = b[i].birth <= b[j].death && b[j].birth <= b[i].death;
-                bool apart = b[i].offset + b[i].bytes <= b[j].offset || b[j].offset + b[j].bytes <= b[i].offset;
+                bool apart = b[i].offset + b[i].bytes <= b[j].offset ||
+                             b[j].offset + b[j].bytes <= b[i].offset;
                 assert_true(!together || apart || b[i].bytes == 0 || b[j].bytes == 0);
             }
         }
@@ -57,7 +58,8 @@ static void stack_like_lives_pack_exactly(void **state)
     (void)state;
     /* activations as a training step has them: born in order, dying in reverse */
     Block b[20];
-    for (int i = 0; i < 20; i++) b[i] = (Block){.bytes = 64u * (unsigned)(i % 5 + 1), .birth = i, .death = 40 - i};
+    for (int i = 0; i < 20; i++)
+        b[i] = (Block){.bytes = 64u * (unsigned)(i % 5 + 1), .birth = i, .death = 40 - i};
     size_t total = plan_blocks(b, 20);
     assert_int_equal(total, largest_live(b, 20, 41));
 }

@@ -8,7 +8,7 @@ typedef struct Compiler {
     Program *program;
     Store *store;
     Placement placement;
-    Block *block;          /* storages and workspaces of the step region and of slots */
+    Block *block; /* storages and workspaces of the step region and of slots */
     int n_blocks;
     int *block_of;         /* per root value: its block, -1 none */
     int *workspace_of;     /* per node: its block, -1 none */
@@ -16,7 +16,10 @@ typedef struct Compiler {
     int phase_end[PHASES]; /* the node behind the last one of each phase */
 } Compiler;
 
-static size_t value_bytes(const Value *v) { return (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype); }
+static size_t value_bytes(const Value *v)
+{
+    return (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype);
+}
 
 /* Birth and death of every storage in the step region. */
 static void add_storages(Compiler *c)
@@ -30,7 +33,8 @@ static void add_storages(Compiler *c)
         int *b = &c->block_of[at->root];
         if (*b < 0) {
             *b = c->n_blocks++;
-            c->block[*b] = (Block){.bytes = value_bytes(root), .birth = root->producer.id, .death = root->producer.id};
+            c->block[*b] = (Block){
+                .bytes = value_bytes(root), .birth = root->producer.id, .death = root->producer.id};
         }
         Block *block = &c->block[*b];
         if (value->producer.id < block->birth) block->birth = value->producer.id;
@@ -45,13 +49,14 @@ static void add_workspaces(Compiler *c)
     for (int i = 1; i < p->graph->n_nodes; i++) {
         const Node *node = &p->graph->node[i];
         const CpuKernel *kernel = node->op->cpu[p->target.isa];
-        size_t bytes = kernel && kernel->workspace ? kernel->workspace(p->graph, node, &p->target) : 0;
+        size_t bytes = kernel && kernel->workspace ? kernel->workspace(p->graph, node, &p->target)
+                                                   : 0;
         c->workspace_of[i] = bytes ? c->n_blocks : -1;
         if (bytes) c->block[c->n_blocks++] = (Block){.bytes = bytes, .birth = i, .death = i};
     }
 }
 
-/* ---- regions --------------------------------------------------------------------------------- */
+/* ---- regions ---------------------------------------------------------------------------- */
 
 static void find_phases(Compiler *c)
 {
@@ -69,7 +74,8 @@ static Phase phase_at(const Compiler *c, int i)
     return (Phase)phase;
 }
 
-/* The slots in which a block lies that lives from one phase to a later one; PIPELINE_SPANS: in none. */
+/* The slots in which a block lies that lives from one phase to a later one; PIPELINE_SPANS: in
+ * none. */
 static PipelineSpan span_of(const Compiler *c, const Block *block)
 {
     Phase from = phase_at(c, block->birth), to = phase_at(c, block->death);
@@ -98,7 +104,8 @@ static void plan_regions(Compiler *c)
 {
     Program *p = c->program;
     find_phases(c);
-    for (int span = 0; p->slotted && span < PIPELINE_SPANS; span++) p->slot_bytes[span] = plan_span(c, (PipelineSpan)span);
+    for (int span = 0; p->slotted && span < PIPELINE_SPANS; span++)
+        p->slot_bytes[span] = plan_span(c, (PipelineSpan)span);
     p->step_bytes = plan_span(c, PIPELINE_SPANS);
 }
 
@@ -137,7 +144,8 @@ static bool nothing_to_do(const Compiler *c, const Node *node)
     if (node->op->flags & OP_VIEW) return true;
     if (!(node->op->flags & OP_JOINS)) return false;
     for (int k = 0; k < node->n_in; k++)
-        if (c->placement.at[node->in[k].id].root != c->placement.at[node->out[0].id].root) return false;
+        if (c->placement.at[node->in[k].id].root != c->placement.at[node->out[0].id].root)
+            return false;
     return true;
 }
 
@@ -147,10 +155,12 @@ static void emit(Compiler *c)
     p->instr = ARENA_ARRAY(&p->arena, Instr, p->graph->n_nodes);
     for (int i = 1; i < p->graph->n_nodes; i++) {
         const Node *node = &p->graph->node[i];
-        for (int phase = (int)node->phase + 1; phase <= PHASES; phase++) p->phase_begin[phase] = p->n_instr;
+        for (int phase = (int)node->phase + 1; phase <= PHASES; phase++)
+            p->phase_begin[phase] = p->n_instr;
         if (nothing_to_do(c, node)) continue;
         Instr *instr = &p->instr[p->n_instr++];
-        for (int phase = (int)node->phase + 1; phase <= PHASES; phase++) p->phase_begin[phase] = p->n_instr;
+        for (int phase = (int)node->phase + 1; phase <= PHASES; phase++)
+            p->phase_begin[phase] = p->n_instr;
         instr->op = node->op;
         instr->node = node;
         instr->in = ARENA_ARRAY(&p->arena, Operand, node->n_in);
@@ -183,7 +193,7 @@ static void emit_ends(Compiler *c)
     }
 }
 
-/* ---- what is alive at the peak ------------------------------------------------------------------ */
+/* ---- what is alive at the peak ---------------------------------------------------------- */
 
 static const char *describe(Compiler *c, const Block *b, int index)
 {
@@ -192,8 +202,8 @@ static const char *describe(Compiler *c, const Block *b, int index)
     bool workspace = index >= 0 && c->workspace_of[b->birth] == index;
     Str text = {0};
     if (node->layer >= 0) str_printf(&text, "layer %d ", node->layer);
-    str_printf(&text, "%s%s%s (%s)%s", node->name ? node->name : "", node->name ? ": " : "", node->op->name,
-               phase_name(node->phase), workspace ? " workspace" : "");
+    str_printf(&text, "%s%s%s (%s)%s", node->name ? node->name : "", node->name ? ": " : "",
+               node->op->name, phase_name(node->phase), workspace ? " workspace" : "");
     const char *copy = arena_strdup(&c->program->arena, text.at);
     str_deinit(&text);
     return copy;
@@ -227,21 +237,21 @@ static void find_peak(Compiler *c)
     }
 }
 
-/* ---- entry ------------------------------------------------------------------------------------- */
+/* ---- entry ------------------------------------------------------------------------------ */
 
 static Status check_kernels(const Program *p)
 {
     for (int i = 1; i < p->graph->n_nodes; i++) {
         const Node *node = &p->graph->node[i];
         if (!(node->op->flags & OP_VIEW) && !node->op->cpu[p->target.isa])
-            return fail(ERR_UNSUPPORTED, "graph %s: %s has no kernel for %s", p->graph->name, node->op->name,
-                        isa_name(p->target.isa));
+            return fail(ERR_UNSUPPORTED, "graph %s: %s has no kernel for %s", p->graph->name,
+                        node->op->name, isa_name(p->target.isa));
     }
     return OK;
 }
 
-/* Sizes come from run files and strangers' configurations. With every tensor below this, no sum of bytes over
- * a graph leaves 64 bits; whether it fits this machine is asked later. */
+/* Sizes come from run files and strangers' configurations. With every tensor below this, no sum of
+ * bytes over a graph leaves 64 bits; whether it fits this machine is asked later. */
 static const int64_t tensor_bytes_max = (int64_t)1 << 44;
 
 static Status check_sizes(const Graph *g)
@@ -249,10 +259,12 @@ static Status check_sizes(const Graph *g)
     char shape[SHAPE_TEXT];
     for (int v = 1; v < g->n_values; v++) {
         const Value *value = &g->value[v];
-        if (shape_count(&value->shape) <= tensor_bytes_max / (int64_t)dtype_bytes(value->dtype)) continue;
-        return fail(ERR_REFUSED, "graph %s: %s [%s] of %s has more than 2^44 bytes, which fits no machine", g->name,
-                    value->name ? value->name : g->node[value->producer.id].op->name, shape_text(&value->shape, shape),
-                    dtype_name(value->dtype));
+        if (shape_count(&value->shape) <= tensor_bytes_max / (int64_t)dtype_bytes(value->dtype))
+            continue;
+        return fail(ERR_REFUSED,
+                    "graph %s: %s [%s] of %s has more than 2^44 bytes, which fits no machine",
+                    g->name, value->name ? value->name : g->node[value->producer.id].op->name,
+                    shape_text(&value->shape, shape), dtype_name(value->dtype));
     }
     return OK;
 }
@@ -290,13 +302,15 @@ static void compile(Compiler *c)
     free(c->io_offset);
 }
 
-Status program_compile_slots(Graph *graph, Target target, Store *store, const int n_slots[PIPELINE_SPANS], Program **program)
+Status program_compile_slots(Graph *graph, Target target, Store *store,
+                             const int n_slots[PIPELINE_SPANS], Program **program)
 {
     Program *p = xcalloc(1, sizeof *p);
     p->graph = graph;
     p->target = target;
     p->slotted = n_slots != NULL;
-    for (int span = 0; p->slotted && span < PIPELINE_SPANS; span++) p->n_slots[span] = n_slots[span];
+    for (int span = 0; p->slotted && span < PIPELINE_SPANS; span++)
+        p->n_slots[span] = n_slots[span];
     Status status = check_kernels(p);
     if (status == OK) status = check_sizes(graph);
     if (status == OK) status = store_add_graph(store, graph);

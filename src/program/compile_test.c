@@ -22,7 +22,8 @@ static void sizes_beyond_any_machine(void **state)
 {
     (void)state;
     assert_int_equal(compile_scale(8, 16), OK);
-    assert_int_equal(compile_scale((int64_t)1 << 22, (int64_t)1 << 20), OK); /* 2^44 bytes: planned, not allocated */
+    assert_int_equal(compile_scale((int64_t)1 << 22, (int64_t)1 << 20),
+                     OK); /* 2^44 bytes: planned, not allocated */
     assert_int_equal(compile_scale((int64_t)1 << 22, ((int64_t)1 << 20) + 1), ERR_REFUSED);
     assert_int_equal(compile_scale((int64_t)1 << 40, (int64_t)1 << 40), ERR_REFUSED);
     assert_non_null(strstr(status_message(), "x ["));

@@ -1,20 +1,23 @@
 /* Which values share storage.
  *
- * Three ways, in this order: views share with what they view (the graph says so); what is joined (OP_JOINS) is
- * written by its producers straight into the result, where it is one run there or those can write rows with a
- * pitch, also through a chain of in-place ops; and an output takes over the storage of an operand that
- * dies there, where the op can work in place. A shared storage lives from its first value to the last
- * read of any. */
+ * Three ways, in this order: views share with what they view (the graph says so); what is joined
+ * (OP_JOINS) is written by its producers straight into the result, where it is one run there or
+ * those can write rows with a pitch, also through a chain of in-place ops; and an output takes over
+ * the storage of an operand that dies there, where the op can work in place. A shared storage lives
+ * from its first value to the last read of any. */
 #include "program/program_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- facts ---------------------------------------------------------------------------------- */
+/* ---- facts ------------------------------------------------------------------------------ */
 
 static const Value *value_at(const Placement *p, int v) { return &p->graph->value[v]; }
 
-static size_t value_bytes(const Value *v) { return (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype); }
+static size_t value_bytes(const Value *v)
+{
+    return (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype);
+}
 
 static bool is_view(const Node *node) { return node->op->flags & OP_VIEW; }
 
@@ -62,7 +65,8 @@ static bool readers_take_strides(const Placement *p, int v)
         const Node *node = &g->node[i];
         for (int k = 0; k < node->n_in; k++) {
             if (node->in[k].id != v) continue;
-            if (is_view(node)) return false; /* a view of a strided value: left to the graph's own strides */
+            if (is_view(node))
+                return false; /* a view of a strided value: left to the graph's own strides */
             if (k >= 32 || !(node->op->strided_in >> k & 1)) return false;
         }
     }
@@ -71,7 +75,7 @@ static bool readers_take_strides(const Placement *p, int v)
     return true;
 }
 
-/* ---- joined operands ------------------------------------------------------------------------ */
+/* ---- joined operands -------------------------------------------------------------------- */
 
 /* Strides of a value whose last axes, together `width` elements, are one row of a wider row. */
 static bool strides_in_rows(const Value *v, int64_t width, int64_t pitch, int64_t stride[MAX_RANK])
@@ -107,23 +111,31 @@ static bool put_into(Placement *p, int v, const Slot *slot, int views_allowed)
         int base = value->base.id;
         if (p->uses[base] > 0 || p->at[v].offset_bytes != p->at[base].offset_bytes) return false;
         int64_t stride[MAX_RANK];
-        if (!strides_in_rows(value, slot->width, slot->pitch, stride) || !put_into(p, base, slot, 1)) return false;
+        if (!strides_in_rows(value, slot->width, slot->pitch, stride) ||
+            !put_into(p, base, slot, 1))
+            return false;
         memcpy(p->at[v].stride, stride, sizeof stride);
         p->at[v].offset_bytes = slot->offset_bytes;
         p->at[v].root = slot->root;
         return true;
     }
     int64_t stride[MAX_RANK];
-    if (p->at[v].root != v || value_ok(value->base) || !strides_in_rows(value, slot->width, slot->pitch, stride)) return false;
-    if (!(producer->op->strided_out >> value->out_index & 1) && !stride_is_contiguous(&value->shape, stride)) return false;
+    if (p->at[v].root != v || value_ok(value->base) ||
+        !strides_in_rows(value, slot->width, slot->pitch, stride))
+        return false;
+    if (!(producer->op->strided_out >> value->out_index & 1) &&
+        !stride_is_contiguous(&value->shape, stride))
+        return false;
     memcpy(p->at[v].stride, stride, sizeof stride);
     p->at[v].offset_bytes = slot->offset_bytes;
     p->at[v].root = slot->root;
     for (int k = 0; k < producer->n_in && k < 32 && value->out_index == 0; k++) {
         int in = producer->in[k].id;
-        if (!(producer->op->inplace >> k & 1) || !(producer->op->strided_in >> k & 1) || p->uses[in] != 1) continue;
-        if (in && shape_equal(&value_at(p, in)->shape, &value->shape) && value_at(p, in)->dtype == value->dtype &&
-            put_into(p, in, slot, 0))
+        if (!(producer->op->inplace >> k & 1) || !(producer->op->strided_in >> k & 1) ||
+            p->uses[in] != 1)
+            continue;
+        if (in && shape_equal(&value_at(p, in)->shape, &value->shape) &&
+            value_at(p, in)->dtype == value->dtype && put_into(p, in, slot, 0))
             break;
     }
     return true;
@@ -140,9 +152,13 @@ static void place_joined(Placement *p)
         const Value *out = value_at(p, node->out[0].id);
         int64_t pitch = out->shape.dim[out->shape.rank - 1], column = 0;
         for (int k = 0; k < node->n_in; k++) {
-            const Value *in = value_at(p, node->in[k].id); /* in a vector it is one run, whatever its shape */
-            int64_t width = out->shape.rank == 1 ? shape_count(&in->shape) : in->shape.dim[in->shape.rank - 1];
-            Slot slot = {.root = p->at[node->out[0].id].root, .width = width, .pitch = pitch,
+            const Value *in = value_at(
+                p, node->in[k].id); /* in a vector it is one run, whatever its shape */
+            int64_t width = out->shape.rank == 1 ? shape_count(&in->shape)
+                                                 : in->shape.dim[in->shape.rank - 1];
+            Slot slot = {.root = p->at[node->out[0].id].root,
+                         .width = width,
+                         .pitch = pitch,
                          .offset_bytes = p->at[node->out[0].id].offset_bytes +
                                          (size_t)column * dtype_bytes(out->dtype)};
             column += width;
@@ -164,7 +180,7 @@ static void relink(Placement *p)
     }
 }
 
-/* ---- in place ------------------------------------------------------------------------------- */
+/* ---- in place --------------------------------------------------------------------------- */
 
 /* The trailing contiguous axes as one row, the others collapsed into one pitch. */
 static bool row_form(const Shape *shape, const int64_t *stride, int64_t *width, int64_t *pitch)
@@ -184,9 +200,11 @@ static bool overlap(const Placement *p, int a, int b)
 {
     const Value *x = value_at(p, a), *y = value_at(p, b);
     const Placed *u = &p->at[a], *w = &p->at[b];
-    bool dense_x = stride_is_contiguous(&x->shape, u->stride), dense_y = stride_is_contiguous(&y->shape, w->stride);
+    bool dense_x = stride_is_contiguous(&x->shape, u->stride),
+         dense_y = stride_is_contiguous(&y->shape, w->stride);
     if (dense_x && dense_y)
-        return u->offset_bytes < w->offset_bytes + value_bytes(y) && w->offset_bytes < u->offset_bytes + value_bytes(x);
+        return u->offset_bytes < w->offset_bytes + value_bytes(y) &&
+               w->offset_bytes < u->offset_bytes + value_bytes(x);
     if (dense_x || dense_y) return true;
     int64_t width_s, width_t, pitch_s, pitch_t;
     if (!row_form(&x->shape, u->stride, &width_s, &pitch_s)) return true;
@@ -212,7 +230,8 @@ static bool take_over(Placement *p, int out, int in, const Node *node, int k)
     const Value *y = value_at(p, out), *x = value_at(p, in);
     if (value_bytes(y) != value_bytes(x) || !shape_equal(&y->shape, &x->shape)) return false;
     bool dense = stride_is_contiguous(&x->shape, p->at[in].stride);
-    if (!dense && !(node->op->strided_out & 1 && node->op->strided_in >> k & 1 && readers_take_strides(p, out)))
+    if (!dense && !(node->op->strided_out & 1 && node->op->strided_in >> k & 1 &&
+                    readers_take_strides(p, out)))
         return false;
     memcpy(p->at[out].stride, p->at[in].stride, sizeof p->at[out].stride);
     for (int v = out, next; v; v = next) { /* out and what lives in its storage move together */
@@ -233,7 +252,8 @@ static void place_in_place(Placement *p)
         if (value_at(p, out)->kind != VALUE_TEMP) continue;
         for (int k = 0; k < node->n_in && k < 32; k++) {
             int in = node->in[k].id;
-            bool twice = false; /* the same value as another operand is read while it is overwritten */
+            bool twice =
+                false; /* the same value as another operand is read while it is overwritten */
             for (int j = 0; j < node->n_in; j++) twice |= j != k && node->in[j].id == in;
             if (!in || twice || !(node->op->inplace >> k & 1) || !dies_here(p, in, i)) continue;
             if (take_over(p, out, in, node, k)) break;

@@ -4,13 +4,13 @@
 
 #include "program/program.h"
 
-/* Where a value lies: in the storage of its root, so many bytes further, with these strides. Starts as
- * the graph says; placement moves values into others' storage. */
+/* Where a value lies: in the storage of its root, so many bytes further, with these strides. Starts
+ * as the graph says; placement moves values into others' storage. */
 typedef struct Placed {
     int root; /* value id of the storage */
     size_t offset_bytes;
     int64_t stride[MAX_RANK];
-    int next; /* list of the values in one storage, from the root */
+    int next;      /* list of the values in one storage, from the root */
     int last_read; /* node index; -1 never; n_nodes for outputs */
 } Placed;
 

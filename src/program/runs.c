@@ -4,7 +4,7 @@
 typedef struct Walk {
     const StateEntry *entry;
     const Mesh *mesh;
-    int stacked; /* axes of the entry in front of its parts' */
+    int stacked;                /* axes of the entry in front of its parts' */
     int64_t flat_first, flat_n; /* elements of the uncut-flat entry that lie here */
 } Walk;
 
@@ -16,7 +16,8 @@ static void find_flat_range(Walk *w)
     w->flat_n = shape_count(&e->shape);
     w->stacked = (e->whole.rank ? e->whole.rank : e->shape.rank) - e->part[0].shape.rank;
     for (int a = 0; a < MESH_AXES; a++)
-        if (place_is_cut(e->place[a]) && e->place[a].dim == PLACE_FLAT) w->flat_first = w->mesh->coord[a] * w->flat_n;
+        if (place_is_cut(e->place[a]) && e->place[a].dim == PLACE_FLAT)
+            w->flat_first = w->mesh->coord[a] * w->flat_n;
 }
 
 /* Element `at` of axis `dim` of this rank's part, in the whole. Halves are cut each by itself. */
@@ -54,7 +55,8 @@ static int64_t run_at(const Walk *w, const StatePart *part, int dim, int64_t at,
         coordinate[i] = rest % part->shape.dim[i];
         rest /= part->shape.dim[i];
     }
-    for (int i = 0; i <= dim; i++) offset = offset * part->whole.dim[i] + global_of(w, part, i, coordinate[i]);
+    for (int i = 0; i <= dim; i++)
+        offset = offset * part->whole.dim[i] + global_of(w, part, i, coordinate[i]);
     int64_t blocks = part->halves > 1 && dim == part->shape.rank - 1 ? part->halves : 1;
     int64_t length = part->shape.dim[dim] / blocks, left = length - coordinate[dim] % length;
     *global = offset * inner + at % inner;
@@ -65,11 +67,14 @@ static int64_t run_at(const Walk *w, const StatePart *part, int dim, int64_t at,
 static Status walk_part(const Walk *w, int k, int64_t lo, int64_t hi, StateRunFn fn, void *context)
 {
     const StatePart *part = &w->entry->part[k];
-    int64_t begin = (int64_t)(part->offset_bytes / dtype_bytes(w->entry->dtype)), count = shape_count(&part->shape);
-    int64_t first = max_i64(w->flat_first + lo - begin, 0), end = min_i64(w->flat_first + hi - begin, count);
+    int64_t begin = (int64_t)(part->offset_bytes / dtype_bytes(w->entry->dtype)),
+            count = shape_count(&part->shape);
+    int64_t first = max_i64(w->flat_first + lo - begin, 0),
+            end = min_i64(w->flat_first + hi - begin, count);
     int dim = last_cut(part);
     for (int64_t at = first; at < end;) {
-        StateRun run = {.part = k, .local = begin + at - w->flat_first, .global = at, .n = end - at};
+        StateRun run = {
+            .part = k, .local = begin + at - w->flat_first, .global = at, .n = end - at};
         if (dim >= 0) run.n = min_i64(run_at(w, part, dim, at, &run.global), end - at);
         TRY(fn(context, &run));
         at += run.n;
@@ -78,7 +83,8 @@ static Status walk_part(const Walk *w, int k, int64_t lo, int64_t hi, StateRunFn
 }
 
 /* NOLINTNEXTLINE(readability-function-size): a part of a state, a range of it, and whom to call */
-Status store_each_part_run(const Store *store, int entry, int part, int64_t first, int64_t n, StateRunFn fn, void *context)
+Status store_each_part_run(const Store *store, int entry, int part, int64_t first, int64_t n,
+                           StateRunFn fn, void *context)
 {
     Walk w = {.entry = &store->entry[entry], .mesh = &store->mesh};
     find_flat_range(&w);
@@ -88,6 +94,7 @@ Status store_each_part_run(const Store *store, int entry, int part, int64_t firs
 Status store_each_run(const Store *store, int entry, StateRunFn fn, void *context)
 {
     int64_t all = shape_count(&store->entry[entry].shape);
-    for (int k = 0; k < store->entry[entry].n_parts; k++) TRY(store_each_part_run(store, entry, k, 0, all, fn, context));
+    for (int k = 0; k < store->entry[entry].n_parts; k++)
+        TRY(store_each_part_run(store, entry, k, 0, all, fn, context));
     return OK;
 }

@@ -1,4 +1,5 @@
-/* Every element of every published tensor lies on exactly one rank of each way in which it is cut. */
+/* Every element of every published tensor lies on exactly one rank of each way in which it is cut.
+ */
 #include "program/program.h"
 
 #include "base/testing.h"
@@ -25,7 +26,8 @@ static Status see(void *context, const StateRun *run)
     return OK;
 }
 
-/* Two parts [6 8] and [4 8], or one of [4 6 8] whose last axis has halves, cut along `dim` by tp and flat by fsdp. */
+/* Two parts [6 8] and [4 8], or one of [4 6 8] whose last axis has halves, cut along `dim` by tp
+ * and flat by fsdp. */
 static void check(bool experts, int dim, int tp, int fsdp)
 {
     StatePart part[2] = {{.name = "a"}, {.name = "b"}};
@@ -45,19 +47,26 @@ static void check(bool experts, int dim, int tp, int fsdp)
             part[k].offset_bytes = offset;
             offset += (size_t)shape_count(&part[k].shape) * 4;
         }
-        int64_t count = (int64_t)offset / 4, each = fsdp > 1 ? ((count + fsdp - 1) / fsdp + 15) / 16 * 16 : count;
-        StateEntry e = {.dtype = DTYPE_F32, .part = part, .n_parts = n_parts, .shape = shape_make(1, &each, NULL),
+        int64_t count = (int64_t)offset / 4,
+                each = fsdp > 1 ? ((count + fsdp - 1) / fsdp + 15) / 16 * 16 : count;
+        StateEntry e = {.dtype = DTYPE_F32,
+                        .part = part,
+                        .n_parts = n_parts,
+                        .shape = shape_make(1, &each, NULL),
                         .whole = shape_make(rank, dims[0], NULL)};
         if (tp > 1) e.place[MESH_TP] = (Place){PLACE_CUT, (int8_t)dim};
         if (fsdp > 1) e.place[MESH_FSDP] = (Place){PLACE_CUT, PLACE_FLAT};
-        Store store = {.entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = tp, [MESH_FSDP] = fsdp}}};
+        Store store = {
+            .entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = tp, [MESH_FSDP] = fsdp}}};
         store.mesh = mesh_at(&store.mesh, r);
-        Seen seen = {.entry = &e, .times = {times[0], n_parts > 1 ? times[1] : NULL}, .n_local = each};
+        Seen seen = {
+            .entry = &e, .times = {times[0], n_parts > 1 ? times[1] : NULL}, .n_local = each};
         seen.filled = calloc((size_t)each, sizeof(bool));
         /* all at once, or in ranges of local elements */
         if (r % 2 == 0) assert_int_equal(store_each_run(&store, 0, see, &seen), OK);
         for (int64_t lo = 0, n = each / 3 + 1; r % 2 && lo < each; lo += n)
-            for (int k = 0; k < n_parts; k++) assert_int_equal(store_each_part_run(&store, 0, k, lo, n, see, &seen), OK);
+            for (int k = 0; k < n_parts; k++)
+                assert_int_equal(store_each_part_run(&store, 0, k, lo, n, see, &seen), OK);
         free(seen.filled);
     }
     for (int k = 0; k < n_parts; k++) {
@@ -81,10 +90,14 @@ static void test_coverage(void **state)
 static void test_halves(void **state)
 {
     (void)state;
-    StatePart part = {.name = "w", .whole = shape_make(2, (int64_t[]){1, 8}, NULL), .shape = shape_make(2, (int64_t[]){1, 4}, NULL), .halves = 2};
+    StatePart part = {.name = "w",
+                      .whole = shape_make(2, (int64_t[]){1, 8}, NULL),
+                      .shape = shape_make(2, (int64_t[]){1, 4}, NULL),
+                      .halves = 2};
     StateEntry e = {.dtype = DTYPE_F32, .part = &part, .n_parts = 1, .shape = part.shape};
     e.place[MESH_TP] = (Place){PLACE_CUT, 1};
-    Store store = {.entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = 2}, .coord = {[MESH_TP] = 1}}};
+    Store store = {
+        .entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = 2}, .coord = {[MESH_TP] = 1}}};
     int times[8] = {0};
     bool filled[4] = {0};
     Seen seen = {.entry = &e, .times = {times}, .filled = filled, .n_local = 4};
@@ -93,14 +106,19 @@ static void test_halves(void **state)
     assert_memory_equal(times, expected, sizeof times);
 }
 
-/* Experts that two mesh axes share out: tp takes the larger pieces. Rank (ep 1, tp 0) of 2 x 2 has the second quarter. */
+/* Experts that two mesh axes share out: tp takes the larger pieces. Rank (ep 1, tp 0) of 2 x 2 has
+ * the second quarter. */
 static void test_two_axes(void **state)
 {
     (void)state;
-    StatePart part = {.name = "w", .whole = shape_make(2, (int64_t[]){8, 3}, NULL), .shape = shape_make(2, (int64_t[]){2, 3}, NULL)};
+    StatePart part = {.name = "w",
+                      .whole = shape_make(2, (int64_t[]){8, 3}, NULL),
+                      .shape = shape_make(2, (int64_t[]){2, 3}, NULL)};
     StateEntry e = {.dtype = DTYPE_F32, .part = &part, .n_parts = 1, .shape = part.shape};
     e.place[MESH_TP] = e.place[MESH_EP] = (Place){PLACE_CUT, 0};
-    Store store = {.entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = 2, [MESH_EP] = 2}, .coord = {[MESH_EP] = 1}}};
+    Store store = {.entry = &e,
+                   .n_entries = 1,
+                   .mesh = {.size = {[MESH_TP] = 2, [MESH_EP] = 2}, .coord = {[MESH_EP] = 1}}};
     int times[24] = {0};
     bool filled[6] = {0};
     Seen seen = {.entry = &e, .times = {times}, .filled = filled, .n_local = 6};
@@ -110,6 +128,8 @@ static void test_two_axes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_coverage), cmocka_unit_test(test_halves), cmocka_unit_test(test_two_axes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_coverage),
+                                       cmocka_unit_test(test_halves),
+                                       cmocka_unit_test(test_two_axes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

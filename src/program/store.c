@@ -17,10 +17,10 @@ void store_destroy(Store *store)
 
 const char *state_role_name(StateRole role)
 {
-    static const char *const names[] = {"none",   "weights",         "working weights", "gradients",
-                                        "sums of gradients under way",
-                                        "adam m", "adam v",          "buffers",         "expert loads",
-                                        "pipeline buffers", "kv cache"};
+    static const char *const names[] = {
+        "none",    "weights", "working weights", "gradients",    "sums of gradients under way",
+        "adam m",  "adam v",  "buffers",         "expert loads", "pipeline buffers",
+        "kv cache"};
     return names[role];
 }
 
@@ -40,9 +40,12 @@ size_t store_role_bytes(const Store *store, StateRole role)
 static Status check_same(const StateEntry *e, const Value *v)
 {
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
-    if (e->dtype == v->dtype && shape_equal(&e->shape, &v->shape) && !memcmp(e->place, v->place, sizeof e->place)) return OK;
-    return fail(ERR_SHAPE, "state %s is %s [%s] in one program and %s [%s] in another", e->name, dtype_name(e->dtype),
-                shape_text(&e->shape, a), dtype_name(v->dtype), shape_text(&v->shape, b));
+    if (e->dtype == v->dtype && shape_equal(&e->shape, &v->shape) &&
+        !memcmp(e->place, v->place, sizeof e->place))
+        return OK;
+    return fail(ERR_SHAPE, "state %s is %s [%s] in one program and %s [%s] in another", e->name,
+                dtype_name(e->dtype), shape_text(&e->shape, a), dtype_name(v->dtype),
+                shape_text(&v->shape, b));
 }
 
 static Status add_state(Store *store, const Graph *graph, ValueId id, int *index)
@@ -58,14 +61,22 @@ static Status add_state(Store *store, const Graph *graph, ValueId id, int *index
     }
     *index = store->n_entries;
     StateEntry *e = &store->entry[store->n_entries++];
-    *e = (StateEntry){.name = arena_strdup(&store->arena, v->name), .dtype = v->dtype, .shape = v->shape,
-                      .role = v->role, .decay = v->decay, .master = master, .n_parts = v->n_parts,
-                      .offset = store->bytes, .whole = v->whole, .twin = v->twin};
+    *e = (StateEntry){.name = arena_strdup(&store->arena, v->name),
+                      .dtype = v->dtype,
+                      .shape = v->shape,
+                      .role = v->role,
+                      .decay = v->decay,
+                      .master = master,
+                      .n_parts = v->n_parts,
+                      .offset = store->bytes,
+                      .whole = v->whole,
+                      .twin = v->twin};
     memcpy(e->place, v->place, sizeof e->place);
     name_index_put(&store->names, e->name, *index);
     e->bytes = (size_t)shape_count(&v->shape) * dtype_bytes(v->dtype);
     e->part = arena_copy(&store->arena, v->part, sizeof *v->part * (size_t)v->n_parts);
-    for (int k = 0; k < e->n_parts; k++) e->part[k].name = arena_strdup(&store->arena, v->part[k].name);
+    for (int k = 0; k < e->n_parts; k++)
+        e->part[k].name = arena_strdup(&store->arena, v->part[k].name);
     store->bytes += round_up(e->bytes, TENSOR_ALIGN);
     return OK;
 }
@@ -79,7 +90,8 @@ Status store_add_graph(Store *store, const Graph *graph)
             ValueId in = graph->node[i].in[k];
             if (!value_ok(in)) continue;
             ValueId root = graph_root(graph, in);
-            if (graph_value(graph, root)->kind == VALUE_STATE) TRY(add_state(store, graph, root, &ignored));
+            if (graph_value(graph, root)->kind == VALUE_STATE)
+                TRY(add_state(store, graph, root, &ignored));
         }
     return OK;
 }

@@ -34,7 +34,8 @@ static Status read_quoted(Reader *r, char **field)
     if (status == OK) {
         r->at++;
         if (r->at < r->end && !strchr(",\r\n", *r->at))
-            status = fail(ERR_FORMAT, "%s:%d: behind a closing quote a comma is wanted", r->path, r->line);
+            status = fail(ERR_FORMAT, "%s:%d: behind a closing quote a comma is wanted", r->path,
+                          r->line);
     }
     if (status == OK) *field = arena_strndup(r->arena, text.at ? text.at : "", text.n);
     str_deinit(&text);
@@ -55,9 +56,13 @@ static Status read_line(Reader *r, Fields *fields)
 {
     for (fields->n = 0;;) {
         char *field;
-        if (r->at < r->end && *r->at == '"') TRY(read_quoted(r, &field));
-        else read_plain(r, &field);
-        if (fields->n == CSV_MAX_COLUMNS) return fail(ERR_FORMAT, "%s:%d: more than %d columns", r->path, r->line, CSV_MAX_COLUMNS);
+        if (r->at < r->end && *r->at == '"')
+            TRY(read_quoted(r, &field));
+        else
+            read_plain(r, &field);
+        if (fields->n == CSV_MAX_COLUMNS)
+            return fail(ERR_FORMAT, "%s:%d: more than %d columns", r->path, r->line,
+                        CSV_MAX_COLUMNS);
         VEC_PUSH(fields, field);
         if (r->at < r->end && *r->at == ',') {
             r->at++;
@@ -82,7 +87,8 @@ static Status read_rows(Reader *r, Fields *fields, Csv *csv)
         status = read_line(r, fields);
         if (status == OK && fields->n == 1 && !*fields->at[0]) continue; /* an empty line */
         if (status == OK && (int)fields->n != csv->columns)
-            status = fail(ERR_FORMAT, "%s:%d: %zu fields; the first line names %d", r->path, line, fields->n, csv->columns);
+            status = fail(ERR_FORMAT, "%s:%d: %zu fields; the first line names %d", r->path, line,
+                          fields->n, csv->columns);
         if (status != OK) break;
         char **row = arena_copy(r->arena, fields->at, fields->n * sizeof *fields->at);
         VEC_PUSH(&rows, row);
@@ -101,10 +107,14 @@ Status csv_parse(Arena *arena, Bytes text, const char *path, Csv *csv)
     Reader r = {arena, path, (const char *)text.at, (const char *)text.at + text.n, 1};
     Fields fields = {0};
     Csv read = {.path = path};
-    if (text.n > CSV_MAX_BYTES) return fail(ERR_FORMAT, "%s has %zu bytes; at most %d are read", path, text.n, CSV_MAX_BYTES);
+    if (text.n > CSV_MAX_BYTES)
+        return fail(ERR_FORMAT, "%s has %zu bytes; at most %d are read", path, text.n,
+                    CSV_MAX_BYTES);
     if (memchr(text.at, 0, text.n)) return fail(ERR_FORMAT, "%s contains a zero byte", path);
     if (!utf8_valid(text.at, text.n)) return fail(ERR_FORMAT, "%s is not UTF-8", path);
-    if (text.n == 0) return fail(ERR_FORMAT, "%s is empty; a first line with the names of columns is wanted", path);
+    if (text.n == 0)
+        return fail(ERR_FORMAT, "%s is empty; a first line with the names of columns is wanted",
+                    path);
     Status status = read_rows(&r, &fields, &read);
     VEC_FREE(&fields);
     if (status == OK) *csv = read;

@@ -10,9 +10,10 @@ typedef struct Word {
 } Word;
 #define AT(field) offsetof(PublishedLayout, field)
 
-static const Word words[] = {{"TP", AT(tp)},   {"PP", AT(pp)},    {"VP", AT(virtual_stages)}, {"v", AT(virtual_stages)},
-                             {"CP", AT(cp)},   {"EP", AT(ep)},    {"ETP", AT(expert_tp)},     {"DP", AT(dp)},
-                             {"GA", AT(accumulate)}};
+static const Word words[] = {
+    {"TP", AT(tp)},        {"PP", AT(pp)}, {"VP", AT(virtual_stages)}, {"v", AT(virtual_stages)},
+    {"CP", AT(cp)},        {"EP", AT(ep)}, {"ETP", AT(expert_tp)},     {"DP", AT(dp)},
+    {"GA", AT(accumulate)}};
 
 static bool read_word(const char *word, PublishedLayout *l)
 {
@@ -46,8 +47,11 @@ Status published_layout_parse(Arena *arena, const char *text, PublishedLayout *l
         size_t n = strcspn(at, " ;,");
         char *word = arena_strndup(arena, at, n);
         if (n && !read_word(word, &l))
-            return fail(ERR_FORMAT, "'%.40s' in the layout '%.80s' is none of TP, PP, VP, v, CP, EP, ETP, DP, FSDP, HSDP, GA with a number, "
-                        "ZeRO-0 to ZeRO-3, SP, async-TP", word, text);
+            return fail(ERR_FORMAT,
+                        "'%.40s' in the layout '%.80s' is none of TP, PP, VP, v, CP, EP, ETP, DP, "
+                        "FSDP, HSDP, GA with a number, "
+                        "ZeRO-0 to ZeRO-3, SP, async-TP",
+                        word, text);
         at += n + (at[n] != 0);
     }
     *layout = l;

@@ -14,7 +14,8 @@ const char *record_text(const Record *r, const char *column)
 
 Status record_fail(const Record *r, const char *column, const char *wanted)
 {
-    return fail(ERR_FORMAT, "%s:%d: %s is '%.60s'; %s is wanted", r->csv->path, r->csv->line[r->row], column, record_text(r, column), wanted);
+    return fail(ERR_FORMAT, "%s:%d: %s is '%.60s'; %s is wanted", r->csv->path,
+                r->csv->line[r->row], column, record_text(r, column), wanted);
 }
 
 /* Thousands are parted by commas; a question mark means "about". */
@@ -31,7 +32,8 @@ Status record_number(const Record *r, const char *column, double *out)
         digits[n++] = *text;
     }
     digits[n] = 0;
-    if (!parse_f64(digits, out) || !(*out >= 0) || *out > 1e18) return record_fail(r, column, "a number");
+    if (!parse_f64(digits, out) || !(*out >= 0) || *out > 1e18)
+        return record_fail(r, column, "a number");
     return OK;
 }
 
@@ -39,18 +41,20 @@ Status record_count(const Record *r, const char *column, int64_t *out)
 {
     double number;
     TRY(record_number(r, column, &number));
-    if (number != floor(number) || number > 1e12) return record_fail(r, column, "a whole number up to 1e12");
+    if (number != floor(number) || number > 1e12)
+        return record_fail(r, column, "a whole number up to 1e12");
     *out = (int64_t)number;
     return OK;
 }
 
-/* ---- experts ----------------------------------------------------------------------------- */
+/* ---- experts ---------------------------------------------------------------------------- */
 
 /* The number behind `word` in the text, or in front of it; 0 where it does not stand there. */
 static int64_t number_after(const char *text, const char *word)
 {
     const char *at = strstr(text, word);
-    return at ? strtoll(at + strlen(word), NULL, 10) : 0; /* NOLINT(cert-err34-c): 0 where there is none */
+    return at ? strtoll(at + strlen(word), NULL, 10)
+              : 0; /* NOLINT(cert-err34-c): 0 where there is none */
 }
 
 static int64_t number_before(const char *text, const char *word)
@@ -72,38 +76,43 @@ static Status read_experts(const Record *r, PublishedModel *m)
     m->moe_layers = number_before(text, " MoE layers");
     m->window = number_after(text, "window ");
     m->mla = strstr(text, "MLA") != NULL;
-    if (m->experts < 1 || m->experts > 1 << 20 || m->experts_per_token < 1 || m->experts_per_token > m->experts || m->expert_ffn < 1 ||
-        m->expert_ffn > 1 << 24 || m->shared_ffn < 0 || m->shared_ffn > 1 << 24 || m->moe_layers < 1 || m->moe_layers > m->layers ||
-        m->window < 0)
+    if (m->experts < 1 || m->experts > 1 << 20 || m->experts_per_token < 1 ||
+        m->experts_per_token > m->experts || m->expert_ffn < 1 || m->expert_ffn > 1 << 24 ||
+        m->shared_ffn < 0 || m->shared_ffn > 1 << 24 || m->moe_layers < 1 ||
+        m->moe_layers > m->layers || m->window < 0)
         return record_fail(r, "MoE", "`N experts top-K, expert ffn F, shared S, L MoE layers`");
     return OK;
 }
 
-/* ---- models ------------------------------------------------------------------------------ */
+/* ---- models ----------------------------------------------------------------------------- */
 
 static Status read_model(const Record *r, PublishedModel *m)
 {
     const struct {
         const char *column;
         int64_t *value;
-    } counts[] = {{"layers", &m->layers}, {"hidden", &m->hidden}, {"heads", &m->heads}, {"kv", &m->kv_heads},
-                  {"head dim", &m->head_dim}, {"vocab", &m->vocab}};
+    } counts[] = {{"layers", &m->layers}, {"hidden", &m->hidden},     {"heads", &m->heads},
+                  {"kv", &m->kv_heads},   {"head dim", &m->head_dim}, {"vocab", &m->vocab}};
     for (int i = 0; i < COUNT_OF(counts); i++) {
         TRY(record_count(r, counts[i].column, counts[i].value));
-        if (*counts[i].value < 1 || *counts[i].value > 1 << 24) return record_fail(r, counts[i].column, "a number from 1 to 2^24");
+        if (*counts[i].value < 1 || *counts[i].value > 1 << 24)
+            return record_fail(r, counts[i].column, "a number from 1 to 2^24");
     }
     TRY(record_count(r, "ffn", &m->ffn));
     const char *gated = record_text(r, "gated");
-    if (strcmp(gated, "y") != 0 && strcmp(gated, "n") != 0) return record_fail(r, "gated", "y or n");
+    if (strcmp(gated, "y") != 0 && strcmp(gated, "n") != 0)
+        return record_fail(r, "gated", "y or n");
     m->gated = *gated == 'y';
     TRY(read_experts(r, m));
-    if (m->ffn == 0 && m->moe_layers < m->layers) return record_fail(r, "ffn", "the width of dense layers");
+    if (m->ffn == 0 && m->moe_layers < m->layers)
+        return record_fail(r, "ffn", "the width of dense layers");
     double params, active;
     TRY(record_number(r, "params B", &params));
     TRY(record_number(r, "active B", &active));
     m->params = params * 1e9;
     m->active_params = active * 1e9;
-    /* the published counts have two embeddings throughout; GPT's serve as heads in all of these but the Nemotrons */
+    /* the published counts have two embeddings throughout; GPT's serve as heads in all of these but
+     * the Nemotrons */
     m->tied = !m->gated && strncmp(m->key, "NM", 2) != 0;
     return OK;
 }
@@ -113,7 +122,9 @@ static Status cut_layers(const Csv *models, const char *key, const char *layers,
 {
     int64_t n;
     if (!parse_i64(layers, &n) || n < 1 || n > m->layers)
-        return fail(ERR_FORMAT, "%s: model %s has %lld layers; 1 to that many behind the @ are wanted", models->path, key, (long long)m->layers);
+        return fail(ERR_FORMAT,
+                    "%s: model %s has %lld layers; 1 to that many behind the @ are wanted",
+                    models->path, key, (long long)m->layers);
     m->moe_layers = m->moe_layers * n / m->layers;
     m->layers = n;
     m->params = m->active_params = 0;
@@ -122,7 +133,8 @@ static Status cut_layers(const Csv *models, const char *key, const char *layers,
 
 Status published_model_find(const Csv *models, Arena *arena, const char *key, PublishedModel *model)
 {
-    const char *at = strchr(key, '@'), *name = at ? arena_strndup(arena, key, (size_t)(at - key)) : key;
+    const char *at = strchr(key, '@'),
+               *name = at ? arena_strndup(arena, key, (size_t)(at - key)) : key;
     const char **names = ARENA_ARRAY(arena, const char *, models->rows + 1);
     for (int i = 0; i < models->rows; i++) {
         Record r = {arena, models, i};
@@ -135,6 +147,6 @@ Status published_model_find(const Csv *models, Arena *arena, const char *key, Pu
         return OK;
     }
     const char *near = name_nearest(name, names, models->rows);
-    return fail(ERR_FORMAT, "%s has no model %.60s%s%s", models->path ? models->path : "models.csv", name, near ? "; did you mean " : "",
-                near ? near : "");
+    return fail(ERR_FORMAT, "%s has no model %.60s%s%s", models->path ? models->path : "models.csv",
+                name, near ? "; did you mean " : "", near ? near : "");
 }

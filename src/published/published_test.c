@@ -111,7 +111,8 @@ static void test_grids(void **state)
 static void test_machines(void **state)
 {
     (void)state;
-    static const char *const files[] = {"calibration.csv", "grid_3_1.csv", "grid_3_2.csv", "grid_3_3_1.csv", "grid_3_4.csv"};
+    static const char *const files[] = {"calibration.csv", "grid_3_1.csv", "grid_3_2.csv",
+                                        "grid_3_3_1.csv", "grid_3_4.csv"};
     Arena arena = {0};
     for (int f = 0; f < COUNT_OF(files); f++) {
         PublishedRows rows = load(&arena, files[f]);
@@ -129,14 +130,17 @@ static void test_machines(void **state)
     arena_deinit(&arena);
 }
 
-/* ---- refusals ---------------------------------------------------------------------------- */
+/* ---- refusals --------------------------------------------------------------------------- */
 
 static Status parse(Arena *arena, const char *text, PublishedRows *rows)
 {
-    static const char model[] = "key,layers,hidden,heads,kv,head dim,ffn,gated,vocab,MoE,params B,active B\n"
-                                "A,4,64,4,4,16,256,n,1000,-,1,1\nB,4,64,4,4,16,-,y,1000,\"8 experts top-9, expert ffn 64\",1,1\n";
+    static const char model[] =
+        "key,layers,hidden,heads,kv,head dim,ffn,gated,vocab,MoE,params B,active B\n"
+        "A,4,64,4,4,16,256,n,1000,-,1,1\nB,4,64,4,4,16,-,y,1000,\"8 experts top-9, expert ffn "
+        "64\",1,1\n";
     Csv csv, models;
-    assert_ok(csv_parse(arena, (Bytes){(const uint8_t *)model, sizeof model - 1}, "models.csv", &models));
+    assert_ok(
+        csv_parse(arena, (Bytes){(const uint8_t *)model, sizeof model - 1}, "models.csv", &models));
     TRY(csv_parse(arena, (Bytes){(const uint8_t *)text, strlen(text)}, "rows.csv", &csv));
     return published_parse(arena, &csv, &models, rows);
 }
@@ -161,7 +165,8 @@ static void test_files_refused(void **state)
         PublishedRows rows;
         Status status = parse(&arena, cases[i].text, &rows);
         if (status != ERR_FORMAT) fail_msg("%s: status %s", cases[i].text, status_name(status));
-        if (!strstr(status_message(), cases[i].says)) fail_msg("'%s' lacks '%s'", status_message(), cases[i].says);
+        if (!strstr(status_message(), cases[i].says))
+            fail_msg("'%s' lacks '%s'", status_message(), cases[i].says);
     }
     arena_deinit(&arena);
 }
@@ -193,10 +198,12 @@ static void test_bad_rows(void **state)
     Arena arena = {0};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         PublishedRows rows;
-        assert_ok(parse(&arena, arena_printf(&arena, HEAD "\r\n%s\n%s", cases[i].row, good), &rows));
+        assert_ok(
+            parse(&arena, arena_printf(&arena, HEAD "\r\n%s\n%s", cases[i].row, good), &rows));
         assert_int_equal(rows.n, 2);
         if (!rows.row[0].skip || !strstr(rows.row[0].skip, cases[i].says))
-            fail_msg("%s: '%s' lacks '%s'", cases[i].row, rows.row[0].skip ? rows.row[0].skip : "", cases[i].says);
+            fail_msg("%s: '%s' lacks '%s'", cases[i].row, rows.row[0].skip ? rows.row[0].skip : "",
+                     cases[i].says);
         assert_null(rows.row[1].skip);
         assert_string_equal(rows.row[1].note, "a \"b\"");
         assert_string_equal(rows.row[1].device, "h100");
@@ -208,10 +215,8 @@ static void test_bad_rows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_calibration),
-        cmocka_unit_test(test_grids),
-        cmocka_unit_test(test_machines),
-        cmocka_unit_test(test_files_refused),
+        cmocka_unit_test(test_calibration), cmocka_unit_test(test_grids),
+        cmocka_unit_test(test_machines),    cmocka_unit_test(test_files_refused),
         cmocka_unit_test(test_bad_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

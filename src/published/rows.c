@@ -1,4 +1,5 @@
-/* calibration.csv and the grids: each kind has columns of its own, known by one that no other kind has. */
+/* calibration.csv and the grids: each kind has columns of its own, known by one that no other kind
+ * has. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,37 +8,60 @@
 
 const char *published_framework_name(Framework framework)
 {
-    static const char *const names[] = {"Megatron", "DeepSpeed", "MaxText", "PyTorch FSDP", "InternEvo"};
+    static const char *const names[] = {"Megatron", "DeepSpeed", "MaxText", "PyTorch FSDP",
+                                        "InternEvo"};
     return names[framework];
 }
 
 /* "MLG" of "MLG-01", without the digits of "DG405". */
-static bool has_prefix(const char *id, const char *prefix) { return !strncmp(id, prefix, strlen(prefix)); }
+static bool has_prefix(const char *id, const char *prefix)
+{
+    return !strncmp(id, prefix, strlen(prefix));
+}
 
-/* ---- machines ---------------------------------------------------------------------------- */
+/* ---- machines --------------------------------------------------------------------------- */
 
 /* By the letters of the id, as clusters.csv lists them; an entry for one device only says so. */
 static const struct {
     const char *prefix, *device, *cluster;
 } machines[] = {
-    {"NAR", "", "selene"},      {"PTD", "", "selene"},          {"KOR", "", "selene"},        {"MTN", "", "selene"},
-    {"LL3", "", "meta-24k"},    {"TTN", "h100-96", "grand-teton"}, {"MGS", "", "bytedance-a100"}, {"MSM", "", "bytedance-h800"},
-    {"DSK", "h800", "deepseek-h800"}, {"MOS", "a100", "mosaic-a100"}, {"MOS", "h100", "mosaic-h100"}, {"BLM", "", "jean-zay"},
-    {"OTH-02", "", "jean-zay"}, {"INT", "", "shanghai"},        {"INF", "", "shanghai"},      {"VTR", "", "vtrain"},
-    {"FMS", "a100", "vela-a100"}, {"FMS", "h100", "vela-h100"}, {"", "h100", "eos"},          {"", "a100", "selene"},
+    {"NAR", "", "selene"},
+    {"PTD", "", "selene"},
+    {"KOR", "", "selene"},
+    {"MTN", "", "selene"},
+    {"LL3", "", "meta-24k"},
+    {"TTN", "h100-96", "grand-teton"},
+    {"MGS", "", "bytedance-a100"},
+    {"MSM", "", "bytedance-h800"},
+    {"DSK", "h800", "deepseek-h800"},
+    {"MOS", "a100", "mosaic-a100"},
+    {"MOS", "h100", "mosaic-h100"},
+    {"BLM", "", "jean-zay"},
+    {"OTH-02", "", "jean-zay"},
+    {"INT", "", "shanghai"},
+    {"INF", "", "shanghai"},
+    {"VTR", "", "vtrain"},
+    {"FMS", "a100", "vela-a100"},
+    {"FMS", "h100", "vela-h100"},
+    {"", "h100", "eos"},
+    {"", "a100", "selene"},
 };
 
 static Status read_machine(const Record *r, const char *gpu, PublishedRow *row)
 {
-    static const char *const names[][2] = {{"A100", "a100"}, {"H100", "h100"}, {"H100-96GB", "h100-96"}, {"H800", "h800"},
-                                           {"H200", "h200"}, {"B200", "b200"}, {"GB200", "gb200"}};
+    static const char *const names[][2] = {
+        {"A100", "a100"}, {"H100", "h100"}, {"H100-96GB", "h100-96"}, {"H800", "h800"},
+        {"H200", "h200"}, {"B200", "b200"}, {"GB200", "gb200"}};
     size_t plain = strcspn(gpu, "- "); /* "A100-80", "H100 SXM" */
     for (int i = 0; i < COUNT_OF(names); i++)
-        if (!strcmp(gpu, names[i][0]) || (!row->device && strlen(names[i][0]) == plain && !strncmp(gpu, names[i][0], plain)))
+        if (!strcmp(gpu, names[i][0]) ||
+            (!row->device && strlen(names[i][0]) == plain && !strncmp(gpu, names[i][0], plain)))
             row->device = names[i][1];
-    if (!row->device) return record_fail(r, "GPU", "one of A100, H100, H100-96GB, H800, H200, B200, GB200");
+    if (!row->device)
+        return record_fail(r, "GPU", "one of A100, H100, H100-96GB, H800, H200, B200, GB200");
     for (int i = 0; i < COUNT_OF(machines) && !row->cluster; i++)
-        if (has_prefix(row->id, machines[i].prefix) && (!*machines[i].device || !strcmp(machines[i].device, row->device)))
+        if (has_prefix(row->id, machines[i].prefix) &&
+            (!*machines[i].device || !strcmp(machines[i].device, row->device)))
             row->cluster = machines[i].cluster;
     if (!row->cluster) row->cluster = row->device; /* its usual node, as many as it takes */
     return OK;
@@ -47,19 +71,25 @@ static Status read_framework(PublishedRow *row)
 {
     const char *text = row->note;
     row->framework = FRAMEWORK_MEGATRON;
-    if (strstr(text, "MaxText")) row->framework = FRAMEWORK_MAXTEXT;
-    else if (has_prefix(row->id, "TTN") || has_prefix(row->id, "MOS") || has_prefix(row->id, "FMS") || has_prefix(row->id, "AUT") ||
-             strstr(text, "Automodel"))
+    if (strstr(text, "MaxText"))
+        row->framework = FRAMEWORK_MAXTEXT;
+    else if (has_prefix(row->id, "TTN") || has_prefix(row->id, "MOS") ||
+             has_prefix(row->id, "FMS") || has_prefix(row->id, "AUT") || strstr(text, "Automodel"))
         row->framework = FRAMEWORK_FSDP;
-    else if (has_prefix(row->id, "INF") || has_prefix(row->id, "INT")) row->framework = FRAMEWORK_INTERNEVO;
-    else if (has_prefix(row->id, "PTD") && row->layout.zero == 3) row->framework = FRAMEWORK_DEEPSPEED;
+    else if (has_prefix(row->id, "INF") || has_prefix(row->id, "INT"))
+        row->framework = FRAMEWORK_INTERNEVO;
+    else if (has_prefix(row->id, "PTD") && row->layout.zero == 3)
+        row->framework = FRAMEWORK_DEEPSPEED;
     return OK;
 }
 
-/* A distributed optimizer is what Megatron and NeMo rows since 2023 use; A100 rows of 2021 and 2022 do not. */
+/* A distributed optimizer is what Megatron and NeMo rows since 2023 use; A100 rows of 2021 and 2022
+ * do not. */
 static void finish(PublishedRow *row)
 {
-    if (row->layout.zero == 0 && row->framework == FRAMEWORK_MEGATRON && strcmp(row->device, "a100") != 0) row->layout.zero = 1;
+    if (row->layout.zero == 0 && row->framework == FRAMEWORK_MEGATRON &&
+        strcmp(row->device, "a100") != 0)
+        row->layout.zero = 1;
     if (row->model.mla) row->skip = "multi-head latent attention is not modelled";
     if (!row->layout.tp) row->layout.tp = 1;
     if (!row->layout.pp) row->layout.pp = 1;
@@ -72,28 +102,36 @@ static void finish(PublishedRow *row)
 /* What no row can be without. */
 static Status check(const Record *r, PublishedRow *row)
 {
-    if (row->devices < 1 || row->devices > 1 << 24) return record_fail(r, "GPUs", "a number of devices");
+    if (row->devices < 1 || row->devices > 1 << 24)
+        return record_fail(r, "GPUs", "a number of devices");
     if (row->seq < 1 || row->seq > 1 << 28) return record_fail(r, "s", "tokens of a sequence");
     if (row->batch < 1 || row->batch > 1 << 28) return record_fail(r, "GBS", "sequences of a step");
     if (!(row->step_s > 0) && !row->out_of_memory) row->skip = "no time was measured";
     int64_t ranks = row->layout.tp * row->layout.pp * row->layout.cp;
-    if (row->devices % ranks != 0 && !row->skip) row->skip = "the layout does not divide the devices";
+    if (row->devices % ranks != 0 && !row->skip)
+        row->skip = "the layout does not divide the devices";
     return OK;
 }
 
-/* ---- calibration.csv --------------------------------------------------------------------- */
+/* ---- calibration.csv -------------------------------------------------------------------- */
 
 /* "bf16 compile sel-AC?", "fp16 full-AC, no SP" */
 static Status read_precision(const Record *r, const char *column, PublishedRow *row)
 {
     const char *text = record_text(r, column);
-    if (has_prefix(text, "fp16")) row->precision = PUBLISHED_FP16;
-    else if (has_prefix(text, "bf16")) row->precision = PUBLISHED_BF16;
-    else if (has_prefix(text, "fp8")) row->precision = PUBLISHED_FP8;
-    else return record_fail(r, column, "fp16, bf16 or fp8 in front");
+    if (has_prefix(text, "fp16"))
+        row->precision = PUBLISHED_FP16;
+    else if (has_prefix(text, "bf16"))
+        row->precision = PUBLISHED_BF16;
+    else if (has_prefix(text, "fp8"))
+        row->precision = PUBLISHED_FP8;
+    else
+        return record_fail(r, column, "fp16, bf16 or fp8 in front");
     row->recompute = RECOMPUTED_NONE;
-    if (strstr(text, "full-AC")) row->recompute = RECOMPUTED_FULL;
-    else if (strstr(text, "sel-AC") || strstr(text, "selective-AC")) row->recompute = RECOMPUTED_SELECTIVE;
+    if (strstr(text, "full-AC"))
+        row->recompute = RECOMPUTED_FULL;
+    else if (strstr(text, "sel-AC") || strstr(text, "selective-AC"))
+        row->recompute = RECOMPUTED_SELECTIVE;
     if (strstr(text, "AC?")) row->recompute = RECOMPUTED_OPEN;
     row->compiled = strstr(text, "compile") != NULL;
     row->layout.no_sequence = strstr(text, "no SP") != NULL;
@@ -105,7 +143,8 @@ static double note_bytes(const char *note)
 {
     const char *at = strstr(note, " GiB"), *begin = at;
     while (begin && begin > note && strchr("0123456789.", begin[-1])) begin--;
-    return begin ? strtod(begin, NULL) * 0x1p30 : 0; /* NOLINT(cert-err34-c): 0 where there is none */
+    return begin ? strtod(begin, NULL) * 0x1p30
+                 : 0; /* NOLINT(cert-err34-c): 0 where there is none */
 }
 
 static Status read_calibration(const Record *r, const Csv *models, PublishedRow *row)
@@ -117,21 +156,23 @@ static Status read_calibration(const Record *r, const Csv *models, PublishedRow 
     TRY(record_count(r, "MBS", &row->micro_batch));
     TRY(record_number(r, "step s", &row->step_s));
     const char *layout = record_text(r, "layout");
-    TRY_AS(published_layout_parse(r->arena, layout, &row->layout), "%s:%d", r->csv->path, r->csv->line[r->row]);
+    TRY_AS(published_layout_parse(r->arena, layout, &row->layout), "%s:%d", r->csv->path,
+           r->csv->line[r->row]);
     TRY(read_precision(r, "precision, recompute", row));
     if (strstr(layout, "MaxText")) row->note = arena_printf(r->arena, "%s; MaxText", row->note);
     row->peak_bytes = note_bytes(row->note);
     return read_machine(r, record_text(r, "GPU"), row);
 }
 
-/* ---- grids ------------------------------------------------------------------------------- */
+/* ---- grids ------------------------------------------------------------------------------ */
 
 /* MosaicML: sharded over all devices, ZeRO-3 (FULL) or ZeRO-2 (GRAD). */
 static Status read_mosaic(const Record *r, const Csv *models, PublishedRow *row)
 {
     double tokens_per_s;
     TRY(record_count(r, "GPUs", &row->devices));
-    TRY(published_model_find(models, r->arena, arena_printf(r->arena, "MPT%s", record_text(r, "model")), &row->model));
+    TRY(published_model_find(
+        models, r->arena, arena_printf(r->arena, "MPT%s", record_text(r, "model")), &row->model));
     TRY(record_count(r, "s", &row->seq));
     TRY(record_count(r, "GBS", &row->batch));
     TRY(record_count(r, "MBS", &row->micro_batch));
@@ -142,15 +183,24 @@ static Status read_mosaic(const Record *r, const Csv *models, PublishedRow *row)
     row->layout.fsdp = row->devices;
     row->recompute = *record_text(r, "act") == 'y' ? RECOMPUTED_FULL : RECOMPUTED_NONE;
     row->precision = strstr(record_text(r, "precision"), "fp8") ? PUBLISHED_FP8 : PUBLISHED_BF16;
-    if (tokens_per_s > 0) row->step_s = (double)row->batch * (double)row->seq / (tokens_per_s * (double)row->devices);
+    if (tokens_per_s > 0)
+        row->step_s = (double)row->batch * (double)row->seq / (tokens_per_s * (double)row->devices);
     row->grid = "mosaic";
     return read_machine(r, record_text(r, "GPU"), row);
 }
 
-static PublishedModel gpt(const char *key, int64_t layers, int64_t hidden, int64_t heads, int64_t vocab)
+static PublishedModel gpt(const char *key, int64_t layers, int64_t hidden, int64_t heads,
+                          int64_t vocab)
 {
-    return (PublishedModel){.key = key, .layers = layers, .hidden = hidden, .heads = heads, .kv_heads = heads,
-                            .head_dim = heads ? hidden / heads : 0, .ffn = 4 * hidden, .vocab = vocab, .tied = true};
+    return (PublishedModel){.key = key,
+                            .layers = layers,
+                            .hidden = hidden,
+                            .heads = heads,
+                            .kv_heads = heads,
+                            .head_dim = heads ? hidden / heads : 0,
+                            .ffn = 4 * hidden,
+                            .vocab = vocab,
+                            .tied = true};
 }
 
 static Status check_gpt(const Record *r, const PublishedModel *m)
@@ -206,7 +256,8 @@ static Status read_internevo(const Record *r, const Csv *models, PublishedRow *r
     row->layout.zero = 1;
     row->precision = PUBLISHED_BF16;
     row->recompute = *record_text(r, "act ckpt") == 'y' ? RECOMPUTED_FULL : RECOMPUTED_NONE;
-    if (tokens_per_s > 0) row->step_s = (double)row->batch * (double)row->seq / (tokens_per_s * (double)row->devices);
+    if (tokens_per_s > 0)
+        row->step_s = (double)row->batch * (double)row->seq / (tokens_per_s * (double)row->devices);
     row->grid = arena_printf(r->arena, "internevo %.1s", record_text(r, "act ckpt"));
     return read_machine(r, "A100", row);
 }
@@ -230,12 +281,13 @@ static Status read_vtrain(const Record *r, PublishedRow *row)
     row->model = gpt("vTrain grid", layers, hidden, heads, 50257);
     row->precision = PUBLISHED_FP16;
     row->recompute = RECOMPUTED_FULL;
-    row->grid = arena_printf(r->arena, "vtrain %.8sB %lld", record_text(r, "B"), (long long)row->devices);
+    row->grid = arena_printf(r->arena, "vtrain %.8sB %lld", record_text(r, "B"),
+                             (long long)row->devices);
     TRY(check_gpt(r, &row->model));
     return read_machine(r, "A100", row);
 }
 
-/* ---- files ------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------ */
 
 static Status read_row(const Record *r, const Csv *models, PublishedRow *row)
 {
@@ -243,11 +295,16 @@ static Status read_row(const Record *r, const Csv *models, PublishedRow *row)
     row->note = record_text(r, "note");
     row->grid = "";
     if (!*row->id) return record_fail(r, "id", "a name");
-    if (csv_column(r->csv, "layout") >= 0) TRY(read_calibration(r, models, row));
-    else if (csv_column(r->csv, "grp") >= 0) TRY(read_bloom(r, row));
-    else if (csv_column(r->csv, "shard") >= 0) TRY(read_mosaic(r, models, row));
-    else if (csv_column(r->csv, "act ckpt") >= 0) TRY(read_internevo(r, models, row));
-    else TRY(read_vtrain(r, row));
+    if (csv_column(r->csv, "layout") >= 0)
+        TRY(read_calibration(r, models, row));
+    else if (csv_column(r->csv, "grp") >= 0)
+        TRY(read_bloom(r, row));
+    else if (csv_column(r->csv, "shard") >= 0)
+        TRY(read_mosaic(r, models, row));
+    else if (csv_column(r->csv, "act ckpt") >= 0)
+        TRY(read_internevo(r, models, row));
+    else
+        TRY(read_vtrain(r, row));
     TRY(read_framework(row));
     finish(row);
     return check(r, row);
@@ -259,7 +316,9 @@ Status published_parse(Arena *arena, const Csv *csv, const Csv *models, Publishe
     bool known = false;
     for (int i = 0; i < COUNT_OF(kinds); i++) known = known || csv_column(csv, kinds[i]) >= 0;
     if (!known || csv_column(csv, "id") < 0)
-        return fail(ERR_FORMAT, "%s:1: the columns are neither those of calibration.csv nor of a grid: id and one of layout, grp, shard, act ckpt, ms/step are wanted",
+        return fail(ERR_FORMAT,
+                    "%s:1: the columns are neither those of calibration.csv nor of a grid: id and "
+                    "one of layout, grp, shard, act ckpt, ms/step are wanted",
                     csv->path);
     PublishedRows read = {ARENA_ARRAY(arena, PublishedRow, csv->rows + 1), csv->rows};
     for (int i = 0; i < csv->rows; i++) {
@@ -267,7 +326,11 @@ Status published_parse(Arena *arena, const Csv *csv, const Csv *models, Publishe
         PublishedRow *row = &read.row[i];
         Status status = read_row(&r, models, row);
         if (status != OK && status != ERR_FORMAT) return status;
-        if (status != OK) *row = (PublishedRow){.id = row->id, .note = row->note, .grid = "", .skip = arena_strdup(arena, status_message())};
+        if (status != OK)
+            *row = (PublishedRow){.id = row->id,
+                                  .note = row->note,
+                                  .grid = "",
+                                  .skip = arena_strdup(arena, status_message())};
     }
     *rows = read;
     return OK;
@@ -290,14 +353,17 @@ Status published_load(Arena *arena, const char *path, PublishedRows *rows)
     return published_parse(arena, &csv, &models, rows);
 }
 
-/* Presets are as large as their published rows; later ones may be larger, which adds whole groups at the top. */
+/* Presets are as large as their published rows; later ones may be larger, which adds whole groups
+ * at the top. */
 Status published_cluster(const PublishedRow *row, Cluster *cluster)
 {
     Cluster c;
     TRY(cluster_load(row->cluster, &c));
     Status status = cluster_resize(&c, row->devices);
     if (status == OK && row->devices < c.node.devices) status = cluster_check(&c);
-    if (status == OK) *cluster = c;
-    else cluster_deinit(&c);
+    if (status == OK)
+        *cluster = c;
+    else
+        cluster_deinit(&c);
     return status;
 }

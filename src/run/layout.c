@@ -15,7 +15,8 @@ static int64_t data_ranks(const RunConfig *c)
 int64_t run_micro_batch(const RunConfig *config)
 {
     const RunTrain *r = &config->train;
-    return r->micro_batch == r->batch && !r->canonical ? r->batch / data_ranks(config) : r->micro_batch;
+    return r->micro_batch == r->batch && !r->canonical ? r->batch / data_ranks(config)
+                                                       : r->micro_batch;
 }
 
 int64_t run_n_micro(const RunConfig *config)
@@ -31,20 +32,31 @@ static Status check_canonical(const RunConfig *config, int64_t data)
     const RunParallel *p = &config->parallel;
     const RunTrain *r = &config->train;
     int64_t leaves = r->batch / r->micro_batch;
-    static const int64_t few = 8; /* rows: products of no more of them are summed in another order (ops/gemm.h) */
+    static const int64_t few =
+        8; /* rows: products of no more of them are summed in another order (ops/gemm.h) */
     if (p->cp > 1 && r->micro_batch * r->seq / p->cp <= few)
-        return fail(ERR_REFUSED, "train.canonical with parallel.cp %lld leaves a rank %lld tokens of a leaf, and more than %lld are needed; take a smaller parallel.cp",
+        return fail(ERR_REFUSED,
+                    "train.canonical with parallel.cp %lld leaves a rank %lld tokens of a leaf, "
+                    "and more than %lld are needed; take a smaller parallel.cp",
                     (long long)p->cp, (long long)(r->micro_batch * r->seq / p->cp), (long long)few);
     if (!is_power_of_two(leaves))
-        return fail(ERR_REFUSED, "train.canonical sums over train.batch / train.micro_batch = %lld leaves, which must be a power of two; train.batch=%lld would do",
-                    (long long)leaves, (long long)(r->micro_batch << (63 - __builtin_clzll((unsigned long long)leaves))));
+        return fail(
+            ERR_REFUSED,
+            "train.canonical sums over train.batch / train.micro_batch = %lld leaves, which must "
+            "be a power of two; train.batch=%lld would do",
+            (long long)leaves,
+            (long long)(r->micro_batch << (63 - __builtin_clzll((unsigned long long)leaves))));
     if (leaves % data)
-        return fail(ERR_REFUSED, "train.canonical: %lld leaves of %lld sequences cannot be shared out over dp x fsdp x ep = %lld ranks; their number must divide the leaves",
+        return fail(ERR_REFUSED,
+                    "train.canonical: %lld leaves of %lld sequences cannot be shared out over dp x "
+                    "fsdp x ep = %lld ranks; their number must divide the leaves",
                     (long long)leaves, (long long)r->micro_batch, (long long)data);
     if (p->cp > 1 && p->context == RUN_CONTEXT_RING)
-        return fail(ERR_REFUSED, "train.canonical: parallel.context ring joins parts of attention in an order of its own; take parallel.context=gather");
+        return fail(ERR_REFUSED, "train.canonical: parallel.context ring joins parts of attention "
+                                 "in an order of its own; take parallel.context=gather");
     if (r->canonical_chunks && !is_power_of_two(r->canonical_chunks))
-        return fail(ERR_REFUSED, "train.canonical_chunks %lld is no power of two", (long long)r->canonical_chunks);
+        return fail(ERR_REFUSED, "train.canonical_chunks %lld is no power of two",
+                    (long long)r->canonical_chunks);
     return OK;
 }
 
@@ -60,7 +72,9 @@ Status run_layout_check(const RunConfig *config, int64_t n_ranks)
                     (long long)p->pp, (long long)p->dp, (long long)p->fsdp, (long long)p->ep,
                     (long long)p->cp, (long long)p->tp, (long long)wanted, (long long)n_ranks);
     if ((p->zero == 1 || p->zero == 2) && p->dp > 1 && p->fsdp > 1)
-        return fail(ERR_REFUSED, "parallel.zero %lld shares over dp %lld what parallel.fsdp %lld shares already; take parallel.zero=0, or parallel.fsdp=1",
+        return fail(ERR_REFUSED,
+                    "parallel.zero %lld shares over dp %lld what parallel.fsdp %lld shares "
+                    "already; take parallel.zero=0, or parallel.fsdp=1",
                     (long long)p->zero, (long long)p->dp, (long long)p->fsdp);
     if (r->batch % data)
         return fail(
@@ -72,8 +86,10 @@ Status run_layout_check(const RunConfig *config, int64_t n_ranks)
                     "train.seq %lld is cut into 2 x cp = %lld blocks, which do not divide it",
                     (long long)r->seq, (long long)(2 * p->cp));
     if (p->context == RUN_CONTEXT_RING && p->cp > RUN_RING_RANKS)
-        return fail(ERR_REFUSED, "parallel.context ring is for up to %d ranks of parallel.cp, not %lld; take parallel.context=gather", RUN_RING_RANKS,
-                    (long long)p->cp);
+        return fail(ERR_REFUSED,
+                    "parallel.context ring is for up to %d ranks of parallel.cp, not %lld; take "
+                    "parallel.context=gather",
+                    RUN_RING_RANKS, (long long)p->cp);
     if (r->canonical) TRY(check_canonical(config, data));
     if (r->batch % (micro * data))
         return fail(ERR_REFUSED,

@@ -1,4 +1,5 @@
-/* Run files: what is accepted, what each refusal says, and that a resolved file reads back the same. */
+/* Run files: what is accepted, what each refusal says, and that a resolved file reads back the
+ * same. */
 #include "run/run.h"
 
 #include <setjmp.h>
@@ -13,12 +14,14 @@
 
 static Status parse(const char *text, RunConfig *config)
 {
-    return run_config_parse((Bytes){(const uint8_t *)text, strlen(text)}, "demo.yaml", NULL, 0, config);
+    return run_config_parse((Bytes){(const uint8_t *)text, strlen(text)}, "demo.yaml", NULL, 0,
+                            config);
 }
 
 static Status parse_with(const char *text, const char *override, RunConfig *config)
 {
-    return run_config_parse((Bytes){(const uint8_t *)text, strlen(text)}, "demo.yaml", &override, 1, config);
+    return run_config_parse((Bytes){(const uint8_t *)text, strlen(text)}, "demo.yaml", &override, 1,
+                            config);
 }
 
 static void test_three_lines(void **state)
@@ -47,18 +50,21 @@ static void test_design_example(void **state)
     (void)state;
     RunConfig c;
     Status status = parse(
-        "name: demo\nmodel:\n  model_type: llama4_text\n  hidden_size: 384\n  rope_theta: 5e5\n  tie: true\n"
+        "name: demo\nmodel:\n  model_type: llama4_text\n  hidden_size: 384\n  rope_theta: 5e5\n  "
+        "tie: true\n"
         "  x: null\n  moe_layers: [1, 3]\n  s: \"7\"\n"
         "tokenizer: {train: {vocab_size: 8192}}\n"
         "data:\n  - {path: \"/usr/include/**/*.h\", weight: 3}\n  - notes.txt\n"
-        "train: {steps: 1e3, batch: 32, micro_batch: 8, seq: 128, precision: bf16, lr: 1e-3, schedule: cosine,\n"
+        "train: {steps: 1e3, batch: 32, micro_batch: 8, seq: 128, precision: bf16, lr: 1e-3, "
+        "schedule: cosine,\n"
         "  warmup: 20, recompute: selective, canonical: true, memory_limit: 2GiB}\n"
         "parallel: {dp: 1, schedule: gpipe}\ncheckpoint: {every: 50, keep: 2}\n",
         &c);
     if (status != OK) fail_msg("%s", status_message());
-    assert_string_equal(c.model.fields_json,
-                        "{\"model_type\": \"llama4_text\", \"hidden_size\": 384, \"rope_theta\": 500000.0, "
-                        "\"tie\": true, \"x\": null, \"moe_layers\": [1, 3], \"s\": \"7\"}");
+    assert_string_equal(
+        c.model.fields_json,
+        "{\"model_type\": \"llama4_text\", \"hidden_size\": 384, \"rope_theta\": 500000.0, "
+        "\"tie\": true, \"x\": null, \"moe_layers\": [1, 3], \"s\": \"7\"}");
     assert_int_equal(c.tokenizer.vocab_size, 8192);
     assert_int_equal(c.n_sources, 2);
     assert_string_equal(c.sources[1].path, "notes.txt");
@@ -76,7 +82,8 @@ static void test_design_example(void **state)
 static void test_overrides(void **state)
 {
     (void)state;
-    static const char text[] = "model: llama4-nano\ndata: [{path: a, weight: 1}, {path: b}]\ntrain: {lr: 1e-3}\n";
+    static const char text[] =
+        "model: llama4-nano\ndata: [{path: a, weight: 1}, {path: b}]\ntrain: {lr: 1e-3}\n";
     RunConfig c;
     assert_int_equal(parse_with(text, "train.lr=2e-3", &c), OK);
     assert_true(c.train.lr == 2e-3);
@@ -109,7 +116,10 @@ static const struct Refusal {
     {"name: a\ntrain:\n  stps: 5\n", NULL, ERR_ARG, {"demo.yaml:3", "train.stps", "train.steps"}},
     {"lr: 1e-3\n", NULL, ERR_ARG, {"demo.yaml:1", "'lr'", "train.lr"}},
     {"trian: {lr: 1}\n", NULL, ERR_ARG, {"'trian'", "mean train?"}},
-    {"train: {lr: fast}\n", NULL, ERR_ARG, {"demo.yaml:1", "train.lr is fast", "a number", "1e-12 to 10"}},
+    {"train: {lr: fast}\n",
+     NULL,
+     ERR_ARG,
+     {"demo.yaml:1", "train.lr is fast", "a number", "1e-12 to 10"}},
     {"train: {lr: 11}\n", NULL, ERR_ARG, {"train.lr is 11", "1e-12 to 10"}},
     {"train: {lr: .nan}\n", NULL, ERR_ARG, {"train.lr is .nan", "a number"}},
     {"train: {lr: nan}\n", NULL, ERR_ARG, {"train.lr is nan", "a number"}},
@@ -123,16 +133,31 @@ static const struct Refusal {
     {"train: {precision: fp16}\n", NULL, ERR_ARG, {"train.precision is fp16", "auto, f32 or bf16"}},
     {"train: {memory_limit: 5 apples}\n", NULL, ERR_ARG, {"train.memory_limit", "8GiB"}},
     {"train: 5\n", NULL, ERR_ARG, {"demo.yaml:1", "train is a section"}},
-    {"train:\n  lr: 1\n  seq: 8\n  lr: 2\n", NULL, ERR_ARG, {"demo.yaml:4", "'lr' stands twice", "line 2"}},
-    {"train: {batch: 10, micro_batch: 4}\n", NULL, ERR_REFUSED, {"micro_batch 4", "does not divide", "batch 10", "demo.yaml:1"}},
+    {"train:\n  lr: 1\n  seq: 8\n  lr: 2\n",
+     NULL,
+     ERR_ARG,
+     {"demo.yaml:4", "'lr' stands twice", "line 2"}},
+    {"train: {batch: 10, micro_batch: 4}\n",
+     NULL,
+     ERR_REFUSED,
+     {"micro_batch 4", "does not divide", "batch 10", "demo.yaml:1"}},
     {"train: {batch: 4, micro_batch: 8}\n", NULL, ERR_REFUSED, {"does not divide"}},
-    {"train:\n  steps: 5\n  warmup: 6\n", NULL, ERR_REFUSED, {"demo.yaml:3", "warmup 6", "steps 5"}},
-    {"train: {steps: 100, warmup: 50, decay: 0.6}\n", NULL, ERR_REFUSED, {"train.decay 0.6", "exceed"}},
+    {"train:\n  steps: 5\n  warmup: 6\n",
+     NULL,
+     ERR_REFUSED,
+     {"demo.yaml:3", "warmup 6", "steps 5"}},
+    {"train: {steps: 100, warmup: 50, decay: 0.6}\n",
+     NULL,
+     ERR_REFUSED,
+     {"train.decay 0.6", "exceed"}},
     {"parallel: {tp: 0}\n", NULL, ERR_ARG, {"parallel.tp is 0", "ranks"}},
     {"model: {preset: a, from: b}\n", NULL, ERR_REFUSED, {"model.from", "model.preset"}},
     {"model: [a]\n", NULL, ERR_ARG, {"model is a list"}},
     {"model: {hidden_size: .inf}\n", NULL, ERR_ARG, {".inf is no finite"}},
-    {"tokenizer: {path: a, train: {vocab_size: 500}}\n", NULL, ERR_REFUSED, {"tokenizer.path", "tokenizer.train"}},
+    {"tokenizer: {path: a, train: {vocab_size: 500}}\n",
+     NULL,
+     ERR_REFUSED,
+     {"tokenizer.path", "tokenizer.train"}},
     {"tokenizer: {train: {vocab_size: 100}}\n", NULL, ERR_ARG, {"vocab_size is 100", "288 to"}},
     {"data: [{weight: 1}]\n", NULL, ERR_ARG, {"demo.yaml:1", "names no path"}},
     {"data:\n- {path: a, wieght: 2}\n", NULL, ERR_ARG, {"demo.yaml:2", "wieght", "weight?"}},
@@ -168,11 +193,12 @@ static void test_refusals(void **state)
         const struct Refusal *r = &refusals[i];
         RunConfig c;
         Status status = r->override ? parse_with(r->text, r->override, &c) : parse(r->text, &c);
-        if (status != r->status) fail_msg("%s%s gave %s", r->text, r->override ? r->override : "", status_name(status));
+        if (status != r->status)
+            fail_msg("%s%s gave %s", r->text, r->override ? r->override : "", status_name(status));
         for (int k = 0; k < 4 && r->says[k]; k++)
             if (!strstr(status_message(), r->says[k]))
-                fail_msg("for %s%s the sentence lacks '%s': %s", r->text, r->override ? r->override : "", r->says[k],
-                         status_message());
+                fail_msg("for %s%s the sentence lacks '%s': %s", r->text,
+                         r->override ? r->override : "", r->says[k], status_message());
         assert_null(strchr(status_message(), '\n'));
     }
 }
@@ -191,7 +217,8 @@ static void test_depth_and_size(void **state)
     assert_int_equal(parse(text.at, &c), ERR_ARG);
     assert_non_null(strstr(status_message(), "4096 keys"));
     str_clear(&text);
-    while (text.n <= 1 << 20) str_add(&text, "# long comment, again and again, until the file is too large\n");
+    while (text.n <= 1 << 20)
+        str_add(&text, "# long comment, again and again, until the file is too large\n");
     assert_int_equal(parse(text.at, &c), ERR_ARG);
     assert_non_null(strstr(status_message(), "at most 1048576"));
     str_deinit(&text);
@@ -208,7 +235,8 @@ static void assert_same_bits(const RunConfig *a, const RunConfig *b)
         const char *x = (const char *)a + s->offset, *y = (const char *)b + s->offset;
         if (!strncmp(s->name, "data[].", 7)) continue;
         if (s->type == SETTING_FLOAT) assert_memory_equal(x, y, sizeof(double));
-        if (s->type == SETTING_INT || s->type == SETTING_BYTES) assert_memory_equal(x, y, sizeof(int64_t));
+        if (s->type == SETTING_INT || s->type == SETTING_BYTES)
+            assert_memory_equal(x, y, sizeof(int64_t));
     }
     assert_int_equal(a->n_sources, b->n_sources);
     for (int i = 0; i < a->n_sources; i++) {
@@ -226,8 +254,10 @@ static void test_resolved_file_reads_back(void **state)
     static const char *const texts[] = {
         "name: a\n",
         "model: nano\ntokenizer: some/path\ndata: [{path: 'x: \"y\" \\ # z', weight: 0.1}, b]\n",
-        "model: {from: dir, a: {b: [1, 2.5, x, \"7\", null, {c: true}]}, d: 1e-5}\ntrain: {lr: 1.2345678901234567e-4}\n",
-        "data: [{synthetic: uniform}]\ntrain: {steps: 1000000, warmup: 0, decay: 0.33333333333333331}\n",
+        "model: {from: dir, a: {b: [1, 2.5, x, \"7\", null, {c: true}]}, d: 1e-5}\ntrain: {lr: "
+        "1.2345678901234567e-4}\n",
+        "data: [{synthetic: uniform}]\ntrain: {steps: 1000000, warmup: 0, decay: "
+        "0.33333333333333331}\n",
         "name: \"\xc3\xa9t\xc3\xa9\"\ndir: \"tab\\there\"\n",
     };
     char path[] = "/tmp/drover-run-XXXXXX";
@@ -263,7 +293,8 @@ static void test_table_is_sound(void **state)
     }
     Str help = {0};
     run_settings_help(&help);
-    for (char *line = help.at, *end; (end = strchr(line, '\n')); line = end + 1) assert_true(end - line <= 100);
+    for (char *line = help.at, *end; (end = strchr(line, '\n')); line = end + 1)
+        assert_true(end - line <= 100);
     str_deinit(&help);
 }
 
@@ -274,12 +305,14 @@ static void test_page_matches_table(void **state)
     static const char path[] = SOURCE_DIR "/docs/run-file.md";
     Str text = {0};
     run_settings_markdown(&text);
-    if (getenv("DROVER_UPDATE_DOCS")) assert_int_equal(file_write_atomic(path, text.at, text.n), OK);
+    if (getenv("DROVER_UPDATE_DOCS"))
+        assert_int_equal(file_write_atomic(path, text.at, text.n), OK);
     Arena arena = {0};
     Bytes page;
     assert_int_equal(file_read(&arena, path, 1 << 20, &page), OK);
     if (strcmp((const char *)page.at, text.at) != 0)
-        fail_msg("docs/run-file.md is not what the table says; DROVER_UPDATE_DOCS=1 build/run_run_test writes it");
+        fail_msg("docs/run-file.md is not what the table says; DROVER_UPDATE_DOCS=1 "
+                 "build/run_run_test writes it");
     arena_deinit(&arena);
     str_deinit(&text);
 }
@@ -287,10 +320,10 @@ static void test_page_matches_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_three_lines),          cmocka_unit_test(test_design_example),
-        cmocka_unit_test(test_overrides),            cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_depth_and_size),       cmocka_unit_test(test_resolved_file_reads_back),
-        cmocka_unit_test(test_table_is_sound),       cmocka_unit_test(test_page_matches_table),
+        cmocka_unit_test(test_three_lines),    cmocka_unit_test(test_design_example),
+        cmocka_unit_test(test_overrides),      cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_depth_and_size), cmocka_unit_test(test_resolved_file_reads_back),
+        cmocka_unit_test(test_table_is_sound), cmocka_unit_test(test_page_matches_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,8 @@ static bool is_section(const SettingReader *r, const char *name)
     return false;
 }
 
-/* The right key nearest to `name` under `prefix`; else the setting elsewhere that ends in `name`. */
+/* The right key nearest to `name` under `prefix`; else the setting elsewhere that ends in `name`.
+ */
 static const char *suggest(const SettingReader *r, const char *prefix, const char *name)
 {
     const char **candidates = ARENA_ARRAY(r->arena, const char *, r->n);
@@ -46,20 +47,25 @@ static const char *suggest(const SettingReader *r, const char *prefix, const cha
     return NULL;
 }
 
-static Status unknown(const SettingReader *r, const SettingNode *node, const char *prefix, const char *name)
+static Status unknown(const SettingReader *r, const SettingNode *node, const char *prefix,
+                      const char *name)
 {
     const char *near = suggest(r, prefix, name);
-    return fail(ERR_ARG, "%s: there is no setting '%s%.80s'%s%s%s", setting_node_where(r->arena, node), prefix, name,
-                near ? "; did you mean " : "; ", near ? near : r->help, near ? "?" : "");
+    return fail(ERR_ARG, "%s: there is no setting '%s%.80s'%s%s%s",
+                setting_node_where(r->arena, node), prefix, name, near ? "; did you mean " : "; ",
+                near ? near : r->help, near ? "?" : "");
 }
 
-Status setting_read_map(const SettingReader *r, const char *prefix, const SettingNode *map, void *base)
+Status setting_read_map(const SettingReader *r, const char *prefix, const SettingNode *map,
+                        void *base)
 {
-    if (map->kind == NODE_SCALAR && !*map->text && !map->quoted) return OK; /* `train:` with nothing */
+    if (map->kind == NODE_SCALAR && !*map->text && !map->quoted)
+        return OK; /* `train:` with nothing */
     if (map->kind != NODE_MAP) {
         const char *near = suggest(r, prefix, "");
-        return fail(ERR_ARG, "%s: %.*s is a section with keys of its own, such as %s", setting_node_where(r->arena, map),
-                    *prefix ? (int)strlen(prefix) - 1 : 4, *prefix ? prefix : "this", near ? near : r->table[0].name);
+        return fail(ERR_ARG, "%s: %.*s is a section with keys of its own, such as %s",
+                    setting_node_where(r->arena, map), *prefix ? (int)strlen(prefix) - 1 : 4,
+                    *prefix ? prefix : "this", near ? near : r->table[0].name);
     }
     for (int i = 0; i < map->n; i++) {
         const char *name = arena_printf(r->arena, "%s%s", prefix, map->key[i]);
@@ -69,7 +75,8 @@ Status setting_read_map(const SettingReader *r, const char *prefix, const Settin
             TRY(setting_read(r->arena, s, map->item[i], base));
         } else if (is_section(r, name))
             TRY(setting_read_map(r, arena_printf(r->arena, "%s.", name), map->item[i], base));
-        else return unknown(r, map->item[i], prefix, map->key[i]);
+        else
+            return unknown(r, map->item[i], prefix, map->key[i]);
     }
     return OK;
 }
@@ -100,8 +107,10 @@ void setting_write_key(const char *name, const char *before, Str *out)
     for (; (dot = strchr(name, '.')); name = dot + 1, depth++) {
         size_t n = (size_t)(dot - name) + 1;
         shared = shared && !strncmp(name, before, n);
-        if (shared) before += n;
-        else str_printf(out, "%*s%.*s:\n", 2 * depth, "", (int)n - 1, name);
+        if (shared)
+            before += n;
+        else
+            str_printf(out, "%*s%.*s:\n", 2 * depth, "", (int)n - 1, name);
     }
     str_printf(out, "%*s%s: ", 2 * depth, "", name);
 }

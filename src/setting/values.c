@@ -8,8 +8,10 @@
 static void add_limit(const Setting *s, double value, Str *out)
 {
     char buf[32];
-    if (s->type == SETTING_BYTES && value >= 1e3) str_add(out, format_bytes(value, buf));
-    else str_printf(out, "%.16g", value);
+    if (s->type == SETTING_BYTES && value >= 1e3)
+        str_add(out, format_bytes(value, buf));
+    else
+        str_printf(out, "%.16g", value);
 }
 
 void setting_range_text(const Setting *s, Str *out)
@@ -28,8 +30,10 @@ void setting_range_text(const Setting *s, Str *out)
     case SETTING_TEXT: str_add(out, "text"); return;
     case SETTING_CHOICE:
         for (const char *c = s->choices; *c; c++) {
-            if (*c == '|') str_add(out, strchr(c + 1, '|') ? ", " : " or ");
-            else str_add_n(out, c, 1);
+            if (*c == '|')
+                str_add(out, strchr(c + 1, '|') ? ", " : " or ");
+            else
+                str_add_n(out, c, 1);
         }
         return;
     }
@@ -41,12 +45,18 @@ static Status wrong(Arena *arena, const Setting *s, const SettingNode *node, con
 {
     Str range = {0};
     setting_range_text(s, &range);
-    const char *got = node->kind == NODE_LIST ? "a list" : node->kind == NODE_MAP ? "a mapping" : NULL;
-    Status status =
-        got ? fail(ERR_ARG, "%s: %s is %s; %s is wanted (%s)", setting_node_where(arena, node), s->name, got, wanted, range.at)
-            : fail(ERR_ARG, "%s: %s is %s%.80s%s; %s is wanted (%s%s%s)", setting_node_where(arena, node), s->name,
-                   node->quoted ? "the text \"" : *node->text ? "" : "empty", node->text, node->quoted ? "\"" : "",
-                   wanted, range.at, *s->unit ? " " : "", s->unit);
+    const char *got = node->kind == NODE_LIST  ? "a list"
+                      : node->kind == NODE_MAP ? "a mapping"
+                                               : NULL;
+    Status status = got ? fail(ERR_ARG, "%s: %s is %s; %s is wanted (%s)",
+                               setting_node_where(arena, node), s->name, got, wanted, range.at)
+                        : fail(ERR_ARG, "%s: %s is %s%.80s%s; %s is wanted (%s%s%s)",
+                               setting_node_where(arena, node), s->name,
+                               node->quoted  ? "the text \""
+                               : *node->text ? ""
+                                             : "empty",
+                               node->text, node->quoted ? "\"" : "", wanted, range.at,
+                               *s->unit ? " " : "", s->unit);
     str_deinit(&range);
     return status;
 }
@@ -66,8 +76,8 @@ bool setting_parse_bytes(const char *text, int64_t *out)
     static const struct {
         const char *suffix;
         double factor;
-    } units[] = {{"", 1},       {"kB", 1e3},    {"KB", 1e3},    {"MB", 1e6},    {"GB", 1e9},
-                 {"TB", 1e12},  {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+    } units[] = {{"", 1},      {"kB", 1e3},     {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
     char digits[40];
     size_t n = strspn(text, "0123456789.");
     if (n == 0 || n >= sizeof digits) return false;
@@ -103,15 +113,18 @@ static bool in_range(const Setting *s, double value) { return value >= s->min &&
 static Status read_range(Arena *arena, const Setting *s, const SettingNode *node, double range[3])
 {
     static const char wanted[] = "a list [low, central, high], or one number";
-    if (node->kind == NODE_MAP || (node->kind == NODE_LIST && node->n != 3)) return wrong(arena, s, node, wanted);
+    if (node->kind == NODE_MAP || (node->kind == NODE_LIST && node->n != 3))
+        return wrong(arena, s, node, wanted);
     for (int i = 0; i < 3; i++) {
         const SettingNode *item = node->kind == NODE_LIST ? node->item[i] : node;
         if (item->kind != NODE_SCALAR || item->quoted || !parse_f64(item->text, &range[i]))
             return wrong(arena, s, item, "a number");
         if (!in_range(s, range[i])) return wrong(arena, s, item, "a value in its range");
         if (i && range[i] < range[i - 1])
-            return fail(ERR_ARG, "%s: %s is [%g, %g, ...]; low, central and high rise: [%g, %g, ...]",
-                        setting_node_where(arena, item), s->name, range[i - 1], range[i], range[i], range[i - 1]);
+            return fail(ERR_ARG,
+                        "%s: %s is [%g, %g, ...]; low, central and high rise: [%g, %g, ...]",
+                        setting_node_where(arena, item), s->name, range[i - 1], range[i], range[i],
+                        range[i - 1]);
     }
     return OK;
 }
@@ -123,14 +136,18 @@ static Status read_number(Arena *arena, const Setting *s, const SettingNode *nod
     const char *wanted = s->type == SETTING_INT     ? "a whole number"
                          : s->type == SETTING_FLOAT ? "a number"
                                                     : "a number of bytes such as 512MB or 8GiB";
-    bool good = !node->quoted && (s->type == SETTING_INT     ? parse_whole(node->text, &whole)
-                                  : s->type == SETTING_FLOAT ? parse_f64(node->text, &number)
-                                                             : setting_parse_bytes(node->text, &whole));
+    bool good = !node->quoted &&
+                (s->type == SETTING_INT     ? parse_whole(node->text, &whole)
+                 : s->type == SETTING_FLOAT ? parse_f64(node->text, &number)
+                                            : setting_parse_bytes(node->text, &whole));
     if (!good) return wrong(arena, s, node, wanted);
     if (!in_range(s, s->type == SETTING_FLOAT ? number : (double)whole))
-        return wrong(arena, s, node, s->min == s->max ? "in this version only one value" : "a value in its range");
-    if (s->type == SETTING_FLOAT) *(double *)field = number;
-    else *(int64_t *)field = whole;
+        return wrong(arena, s, node,
+                     s->min == s->max ? "in this version only one value" : "a value in its range");
+    if (s->type == SETTING_FLOAT)
+        *(double *)field = number;
+    else
+        *(int64_t *)field = whole;
     return OK;
 }
 
@@ -171,16 +188,21 @@ Status setting_check(const Setting *s, const char *where, const void *base)
     const void *field = (const char *)base + s->offset;
     double value[3] = {0};
     int n = 1;
-    if (s->type == SETTING_INT || s->type == SETTING_BYTES) value[0] = (double)*(const int64_t *)field;
-    else if (s->type == SETTING_FLOAT) value[0] = *(const double *)field;
-    else if (s->type == SETTING_RANGE) memcpy(value, field, (n = 3) * sizeof *value);
-    else return OK;
+    if (s->type == SETTING_INT || s->type == SETTING_BYTES)
+        value[0] = (double)*(const int64_t *)field;
+    else if (s->type == SETTING_FLOAT)
+        value[0] = *(const double *)field;
+    else if (s->type == SETTING_RANGE)
+        memcpy(value, field, (n = 3) * sizeof *value);
+    else
+        return OK;
     for (int i = 0; i < n; i++)
         if (!in_range(s, value[i]) || (i && value[i] < value[i - 1])) {
             Str range = {0};
             setting_range_text(s, &range);
-            Status status = fail(ERR_ARG, "%s: %s is %g; %s%s%s is wanted%s", where, s->name, value[i], range.at,
-                                 *s->unit ? " " : "", s->unit, n > 1 ? ", low to high" : "");
+            Status status = fail(ERR_ARG, "%s: %s is %g; %s%s%s is wanted%s", where, s->name,
+                                 value[i], range.at, *s->unit ? " " : "", s->unit,
+                                 n > 1 ? ", low to high" : "");
             str_deinit(&range);
             return status;
         }
@@ -193,7 +215,7 @@ Status setting_default(Arena *arena, const Setting *s, void *base)
     return setting_read(arena, s, &node, base);
 }
 
-/* ---- writing --------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------- */
 
 /* The shortest form that reads back as the same number. */
 static void add_number(double value, Str *out)
@@ -212,9 +234,12 @@ void setting_write_quoted(const char *text, Str *out)
     str_add(out, "\"");
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\') str_printf(out, "\\%c", c);
-        else if (c < 0x20 || c == 0x7f) str_printf(out, "\\x%02x", c);
-        else str_add_n(out, text, 1);
+        if (c == '"' || c == '\\')
+            str_printf(out, "\\%c", c);
+        else if (c < 0x20 || c == 0x7f)
+            str_printf(out, "\\x%02x", c);
+        else
+            str_add_n(out, text, 1);
     }
     str_add(out, "\"");
 }

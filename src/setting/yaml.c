@@ -1,8 +1,8 @@
-/* YAML text to a small tree, through libyaml's events: each node knows its line, so that every later
- * refusal can name it.
+/* YAML text to a small tree, through libyaml's events: each node knows its line, so that every
+ * later refusal can name it.
  *
- * Refused here: duplicate keys, keys that are no plain texts, anchors and aliases (so that a small file
- * cannot unfold into a large one), tags, several documents, depth over MAX_DEPTH. */
+ * Refused here: duplicate keys, keys that are no plain texts, anchors and aliases (so that a small
+ * file cannot unfold into a large one), tags, several documents, depth over MAX_DEPTH. */
 #include "setting/setting.h"
 
 #include <errno.h>
@@ -58,8 +58,10 @@ SettingNode *setting_node_find(const SettingNode *map, const char *key)
 void setting_node_set(Arena *arena, SettingNode *map, const char *key, SettingNode *item)
 {
     int i = find_key(map, key);
-    if (i < 0) setting_node_append(arena, map, key, item);
-    else map->item[i] = item;
+    if (i < 0)
+        setting_node_append(arena, map, key, item);
+    else
+        map->item[i] = item;
 }
 
 const char *setting_node_where(Arena *arena, const SettingNode *node)
@@ -67,7 +69,7 @@ const char *setting_node_where(Arena *arena, const SettingNode *node)
     return node->line ? arena_printf(arena, "%s:%d", node->place, node->line) : node->place;
 }
 
-/* ---- events ---------------------------------------------------------------------------- */
+/* ---- events ----------------------------------------------------------------------------- */
 
 typedef struct Reader {
     yaml_parser_t parser;
@@ -96,9 +98,13 @@ static Status next_event(Reader *r, yaml_event_t *event)
     if (p->error == YAML_READER_ERROR)
         snprintf(text, sizeof text, "%s at byte %zu", problem, p->problem_offset);
     else if (p->context && (strstr(p->context, "alias") || strstr(p->context, "anchor")))
-        snprintf(text, sizeof text, "aliases and anchors are not accepted; a text that begins with * or & needs quotes");
-    else if (p->context) snprintf(text, sizeof text, "%s %s", problem, p->context);
-    else snprintf(text, sizeof text, "%s", problem);
+        snprintf(
+            text, sizeof text,
+            "aliases and anchors are not accepted; a text that begins with * or & needs quotes");
+    else if (p->context)
+        snprintf(text, sizeof text, "%s %s", problem, p->context);
+    else
+        snprintf(text, sizeof text, "%s", problem);
     return refuse(r, &p->problem_mark, text);
 }
 
@@ -107,10 +113,14 @@ static Status read_scalar(Reader *r, const yaml_event_t *event, SettingNode **ou
     const char *value = (const char *)event->data.scalar.value;
     size_t n = event->data.scalar.length;
     if (event->data.scalar.anchor || event->data.scalar.tag)
-        return refuse(r, &event->start_mark, "anchors and tags are not accepted; a text that begins with & or ! needs quotes");
+        return refuse(
+            r, &event->start_mark,
+            "anchors and tags are not accepted; a text that begins with & or ! needs quotes");
     if (strlen(value) != n) return refuse(r, &event->start_mark, "a text contains a zero byte");
-    if (n > MAX_TEXT_BYTES) return refuse(r, &event->start_mark, "a text has more than 16384 bytes");
-    SettingNode *node = setting_node_create(r->arena, NODE_SCALAR, r->place, line_of(r, &event->start_mark));
+    if (n > MAX_TEXT_BYTES)
+        return refuse(r, &event->start_mark, "a text has more than 16384 bytes");
+    SettingNode *node = setting_node_create(r->arena, NODE_SCALAR, r->place,
+                                            line_of(r, &event->start_mark));
     node->text = arena_strndup(r->arena, value, n);
     node->quoted = event->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
     *out = node;
@@ -121,22 +131,26 @@ static Status read_node(Reader *r, yaml_event_t *event, int depth, SettingNode *
 
 static Status read_key(Reader *r, yaml_event_t *event, const SettingNode *map, const char **key)
 {
-    if (event->type != YAML_SCALAR_EVENT) return refuse(r, &event->start_mark, "a key must be a plain word");
+    if (event->type != YAML_SCALAR_EVENT)
+        return refuse(r, &event->start_mark, "a key must be a plain word");
     SettingNode *node;
     TRY(read_scalar(r, event, &node));
     const SettingNode *same = setting_node_find(map, node->text);
     if (same)
-        return fail(ERR_ARG, "%s: the key '%s' stands twice, first at line %d", setting_node_where(r->arena, node), node->text,
-                    same->line);
-    if (strlen(node->text) > MAX_KEY_BYTES) return refuse(r, &event->start_mark, "a key has more than 128 bytes");
-    if (map->n == MAX_KEYS) return refuse(r, &event->start_mark, "a mapping has more than 4096 keys");
+        return fail(ERR_ARG, "%s: the key '%s' stands twice, first at line %d",
+                    setting_node_where(r->arena, node), node->text, same->line);
+    if (strlen(node->text) > MAX_KEY_BYTES)
+        return refuse(r, &event->start_mark, "a key has more than 128 bytes");
+    if (map->n == MAX_KEYS)
+        return refuse(r, &event->start_mark, "a mapping has more than 4096 keys");
     *key = node->text;
     return OK;
 }
 
 static Status read_items(Reader *r, int depth, SettingNode *node)
 {
-    yaml_event_type_t end = node->kind == NODE_MAP ? YAML_MAPPING_END_EVENT : YAML_SEQUENCE_END_EVENT;
+    yaml_event_type_t end = node->kind == NODE_MAP ? YAML_MAPPING_END_EVENT
+                                                   : YAML_SEQUENCE_END_EVENT;
     for (;;) {
         yaml_event_t event;
         TRY(next_event(r, &event));
@@ -161,19 +175,22 @@ static Status read_node(Reader *r, yaml_event_t *event, int depth, SettingNode *
 {
     if (event->type == YAML_SCALAR_EVENT) return read_scalar(r, event, out);
     if (event->type == YAML_ALIAS_EVENT)
-        return refuse(r, &event->start_mark, "aliases are not accepted; a text that begins with * needs quotes");
+        return refuse(r, &event->start_mark,
+                      "aliases are not accepted; a text that begins with * needs quotes");
     bool map = event->type == YAML_MAPPING_START_EVENT;
     if (map ? event->data.mapping_start.anchor || event->data.mapping_start.tag
             : event->data.sequence_start.anchor || event->data.sequence_start.tag)
         return refuse(r, &event->start_mark, "anchors and tags are not accepted");
     if (depth > MAX_DEPTH) return refuse(r, &event->start_mark, "nested more than 24 deep");
-    SettingNode *node = setting_node_create(r->arena, map ? NODE_MAP : NODE_LIST, r->place, line_of(r, &event->start_mark));
+    SettingNode *node = setting_node_create(r->arena, map ? NODE_MAP : NODE_LIST, r->place,
+                                            line_of(r, &event->start_mark));
     TRY(read_items(r, depth, node));
     *out = node;
     return OK;
 }
 
-/* The one event that may come next besides the expected ones is the end of the stream: an empty text. */
+/* The one event that may come next besides the expected ones is the end of the stream: an empty
+ * text. */
 static Status read_document(Reader *r, SettingNode **root)
 {
     for (bool seen = false;;) {
@@ -196,8 +213,10 @@ static Status parse(Arena *arena, Bytes text, const char *place, bool is_file, S
 {
     Reader r = {.arena = arena, .place = place, .is_file = is_file};
     if (text.n > MAX_SETTING_FILE_BYTES)
-        return fail(ERR_ARG, "%s has %zu bytes; a file of settings has at most %d", place, text.n, MAX_SETTING_FILE_BYTES);
-    if (!yaml_parser_initialize(&r.parser)) return fail(ERR_MEMORY, "%s: no memory to read YAML", place);
+        return fail(ERR_ARG, "%s has %zu bytes; a file of settings has at most %d", place, text.n,
+                    MAX_SETTING_FILE_BYTES);
+    if (!yaml_parser_initialize(&r.parser))
+        return fail(ERR_MEMORY, "%s: no memory to read YAML", place);
     yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
     yaml_parser_set_input_string(&r.parser, text.at, text.n);
     SettingNode *node = setting_node_create(arena, NODE_MAP, place, is_file);
@@ -211,19 +230,22 @@ Status setting_node_parse(Arena *arena, Bytes text, const char *place, SettingNo
 {
     SettingNode *node = NULL;
     TRY(parse(arena, text, place, true, &node));
-    if (node->kind == NODE_SCALAR && !*node->text) node = setting_node_create(arena, NODE_MAP, place, 1);
+    if (node->kind == NODE_SCALAR && !*node->text)
+        node = setting_node_create(arena, NODE_MAP, place, 1);
     if (node->kind != NODE_MAP)
         return fail(ERR_ARG, "%s: a mapping is wanted, lines such as `name: demo`; this is a %s",
-                    setting_node_where(arena, node), node->kind == NODE_LIST ? "list" : "single text");
+                    setting_node_where(arena, node),
+                    node->kind == NODE_LIST ? "list" : "single text");
     *root = node;
     return OK;
 }
 
-/* ---- overrides ------------------------------------------------------------------------- */
+/* ---- overrides -------------------------------------------------------------------------- */
 
-/* Steps from `at` to its child `name`, which is made when absent. A scalar on the way becomes a map with
- * the scalar under the key that its short form stands for. */
-static Status descend(Arena *arena, SettingNode **slot, const char *place, const char *name, SettingNode ***child)
+/* Steps from `at` to its child `name`, which is made when absent. A scalar on the way becomes a map
+ * with the scalar under the key that its short form stands for. */
+static Status descend(Arena *arena, SettingNode **slot, const char *place, const char *name,
+                      SettingNode ***child)
 {
     SettingNode *at = *slot;
     int64_t index;
@@ -234,7 +256,8 @@ static Status descend(Arena *arena, SettingNode **slot, const char *place, const
     }
     if (at->kind == NODE_LIST) {
         if (!parse_i64(name, &index) || index < 0 || index >= at->n)
-            return fail(ERR_ARG, "%s: '%s' should be the number of an element, 0 to %d", place, name, at->n - 1);
+            return fail(ERR_ARG, "%s: '%s' should be the number of an element, 0 to %d", place,
+                        name, at->n - 1);
         *child = &at->item[index];
         return OK;
     }
@@ -250,8 +273,10 @@ static Status descend(Arena *arena, SettingNode **slot, const char *place, const
 
 Status setting_node_override(Arena *arena, SettingNode *root, const char *text)
 {
-    if (!utf8_valid((const uint8_t *)text, strlen(text))) return fail(ERR_ARG, "an override is not UTF-8");
-    if (strlen(text) > MAX_TEXT_BYTES) return fail(ERR_ARG, "an override has more than %d bytes", MAX_TEXT_BYTES);
+    if (!utf8_valid((const uint8_t *)text, strlen(text)))
+        return fail(ERR_ARG, "an override is not UTF-8");
+    if (strlen(text) > MAX_TEXT_BYTES)
+        return fail(ERR_ARG, "an override has more than %d bytes", MAX_TEXT_BYTES);
     const char *place = arena_printf(arena, "'%s' on the command line", text);
     const char *equals = strchr(text, '=');
     if (!equals || equals == text)
@@ -263,7 +288,8 @@ Status setting_node_override(Arena *arena, SettingNode *root, const char *text)
         dot = strchr(part, '.');
         if (dot) *dot = 0;
         if (!*part || strlen(part) > MAX_KEY_BYTES)
-            return fail(ERR_ARG, "%s: a part of the key is empty or has more than %d bytes", place, MAX_KEY_BYTES);
+            return fail(ERR_ARG, "%s: a part of the key is empty or has more than %d bytes", place,
+                        MAX_KEY_BYTES);
         if (++depth > MAX_DEPTH) return fail(ERR_ARG, "%s: the key has more than 24 parts", place);
         TRY(descend(arena, slot, place, part, &slot));
     }
@@ -276,16 +302,19 @@ Status setting_node_override(Arena *arena, SettingNode *root, const char *text)
     return OK;
 }
 
-/* ---- JSON ------------------------------------------------------------------------------ */
+/* ---- JSON ------------------------------------------------------------------------------- */
 
 static void add_json_text(const char *text, Str *out)
 {
     str_add(out, "\"");
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\') str_printf(out, "\\%c", c);
-        else if (c < 0x20 || c == 0x7f) str_printf(out, "\\u%04x", c);
-        else str_add_n(out, text, 1);
+        if (c == '"' || c == '\\')
+            str_printf(out, "\\%c", c);
+        else if (c < 0x20 || c == 0x7f)
+            str_printf(out, "\\u%04x", c);
+        else
+            str_add_n(out, text, 1);
     }
     str_add(out, "\"");
 }
@@ -302,21 +331,27 @@ static Status scalar_json(Arena *arena, const SettingNode *node, Str *out)
     static const char *const nulls[] = {"", "~", "null", "Null", "NULL", NULL};
     static const char *const truths[] = {"true", "True", "TRUE", NULL};
     static const char *const lies[] = {"false", "False", "FALSE", NULL};
-    static const char *const refused[] = {".inf", "-.inf", "+.inf", ".Inf", "-.Inf", ".nan", ".NaN", NULL};
+    static const char *const refused[] = {".inf",  "-.inf", "+.inf", ".Inf",
+                                          "-.Inf", ".nan",  ".NaN",  NULL};
     int64_t whole;
     double number;
     const char *text = node->text;
-    if (!node->quoted && is_word(text, nulls)) str_add(out, "null");
-    else if (!node->quoted && is_word(text, truths)) str_add(out, "true");
-    else if (!node->quoted && is_word(text, lies)) str_add(out, "false");
+    if (!node->quoted && is_word(text, nulls))
+        str_add(out, "null");
+    else if (!node->quoted && is_word(text, truths))
+        str_add(out, "true");
+    else if (!node->quoted && is_word(text, lies))
+        str_add(out, "false");
     else if (!node->quoted && is_word(text, refused))
         return fail(ERR_ARG, "%s: %s is no finite number", setting_node_where(arena, node), text);
-    else if (!node->quoted && parse_i64(text, &whole)) str_printf(out, "%lld", (long long)whole);
+    else if (!node->quoted && parse_i64(text, &whole))
+        str_printf(out, "%lld", (long long)whole);
     else if (!node->quoted && parse_f64(text, &number)) {
         size_t at = out->n;
         str_printf(out, "%.17g", number);
         if (!strpbrk(out->at + at, ".e")) str_add(out, ".0"); /* 1e3 stays a float */
-    } else add_json_text(text, out);
+    } else
+        add_json_text(text, out);
     return OK;
 }
 

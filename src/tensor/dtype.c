@@ -51,7 +51,7 @@ bool dtype_from_safetensors_name(const char *name, DType *dtype)
     return false;
 }
 
-/* ---- one element ----------------------------------------------------------------------- */
+/* ---- one element ------------------------------------------------------------------------ */
 
 static inline uint32_t bits_of(float x)
 {
@@ -137,7 +137,7 @@ static inline double clamp_round(double x, double low, double high)
     return x < low ? low : x > high ? high : x;
 }
 
-/* ---- a block --------------------------------------------------------------------------- */
+/* ---- a block ---------------------------------------------------------------------------- */
 
 #define LOAD_LOOP(T, expression)                                                                   \
     for (int64_t i = 0; i < n; i++) {                                                              \
@@ -228,7 +228,7 @@ static void store_f64(DType to, const double *in, void *out, int64_t n)
     }
 }
 
-/* ---- a tensor -------------------------------------------------------------------------- */
+/* ---- a tensor --------------------------------------------------------------------------- */
 
 enum { BLOCK = 2048, PARALLEL_FROM = 1 << 17 };
 

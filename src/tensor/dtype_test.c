@@ -72,7 +72,8 @@ static void every_code_round_trips(void **state)
     }
 }
 
-/* Between each two neighbours: the middle goes to the even code, a hair beside it to the nearer one. */
+/* Between each two neighbours: the middle goes to the even code, a hair beside it to the nearer
+ * one. */
 static void ties_go_to_even(void **state)
 {
     (void)state;

@@ -68,7 +68,7 @@ char *shape_text(const Shape *shape, char *buf)
     return buf;
 }
 
-/* ---- strides --------------------------------------------------------------------------- */
+/* ---- strides ---------------------------------------------------------------------------- */
 
 void stride_contiguous(const Shape *shape, int64_t stride[MAX_RANK])
 {

@@ -10,7 +10,7 @@
 
 #include <stdlib.h>
 
-/* ---- sets ------------------------------------------------------------------------------ */
+/* ---- sets ------------------------------------------------------------------------------- */
 
 /* Shorter first where one begins the other, as memcmp and length order them. */
 static int compare_added(const void *a, const void *b, void *tokenizer)
@@ -77,7 +77,7 @@ void added_fill(const Tokenizer *t, const AddedSet *set, AddedFilter *filter)
     }
 }
 
-/* ---- what stands around a match -------------------------------------------------------- */
+/* ---- what stands around a match --------------------------------------------------------- */
 
 /* Start of the character that ends at `end` > 0; a byte that is no part of one stands alone. */
 static size_t char_before(Bytes text, size_t end, uint32_t *code_point)
@@ -127,7 +127,7 @@ static size_t strip_right(Bytes text, size_t stop)
     return stop;
 }
 
-/* ---- a text ---------------------------------------------------------------------------- */
+/* ---- a text ----------------------------------------------------------------------------- */
 
 /* A walk over one text in one pass. */
 typedef struct Cut {

@@ -20,7 +20,7 @@ void tokenizer_destroy(Tokenizer *t)
     free(t);
 }
 
-/* ---- vocabulary ------------------------------------------------------------------------ */
+/* ---- vocabulary ------------------------------------------------------------------------- */
 
 PieceKey piece_key(const uint8_t *piece, size_t n, size_t room)
 {
@@ -184,7 +184,7 @@ Status build_vocabulary(Tokenizer *t, const TokenList *list)
     return sort_added(t, list->where);
 }
 
-/* ---- merges ---------------------------------------------------------------------------- */
+/* ---- merges ----------------------------------------------------------------------------- */
 
 static inline uint64_t pair_hash(int32_t left, int32_t right)
 {
@@ -285,7 +285,7 @@ Status build_merges_by_rank(Tokenizer *t, const char *where)
     return status;
 }
 
-/* ---- the rest -------------------------------------------------------------------------- */
+/* ---- the rest --------------------------------------------------------------------------- */
 
 Status build_pattern(Tokenizer *t, const char *pattern, const char *where)
 {

@@ -81,7 +81,10 @@ bool tokenizer_adds_bos(const Tokenizer *t) { return t->adds_bos; }
 const char *tokenizer_algorithm(const Tokenizer *t) { return t->how->name; }
 const char *tokenizer_pattern(const Tokenizer *t) { return t->pattern; }
 const char *tokenizer_chat_template(const Tokenizer *t) { return t->chat_template; }
-void tokenizer_set_chat_template(Tokenizer *t, const char *text) { t->chat_template = arena_strdup(&t->arena, text); }
+void tokenizer_set_chat_template(Tokenizer *t, const char *text)
+{
+    t->chat_template = arena_strdup(&t->arena, text);
+}
 size_t tokenizer_merge_count(const Tokenizer *t) { return t->n_merges; }
 bool tokenizer_is_reversible(const Tokenizer *t) { return t->how->is_reversible(t); }
 uint64_t tokenizer_hash(const Tokenizer *t) { return t->hash; }

@@ -22,7 +22,7 @@ static void assert_round_trip(Encoder *e, const Tokenizer *t, Bytes text)
     VEC_FREE(&ids);
 }
 
-/* ---- merging --------------------------------------------------------------------------- */
+/* ---- merging ---------------------------------------------------------------------------- */
 
 /* The definition, literally: look at all neighbours, join the lowest, again. */
 static void merge_slowly(const Tokenizer *t, Bytes piece, IdVec *ids)
@@ -119,7 +119,7 @@ static void cache_changes_nothing(void **state)
     VEC_FREE(&slow);
 }
 
-/* ---- round trips ----------------------------------------------------------------------- */
+/* ---- round trips ------------------------------------------------------------------------ */
 
 static void round_trips(void **state)
 {
@@ -165,14 +165,15 @@ static void one_letter_takes_no_square_time(void **state)
         memset(text, "a \n"[i], N);
         double start = processor_s();
         assert_round_trip(e, t, (Bytes){(const uint8_t *)text, N});
-        assert_true(processor_s() - start < 10); /* a quarter of a second; n squared would be hours */
+        assert_true(processor_s() - start <
+                    10); /* a quarter of a second; n squared would be hours */
     }
     free(text);
     encoder_destroy(e);
     tokenizer_destroy(t);
 }
 
-/* ---- added tokens ---------------------------------------------------------------------- */
+/* ---- added tokens ----------------------------------------------------------------------- */
 
 static void added_tokens_are_recognised(void **state)
 {
@@ -221,7 +222,7 @@ static void streaming_decoder_gives_whole_characters(void **state)
     tokenizer_destroy(t);
 }
 
-/* ---- the published vocabularies -------------------------------------------------------- */
+/* ---- the published vocabularies --------------------------------------------------------- */
 
 typedef struct Spot {
     const char *text;
@@ -245,7 +246,8 @@ static const Spot spots[] = {
     {"\n\n", {271}, {368}},
 };
 
-/* The files are too large for the repository: DROVER_TOKENIZERS names the directory that has them. */
+/* The files are too large for the repository: DROVER_TOKENIZERS names the directory that has them.
+ */
 static Tokenizer *load_published(const char *name)
 {
     Arena arena = {0};

@@ -71,7 +71,8 @@ static const char *template_with(Scratch *s, const char *dir, const char *config
 {
     Arena *arena = &s->arena;
     Tokenizer *t;
-    assert_ok(file_write_atomic(path_join(arena, dir, "tokenizer_config.json"), config, strlen(config)));
+    assert_ok(
+        file_write_atomic(path_join(arena, dir, "tokenizer_config.json"), config, strlen(config)));
     const char *file = path_join(arena, dir, "chat_template.jinja");
     if (jinja)
         assert_ok(file_write_atomic(file, jinja, strlen(jinja)));
@@ -84,7 +85,8 @@ static const char *template_with(Scratch *s, const char *dir, const char *config
     return copy;
 }
 
-/* A file of its own goes before tokenizer_config.json; of a list of templates the default is taken. */
+/* A file of its own goes before tokenizer_config.json; of a list of templates the default is taken.
+ */
 static void chat_templates(void **state)
 {
     Scratch *s = *state;
@@ -114,7 +116,7 @@ static void byte_map(void **state)
     assert_int_equal(byte_of_char(' '), -1);
 }
 
-/* ---- refusals of tokenizer.json -------------------------------------------------------- */
+/* ---- refusals of tokenizer.json --------------------------------------------------------- */
 
 /* A small file with one place changed: the first `from` becomes `to`. */
 static char *sample(Arena *arena, const char *from, const char *to)
@@ -173,7 +175,8 @@ static const Refusal refusals[] = {
     {"\"Isolated\"", "\"Removed\"", "\"Removed\"", ERR_UNSUPPORTED},
     {"\"invert\": false", "\"invert\": true", "inverted", ERR_UNSUPPORTED},
     {"\"Regex\"", "\"String\"", "Regex", ERR_UNSUPPORTED},
-    {"[{\"type\": \"Split\"", "[{\"type\": \"ByteLevel\", \"use_regex\": false}, {\"type\": \"Split\"",
+    {"[{\"type\": \"Split\"",
+     "[{\"type\": \"ByteLevel\", \"use_regex\": false}, {\"type\": \"Split\"",
      "\"Split\" behind ByteLevel", ERR_UNSUPPORTED},
     {"\\\\p{L}+", "(((", "pattern is wrong", ERR_FORMAT},
     {"\"add_prefix_space\": false", "\"add_prefix_space\": true", "add_prefix_space",
@@ -181,7 +184,8 @@ static const Refusal refusals[] = {
     {"\"use_regex\": false", "\"use_regex\": true", "more than one", ERR_UNSUPPORTED},
     {"\"lstrip\": false", "\"lstrip\": true", NULL, OK},
     {"\"normalized\": false", "\"normalized\": true", NULL, OK},
-    {"\"id\": 258", "\"id\": 259", "\"<|eot|>\" has id 259, but the next free one is 258", ERR_FORMAT},
+    {"\"id\": 258", "\"id\": 259", "\"<|eot|>\" has id 259, but the next free one is 258",
+     ERR_FORMAT},
     {"\"<|eot|>\"", "\"ab\"", "\"ab\" has id 258, but in vocab it is 256", ERR_FORMAT},
     {"\"id\": 258", "\"id\": 99999", "\"<|eot|>\" has id 99999", ERR_FORMAT},
     {"\"id\": 258", "\"id\": -1", "\"<|eot|>\" has id -1", ERR_FORMAT},
@@ -257,7 +261,7 @@ static void config_is_checked(void **state)
     tokenizer_destroy(t);
 }
 
-/* ---- files beside a tokenizer ---------------------------------------------------------- */
+/* ---- files beside a tokenizer ----------------------------------------------------------- */
 
 static void put_file(Scratch *s, const char *dir, const char *name, const char *text)
 {
@@ -272,15 +276,17 @@ static void assert_file(Scratch *s, const char *dir, const char *name, const cha
     assert_memory_equal(file.at, text, file.n);
 }
 
-/* tokenizer_config.json has the last word on names, chat_template.jinja on the template; all is written back
- * as it came, what is not understood included. */
+/* tokenizer_config.json has the last word on names, chat_template.jinja on the template; all is
+ * written back as it came, what is not understood included. */
 static void files_beside_are_read_and_kept(void **state)
 {
     Scratch *s = *state;
     char *from = path_join(&s->arena, s->dir, "from"), *to = path_join(&s->arena, s->dir, "to");
-    static const char map[] = "{\"eos_token\": {\"content\": \"<|eot|>\"}, \"bos_token\": \"ab\", \"more\": []}";
-    static const char config[] = "{\"bos_token\": \"abc\", \"extra\": 1e3, \"chat_template\": [{\"name\": \"tools\", "
-                                 "\"template\": \"T\"}, {\"name\": \"default\", \"template\": \"D\"}]}";
+    static const char map[] =
+        "{\"eos_token\": {\"content\": \"<|eot|>\"}, \"bos_token\": \"ab\", \"more\": []}";
+    static const char config[] =
+        "{\"bos_token\": \"abc\", \"extra\": 1e3, \"chat_template\": [{\"name\": \"tools\", "
+        "\"template\": \"T\"}, {\"name\": \"default\", \"template\": \"D\"}]}";
     static const char jinja[] = "{{ messages }}\n\xc3\xa9";
     const char *model = sample(&s->arena, "\"lstrip\": false", "\"lstrip\": true");
     Tokenizer *t = NULL;
@@ -318,7 +324,7 @@ static void files_beside_are_read_and_kept(void **state)
     assert_non_null(strstr(status_message(), "special_tokens_map.json: eos_token \"nothing\""));
 }
 
-/* ---- tiktoken -------------------------------------------------------------------------- */
+/* ---- tiktoken --------------------------------------------------------------------------- */
 
 static void add_base64(Str *s, const uint8_t *bytes, size_t n)
 {
@@ -395,9 +401,10 @@ static void damaged_tiktoken_files_are_refused(void **state)
     }
 }
 
-/* ---- files of any size ----------------------------------------------------------------- */
+/* ---- files of any size ------------------------------------------------------------------ */
 
-static Status parse_repeated(const char *head, const char *entry, size_t n, Status (*parse)(Bytes, Tokenizer **))
+static Status parse_repeated(const char *head, const char *entry, size_t n,
+                             Status (*parse)(Bytes, Tokenizer **))
 {
     size_t head_n = strlen(head), entry_n = strlen(entry);
     uint8_t *file = xmalloc(head_n + n * entry_n);
@@ -420,15 +427,17 @@ static Status parse_ranks(size_t n, bool any_size)
     Str file = {0};
     Tokenizer *t = NULL;
     for (size_t i = 0; i < n; i++)
-        str_printf(&file, "%c%c%c%c %zu\n", digits[i >> 18 & 63], digits[i >> 12 & 63], digits[i >> 6 & 63],
-                   digits[i & 63], i);
-    Status status = tiktoken_parse((Bytes){(const uint8_t *)file.at, file.n}, "T.model", any_size, &t);
+        str_printf(&file, "%c%c%c%c %zu\n", digits[i >> 18 & 63], digits[i >> 12 & 63],
+                   digits[i >> 6 & 63], digits[i & 63], i);
+    Status status = tiktoken_parse((Bytes){(const uint8_t *)file.at, file.n}, "T.model", any_size,
+                                   &t);
     assert_null(t);
     str_deinit(&file);
     return status;
 }
 
-/* Ten million entries are refused before anything is built of them, in a memory of the file's order. */
+/* Ten million entries are refused before anything is built of them, in a memory of the file's
+ * order. */
 static void too_many_entries_are_refused(void **state)
 {
     (void)state;
@@ -436,7 +445,11 @@ static void too_many_entries_are_refused(void **state)
     double start = processor_s();
     assert_int_equal(parse_repeated("{\"added_tokens\": [0", ",1", MANY, parse_json), ERR_REFUSED);
     assert_non_null(strstr(status_message(), "T.json: 10000001 values"));
-    assert_int_equal(parse_repeated("", "\x0a\x03\x0a\x01" "a", MANY, parse_pieces), ERR_REFUSED);
+    assert_int_equal(parse_repeated("",
+                                    "\x0a\x03\x0a\x01"
+                                    "a",
+                                    MANY, parse_pieces),
+                     ERR_REFUSED);
     assert_non_null(strstr(status_message(), "T.model: more than 2097152 pieces"));
     assert_int_equal(parse_ranks(MAX_TOKENS + 1, true), ERR_REFUSED);
     assert_non_null(strstr(status_message(), "T.model: more than 2097152 tokens"));

@@ -1,4 +1,5 @@
-/* The golden files of tests/golden_text: ids and texts as sentencepiece and tokenizers give them. */
+/* The golden files of tests/golden_text: ids and texts as sentencepiece and tokenizers give them.
+ */
 #include "text/text_test_util.h"
 
 #include <jansson.h>
@@ -19,7 +20,8 @@ static void open_golden(const char *name, const char *suffix, Golden *g)
     *g = (Golden){.name = name};
     assert_ok(tokenizer_load(arena_printf(&g->arena, GOLDEN "%s%s", name, suffix), &g->t));
     assert_ok(encoder_create(g->t, &g->e));
-    g->expected = json_load_file(arena_printf(&g->arena, GOLDEN "%s.expected.json", name), JSON_ALLOW_NUL, &error);
+    g->expected = json_load_file(arena_printf(&g->arena, GOLDEN "%s.expected.json", name),
+                                 JSON_ALLOW_NUL, &error);
     if (!g->expected) fail_msg("%s: %s", name, error.text);
     assert_true(json_array_size(json_object_get(g->expected, "texts")) > 100);
 }
@@ -49,11 +51,12 @@ static void check_ids(Golden *g, size_t i, const char *key, unsigned flags)
         assert_ok(encoder_encode(g->e, text.at, text.n, flags, &ids));
         for (size_t k = 0; k < ids.n && k < json_array_size(row); k++)
             if (ids.at[k] != json_integer_value(json_array_get(row, k)))
-                fail_msg("%s, %s %zu \"%.*s\": id %zu is %d, not %lld", g->name, key, i, (int)text.n,
-                         (const char *)text.at, k, ids.at[k], (long long)json_integer_value(json_array_get(row, k)));
+                fail_msg("%s, %s %zu \"%.*s\": id %zu is %d, not %lld", g->name, key, i,
+                         (int)text.n, (const char *)text.at, k, ids.at[k],
+                         (long long)json_integer_value(json_array_get(row, k)));
         if (ids.n != json_array_size(row))
-            fail_msg("%s, %s %zu \"%.*s\": %zu ids, not %zu", g->name, key, i, (int)text.n, (const char *)text.at,
-                     ids.n, json_array_size(row));
+            fail_msg("%s, %s %zu \"%.*s\": %zu ids, not %zu", g->name, key, i, (int)text.n,
+                     (const char *)text.at, ids.n, json_array_size(row));
         VEC_FREE(&ids);
     }
 }
@@ -72,7 +75,8 @@ static void check_decoded(Golden *g, size_t i)
         ids[k] = (int32_t)json_integer_value(json_array_get(row, k));
     assert_ok(tokenizer_decode(g->t, ids, json_array_size(row), &back));
     if (back.n != expected.n || (back.n && memcmp(back.at, expected.at, back.n) != 0))
-        fail_msg("%s, decoded %zu: \"%s\", not \"%s\"", g->name, i, back.at ? back.at : "", (const char *)expected.at);
+        fail_msg("%s, decoded %zu: \"%s\", not \"%s\"", g->name, i, back.at ? back.at : "",
+                 (const char *)expected.at);
     assert_int_equal(stream.n, back.n);
     if (stream.n) assert_memory_equal(stream.at, back.at, back.n);
     str_deinit(&back);
@@ -133,8 +137,10 @@ static void sentencepiece_like_grok(void **state)
     for (uint64_t round = 0; round < 200; round++) {
         size_t n = 1 + rng_below(round, 0, sizeof bytes);
         for (size_t i = 0; i < n; i++)
-            bytes[i] = round % 2 ? (uint8_t)rng_below(round, i + 1, 256)
-                                 : (uint8_t)"the\xe2\x96\x81 \n09\xff\xe7\x89\x9b"[rng_below(round, i + 1, 14)];
+            bytes[i] =
+                round % 2
+                    ? (uint8_t)rng_below(round, i + 1, 256)
+                    : (uint8_t) "the\xe2\x96\x81 \n09\xff\xe7\x89\x9b"[rng_below(round, i + 1, 14)];
         for (size_t i = 0; i + 2 < n; i++) /* the one character that comes back as another */
             if (memcmp(bytes + i, "\xe2\x96\x81", 3) == 0) bytes[i] = 'x';
         IdVec ids = {0};
@@ -161,7 +167,8 @@ static void assert_round_trip(Golden *g, const Str *text)
     str_deinit(&back);
 }
 
-/* Every code point, and surrogates as three bytes that are none, in one text and alone between spaces. */
+/* Every code point, and surrogates as three bytes that are none, in one text and alone between
+ * spaces. */
 static void every_code_point_comes_back(void **state)
 {
     (void)state;

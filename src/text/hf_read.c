@@ -1,10 +1,11 @@
 /* Reading Hugging Face's tokenizer.json and tokenizer_config.json.
  *
- * Read is what describes a byte-level BPE: model BPE with or without ignore_merges, merges as texts or as
- * pairs; pre_tokenizer a Split by a Regex, Isolated, then ByteLevel, or ByteLevel alone with or without
- * use_regex; decoder ByteLevel; no normalizer; added tokens with all their flags. Any regex is taken; those of
- * Llama 3 and Llama 4 are scanned by hand. What would change the ids and is not known here is refused by its
- * name; truncation and padding, which concern batches, are passed over.
+ * Read is what describes a byte-level BPE: model BPE with or without ignore_merges, merges as texts
+ * or as pairs; pre_tokenizer a Split by a Regex, Isolated, then ByteLevel, or ByteLevel alone with
+ * or without use_regex; decoder ByteLevel; no normalizer; added tokens with all their flags. Any
+ * regex is taken; those of Llama 3 and Llama 4 are scanned by hand. What would change the ids and
+ * is not known here is refused by its name; truncation and padding, which concern batches, are
+ * passed over.
  */
 #include "text/text_internal.h"
 
@@ -22,7 +23,7 @@ typedef struct Reader {
     VEC(MergeRule) rules;
 } Reader;
 
-/* ---- the byte map ---------------------------------------------------------------------- */
+/* ---- the byte map ----------------------------------------------------------------------- */
 
 /* Printable bytes stand for themselves; the other 68, in order, for U+0100 and on. */
 static bool is_printable_byte(int b)
@@ -61,7 +62,7 @@ static int64_t decode_token(const char *text, size_t n, uint8_t *out)
     return n_out;
 }
 
-/* ---- small questions to JSON ----------------------------------------------------------- */
+/* ---- small questions to JSON ------------------------------------------------------------ */
 
 static bool is_null(const json_t *object, const char *key)
 {
@@ -85,7 +86,7 @@ static bool type_is(const json_t *object, const char *type)
     return strcmp(text_of(object, "type"), type) == 0;
 }
 
-/* ---- vocabulary ------------------------------------------------------------------------ */
+/* ---- vocabulary ------------------------------------------------------------------------- */
 
 static Status check_id(const Reader *r, const char *what, const char *token, const json_t *value,
                        int32_t *id)
@@ -110,15 +111,15 @@ static uint8_t added_flags(const json_t *entry)
                      (is_true(entry, "normalized") ? ADDED_NORMALIZED : 0));
 }
 
-/* tokenizers does not take the id from here: a token that the vocabulary has gets its id there, any other
- * the next one. A file in which these differ means other ids to other readers. */
+/* tokenizers does not take the id from here: a token that the vocabulary has gets its id there, any
+ * other the next one. A file in which these differ means other ids to other readers. */
 static Status check_added_id(Reader *r, const char *content, const json_t *vocab, int32_t id)
 {
     const json_t *in_vocab = json_object_get(vocab, content);
     json_int_t expected = in_vocab ? json_integer_value(in_vocab) : r->next_id++;
     if (expected == id) return OK;
-    return fail(ERR_FORMAT, "%s: added token \"%.60s\" has id %d, but %s is %lld", r->name, content, id,
-                in_vocab ? "in vocab it" : "the next free one", (long long)expected);
+    return fail(ERR_FORMAT, "%s: added token \"%.60s\" has id %d, but %s is %lld", r->name, content,
+                id, in_vocab ? "in vocab it" : "the next free one", (long long)expected);
 }
 
 static Status read_added_token(Reader *r, const json_t *entry, const json_t *vocab)
@@ -196,7 +197,7 @@ static Status read_vocabulary(Reader *r, json_t *model)
     return build_vocabulary(r->t, &r->list);
 }
 
-/* ---- merges ---------------------------------------------------------------------------- */
+/* ---- merges ----------------------------------------------------------------------------- */
 
 /* "a b" or ["a", "b"]. */
 static bool merge_parts(const json_t *entry, Bytes part[2])
@@ -256,7 +257,7 @@ static Status read_merges(Reader *r, const json_t *model)
     return build_merges(r->t, r->rules.at, r->rules.n, r->name);
 }
 
-/* ---- the other parts ------------------------------------------------------------------- */
+/* ---- the other parts -------------------------------------------------------------------- */
 
 static Status check_model(const Reader *r, const json_t *model)
 {
@@ -308,7 +309,9 @@ static Status read_byte_level(Reader *r, const json_t *part)
 static Status read_pre_tokenizer(Reader *r, const json_t *part, bool *has_byte_level)
 {
     if (*has_byte_level)
-        return fail(ERR_UNSUPPORTED, "%s: pre_tokenizer \"%.40s\" behind ByteLevel is not supported: it would see the byte map",
+        return fail(ERR_UNSUPPORTED,
+                    "%s: pre_tokenizer \"%.40s\" behind ByteLevel is not supported: it would see "
+                    "the byte map",
                     r->name, text_of(part, "type"));
     if (type_is(part, "Split")) return read_split(r, part);
     if (type_is(part, "ByteLevel")) {
@@ -385,7 +388,8 @@ static Status check_size(const char *name, Bytes file)
     size_t n_values = 0;
     for (size_t i = 0; i < file.n; i++) n_values += file.at[i] == ',' || file.at[i] == '[';
     if (n_values <= MAX_JSON_VALUES) return OK;
-    return fail(ERR_REFUSED, "%s: %zu values; at most %d are read", name, n_values, MAX_JSON_VALUES);
+    return fail(ERR_REFUSED, "%s: %zu values; at most %d are read", name, n_values,
+                MAX_JSON_VALUES);
 }
 
 static Status parse(Reader *r, Bytes file)
@@ -420,7 +424,7 @@ Status hf_parse(Bytes file, const char *name, Tokenizer **out)
     return OK;
 }
 
-/* ---- tokenizer_config.json ------------------------------------------------------------- */
+/* ---- tokenizer_config.json -------------------------------------------------------------- */
 
 /* "name" or {"content": "name", ...}; absent or null leaves *id as it is. */
 static Status read_named_token(const json_t *root, const char *key, const char *name,

@@ -1,9 +1,10 @@
 /* Writing tokenizer.json and tokenizer_config.json.
  *
- * For tokenizers that came with neither: those of tiktoken files and trained ones, whose added tokens have
- * no flags. By hand instead of through a JSON tree: a tree of Llama 4's 640 thousand strings takes longer to
- * build than the text, and the text is plain: lists of strings. "a b" is the form of merges that
- * every version of the tokenizers library reads; no token has a space in it, the byte map sees to that.
+ * For tokenizers that came with neither: those of tiktoken files and trained ones, whose added
+ * tokens have no flags. By hand instead of through a JSON tree: a tree of Llama 4's 640 thousand
+ * strings takes longer to build than the text, and the text is plain: lists of strings. "a b" is
+ * the form of merges that every version of the tokenizers library reads; no token has a space in
+ * it, the byte map sees to that.
  */
 #include "text/sp_model.h"
 
@@ -141,7 +142,8 @@ void hf_write_config(const Tokenizer *t, Str *s)
     add_named(s, t, "pad_token", t->pad);
     if (t->sp) {
         add_named(s, t, "unk_token", t->sp->unk);
-        str_add(s, "  \"add_bos_token\": false,\n  \"add_eos_token\": false,\n  \"legacy\": false,\n");
+        str_add(s,
+                "  \"add_bos_token\": false,\n  \"add_eos_token\": false,\n  \"legacy\": false,\n");
     }
     if (t->chat_template) {
         str_add(s, "  \"chat_template\": ");

@@ -1,9 +1,10 @@
 /* From a path to a tokenizer, and back: which files hold one. */
 #include "text/text_internal.h"
 
-static const char *const model_names[] = {"tokenizer.json", "tokenizer.model", "original/tokenizer.model"};
+static const char *const model_names[] = {"tokenizer.json", "tokenizer.model",
+                                          "original/tokenizer.model"};
 
-/* ---- loading --------------------------------------------------------------------------- */
+/* ---- loading ---------------------------------------------------------------------------- */
 
 /* Keeps a file as it came, to be written back. */
 static Bytes keep(Tokenizer *t, const char *name, Bytes text)
@@ -44,8 +45,8 @@ static Status read_beside(Arena *arena, const char *dir, Tokenizer *t)
     return OK;
 }
 
-/* A SentencePiece model begins with a piece: the byte 10, the length of the message, 10 again and the length of
- * the text in it, which is at least 2 less. */
+/* A SentencePiece model begins with a piece: the byte 10, the length of the message, 10 again and
+ * the length of the text in it, which is at least 2 less. */
 static bool begins_with_piece(Bytes file)
 {
     return file.n > 4 && file.at[0] == 0x0a && file.at[2] == 0x0a && file.at[3] + 2 <= file.at[1];
@@ -122,7 +123,7 @@ Status tokenizer_load(const char *path, Tokenizer **out)
     return status;
 }
 
-/* ---- saving ---------------------------------------------------------------------------- */
+/* ---- saving ----------------------------------------------------------------------------- */
 
 static bool has(const TokenizerFile *files, int n, const char *name)
 {
@@ -141,7 +142,8 @@ static TokenizerFile made(const Tokenizer *t, Arena *arena, const char *name,
     return file;
 }
 
-void tokenizer_files(const Tokenizer *t, Arena *arena, TokenizerFile files[TOKENIZER_MAX_FILES], int *n_files)
+void tokenizer_files(const Tokenizer *t, Arena *arena, TokenizerFile files[TOKENIZER_MAX_FILES],
+                     int *n_files)
 {
     int n = t->n_files;
     memcpy(files, t->file, (size_t)n * sizeof *files);
@@ -159,7 +161,8 @@ static Status save(const Tokenizer *t, Arena *arena, const char *dir)
     tokenizer_files(t, arena, files, &n);
     TRY(dir_create(dir));
     for (int i = 0; i < n; i++)
-        TRY(file_write_atomic(path_join(arena, dir, files[i].name), files[i].text.at, files[i].text.n));
+        TRY(file_write_atomic(path_join(arena, dir, files[i].name), files[i].text.at,
+                              files[i].text.n));
     for (int i = 0; i < COUNT_OF(model_names); i++) {
         const char *path = path_join(arena, dir, model_names[i]);
         if (!has(files, n, model_names[i]) && file_exists(path)) TRY(file_unlink(path));

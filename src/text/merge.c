@@ -9,8 +9,8 @@
 
 #include <stdlib.h>
 
-/* A piece of few symbols: priority and result at i are of the merge of symbols i and i + 1; the last
- * symbol has none. */
+/* A piece of few symbols: priority and result at i are of the merge of symbols i and i + 1; the
+ * last symbol has none. */
 typedef struct FewSymbols {
     int32_t *id, result[MERGE_SHORT_BYTES];
     uint32_t priority[MERGE_SHORT_BYTES];
@@ -94,7 +94,8 @@ static HeapItem heap_pop(HeapItem *heap, size_t *n)
     return top;
 }
 
-/* A merge takes at least one item out of the heap and puts at most two in, so that 2n are enough. */
+/* A merge takes at least one item out of the heap and puts at most two in, so that 2n are enough.
+ */
 void merge_reserve(MergeScratch *s, size_t n)
 {
     if (n <= s->cap) return;

@@ -1,5 +1,6 @@
-/* The wire format of protocol buffers: a key (field number and wire type), then a varint, four or eight
- * bytes, or a length and as many bytes. Groups, which nobody has written for long, are refused. */
+/* The wire format of protocol buffers: a key (field number and wire type), then a varint, four or
+ * eight bytes, or a length and as many bytes. Groups, which nobody has written for long, are
+ * refused. */
 #include "text/proto.h"
 
 enum { MAX_VARINT_BYTES = 10, MAX_FIELD = (1 << 29) - 1 };
@@ -62,6 +63,6 @@ Status proto_is(const Proto *m, const ProtoField *field, uint32_t number, ProtoW
 {
     *is = field->number == number;
     if (!*is || field->wire == wire) return OK;
-    return fail(ERR_FORMAT, "%s: not a SentencePiece model: field %u is of wire type %d, not %d", m->name,
-                number, (int)field->wire, (int)wire);
+    return fail(ERR_FORMAT, "%s: not a SentencePiece model: field %u is of wire type %d, not %d",
+                m->name, number, (int)field->wire, (int)wire);
 }

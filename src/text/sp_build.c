@@ -1,8 +1,8 @@
 /* A SentencePiece model's tables.
  *
- * sentencepiece merges strings: any two neighbours whose texts together are a piece, the piece of the
- * highest score first, the leftmost among equals. So each cut of a piece between two characters into
- * two symbols is a merge rule, and its priority is the rank of the piece's score.
+ * sentencepiece merges strings: any two neighbours whose texts together are a piece, the piece of
+ * the highest score first, the leftmost among equals. So each cut of a piece between two characters
+ * into two symbols is a merge rule, and its priority is the rank of the piece's score.
  */
 #include "text/sp_model.h"
 
@@ -25,7 +25,7 @@ static size_t char_at(Bytes text, size_t at, uint32_t *c)
     return (size_t)utf8_decode(text.at + at, text.n - at, c);
 }
 
-/* ---- symbols --------------------------------------------------------------------------- */
+/* ---- symbols ---------------------------------------------------------------------------- */
 
 static int32_t *symbol_slot(Builder *b, uint32_t c)
 {
@@ -39,7 +39,8 @@ static void note_single_chars(Builder *b)
     for (int32_t i = 0; i < b->n_pieces; i++) {
         const SpPiece *p = &b->spec->piece.at[i];
         uint32_t c;
-        if (p->type == SP_NORMAL && char_at(p->text, 0, &c) == p->text.n) *symbol_slot(b, c) = i + 1;
+        if (p->type == SP_NORMAL && char_at(p->text, 0, &c) == p->text.n)
+            *symbol_slot(b, c) = i + 1;
     }
 }
 
@@ -67,9 +68,9 @@ static Status add_symbols(Builder *b)
                       .token = ARENA_ARRAY(&b->arena, Bytes, n),
                       .kind = arena_alloc(&b->arena, n),
                       .where = b->spec->name};
-    static const uint8_t kind[] = {[SP_NORMAL] = TOKEN_PLAIN, [SP_UNKNOWN] = TOKEN_NONE,
-                                   [SP_CONTROL] = TOKEN_SPECIAL, [SP_USER] = TOKEN_ADDED,
-                                   [SP_UNUSED] = TOKEN_NONE, [SP_BYTE] = TOKEN_NONE};
+    static const uint8_t kind[] = {
+        [SP_NORMAL] = TOKEN_PLAIN, [SP_UNKNOWN] = TOKEN_NONE, [SP_CONTROL] = TOKEN_SPECIAL,
+        [SP_USER] = TOKEN_ADDED,   [SP_UNUSED] = TOKEN_NONE,  [SP_BYTE] = TOKEN_NONE};
     b->sp->type = arena_alloc(&b->t->arena, (size_t)b->n_pieces);
     for (int32_t i = 0; i < b->n_pieces; i++) {
         const SpPiece *p = &b->spec->piece.at[i];
@@ -84,13 +85,17 @@ static Status add_symbols(Builder *b)
     TRY(build_tokens(b->t, &list));
     b->t->n_ids = b->n_pieces;
     for (int32_t i = 0; i < b->n_pieces; i++)
-        if (b->t->kind[i] == TOKEN_NONE) b->t->kind[i] = TOKEN_PLAIN; /* bytes and the unknown one */
+        if (b->t->kind[i] == TOKEN_NONE)
+            b->t->kind[i] = TOKEN_PLAIN; /* bytes and the unknown one */
     return OK;
 }
 
-/* ---- pieces with a meaning ------------------------------------------------------------- */
+/* ---- pieces with a meaning -------------------------------------------------------------- */
 
-static int hex_digit(int c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
+static int hex_digit(int c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
 
 /* "<0x0A>": 10; -1: no such name. */
 static int byte_of_name(Bytes name)
@@ -113,13 +118,15 @@ static Status find_bytes_and_unknown(Builder *b)
                         byte < 0 ? " without one in its name" : ", but byte_fallback is off");
         if (byte >= 0) b->t->byte_id[byte] = i;
         if (p->type == SP_UNKNOWN && b->sp->unk >= 0)
-            return fail(ERR_FORMAT, "%s: pieces %d and %d are both the unknown one", s->name, b->sp->unk, i);
+            return fail(ERR_FORMAT, "%s: pieces %d and %d are both the unknown one", s->name,
+                        b->sp->unk, i);
         if (p->type == SP_UNKNOWN) b->sp->unk = i;
     }
     if (b->sp->unk < 0) return fail(ERR_FORMAT, "%s: no unknown piece", s->name);
     for (int i = 0; i < 256 && s->byte_fallback; i++)
         if (b->t->byte_id[i] < 0)
-            return fail(ERR_FORMAT, "%s: byte_fallback is on, but no piece is <0x%02X>", s->name, i);
+            return fail(ERR_FORMAT, "%s: byte_fallback is on, but no piece is <0x%02X>", s->name,
+                        i);
     return OK;
 }
 
@@ -131,7 +138,8 @@ static int compare_pieces(const void *a, const void *b, void *spec)
     return order ? order : (x.n > y.n) - (x.n < y.n);
 }
 
-/* A text that is two pieces of different types has two ids; sentencepiece would take the stranger one. */
+/* A text that is two pieces of different types has two ids; sentencepiece would take the stranger
+ * one. */
 static Status check_unique(Builder *b)
 {
     int32_t *other = ARENA_ARRAY(&b->arena, int32_t, b->n_pieces), n = 0;
@@ -145,7 +153,8 @@ static Status check_unique(Builder *b)
         if (i > 0 && compare_pieces(&other[i - 1], &other[i], (void *)(uintptr_t)b->spec) == 0)
             twin = other[i - 1];
         if (twin >= 0)
-            return fail(ERR_FORMAT, "%s: pieces %d and %d have the same text", b->spec->name, twin, other[i]);
+            return fail(ERR_FORMAT, "%s: pieces %d and %d have the same text", b->spec->name, twin,
+                        other[i]);
     }
     return OK;
 }
@@ -170,7 +179,7 @@ static int32_t control(const Tokenizer *t, Bytes name)
     return id >= 0 && token_bytes(t, id).n == name.n ? id : -1;
 }
 
-/* ---- decoded texts --------------------------------------------------------------------- */
+/* ---- decoded texts ---------------------------------------------------------------------- */
 
 static void add_surfaces(Builder *b)
 {
@@ -196,7 +205,7 @@ static void add_surfaces(Builder *b)
     str_deinit(&all);
 }
 
-/* ---- merges ---------------------------------------------------------------------------- */
+/* ---- merges ----------------------------------------------------------------------------- */
 
 static int compare_scores(const void *a, const void *b, void *spec)
 {
@@ -213,7 +222,8 @@ static uint32_t *rank_scores(Builder *b)
     for (int32_t i = 0; i < b->n_pieces; i++) order[i] = i;
     qsort_r(order, (size_t)b->n_pieces, sizeof *order, compare_scores, (void *)(uintptr_t)b->spec);
     for (int32_t i = 0; i < b->n_pieces; i++) {
-        if (i > 0 && compare_scores(&order[i - 1], &order[i], (void *)(uintptr_t)b->spec) != 0) rank++;
+        if (i > 0 && compare_scores(&order[i - 1], &order[i], (void *)(uintptr_t)b->spec) != 0)
+            rank++;
         priority[order[i]] = rank;
     }
     return priority;
@@ -238,7 +248,7 @@ static Status add_rules(Builder *b)
     return build_rules(b->t, b->rules.at, b->rules.n, b->spec->name);
 }
 
-/* ---- neighbours ------------------------------------------------------------------------ */
+/* ---- neighbours ------------------------------------------------------------------------- */
 
 static uint64_t hash_of_pair(uint64_t pair)
 {
@@ -292,14 +302,14 @@ static Status hash_pairs(Builder *b)
         int probe = 0;
         while (chars->pair[i & chars->mask] != 0 && probe < MAX_PROBES) i++, probe++;
         if (probe == MAX_PROBES)
-            return fail(ERR_REFUSED, "%s: a pair of characters collides with %d others", b->spec->name,
-                        MAX_PROBES);
+            return fail(ERR_REFUSED, "%s: a pair of characters collides with %d others",
+                        b->spec->name, MAX_PROBES);
         chars->pair[i & chars->mask] = b->pairs.at[k];
     }
     return OK;
 }
 
-/* ---- all of it ------------------------------------------------------------------------- */
+/* ---- all of it -------------------------------------------------------------------------- */
 
 static Status build(Builder *b)
 {
@@ -327,7 +337,10 @@ static Status build(Builder *b)
 
 Status sp_build(const SpSpec *spec, Bytes file, Tokenizer *t)
 {
-    Builder b = {.spec = spec, .t = t, .sp = ARENA_NEW(&t->arena, SpModel), .n_pieces = (int32_t)spec->piece.n};
+    Builder b = {.spec = spec,
+                 .t = t,
+                 .sp = ARENA_NEW(&t->arena, SpModel),
+                 .n_pieces = (int32_t)spec->piece.n};
     t->sp = b.sp;
     b.sp->hash = hash_bytes(file.at, file.n);
     Status status = build(&b);

@@ -1,17 +1,18 @@
 /* Encoding and decoding as sentencepiece's BPE does it, to the last id.
  *
- * Text is normalized: a space in front (add_dummy_prefix), runs of spaces made one and those at both ends
- * removed (remove_extra_whitespaces), spaces written as U+2581 (escape_whitespaces). From left to right
- * user-defined pieces are taken, the longest first; the characters between them are merged. What is no
- * piece in the end becomes its bytes (byte_fallback), or the unknown piece, one for a run of them.
+ * Text is normalized: a space in front (add_dummy_prefix), runs of spaces made one and those at
+ * both ends removed (remove_extra_whitespaces), spaces written as U+2581 (escape_whitespaces). From
+ * left to right user-defined pieces are taken, the longest first; the characters between them are
+ * merged. What is no piece in the end becomes its bytes (byte_fallback), or the unknown piece, one
+ * for a run of them.
  *
- * sentencepiece merges a whole text in one heap. Here text is cut where two characters meet that stand
- * side by side in no piece: no merge can join them, so the parts come out as they would in the whole,
- * and the short parts that any text consists of come out of a cache.
+ * sentencepiece merges a whole text in one heap. Here text is cut where two characters meet that
+ * stand side by side in no piece: no merge can join them, so the parts come out as they would in
+ * the whole, and the short parts that any text consists of come out of a cache.
  *
- * What is not UTF-8 sentencepiece turns into U+FFFD, and so it is here without byte pieces; with them each
- * such byte is its own byte piece, which decodes to what it was. U+2581 itself cannot be told from a space
- * and comes back as one. A text without merges of more than 4 MiB is cut there.
+ * What is not UTF-8 sentencepiece turns into U+FFFD, and so it is here without byte pieces; with
+ * them each such byte is its own byte piece, which decodes to what it was. U+2581 itself cannot be
+ * told from a space and comes back as one. A text without merges of more than 4 MiB is cut there.
  */
 #include "text/sp_model.h"
 
@@ -32,7 +33,7 @@ typedef struct Run {
     bool saw_unknown;    /* in this part */
 } Run;
 
-/* ---- normalization --------------------------------------------------------------------- */
+/* ---- normalization ---------------------------------------------------------------------- */
 
 /* What normalization takes at once: a user-defined piece, a character, or a byte that is none. */
 static size_t unit_length(const Run *r, bool *valid)
@@ -93,7 +94,8 @@ static size_t end_of_text(const Run *r)
 {
     size_t space = r->sp->escape_whitespaces ? SP_SPACE_BYTES : 1, n = r->e->normal.n;
     const char *symbol = r->sp->escape_whitespaces ? SP_SPACE : " ";
-    while (n >= r->start + space && memcmp(r->e->normal.at + n - space, symbol, space) == 0) n -= space;
+    while (n >= r->start + space && memcmp(r->e->normal.at + n - space, symbol, space) == 0)
+        n -= space;
     return n;
 }
 
@@ -121,7 +123,7 @@ static void normalize_more(Run *r)
         r->limit = end > ahead ? end - ahead : 0;
 }
 
-/* ---- ids ------------------------------------------------------------------------------- */
+/* ---- ids -------------------------------------------------------------------------------- */
 
 static void push_unknown(Run *r, Bytes text)
 {
@@ -156,7 +158,8 @@ static void encode_part(Run *r, Bytes part)
         id = r->e->scratch.id;
     }
     symbols_of(r->sp, part, id);
-    n = n > MERGE_SHORT_BYTES ? merge_many_symbols(r->t, &r->e->scratch, n) : merge_few_symbols(r->t, id, n);
+    n = n > MERGE_SHORT_BYTES ? merge_many_symbols(r->t, &r->e->scratch, n)
+                              : merge_few_symbols(r->t, id, n);
     for (size_t i = 0; i < n; i++)
         if (id[i] < r->t->n_ids)
             VEC_PUSH(r->ids, id[i]);
@@ -233,7 +236,8 @@ static Status encode(Encoder *e, Bytes text, bool is_first, IdVec *ids)
              .swallows_space = sp->remove_extra_whitespaces,
              .unknown_end = SIZE_MAX};
     bool valid;
-    while (sp->remove_extra_whitespaces && r.raw.n > 0 && r.raw.at[0] == ' ' && unit_length(&r, &valid) == 1)
+    while (sp->remove_extra_whitespaces && r.raw.n > 0 && r.raw.at[0] == ' ' &&
+           unit_length(&r, &valid) == 1)
         drop_raw(&r, 1);
     if (r.raw.n == 0) return OK;
     str_clear(&e->normal);
@@ -246,12 +250,13 @@ static Status encode(Encoder *e, Bytes text, bool is_first, IdVec *ids)
     return OK;
 }
 
-/* ---- decoding -------------------------------------------------------------------------- */
+/* ---- decoding --------------------------------------------------------------------------- */
 
 static Bytes surface(const Tokenizer *t, int32_t id, bool *at_start)
 {
     const SpModel *sp = t->sp;
-    Bytes text = {sp->surface + sp->surface_offset[id], sp->surface_offset[id + 1] - sp->surface_offset[id]};
+    Bytes text = {sp->surface + sp->surface_offset[id],
+                  sp->surface_offset[id + 1] - sp->surface_offset[id]};
     if (sp->type[id] == SP_CONTROL) return text;
     bool is_piece = sp->type[id] == SP_NORMAL || sp->type[id] == SP_USER;
     Bytes piece = token_bytes(t, id);
@@ -289,7 +294,8 @@ static bool is_reversible(const Tokenizer *t)
     if (!sp->byte_fallback || sp->remove_extra_whitespaces) return false;
     if (!sp->escape_whitespaces) return !sp->add_dummy_prefix;
     int32_t symbol = sp_symbol(sp, SP_SPACE_CHAR);
-    return (symbol >= 0 && symbol < t->n_ids) || added_find(t, &sp->user, (Bytes){(const uint8_t *)SP_SPACE, 3}) >= 0;
+    return (symbol >= 0 && symbol < t->n_ids) ||
+           added_find(t, &sp->user, (Bytes){(const uint8_t *)SP_SPACE, 3}) >= 0;
 }
 
 const TokenizerKind kind_sentencepiece = {.name = "SentencePiece BPE",

@@ -1,5 +1,5 @@
-/* Any text through a SentencePiece model whose pieces are parts of the text: the ids are those of the
- * definition, and what can be undone is. */
+/* Any text through a SentencePiece model whose pieces are parts of the text: the ids are those of
+ * the definition, and what can be undone is. */
 #include "text/sp_test_util.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -32,10 +32,12 @@ static void check(const SpMade *m, const Tokenizer *t, Bytes text)
     CHECK(encoder_create(t, &e) == OK);
     CHECK(encoder_encode(e, text.at, text.n, ENCODE_TEXT, &first) == OK);
     CHECK(encoder_encode(e, text.at, text.n, ENCODE_TEXT, &again) == OK);
-    CHECK(first.n == again.n && (first.n == 0 || memcmp(first.at, again.at, first.n * sizeof *first.at) == 0));
+    CHECK(first.n == again.n &&
+          (first.n == 0 || memcmp(first.at, again.at, first.n * sizeof *first.at) == 0));
     if (utf8_valid(text.at, text.n)) {
         slow_encode(m, text, &slow);
-        CHECK(first.n == slow.n && (slow.n == 0 || memcmp(first.at, slow.at, slow.n * sizeof *slow.at) == 0));
+        CHECK(first.n == slow.n &&
+              (slow.n == 0 || memcmp(first.at, slow.at, slow.n * sizeof *slow.at) == 0));
     }
     CHECK(tokenizer_decode(t, first.at, first.n, &back) == OK);
     bool has_symbol = memmem(text.at, text.n, SP_SPACE, SP_SPACE_BYTES) != NULL;

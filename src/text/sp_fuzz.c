@@ -1,4 +1,5 @@
-/* SentencePiece models of any bytes: refused, or a tokenizer whose encoding can be undone where it says so. */
+/* SentencePiece models of any bytes: refused, or a tokenizer whose encoding can be undone where it
+ * says so. */
 #include "text/text_internal.h"
 
 #include <stdlib.h>
@@ -24,7 +25,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         Str back = {0};
         CHECK(encoder_encode(e, text, sizeof text - 1, flags, &ids) == OK);
         CHECK(tokenizer_decode(t, ids.at, ids.n, &back) == OK);
-        if (tokenizer_is_reversible(t)) CHECK(back.n == sizeof text - 1 && memcmp(back.at, text, back.n) == 0);
+        if (tokenizer_is_reversible(t))
+            CHECK(back.n == sizeof text - 1 && memcmp(back.at, text, back.n) == 0);
         str_deinit(&back);
         VEC_FREE(&ids);
     }

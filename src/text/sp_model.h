@@ -42,23 +42,28 @@ typedef struct SpNear {
     uint64_t mask;
 } SpNear;
 
-/* Symbols are the normal pieces by their ids, and behind them, from n_ids on, the characters that are no
- * piece themselves but occur in pieces: two of them may still merge into one. */
+/* Symbols are the normal pieces by their ids, and behind them, from n_ids on, the characters that
+ * are no piece themselves but occur in pieces: two of them may still merge into one. */
 typedef struct SpModel {
     bool byte_fallback, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces;
     int32_t unk;
-    uint8_t *type;            /* [n_ids] SpType */
-    uint32_t *surface_offset; /* [n_ids + 1] into surface: the text of each piece as it is decoded */
+    uint8_t *type; /* [n_ids] SpType */
+    uint32_t
+        *surface_offset; /* [n_ids + 1] into surface: the text of each piece as it is decoded */
     uint8_t *surface;
-    int32_t *page[CODE_POINTS / SP_PAGE]; /* [SP_PAGE] symbol + 1 of each character, 0 = none; NULL: all none */
-    AddedSet user;           /* user-defined pieces */
+    int32_t *page[CODE_POINTS /
+                  SP_PAGE]; /* [SP_PAGE] symbol + 1 of each character, 0 = none; NULL: all none */
+    AddedSet user;          /* user-defined pieces */
     AddedFilter user_filter;
     size_t max_user_bytes;
     SpNear near_chars;
     uint64_t hash;
 } SpModel;
 
-static inline uint32_t sp_place(uint32_t c) { return c == SP_SPACE_CHAR ? 255 : c == 255 ? 256 : c; }
+static inline uint32_t sp_place(uint32_t c)
+{
+    return c == SP_SPACE_CHAR ? 255 : c == 255 ? 256 : c;
+}
 bool sp_near_wide(const SpNear *chars, uint32_t left, uint32_t right);
 static inline bool sp_near(const SpNear *chars, uint32_t left, uint32_t right)
 {

@@ -1,7 +1,7 @@
-/* Reading a SentencePiece model (ModelProto of sentencepiece_model.proto): pieces with score and type,
- * what training said of them, and how text is normalized. What would change the ids and is not known
- * here is refused by its name: unigram models, tables of normalization, spaces behind words, unused
- * pieces. */
+/* Reading a SentencePiece model (ModelProto of sentencepiece_model.proto): pieces with score and
+ * type, what training said of them, and how text is normalized. What would change the ids and is
+ * not known here is refused by its name: unigram models, tables of normalization, spaces behind
+ * words, unused pieces. */
 #include "text/proto.h"
 #include "text/sp_model.h"
 
@@ -121,7 +121,7 @@ static Status read_model(SpSpec *spec, Bytes file)
     }
 }
 
-/* ---- what is not supported ------------------------------------------------------------- */
+/* ---- what is not supported -------------------------------------------------------------- */
 
 static const char *model_type_name(uint64_t type)
 {
@@ -131,15 +131,16 @@ static const char *model_type_name(uint64_t type)
 
 static Status check_spec(const SpSpec *s)
 {
-    if (s->piece.n == 0) return fail(ERR_FORMAT, "%s: a SentencePiece model without pieces", s->name);
+    if (s->piece.n == 0)
+        return fail(ERR_FORMAT, "%s: a SentencePiece model without pieces", s->name);
     if (s->model_type != MODEL_BPE)
-        return fail(ERR_UNSUPPORTED, "%s: a SentencePiece model of type %s; only BPE is read", s->name,
-                    model_type_name(s->model_type));
+        return fail(ERR_UNSUPPORTED, "%s: a SentencePiece model of type %s; only BPE is read",
+                    s->name, model_type_name(s->model_type));
     if (s->charsmap.n > 0)
         return fail(ERR_UNSUPPORTED,
-                    "%s: normalizer \"%.*s\" has a table of %zu bytes; only identity is supported", s->name,
-                    (int)min_i64(40, (int64_t)s->normalizer.n), (const char *)s->normalizer.at,
-                    s->charsmap.n);
+                    "%s: normalizer \"%.*s\" has a table of %zu bytes; only identity is supported",
+                    s->name, (int)min_i64(40, (int64_t)s->normalizer.n),
+                    (const char *)s->normalizer.at, s->charsmap.n);
     if (s->denormalizer_charsmap.n > 0)
         return fail(ERR_UNSUPPORTED, "%s: a denormalizer with a table is not supported", s->name);
     if (s->whitespace_as_suffix)
@@ -158,8 +159,8 @@ static Status check_piece(const SpSpec *s, size_t i)
 {
     const SpPiece *p = &s->piece.at[i];
     if (p->text.n == 0 || p->text.n > MAX_TOKEN_BYTES)
-        return fail(ERR_FORMAT, "%s: piece %zu has %zu bytes; 1 to %d are allowed", s->name, i, p->text.n,
-                    MAX_TOKEN_BYTES);
+        return fail(ERR_FORMAT, "%s: piece %zu has %zu bytes; 1 to %d are allowed", s->name, i,
+                    p->text.n, MAX_TOKEN_BYTES);
     if (!utf8_valid(p->text.at, p->text.n))
         return fail(ERR_FORMAT, "%s: piece %zu is not UTF-8", s->name, i);
     if (memchr(p->text.at, 0, p->text.n))
@@ -167,17 +168,20 @@ static Status check_piece(const SpSpec *s, size_t i)
     if (!isfinite(p->score))
         return fail(ERR_FORMAT, "%s: piece %zu has a score that is not finite", s->name, i);
     if (p->type == SP_UNUSED)
-        return fail(ERR_UNSUPPORTED, "%s: piece %zu is marked unused, which is not supported", s->name, i);
-    if (p->type == SP_CONTROL && n_chars(p->text) == 1)
-        return fail(ERR_UNSUPPORTED,
-                    "%s: piece %zu is a control symbol of one character, so that any text could hold it",
+        return fail(ERR_UNSUPPORTED, "%s: piece %zu is marked unused, which is not supported",
                     s->name, i);
+    if (p->type == SP_CONTROL && n_chars(p->text) == 1)
+        return fail(
+            ERR_UNSUPPORTED,
+            "%s: piece %zu is a control symbol of one character, so that any text could hold it",
+            s->name, i);
     return OK;
 }
 
 Status sp_parse(Bytes file, const char *name, Tokenizer **out)
 {
-    static const char unk_surface[] = " \xe2\x81\x87 ", bos[] = "<s>", eos[] = "</s>", pad[] = "<pad>";
+    static const char unk_surface[] = " \xe2\x81\x87 ", bos[] = "<s>", eos[] = "</s>",
+                      pad[] = "<pad>";
     SpSpec spec = {.name = name,
                    .model_type = 1, /* what the format's defaults say */
                    .add_dummy_prefix = true,

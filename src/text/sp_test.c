@@ -12,11 +12,16 @@ static Tokenizer *parse_made(const SpMade *m)
     return t;
 }
 
-static void add_text(SpMade *m, const char *text, float score, SpType type) { made_add(m, bytes_of(text), score, type); }
+static void add_text(SpMade *m, const char *text, float score, SpType type)
+{
+    made_add(m, bytes_of(text), score, type);
+}
 
-/* ---- the definition -------------------------------------------------------------------- */
+/* ---- the definition --------------------------------------------------------------------- */
 
-static const char *const letters[] = {"a", "b", "c", " ", " ", "\n", "0", "\xc3\xa9", "\xe4\xb8\xad", SP_SPACE, "\xf0\x9f\x98\x80", "-"};
+static const char *const letters[] = {
+    "a", "b", "c", " ", " ", "\n", "0", "\xc3\xa9", "\xe4\xb8\xad", SP_SPACE, "\xf0\x9f\x98\x80",
+    "-"};
 
 static void random_string(uint64_t seed, size_t n, int n_letters, Str *out)
 {
@@ -24,8 +29,8 @@ static void random_string(uint64_t seed, size_t n, int n_letters, Str *out)
     for (size_t i = 0; i < n; i++) str_add(out, letters[rng_below(seed, i, (uint64_t)n_letters)]);
 }
 
-/* Pieces of a few letters with few different scores, so that equal ones meet; some are user-defined, and
- * some letters are no piece themselves. */
+/* Pieces of a few letters with few different scores, so that equal ones meet; some are
+ * user-defined, and some letters are no piece themselves. */
 static SpMade random_model(uint64_t seed)
 {
     SpMade m = {.byte_fallback = seed & 1,
@@ -36,10 +41,13 @@ static SpMade random_model(uint64_t seed)
     made_begin(&m);
     for (uint64_t i = 0; i < 60; i++) {
         SpType type = rng_below(seed, 100 + i, 9) ? SP_NORMAL : SP_USER;
-        random_string(rng_key(seed, "piece") + i, i < 8 ? 1 : 1 + rng_below(seed, 300 + i, 5), COUNT_OF(letters), &text);
-        for (char *c = text.at; type == SP_NORMAL && m.escape_whitespaces && c < text.at + text.n; c++)
+        random_string(rng_key(seed, "piece") + i, i < 8 ? 1 : 1 + rng_below(seed, 300 + i, 5),
+                      COUNT_OF(letters), &text);
+        for (char *c = text.at; type == SP_NORMAL && m.escape_whitespaces && c < text.at + text.n;
+             c++)
             if (*c == ' ') *c = 'c';
-        if (!made_has(&m, bytes_of_str(&text))) made_add(&m, bytes_of_str(&text), (float)rng_below(seed, 200 + i, 9), type);
+        if (!made_has(&m, bytes_of_str(&text)))
+            made_add(&m, bytes_of_str(&text), (float)rng_below(seed, 200 + i, 9), type);
     }
     str_deinit(&text);
     return m;
@@ -56,12 +64,14 @@ static void encoding_is_the_definition(void **state)
         assert_ok(encoder_create(t, &e));
         for (uint64_t round = 0; round < 30; round++) {
             IdVec fast = {0}, slow = {0};
-            random_string(seed * 1000 + round, rng_below(seed, round, 60), 3 + (int)(round % 10), &text);
+            random_string(seed * 1000 + round, rng_below(seed, round, 60), 3 + (int)(round % 10),
+                          &text);
             assert_ok(encoder_encode(e, text.at, text.n, ENCODE_TEXT, &fast));
             slow_encode(&m, bytes_of_str(&text), &slow);
             for (size_t i = 0; i < fast.n && i < slow.n; i++)
                 if (fast.at[i] != slow.at[i])
-                    fail_msg("model %d, \"%s\": id %zu is %d, not %d", (int)seed, text.at, i, fast.at[i], slow.at[i]);
+                    fail_msg("model %d, \"%s\": id %zu is %d, not %d", (int)seed, text.at, i,
+                             fast.at[i], slow.at[i]);
             assert_int_equal(fast.n, slow.n);
             VEC_FREE(&fast);
             VEC_FREE(&slow);
@@ -93,10 +103,13 @@ static void slow_encode_long(const SpMade *m, Bytes text, IdVec *ids)
 static void long_texts(void **state)
 {
     (void)state;
-    static const char *const pieces[] = {"a", "b", SP_SPACE, SP_SPACE "a", "ab", "\xc3\xa9", "\xe4\xb8\xad", SP_SPACE SP_SPACE};
+    static const char *const pieces[] = {"a",  "b",        SP_SPACE,       SP_SPACE "a",
+                                         "ab", "\xc3\xa9", "\xe4\xb8\xad", SP_SPACE SP_SPACE};
     Str text = {0};
     for (uint64_t seed = 0; seed < 8; seed++) {
-        SpMade m = {.byte_fallback = true, .add_dummy_prefix = seed & 1, .remove_extra_whitespaces = seed & 2,
+        SpMade m = {.byte_fallback = true,
+                    .add_dummy_prefix = seed & 1,
+                    .remove_extra_whitespaces = seed & 2,
                     .escape_whitespaces = true};
         made_begin(&m);
         for (int i = 0; i < COUNT_OF(pieces); i++) add_text(&m, pieces[i], (float)-i, SP_NORMAL);
@@ -150,7 +163,7 @@ static void one_letter(void **state)
     made_deinit(&m);
 }
 
-/* ---- decoding -------------------------------------------------------------------------- */
+/* ---- decoding --------------------------------------------------------------------------- */
 
 static void decoder_knows_what_came_before(void **state)
 {
@@ -163,7 +176,8 @@ static void decoder_knows_what_came_before(void **state)
     int32_t go = tokenizer_id_of(t, " go"), space = tokenizer_id_of(t, " ");
     assert_true(go == 259 && space == 260);
     const int32_t ids[] = {1, go, go, 3 + 0xc3, 3 + 0xa9, space, go, 2, 3 + 0xff};
-    static const char *const expected[] = {"go go\xc3\xa9  go\xef\xbf\xbd", " go go\xc3\xa9  go\xef\xbf\xbd"};
+    static const char *const expected[] = {"go go\xc3\xa9  go\xef\xbf\xbd",
+                                           " go go\xc3\xa9  go\xef\xbf\xbd"};
     for (int continues = 0; continues < 2; continues++) {
         Decoder d = {.tokenizer = t, .skip_special = true, .continues = continues};
         Str out = {0};
@@ -183,7 +197,8 @@ static void decoder_knows_what_came_before(void **state)
     made_deinit(&m);
 }
 
-/* The space in front belongs to the first text of a call; a special token's name is found only if asked. */
+/* The space in front belongs to the first text of a call; a special token's name is found only if
+ * asked. */
 static void special_tokens_cut_text(void **state)
 {
     (void)state;
@@ -208,7 +223,7 @@ static void special_tokens_cut_text(void **state)
     made_deinit(&m);
 }
 
-/* ---- refusals -------------------------------------------------------------------------- */
+/* ---- refusals --------------------------------------------------------------------------- */
 
 typedef struct Wrong {
     const char *reason;
@@ -226,14 +241,25 @@ static const Wrong wrong[] = {
     {.reason = "type unigram", .status = ERR_UNSUPPORTED, .part = 2, .field = 3, .value = 1},
     {.reason = "type word", .status = ERR_UNSUPPORTED, .part = 2, .field = 3, .value = 3},
     {.reason = "type unknown", .status = ERR_UNSUPPORTED, .part = 2, .field = 3, .value = 99},
-    {.reason = "treat_whitespace_as_suffix", .status = ERR_UNSUPPORTED, .part = 2, .field = 24, .value = 1},
-    {.reason = "\"identity\" has a table of 3 bytes", .status = ERR_UNSUPPORTED, .part = 3, .field = 2, .text = "abc"},
+    {.reason = "treat_whitespace_as_suffix",
+     .status = ERR_UNSUPPORTED,
+     .part = 2,
+     .field = 24,
+     .value = 1},
+    {.reason = "\"identity\" has a table of 3 bytes",
+     .status = ERR_UNSUPPORTED,
+     .part = 3,
+     .field = 2,
+     .text = "abc"},
     {.reason = "denormalizer", .status = ERR_UNSUPPORTED, .part = 5, .field = 2, .text = "abc"},
     {.reason = "wire type", .status = ERR_FORMAT, .part = 2, .field = 3, .text = "bpe"},
     {.reason = "wire type", .status = ERR_FORMAT, .part = 3, .field = 2, .value = 1},
     {.reason = "unknown type 7", .status = ERR_UNSUPPORTED, .piece = "zz", .type = (SpType)7},
     {.reason = "marked unused", .status = ERR_UNSUPPORTED, .piece = "zz", .type = SP_UNUSED},
-    {.reason = "control symbol of one character", .status = ERR_UNSUPPORTED, .piece = "\xc3\xa9", .type = SP_CONTROL},
+    {.reason = "control symbol of one character",
+     .status = ERR_UNSUPPORTED,
+     .piece = "\xc3\xa9",
+     .type = SP_CONTROL},
     {.reason = "both the unknown one", .status = ERR_FORMAT, .piece = "zz", .type = SP_UNKNOWN},
     {.reason = "a byte without one", .status = ERR_FORMAT, .piece = "<0x0a>", .type = SP_BYTE},
     {.reason = "same text", .status = ERR_FORMAT, .piece = "<s>", .type = SP_NORMAL},
@@ -266,7 +292,8 @@ static void what_is_not_supported_is_refused_by_name(void **state)
         Tokenizer *t = NULL;
         Status status = sp_parse(bytes_of_str(&file), "M.model", &t);
         if (status != w->status) fail_msg("case %d: %s", i, status_message());
-        if (status != OK && (!strstr(status_message(), w->reason) || !strstr(status_message(), "M.model")))
+        if (status != OK &&
+            (!strstr(status_message(), w->reason) || !strstr(status_message(), "M.model")))
             fail_msg("case %d: the sentence is \"%s\"", i, status_message());
         tokenizer_destroy(t);
         str_deinit(&file);
@@ -292,8 +319,14 @@ static void damaged_models(void **state)
         }
         free(exact);
     }
-    static const char *const bad[] = {"\x0b", "\x0c", "\x02", "\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-                                      "\x0a\xff\xff\xff\xff\x0f", "\x0d\x01", "\x09\x01", "\xff\xff\xff\xff\x7f"};
+    static const char *const bad[] = {"\x0b",
+                                      "\x0c",
+                                      "\x02",
+                                      "\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+                                      "\x0a\xff\xff\xff\xff\x0f",
+                                      "\x0d\x01",
+                                      "\x09\x01",
+                                      "\xff\xff\xff\xff\x7f"};
     for (int i = 0; i < COUNT_OF(bad); i++) {
         assert_int_equal(sp_parse(bytes_of(bad[i]), "M.model", &t), ERR_FORMAT);
         assert_non_null(strstr(status_message(), "M.model: not a SentencePiece model"));

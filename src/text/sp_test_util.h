@@ -1,5 +1,5 @@
-/* For tests and fuzz targets: SentencePiece models made on the spot, and the definition of encoding taken
- * literally, slow and without any table. */
+/* For tests and fuzz targets: SentencePiece models made on the spot, and the definition of encoding
+ * taken literally, slow and without any table. */
 #ifndef TEXT_SP_TEST_UTIL_H
 #define TEXT_SP_TEST_UTIL_H
 
@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-/* ---- writing a model ------------------------------------------------------------------- */
+/* ---- writing a model -------------------------------------------------------------------- */
 
 static inline void put_varint(Str *s, uint64_t value)
 {
@@ -31,7 +31,10 @@ static inline void put_bytes(Str *s, uint32_t field, Bytes bytes)
     str_add_n(s, (const char *)bytes.at, bytes.n);
 }
 
-static inline Bytes bytes_of(const char *text) { return (Bytes){(const uint8_t *)text, strlen(text)}; }
+static inline Bytes bytes_of(const char *text)
+{
+    return (Bytes){(const uint8_t *)text, strlen(text)};
+}
 static inline Bytes bytes_of_str(const Str *s) { return (Bytes){(const uint8_t *)s->at, s->n}; }
 
 static inline void put_piece(Str *s, Bytes text, float score, SpType type)
@@ -76,7 +79,8 @@ static inline void made_begin(SpMade *m)
 static inline bool made_has(const SpMade *m, Bytes text)
 {
     for (size_t i = 0; i < m->piece.n; i++)
-        if (m->piece.at[i].text.n == text.n && memcmp(m->piece.at[i].text.at, text.at, text.n) == 0) return true;
+        if (m->piece.at[i].text.n == text.n && memcmp(m->piece.at[i].text.at, text.at, text.n) == 0)
+            return true;
     return false;
 }
 
@@ -104,7 +108,7 @@ static inline void made_deinit(SpMade *m)
     arena_deinit(&m->arena);
 }
 
-/* ---- the definition -------------------------------------------------------------------- */
+/* ---- the definition --------------------------------------------------------------------- */
 
 /* The longest user-defined piece that the text begins with: its place, or -1. */
 static inline int64_t slow_user(const SpMade *m, Bytes text)
@@ -112,7 +116,8 @@ static inline int64_t slow_user(const SpMade *m, Bytes text)
     int64_t best = -1;
     for (size_t i = 0; i < m->piece.n; i++) {
         const SpPiece *p = &m->piece.at[i];
-        if (p->type != SP_USER || p->text.n > text.n || memcmp(p->text.at, text.at, p->text.n) != 0) continue;
+        if (p->type != SP_USER || p->text.n > text.n || memcmp(p->text.at, text.at, p->text.n) != 0)
+            continue;
         if (best < 0 || p->text.n > m->piece.at[best].text.n) best = (int64_t)i;
     }
     return best;
@@ -122,7 +127,8 @@ static inline int64_t slow_find(const SpMade *m, Bytes text)
 {
     for (size_t i = 0; i < m->piece.n; i++) {
         const SpPiece *p = &m->piece.at[i];
-        if (p->type == SP_NORMAL && p->text.n == text.n && memcmp(p->text.at, text.at, text.n) == 0) return (int64_t)i;
+        if (p->type == SP_NORMAL && p->text.n == text.n && memcmp(p->text.at, text.at, text.n) == 0)
+            return (int64_t)i;
     }
     return -1;
 }
@@ -142,7 +148,8 @@ static inline void slow_normalize(const SpMade *m, Bytes text, Str *out)
     if (m->add_dummy_prefix) str_add(out, space);
     for (; at < text.n; at += n) {
         int64_t user = slow_user(m, (Bytes){text.at + at, text.n - at});
-        n = user >= 0 ? m->piece.at[user].text.n : (size_t)utf8_decode(text.at + at, text.n - at, &c);
+        n = user >= 0 ? m->piece.at[user].text.n
+                      : (size_t)utf8_decode(text.at + at, text.n - at, &c);
         size_t i = at;
         while (after_space && i < at + n && text.at[i] == ' ') i++;
         if (i == at + n) continue;
@@ -154,7 +161,9 @@ static inline void slow_normalize(const SpMade *m, Bytes text, Str *out)
         after_space = m->remove_extra_whitespaces && text.at[at + n - 1] == ' ';
     }
     size_t len = strlen(space);
-    while (m->remove_extra_whitespaces && out->n >= len && memcmp(out->at + out->n - len, space, len) == 0) out->n -= len;
+    while (m->remove_extra_whitespaces && out->n >= len &&
+           memcmp(out->at + out->n - len, space, len) == 0)
+        out->n -= len;
 }
 
 typedef struct SlowSymbol {
@@ -170,7 +179,8 @@ static inline bool slow_merge(const SpMade *m, const uint8_t *text, SlowSymbol *
     for (size_t i = 0; i + 1 < *n; i++) {
         if (s[i].user >= 0 || s[i + 1].user >= 0) continue;
         int64_t piece = slow_find(m, (Bytes){text + s[i].at, s[i].n + s[i + 1].n});
-        if (piece < 0 || (found >= 0 && m->piece.at[piece].score <= m->piece.at[found].score)) continue;
+        if (piece < 0 || (found >= 0 && m->piece.at[piece].score <= m->piece.at[found].score))
+            continue;
         found = piece;
         best = i;
     }

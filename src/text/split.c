@@ -128,9 +128,9 @@ size_t split_llama3(const uint8_t *classes, Bytes text, size_t pos)
 /* The first two alternatives of Llama 4 behind their optional prefix, together: a word with a
  * capital or without, then one all in capitals. From q, HEAD* takes all it can, up to r.
  *   A lower case letter at r: TAIL+ goes on from there.
- *   Else HEAD* must give back, one by one, until TAIL+ can begin: at the last caseless letter b, and
- *   behind it stand capitals only, so that the word ends after b.
- *   No such letter: this prefix fails the first alternative (*caps = r when the second would do). */
+ *   Else HEAD* must give back, one by one, until TAIL+ can begin: at the last caseless letter b,
+ * and behind it stand capitals only, so that the word ends after b. No such letter: this prefix
+ * fails the first alternative (*caps = r when the second would do). */
 static size_t word(const Scan *c, size_t q, size_t *caps)
 {
     size_t r = q, caseless_end = 0, length;

@@ -20,8 +20,8 @@ static void ask_pcre2(const char *pattern, uint8_t bit, uint8_t *found)
     pattern_free(regex);
 }
 
-/* The library may be of an older or newer Unicode than our table: they may differ on characters that
- * one of them does not know, and on the few that Unicode itself moved. */
+/* The library may be of an older or newer Unicode than our table: they may differ on characters
+ * that one of them does not know, and on the few that Unicode itself moved. */
 static void classes_agree_with_pcre2(void **state)
 {
     (void)state;

@@ -7,11 +7,11 @@
 #include <string.h>
 
 enum {
-    MAX_FILE_BYTES = 64 << 20,     /* the largest published tokenizer.json has 34 MB */
-    MAX_TOKENS = 2 << 20,          /* entries of a vocabulary; published: up to 262,144 */
-    MAX_MERGES = 8 << 20,          /* Llama 4, all that ranks imply: 439,802 */
-    MAX_JSON_VALUES = 6 << 20,     /* Llama 4's tokenizer.json: 1.5 million */
-    MAX_TOKEN_BYTES = 512,         /* longest published: 128 */
+    MAX_FILE_BYTES = 64 << 20, /* the largest published tokenizer.json has 34 MB */
+    MAX_TOKENS = 2 << 20,      /* entries of a vocabulary; published: up to 262,144 */
+    MAX_MERGES = 8 << 20,      /* Llama 4, all that ranks imply: 439,802 */
+    MAX_JSON_VALUES = 6 << 20, /* Llama 4's tokenizer.json: 1.5 million */
+    MAX_TOKEN_BYTES = 512,     /* longest published: 128 */
     MAX_PATTERN_BYTES = 16 << 10,
     MAX_TEMPLATE_BYTES = 1 << 20,
     MAX_PIECE_BYTES = 4 << 20,
@@ -20,7 +20,7 @@ enum {
     MAX_STOPS = 8,
 };
 
-/* ---- Unicode --------------------------------------------------------------------------- */
+/* ---- Unicode ---------------------------------------------------------------------------- */
 
 /* Class of a code point: one bit, so that a set of classes is a mask. */
 enum {
@@ -51,7 +51,7 @@ void unicode_expand(uint8_t classes[CODE_POINTS]);
 size_t utf8_valid_run(const uint8_t *text, size_t n);
 size_t utf8_invalid_run(const uint8_t *text, size_t n);
 
-/* ---- tokenizer ------------------------------------------------------------------------- */
+/* ---- tokenizer -------------------------------------------------------------------------- */
 
 /* A piece of text as a key: up to 16 bytes as they are, longer ones by hash. */
 typedef struct PieceKey {
@@ -78,7 +78,8 @@ typedef struct TokenizerKind {
     const char *name;
     /* Text without added tokens to ids, of which nothing came before if is_first. */
     Status (*encode)(Encoder *e, Bytes text, bool is_first, IdVec *ids);
-    /* The text that a token stands for. *at_start: no text came before it; cleared where it is text. */
+    /* The text that a token stands for. *at_start: no text came before it; cleared where it is
+     * text. */
     Bytes (*surface)(const Tokenizer *t, int32_t id, bool *at_start);
     int32_t (*find)(const Tokenizer *t, Bytes text); /* the plain token with this text, or -1 */
     uint64_t (*hash)(const Tokenizer *t);            /* of all that the ids depend on */
@@ -124,7 +125,7 @@ typedef struct Tokenizer {
     uint64_t pairs_mask;
     MergeRule *byte_pairs; /* [256][256] by bytes: the first round of every piece */
     bool whole_piece;      /* a piece that is a token needs no merging ("ignore_merges") */
-    struct SpModel *sp; /* of kind_sentencepiece */
+    struct SpModel *sp;    /* of kind_sentencepiece */
     /* pattern of kind_byte_level */
     char *pattern; /* or NULL */
     PatternKind pattern_kind;
@@ -136,8 +137,8 @@ typedef struct Tokenizer {
     int32_t stops[MAX_STOPS];
     int n_stops;
     bool adds_bos;
-    double model_max_length; /* 0 = not said */
-    char *chat_template;     /* or NULL */
+    double model_max_length;                 /* 0 = not said */
+    char *chat_template;                     /* or NULL */
     TokenizerFile file[TOKENIZER_MAX_FILES]; /* that it came with, to be written back */
     int n_files;
     uint64_t hash;
@@ -148,7 +149,7 @@ static inline Bytes token_bytes(const Tokenizer *t, int32_t id)
     return (Bytes){t->bytes + t->offset[id], t->offset[id + 1] - t->offset[id]};
 }
 
-/* ---- building (build.c) ---------------------------------------------------------------- */
+/* ---- building (build.c) ----------------------------------------------------------------- */
 
 /* A vocabulary as read: token[i] of kind[i], owned by the reader. */
 typedef struct TokenList {
@@ -181,7 +182,7 @@ int32_t vocab_find_bytes(const Tokenizer *t, const uint8_t *piece, size_t n);
 const MergeRule *merge_find(const Tokenizer *t, int32_t left, int32_t right); /* NULL: none */
 void *table_alloc(Tokenizer *t, size_t n_entries, size_t entry_bytes, uint64_t *mask);
 
-/* ---- added tokens (added.c) ------------------------------------------------------------ */
+/* ---- added tokens (added.c) ------------------------------------------------------------- */
 
 /* Which ids belong to a set: kinds from lowest to highest, with ADDED_NORMALIZED or with 0. */
 typedef struct AddedWanted {
@@ -208,7 +209,7 @@ static inline bool added_may_begin(const AddedFilter *filter, const uint8_t *at,
 /* Cuts the added tokens out of the text and encodes the rest in t->how's way. */
 Status added_encode(Encoder *e, Bytes text, unsigned flags, IdVec *ids);
 
-/* ---- splitting (split.c) --------------------------------------------------------------- */
+/* ---- splitting (split.c) ---------------------------------------------------------------- */
 
 extern const char pattern_llama3[], pattern_llama4[], pattern_gpt2[];
 /* End of the piece that begins at pos, of valid UTF-8, pos < n. */
@@ -225,7 +226,7 @@ void matcher_init(Matcher *m, const void *regex);
 void matcher_deinit(Matcher *m);
 Status matcher_split(Matcher *m, const void *regex, Bytes text, size_t pos, size_t *end);
 
-/* ---- merging (merge.c) ----------------------------------------------------------------- */
+/* ---- merging (merge.c) ------------------------------------------------------------------ */
 
 typedef struct HeapItem {
     uint32_t priority, pos;
@@ -241,7 +242,8 @@ typedef struct MergeScratch {
 } MergeScratch;
 
 void merge_piece(const Tokenizer *t, MergeScratch *scratch, Bytes piece, IdVec *ids);
-/* Merges the symbols id[0..n) in place, n <= MERGE_SHORT_BYTES, or those in scratch->id: how many are left. */
+/* Merges the symbols id[0..n) in place, n <= MERGE_SHORT_BYTES, or those in scratch->id: how many
+ * are left. */
 size_t merge_few_symbols(const Tokenizer *t, int32_t *id, size_t n);
 size_t merge_many_symbols(const Tokenizer *t, MergeScratch *scratch, size_t n);
 void merge_reserve(MergeScratch *scratch, size_t n);
@@ -252,14 +254,14 @@ void merge_short(const Tokenizer *t, Bytes piece, IdVec *ids); /* n <= MERGE_SHO
 void merge_long(const Tokenizer *t, MergeScratch *scratch, Bytes piece, IdVec *ids);
 void merge_scratch_deinit(MergeScratch *scratch);
 
-/* ---- special tokens (special.c) -------------------------------------------------------- */
+/* ---- special tokens (special.c) --------------------------------------------------------- */
 
 typedef enum SpecialSet { SPECIALS_LLAMA3, SPECIALS_LLAMA4, SPECIALS_TRAINED } SpecialSet;
 /* The name of the i-th special token of a set; beyond the end, of a trained set: reserved ones. */
 char *special_name(Arena *arena, SpecialSet set, int i);
 enum { LLAMA3_SPECIALS = 256, LLAMA4_SPECIALS = 2048, TRAINED_SPECIALS = 32 };
 
-/* ---- files ----------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------ */
 
 /* From text in memory, for the fuzz targets too; name goes into the sentences. */
 Status sp_parse(Bytes file, const char *name, Tokenizer **out);

@@ -21,7 +21,8 @@
 static inline double processor_s(void) { return (double)clock() / CLOCKS_PER_SEC; }
 
 /* 256 bytes, then n_more tokens, each two earlier ones joined, mostly of the letters a to d so that
- * they meet in text; then the specials "<|a|>", "<|ab|>" and the added word "<ok>". Ranks are ids. */
+ * they meet in text; then the specials "<|a|>", "<|ab|>" and the added word "<ok>". Ranks are ids.
+ */
 static inline Tokenizer *make_tokenizer(uint64_t seed, int n_more, const char *pattern)
 {
     Arena arena = {0};
@@ -64,8 +65,8 @@ static inline Tokenizer *make_tokenizer(uint64_t seed, int n_more, const char *p
     return t;
 }
 
-/* A random character that makes patterns interesting: letters of all kinds, marks, digits, the white
- * spaces, apostrophes, slashes, and now and then any code point. */
+/* A random character that makes patterns interesting: letters of all kinds, marks, digits, the
+ * white spaces, apostrophes, slashes, and now and then any code point. */
 static inline uint32_t random_char(uint64_t seed, uint64_t i)
 {
     static const uint32_t some[] = {

@@ -108,7 +108,8 @@ static Status build(Tokenizer *t, Ranks *ranks, const char *name)
     return OK;
 }
 
-/* any_size: with Llama 4's pattern and special tokens where the number of ranks is not Llama 3's. */
+/* any_size: with Llama 4's pattern and special tokens where the number of ranks is not Llama 3's.
+ */
 Status tiktoken_parse(Bytes file, const char *name, bool any_size, Tokenizer **out)
 {
     Ranks ranks = {.limit = any_size ? MAX_TOKENS : 200000};

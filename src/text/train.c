@@ -5,8 +5,8 @@
  * Counts of pairs already in the heap fall as their neighbours are merged away; such an item goes
  * back with its present count when it comes out, so the order is exact.
  *
- * Two pairs may spell the same token ("ab" + "c", "a" + "bc"). The second is a merge of its own with
- * the first one's id.
+ * Two pairs may spell the same token ("ab" + "c", "a" + "bc"). The second is a merge of its own
+ * with the first one's id.
  */
 #include "text/train_internal.h"
 
@@ -57,7 +57,7 @@ typedef struct Trainer {
     VEC(MergeRule) rules;
 } Trainer;
 
-/* ---- pairs ----------------------------------------------------------------------------- */
+/* ---- pairs ------------------------------------------------------------------------------ */
 
 static inline uint64_t slot_of(const Trainer *t, uint64_t key)
 {
@@ -141,7 +141,7 @@ static PairItem heap_pop(Trainer *t)
     return top;
 }
 
-/* ---- tokens ---------------------------------------------------------------------------- */
+/* ---- tokens ----------------------------------------------------------------------------- */
 
 static int32_t *spelled_slot(const Trainer *t, Bytes token)
 {
@@ -190,7 +190,7 @@ static void init(Trainer *t, const WordCounts *words)
     for (uint32_t i = 0; i < t->pairs.n; i++) heap_push(t, i);
 }
 
-/* ---- merging --------------------------------------------------------------------------- */
+/* ---- merging ---------------------------------------------------------------------------- */
 
 static void gain(Trainer *t, int32_t left, int32_t right, uint32_t word)
 {
@@ -275,7 +275,7 @@ static Status find_merges(Trainer *t, int32_t n_tokens, TrainProgress *seen)
     return t->options->progress ? t->options->progress(t->options->progress_context, seen) : OK;
 }
 
-/* ---- the whole ------------------------------------------------------------------------- */
+/* ---- the whole -------------------------------------------------------------------------- */
 
 /* Tokens found, then special ones up to vocab_size. */
 static Status build(Trainer *t, Tokenizer *tokenizer)

@@ -21,7 +21,7 @@ typedef struct Counter {
     WordCounts *per_thread; /* [options->threads] */
 } Counter;
 
-/* ---- the table ------------------------------------------------------------------------- */
+/* ---- the table -------------------------------------------------------------------------- */
 
 static Word *word_slot(const WordCounts *w, const uint8_t *piece, PieceKey key)
 {
@@ -66,7 +66,7 @@ void words_deinit(WordCounts *w)
     *w = (WordCounts){0};
 }
 
-/* ---- counting -------------------------------------------------------------------------- */
+/* ---- counting --------------------------------------------------------------------------- */
 
 static void add_piece(WordCounts *w, const uint8_t *piece, size_t n, size_t room)
 {
@@ -95,8 +95,8 @@ static void count_chunk(const Counter *c, Bytes text, WordCounts *w)
 
 static bool is_letter(uint8_t b) { return (b | 0x20) >= 'a' && (b | 0x20) <= 'z'; }
 
-/* Cuts a text into chunks of about a megabyte: before a letter that follows a newline, or where none
- * is near, before some character. */
+/* Cuts a text into chunks of about a megabyte: before a letter that follows a newline, or where
+ * none is near, before some character. */
 static void cut_text(Bytes text, Chunks *chunks)
 {
     while (text.n > CHUNK_BYTES) {

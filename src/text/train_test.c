@@ -38,7 +38,7 @@ static void make_text(uint64_t seed, int n_words, Str *out)
     }
 }
 
-/* ---- against the definition ------------------------------------------------------------ */
+/* ---- against the definition ------------------------------------------------------------- */
 
 typedef struct Naive {
     int32_t symbol[20000]; /* words one after the other, each ended by -1 */
@@ -132,7 +132,7 @@ static void training_follows_the_definition(void **state)
     free(v);
 }
 
-/* ---- determinism ----------------------------------------------------------------------- */
+/* ---- determinism ------------------------------------------------------------------------ */
 
 /* Small and large texts, and one long enough to be cut, at one to five threads. */
 static void threads_change_nothing(void **state)
@@ -187,7 +187,7 @@ static void cuts_fall_between_pieces(void **state)
     str_deinit(&text);
 }
 
-/* ---- limits ---------------------------------------------------------------------------- */
+/* ---- limits ----------------------------------------------------------------------------- */
 
 static void specials_fill_the_vocabulary(void **state)
 {

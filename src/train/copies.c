@@ -1,9 +1,11 @@
-/* Copies of each rank's share in memory, between checkpoints (checkpoint.memory_every): one in the memory of its own
- * host, and one with a rank of another host, its keeper. Processes may die, and one host of each pair: what is left
- * is a state that the next start goes on from (restore.c), without the disk.
+/* Copies of each rank's share in memory, between checkpoints (checkpoint.memory_every): one in the
+ * memory of its own host, and one with a rank of another host, its keeper. Processes may die, and
+ * one host of each pair: what is left is a state that the next start goes on from (restore.c),
+ * without the disk.
  *
- * The copy is taken between two steps; it travels to the keeper while the next step computes, and has arrived on all
- * ranks before they meet again: then it is whole, and the older slot may be given up for the next one. */
+ * The copy is taken between two steps; it travels to the keeper while the next step computes, and
+ * has arrived on all ranks before they meet again: then it is whole, and the older slot may be
+ * given up for the next one. */
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +13,7 @@
 
 #include "train/trainer_internal.h"
 
-/* ---- sizes -------------------------------------------------------------------------------------------------------- */
+/* ---- sizes ------------------------------------------------------------------------------ */
 
 static Status count_run(void *count, const StateRun *run)
 {
@@ -26,7 +28,8 @@ static size_t own_bytes(const Trainer *t)
     for (int k = 0; k < t->saved.n; k++) {
         const SavedEntry *e = &t->saved.entry[k];
         for (int p = 0; p < t->programs.store->entry[e->entry].n_parts; p++)
-            (void)store_each_part_run(t->programs.store, e->entry, p, e->first, e->n, count_run, &n_runs); /* counting does not fail */
+            (void)store_each_part_run(t->programs.store, e->entry, p, e->first, e->n, count_run,
+                                      &n_runs); /* counting does not fail */
     }
     return ckpt_copy_bytes(t->saved.part, t->saved.n, n_runs);
 }
@@ -48,7 +51,8 @@ static int sort_by_host(const Comm *world, RankPlace *place)
     int n = comm_size(world), longest = 0;
     NameIndex hosts = {0};
     for (int r = 0; r < n; r++) {
-        if (name_index_find(&hosts, comm_host(world, r)) < 0) name_index_put(&hosts, comm_host(world, r), r);
+        if (name_index_find(&hosts, comm_host(world, r)) < 0)
+            name_index_put(&hosts, comm_host(world, r), r);
         place[r] = (RankPlace){r, name_index_find(&hosts, comm_host(world, r))};
     }
     name_index_deinit(&hosts);
@@ -60,8 +64,9 @@ static int sort_by_host(const Comm *world, RankPlace *place)
     return longest;
 }
 
-/* In that order each rank's keeper is as many places further on as the largest host has ranks: on another host, wherever no
- * host has more than half of them. Who would get a keeper on its own host has none. */
+/* In that order each rank's keeper is as many places further on as the largest host has ranks: on
+ * another host, wherever no host has more than half of them. Who would get a keeper on its own host
+ * has none. */
 static void choose_keepers(Copies *c, const Comm *world)
 {
     int n = comm_size(world), at = 0;
@@ -82,8 +87,14 @@ Status trainer_plan_copies(Trainer *t)
     c->own_bytes = own_bytes(t);
     if (!t->world) return OK;
     choose_keepers(c, t->world);
-    int64_t mine = (int64_t)c->own_bytes, *bytes = xcalloc((size_t)comm_size(t->world), sizeof *bytes);
-    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I64, .send = &mine, .recv = bytes, .count = 1, .node = "copies"});
+    int64_t mine = (int64_t)c->own_bytes,
+            *bytes = xcalloc((size_t)comm_size(t->world), sizeof *bytes);
+    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER,
+                                                 .dtype = DTYPE_I64,
+                                                 .send = &mine,
+                                                 .recv = bytes,
+                                                 .count = 1,
+                                                 .node = "copies"});
     if (status == OK && c->from >= 0) c->kept_bytes = (size_t)bytes[c->from];
     free(bytes);
     return status;
@@ -91,7 +102,7 @@ Status trainer_plan_copies(Trainer *t)
 
 size_t trainer_copies_bytes(const Trainer *t) { return t->copies.own_bytes + t->copies.kept_bytes; }
 
-/* ---- files ---------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------ */
 
 uint64_t trainer_copies_key(const Trainer *t)
 {
@@ -100,17 +111,20 @@ uint64_t trainer_copies_key(const Trainer *t)
     return hash_bytes(real ? real : t->dir, strlen(real ? real : t->dir));
 }
 
-/* Copies of earlier layouts that do not hold step `keep`: they only take up memory. Those of this layout are gone over
- * by their ranks. Ranks of one host do this side by side. */
+/* Copies of earlier layouts that do not hold step `keep`: they only take up memory. Those of this
+ * layout are gone over by their ranks. Ranks of one host do this side by side. */
 static void remove_stale(Trainer *t, int64_t keep)
 {
     Arena arena = {0};
     CkptCopyFound *found;
     int n;
-    if (ckpt_copies_find(&arena, t->config->checkpoint.memory_dir, trainer_copies_key(t), &found, &n) != OK) n = 0;
+    if (ckpt_copies_find(&arena, t->config->checkpoint.memory_dir, trainer_copies_key(t), &found,
+                         &n) != OK)
+        n = 0;
     for (int i = 0; i < n; i++) {
         bool good = found[i].ranks == t->saved.share.ranks;
-        for (int k = 0; k < n; k++) good |= !strcmp(found[i].path, found[k].path) && found[k].step == keep;
+        for (int k = 0; k < n; k++)
+            good |= !strcmp(found[i].path, found[k].path) && found[k].step == keep;
         if (!good) unlink(found[i].path);
     }
     arena_deinit(&arena);
@@ -121,7 +135,12 @@ Status trainer_open_copies(Trainer *t, int64_t from)
     Copies *c = &t->copies;
     const char *dir = t->config->checkpoint.memory_dir;
     if (t->config->checkpoint.memory_every == 0 || c->own) return OK;
-    CkptCopyName name = {.dir = dir, .run = trainer_copies_key(t), .start = ckpt_store_key(t->store), .rank = t->rank, .ranks = t->saved.share.ranks, .keeper = t->rank};
+    CkptCopyName name = {.dir = dir,
+                         .run = trainer_copies_key(t),
+                         .start = ckpt_store_key(t->store),
+                         .rank = t->rank,
+                         .ranks = t->saved.share.ranks,
+                         .keeper = t->rank};
     remove_stale(t, from);
     TRY(ckpt_copy_create(&name, c->own_bytes, from, &c->own));
     if (c->to < 0 && c->from < 0) return OK;
@@ -142,18 +161,32 @@ void trainer_close_copies(Trainer *t)
     ckpt_copy_close(t->copies.kept, t->copies.done);
 }
 
-/* ---- taken ------------------------------------------------------------------------------------------------------------ */
+/* ---- taken ------------------------------------------------------------------------------ */
 
 static Status send_copy(Copies *c)
 {
     size_t own, kept;
     if (c->kept) {
         void *room = ckpt_copy_receive(c->kept, &kept);
-        TRY(comm_start(c->group, &(CommOp){.kind = COMM_RECV, .dtype = DTYPE_U8, .recv = room, .count = (int64_t)kept, .peer = c->from, .node = "copies"}, &c->receiving));
+        TRY(comm_start(c->group,
+                       &(CommOp){.kind = COMM_RECV,
+                                 .dtype = DTYPE_U8,
+                                 .recv = room,
+                                 .count = (int64_t)kept,
+                                 .peer = c->from,
+                                 .node = "copies"},
+                       &c->receiving));
     }
     if (c->to < 0) return OK;
     const void *slot = ckpt_copy_slot(c->own, &own);
-    return comm_start(c->group, &(CommOp){.kind = COMM_SEND, .dtype = DTYPE_U8, .send = slot, .count = (int64_t)own, .peer = c->to, .node = "copies"}, &c->sending);
+    return comm_start(c->group,
+                      &(CommOp){.kind = COMM_SEND,
+                                .dtype = DTYPE_U8,
+                                .send = slot,
+                                .count = (int64_t)own,
+                                .peer = c->to,
+                                .node = "copies"},
+                      &c->sending);
 }
 
 Status trainer_take_copy(Trainer *t)

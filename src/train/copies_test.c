@@ -1,5 +1,6 @@
-/* Copies in memory: a run that dies goes on from the step of its last copies, under its own layout and any other, with
- * one of its hosts gone, with bits of them changed, and without a checkpoint on the disk. */
+/* Copies in memory: a run that dies goes on from the step of its last copies, under its own layout
+ * and any other, with one of its hosts gone, with bits of them changed, and without a checkpoint on
+ * the disk. */
 #include "train/train_testkit.h"
 
 static char memory[96]; /* stands for the memory file system of every host */
@@ -14,14 +15,21 @@ static void fresh_memory(void)
 static const char *const two_hosts = "node0:2,node1:2";
 
 /* With a copy after every other step, killed in some collective. */
-static void die_with(const char *name, const char *layout, const char *hosts, const char *fault, const char *disk)
+static void die_with(const char *name, const char *layout, const char *hosts, const char *fault,
+                     const char *disk)
 {
     char where[128];
     snprintf(where, sizeof where, "checkpoint.memory_dir=%s", memory);
-    Job job = {.name = name, .model = llama4, .layout = layout, .steps = 40, .hosts = hosts, .fault = fault,
+    Job job = {.name = name,
+               .model = llama4,
+               .layout = layout,
+               .steps = 40,
+               .hosts = hosts,
+               .fault = fault,
                .more = {disk, "checkpoint.memory_every=2", where}};
     Status status = run(&job);
-    assert_true(status == ERR_COMM || status == ERR_DEVICE); /* who it was, or what the others make of it */
+    assert_true(status == ERR_COMM ||
+                status == ERR_DEVICE); /* who it was, or what the others make of it */
 }
 
 /* And none on the disk. */
@@ -35,7 +43,12 @@ static int64_t save_again(const char *name, const char *layout)
 {
     char where[128];
     snprintf(where, sizeof where, "checkpoint.memory_dir=%s", memory);
-    Job job = {.name = name, .model = llama4, .layout = layout, .steps = 40, .again = true, .more = {"checkpoint.memory_every=2", where}};
+    Job job = {.name = name,
+               .model = llama4,
+               .layout = layout,
+               .steps = 40,
+               .again = true,
+               .more = {"checkpoint.memory_every=2", where}};
     assert_ok(run(&job));
     return job.step;
 }
@@ -59,7 +72,11 @@ static void assert_as_calm(const char *layout, const char *name, int64_t step)
     char *calm = arena_printf(&arena, "calm-%s", layout);
     for (char *c = calm; *c; c++)
         if (*c == ' ' || *c == '=') *c = '-';
-    Job job = {.name = calm, .model = llama4, .layout = layout, .steps = 40, .more = {"checkpoint.every=2", "checkpoint.keep=99"}};
+    Job job = {.name = calm,
+               .model = llama4,
+               .layout = layout,
+               .steps = 40,
+               .more = {"checkpoint.every=2", "checkpoint.keep=99"}};
     if (!dir_exists(step_path(&arena, calm, 40))) assert_ok(run(&job));
     read_dir(&arena, step_path(&arena, calm, step), &entries, &content);
     assert_same_files(name, &entries, content, step_path(&arena, name, step));
@@ -70,9 +87,12 @@ static void test_any_layout(void **state)
 {
     (void)state;
     static const struct {
-        const char *before, *after, *fault; /* some way into the run: dp exchanges little, in buckets */
-    } cases[] = {{"fsdp=2 tp=2", "fsdp=2 tp=2", "comm:2000"}, {"fsdp=2 tp=2", "pp=2 ep=2", "comm:2000"},
-                 {"dp=4", "tp=2", "comm:500"}, {"ep=2 tp=2", "", "comm:2000"}};
+        const char *before, *after,
+            *fault; /* some way into the run: dp exchanges little, in buckets */
+    } cases[] = {{"fsdp=2 tp=2", "fsdp=2 tp=2", "comm:2000"},
+                 {"fsdp=2 tp=2", "pp=2 ep=2", "comm:2000"},
+                 {"dp=4", "tp=2", "comm:500"},
+                 {"ep=2 tp=2", "", "comm:2000"}};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Arena arena = {0};
         const char *name = arena_printf(&arena, "any-%d", i);
@@ -80,21 +100,24 @@ static void test_any_layout(void **state)
         die(name, cases[i].before, NULL, cases[i].fault);
         assert_true(count_files() > 0);
         int64_t step = save_again(name, cases[i].after);
-        if (step < 2 || step % 2) fail_msg("%s: goes on from step %lld", cases[i].before, (long long)step);
+        if (step < 2 || step % 2)
+            fail_msg("%s: goes on from step %lld", cases[i].before, (long long)step);
         assert_as_calm(cases[i].before, name, step);
         arena_deinit(&arena);
     }
 }
 
-/* All that lay with the ranks of one host is gone. A rank of a host with more than half of all has no keeper, if there is
- * none for it. */
+/* All that lay with the ranks of one host is gone. A rank of a host with more than half of all has
+ * no keeper, if there is none for it. */
 static void test_a_host_is_lost(void **state)
 {
     (void)state;
     static const struct {
         const char *hosts, *lost; /* lost: the ranks that kept something there */
         int files;
-    } cases[] = {{"node0:2,node1:2", "01", 8}, {"node0:2,node1:2", "23", 8}, {"node0:1,node1:2,node2:1", "12", 8},
+    } cases[] = {{"node0:2,node1:2", "01", 8},
+                 {"node0:2,node1:2", "23", 8},
+                 {"node0:1,node1:2,node2:1", "12", 8},
                  {"node0:3,node1:1", "3", 6}};
     for (int k = 0; k < COUNT_OF(cases); k++) {
         Arena arena = {0};
@@ -114,7 +137,7 @@ static void test_a_host_is_lost(void **state)
     }
 }
 
-/* ---- bits that turn over ------------------------------------------------------------------------------------------- */
+/* ---- bits that turn over ---------------------------------------------------------------- */
 
 /* The last byte of a slot that is not zero belongs to some tensor. */
 static void flip_slot(const CkptCopyFound *f)
@@ -131,7 +154,8 @@ static void flip_slot(const CkptCopyFound *f)
     arena_deinit(&arena);
 }
 
-/* In the copies of rank 3 with these keepers, of steps from `from` on; returns the newest step that there is. */
+/* In the copies of rank 3 with these keepers, of steps from `from` on; returns the newest step that
+ * there is. */
 static int64_t flip_copies(const char *keepers, int64_t from)
 {
     Arena arena = {0};
@@ -140,10 +164,13 @@ static int64_t flip_copies(const char *keepers, int64_t from)
     int n, flipped = 0;
     int64_t newest = -1;
     assert_ok(dir_list(&arena, memory, &entries));
-    assert_ok(ckpt_copies_find(&arena, memory, strtoull(entries.name[0] + strlen("drover-copy-"), NULL, 16), &found, &n));
+    assert_ok(ckpt_copies_find(
+        &arena, memory, strtoull(entries.name[0] + strlen("drover-copy-"), NULL, 16), &found, &n));
     for (int i = 0; i < n; i++) newest = max_i64(newest, found[i].step);
     for (int i = 0; i < n; i++) {
-        if (found[i].rank != 3 || !strchr(keepers, '0' + found[i].keeper) || found[i].step < newest + from) continue;
+        if (found[i].rank != 3 || !strchr(keepers, '0' + found[i].keeper) ||
+            found[i].step < newest + from)
+            continue;
         flip_slot(&found[i]);
         flipped++;
     }
@@ -152,8 +179,8 @@ static int64_t flip_copies(const char *keepers, int64_t from)
     return newest;
 }
 
-/* The keeper's copy takes the place of a damaged one; where that is damaged too, an older step does; where all of them are,
- * the disk. Never is a changed bit used. */
+/* The keeper's copy takes the place of a damaged one; where that is damaged too, an older step
+ * does; where all of them are, the disk. Never is a changed bit used. */
 static void test_flipped_bits(void **state)
 {
     (void)state;
@@ -166,16 +193,20 @@ static void test_flipped_bits(void **state)
         Arena arena = {0};
         const char *name = arena_printf(&arena, "bits-%d", k);
         fresh_memory();
-        die_with(name, "fsdp=2 tp=2", two_hosts, "train.forward:113", "checkpoint.every=8"); /* of four ranks, in step 29 */
-        int64_t newest = flip_copies(cases[k].keepers, cases[k].from), step = save_again(name, k % 2 ? "tp=2" : "fsdp=2 tp=2");
-        if (cases[k].lost < 0 ? step < 8 || step % 8 || step >= newest : step != newest - cases[k].lost)
-            fail_msg("case %d: goes on from step %lld, the newest copies are of %lld", k, (long long)step, (long long)newest);
+        die_with(name, "fsdp=2 tp=2", two_hosts, "train.forward:113",
+                 "checkpoint.every=8"); /* of four ranks, in step 29 */
+        int64_t newest = flip_copies(cases[k].keepers, cases[k].from),
+                step = save_again(name, k % 2 ? "tp=2" : "fsdp=2 tp=2");
+        if (cases[k].lost < 0 ? step < 8 || step % 8 || step >= newest
+                              : step != newest - cases[k].lost)
+            fail_msg("case %d: goes on from step %lld, the newest copies are of %lld", k,
+                     (long long)step, (long long)newest);
         assert_as_calm("fsdp=2 tp=2", name, step);
         arena_deinit(&arena);
     }
 }
 
-/* ---- not enough, and enough ----------------------------------------------------------------------------------------- */
+/* ---- not enough, and enough ------------------------------------------------------------- */
 
 /* Both hosts lost what they had of one rank: there is nothing to go on from but the beginning. */
 static void test_not_whole(void **state)
@@ -187,13 +218,14 @@ static void test_not_whole(void **state)
     die("hole", "fsdp=2 tp=2", two_hosts, "comm:2000");
     assert_ok(dir_list(&arena, memory, &entries));
     for (int i = 0; i < entries.n; i++)
-        if (strstr(entries.name[i], "-3-of-4-")) assert_ok(file_unlink(path_join(&arena, memory, entries.name[i])));
+        if (strstr(entries.name[i], "-3-of-4-"))
+            assert_ok(file_unlink(path_join(&arena, memory, entries.name[i])));
     assert_int_equal(save_again("hole", "tp=2"), 0);
     arena_deinit(&arena);
 }
 
-/* Dies and goes on, again and again; the last checkpoint has the bytes of a run that never died, and nothing is left in
- * memory. What is on the disk wins when it is newer. */
+/* Dies and goes on, again and again; the last checkpoint has the bytes of a run that never died,
+ * and nothing is left in memory. What is on the disk wins when it is newer. */
 static void test_to_the_end(void **state)
 {
     (void)state;
@@ -203,7 +235,12 @@ static void test_to_the_end(void **state)
     int64_t last = 0;
     for (int i = 0; i < 6; i++) {
         snprintf(fault, sizeof fault, "comm:%d", 1100 + 333 * i);
-        Job job = {.name = "end", .model = llama4, .layout = "fsdp=2 tp=2", .steps = 40, .hosts = two_hosts, .fault = fault,
+        Job job = {.name = "end",
+                   .model = llama4,
+                   .layout = "fsdp=2 tp=2",
+                   .steps = 40,
+                   .hosts = two_hosts,
+                   .fault = fault,
                    .more = {"checkpoint.every=0", "checkpoint.memory_every=2", where}};
         Status status = run(&job);
         assert_true(job.step >= last);
@@ -211,7 +248,11 @@ static void test_to_the_end(void **state)
         if (status == OK) break;
     }
     assert_true(last > 2);
-    Job job = {.name = "end", .model = llama4, .layout = "fsdp=2 tp=2", .steps = 40, .hosts = two_hosts,
+    Job job = {.name = "end",
+               .model = llama4,
+               .layout = "fsdp=2 tp=2",
+               .steps = 40,
+               .hosts = two_hosts,
                .more = {"checkpoint.every=0", "checkpoint.memory_every=2", where}};
     assert_ok(run(&job));
     assert_true(job.step >= last);
@@ -222,10 +263,8 @@ static void test_to_the_end(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_any_layout),
-        cmocka_unit_test(test_a_host_is_lost),
-        cmocka_unit_test(test_flipped_bits),
-        cmocka_unit_test(test_not_whole),
+        cmocka_unit_test(test_any_layout),   cmocka_unit_test(test_a_host_is_lost),
+        cmocka_unit_test(test_flipped_bits), cmocka_unit_test(test_not_whole),
         cmocka_unit_test(test_to_the_end),
     };
     return cmocka_run_group_tests(tests, make_shop, remove_shop);

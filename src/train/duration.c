@@ -1,6 +1,6 @@
-/* train.minutes: how many steps fit, found by running a few that leave no trace. The number is chosen once,
- * at the start of a run, and stands in its resolved run file and checkpoints, so that the schedule, and
- * with it every bit, is fixed from there on. */
+/* train.minutes: how many steps fit, found by running a few that leave no trace. The number is
+ * chosen once, at the start of a run, and stands in its resolved run file and checkpoints, so that
+ * the schedule, and with it every bit, is fixed from there on. */
 #include "train/trainer_internal.h"
 
 enum { TRIAL_STEPS = 4 };
@@ -18,8 +18,10 @@ Status trainer_choose_steps(Trainer *t)
         if (enough) break;
         if (stop) return fail(ERR_CANCELLED, "stopped before the first step; nothing is lost");
         TRY(trainer_run_step(t, &m));
-        if (i == 0) first = m.step_s; /* it touches fresh memory */
-        else if (best == 0 || m.step_s < best) best = m.step_s;
+        if (i == 0)
+            first = m.step_s; /* it touches fresh memory */
+        else if (best == 0 || m.step_s < best)
+            best = m.step_s;
     }
     double left = 60 * minutes - (clock_s() - start);
     /* a twentieth goes to validation, checkpoints and slower moments of the machine */

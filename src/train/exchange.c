@@ -1,7 +1,7 @@
-/* What a checkpoint holds and what of it a rank has. Files hold whole tensors under their published names,
- * whatever the layout: each rank reads the runs of elements that it holds, and writes those that are its own. Ranks
- * that hold the same share the writing evenly: all that they hold in common is one stretch of bytes, of which
- * each writes an equal piece. */
+/* What a checkpoint holds and what of it a rank has. Files hold whole tensors under their published
+ * names, whatever the layout: each rank reads the runs of elements that it holds, and writes those
+ * that are its own. Ranks that hold the same share the writing evenly: all that they hold in common
+ * is one stretch of bytes, of which each writes an equal piece. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,11 +9,12 @@
 
 enum { SHARE_ALIGN = 64 }; /* pieces begin at whole elements */
 
-/* ---- which elements are whose -------------------------------------------------------------------------------- */
+/* ---- which elements are whose ----------------------------------------------------------- */
 
 static bool is_saved(const StateEntry *e)
 {
-    return e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M || e->role == STATE_ADAM_V;
+    return e->role == STATE_PARAM || e->role == STATE_BUFFER || e->role == STATE_ADAM_M ||
+           e->role == STATE_ADAM_V;
 }
 
 /* Of two pipeline ranks that hold one weight the first one writes it; the other one only reads. */
@@ -40,7 +41,8 @@ static uint64_t share_begin(uint64_t bytes, uint64_t r, uint64_t n)
 }
 
 /* This rank's piece [*begin, *end) of the stretch that ranks along these axes have in common. */
-static void find_share(const Mesh *mesh, unsigned axes, uint64_t bytes, uint64_t *begin, uint64_t *end)
+static void find_share(const Mesh *mesh, unsigned axes, uint64_t bytes, uint64_t *begin,
+                       uint64_t *end)
 {
     uint64_t r = 0, n = 1;
     for (int a = 0; a < MESH_AXES; a++) {
@@ -55,9 +57,11 @@ static void find_share(const Mesh *mesh, unsigned axes, uint64_t bytes, uint64_t
 static uint64_t stretch_bytes(const StateEntry *e) { return round_up(e->bytes, SHARE_ALIGN); }
 
 /* What of the entry, which begins at `at` of the stretch, lies in the piece: local elements. */
-static SavedEntry cut_entry(const StateEntry *e, int index, uint64_t at, uint64_t begin, uint64_t end)
+static SavedEntry cut_entry(const StateEntry *e, int index, uint64_t at, uint64_t begin,
+                            uint64_t end)
 {
-    uint64_t size = dtype_bytes(e->dtype), from = begin > at ? begin - at : 0, to = end > at ? end - at : 0;
+    uint64_t size = dtype_bytes(e->dtype), from = begin > at ? begin - at : 0,
+             to = end > at ? end - at : 0;
     if (to > e->bytes) to = e->bytes;
     SavedEntry saved = {.entry = index};
     if (from >= to) return saved;
@@ -76,14 +80,16 @@ void trainer_list_parts(Trainer *t)
     s->entry = ARENA_ARRAY(&t->arena, SavedEntry, store->n_entries);
     s->part = ARENA_ARRAY(&t->arena, Tensor, store->n_entries);
     for (int i = 0; i < store->n_entries; i++)
-        if (is_written(mesh, &store->entry[i])) bytes[replica_axes(&store->entry[i])] += stretch_bytes(&store->entry[i]);
+        if (is_written(mesh, &store->entry[i]))
+            bytes[replica_axes(&store->entry[i])] += stretch_bytes(&store->entry[i]);
     for (int i = 0; i < store->n_entries; i++) {
         const StateEntry *e = &store->entry[i];
         if (!is_saved(e)) continue;
         unsigned axes = replica_axes(e);
         uint64_t begin, end;
         find_share(mesh, axes, bytes[axes], &begin, &end);
-        SavedEntry mine = is_written(mesh, e) ? cut_entry(e, i, at[axes], begin, end) : (SavedEntry){.entry = i};
+        SavedEntry mine = is_written(mesh, e) ? cut_entry(e, i, at[axes], begin, end)
+                                              : (SavedEntry){.entry = i};
         if (is_written(mesh, e)) at[axes] += stretch_bytes(e);
         char *data = t->session ? session_state(t->session, i).data : NULL;
         if (data) data += (size_t)mine.first * dtype_bytes(e->dtype);
@@ -92,7 +98,7 @@ void trainer_list_parts(Trainer *t)
     }
 }
 
-/* ---- the list of all tensors ----------------------------------------------------------------------------------- */
+/* ---- the list of all tensors ------------------------------------------------------------ */
 
 /* One tensor as ranks tell each other; its name follows, without a zero. */
 typedef struct TensorHead {
@@ -112,11 +118,13 @@ static void add_bytes(Text *text, const void *data, size_t n)
     text->n += n;
 }
 
-/* Weights are in the model's files under the names of the directory that the run came from. Expert biases are no
- * part of the published architecture: there they would make other programs complain, so they lie with the moments. */
+/* Weights are in the model's files under the names of the directory that the run came from. Expert
+ * biases are no part of the published architecture: there they would make other programs complain,
+ * so they lie with the moments. */
 static char *saved_name(const Trainer *t, Arena *arena, const StateEntry *e, int part)
 {
-    return arena_printf(arena, "%s%s", e->role == STATE_PARAM ? t->model.weight_prefix : "", e->part[part].name);
+    return arena_printf(arena, "%s%s", e->role == STATE_PARAM ? t->model.weight_prefix : "",
+                        e->part[part].name);
 }
 
 /* The axes along which ranks have different experts, as bits. */
@@ -125,11 +133,13 @@ static unsigned expert_axes(const Trainer *t)
     return 1u << MESH_EP | (t->layout.fold_experts ? 1u << MESH_TP : 0);
 }
 
-/* What other ranks of the same stage list as well need not be said twice: only stacks of experts differ there. */
+/* What other ranks of the same stage list as well need not be said twice: only stacks of experts
+ * differ there. */
 static bool listed_elsewhere(const Trainer *t, const StateEntry *e)
 {
     for (int a = 0; a < MESH_AXES; a++)
-        if (expert_axes(t) >> a & 1 && t->layout.mesh.coord[a] > 0 && !place_is_cut(e->place[a])) return true;
+        if (expert_axes(t) >> a & 1 && t->layout.mesh.coord[a] > 0 && !place_is_cut(e->place[a]))
+            return true;
     return false;
 }
 
@@ -141,8 +151,10 @@ static void list_own(const Trainer *t, Arena *arena, Text *text)
         if (listed_elsewhere(t, e)) continue;
         for (int p = 0; p < e->n_parts; p++) {
             const char *name = saved_name(t, arena, e, p);
-            TensorHead head = {.name_bytes = (int32_t)strlen(name), .dtype = (int32_t)e->dtype,
-                               .optimizer = e->role != STATE_PARAM, .rank = e->part[p].whole.rank};
+            TensorHead head = {.name_bytes = (int32_t)strlen(name),
+                               .dtype = (int32_t)e->dtype,
+                               .optimizer = e->role != STATE_PARAM,
+                               .rank = e->part[p].whole.rank};
             memcpy(head.dim, e->part[p].whole.dim, sizeof head.dim);
             add_bytes(text, &head, sizeof head);
             add_bytes(text, name, strlen(name));
@@ -161,11 +173,21 @@ static Status gather_lists(Trainer *t, Text *text)
     if (n == 1) return OK;
     TRY(device_group(t->device, axes, &group));
     int64_t mine = (int64_t)text->n, total = 0, *counts = xcalloc((size_t)n, sizeof *counts);
-    Status status = comm_run(group, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_I64, .send = &mine, .recv = counts, .count = 1, .node = "checkpoint"});
+    Status status = comm_run(group, &(CommOp){.kind = COMM_ALL_GATHER,
+                                              .dtype = DTYPE_I64,
+                                              .send = &mine,
+                                              .recv = counts,
+                                              .count = 1,
+                                              .node = "checkpoint"});
     for (int r = 0; r < n; r++) total += counts[r];
     char *all = xmalloc((size_t)total + 1);
     if (status == OK)
-        status = comm_run(group, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_U8, .send = text->at, .recv = all, .counts = counts, .node = "checkpoint"});
+        status = comm_run(group, &(CommOp){.kind = COMM_ALL_GATHER,
+                                           .dtype = DTYPE_U8,
+                                           .send = text->at,
+                                           .recv = all,
+                                           .counts = counts,
+                                           .node = "checkpoint"});
     free(counts);
     free(text->at);
     *text = (Text){all, (size_t)total, (size_t)total + 1};
@@ -185,8 +207,11 @@ static Status merge_lists(Trainer *t, const Text *text, CkptTensor **out, int *n
         TensorHead head;
         memcpy(&head, text->at + at, sizeof head);
         at += sizeof head;
-        CkptTensor tensor = {.name = arena_strndup(&t->arena, text->at + at, (size_t)head.name_bytes), .dtype = (DType)head.dtype,
-                             .shape = shape_make(head.rank, head.dim, NULL), .optimizer = head.optimizer};
+        CkptTensor tensor = {
+            .name = arena_strndup(&t->arena, text->at + at, (size_t)head.name_bytes),
+            .dtype = (DType)head.dtype,
+            .shape = shape_make(head.rank, head.dim, NULL),
+            .optimizer = head.optimizer};
         at += (size_t)head.name_bytes;
         VEC_PUSH(&list, tensor);
     }
@@ -196,8 +221,10 @@ static Status merge_lists(Trainer *t, const Text *text, CkptTensor **out, int *n
     for (size_t i = 0; i < list.n && status == OK; i++) {
         const CkptTensor *last = kept ? &list.at[kept - 1] : NULL;
         bool again = last && by_place(last, &list.at[i]) == 0;
-        if (again && (!shape_equal(&last->shape, &list.at[i].shape) || last->dtype != list.at[i].dtype))
-            status = fail(ERR_SHAPE, "%s has one shape on some ranks and another on others", last->name);
+        if (again &&
+            (!shape_equal(&last->shape, &list.at[i].shape) || last->dtype != list.at[i].dtype))
+            status = fail(ERR_SHAPE, "%s has one shape on some ranks and another on others",
+                          last->name);
         if (!again) list.at[kept++] = list.at[i];
     }
     *out = arena_copy(&t->arena, list.at, kept * sizeof *list.at);
@@ -222,7 +249,8 @@ static void place_own(Trainer *t)
     for (int k = 0; k < s->n; k++) {
         const StateEntry *e = &t->programs.store->entry[s->entry[k].entry];
         for (int p = 0; p < e->n_parts; p++) {
-            CkptTensor wanted = {.name = saved_name(t, &scratch, e, p), .optimizer = e->role != STATE_PARAM};
+            CkptTensor wanted = {.name = saved_name(t, &scratch, e, p),
+                                 .optimizer = e->role != STATE_PARAM};
             int at = find_tensor(s->share.tensors, s->share.n_tensors, &wanted);
             CHECK(at >= 0);
             s->place[at] = (SavedPlace){k, p};
@@ -237,16 +265,26 @@ static Status check_lists(Trainer *t)
     uint64_t hash = 0;
     for (int i = 0; i < t->saved.share.n_tensors; i++) {
         const CkptTensor *tensor = &t->saved.share.tensors[i];
-        hash = rng_key(hash, tensor->name) ^ hash_bytes(tensor->shape.dim, sizeof *tensor->shape.dim * (size_t)tensor->shape.rank);
+        hash = rng_key(hash, tensor->name) ^
+               hash_bytes(tensor->shape.dim,
+                          sizeof *tensor->shape.dim * (size_t)tensor->shape.rank);
     }
     int32_t mine = (int32_t)hash, extremes[2] = {mine, ~mine};
     if (!t->world) return OK;
-    TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .reduce = COMM_MAX, .send = extremes, .recv = extremes,
-                                     .count = 2, .node = "checkpoint"}));
-    return extremes[0] == ~extremes[1] ? OK : fail(ERR_COMM, "the ranks hold different models: their checkpoints would not fit together");
+    TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE,
+                                     .dtype = DTYPE_I32,
+                                     .reduce = COMM_MAX,
+                                     .send = extremes,
+                                     .recv = extremes,
+                                     .count = 2,
+                                     .node = "checkpoint"}));
+    return extremes[0] == ~extremes[1]
+               ? OK
+               : fail(ERR_COMM,
+                      "the ranks hold different models: their checkpoints would not fit together");
 }
 
-/* ---- the share ------------------------------------------------------------------------------------------------- */
+/* ---- the share -------------------------------------------------------------------------- */
 
 typedef struct Giving {
     CkptRunFn fn;
@@ -258,7 +296,10 @@ typedef struct Giving {
 static Status give_run(void *context, const StateRun *run)
 {
     const Giving *g = context;
-    return g->fn(g->to, &(CkptRun){.part = g->saved, .first = run->global, .n = run->n, .at = run->local - g->first});
+    return g->fn(g->to, &(CkptRun){.part = g->saved,
+                                   .first = run->global,
+                                   .n = run->n,
+                                   .at = run->local - g->first});
 }
 
 static Status each_run(const void *context, int tensor, CkptRunFn fn, void *to)
@@ -268,7 +309,8 @@ static Status each_run(const void *context, int tensor, CkptRunFn fn, void *to)
     if (place.saved < 0) return OK;
     const SavedEntry *e = &t->saved.entry[place.saved];
     Giving g = {fn, to, place.saved, e->first};
-    return store_each_part_run(t->programs.store, e->entry, place.part, e->first, e->n, give_run, &g);
+    return store_each_part_run(t->programs.store, e->entry, place.part, e->first, e->n, give_run,
+                               &g);
 }
 
 Status trainer_share_checkpoint(Trainer *t)
@@ -284,13 +326,19 @@ Status trainer_share_checkpoint(Trainer *t)
     if (status == OK) status = merge_lists(t, &text, &tensors, &n);
     VEC_FREE(&text);
     TRY(status);
-    t->saved.share = (CkptShare){.tensors = tensors, .n_tensors = n, .parts = t->saved.part, .n_parts = t->saved.n,
-                                 .each_run = each_run, .context = t, .rank = t->rank, .ranks = t->world ? comm_size(t->world) : 1};
+    t->saved.share = (CkptShare){.tensors = tensors,
+                                 .n_tensors = n,
+                                 .parts = t->saved.part,
+                                 .n_parts = t->saved.n,
+                                 .each_run = each_run,
+                                 .context = t,
+                                 .rank = t->rank,
+                                 .ranks = t->world ? comm_size(t->world) : 1};
     place_own(t);
     return check_lists(t);
 }
 
-/* ---- runs of elements, read -------------------------------------------------------------------------------------- */
+/* ---- runs of elements, read ------------------------------------------------------------- */
 
 typedef struct Loading {
     const StateEntry *entry;
@@ -303,7 +351,8 @@ static Status load_run(void *context, const StateRun *run)
 {
     const Loading *l = context;
     const StatePart *part = &l->entry->part[run->part];
-    return l->read(l->source, l->entry, part, run, l->data + (size_t)run->local * dtype_bytes(l->entry->dtype));
+    return l->read(l->source, l->entry, part, run,
+                   l->data + (size_t)run->local * dtype_bytes(l->entry->dtype));
 }
 
 Status trainer_load_runs(Trainer *t, unsigned roles, RunReader read, const void *source)
@@ -311,16 +360,19 @@ Status trainer_load_runs(Trainer *t, unsigned roles, RunReader read, const void 
     const Store *store = t->programs.store;
     for (int i = 0; i < store->n_entries; i++) {
         if (!(roles >> store->entry[i].role & 1)) continue;
-        Loading l = {.entry = &store->entry[i], .data = session_state(t->session, i).data, .read = read, .source = source};
+        Loading l = {.entry = &store->entry[i],
+                     .data = session_state(t->session, i).data,
+                     .read = read,
+                     .source = source};
         TRY(store_each_run(store, i, load_run, &l));
     }
     return OK;
 }
 
-/* ---- tallies of all ranks ------------------------------------------------------------------------------------------ */
+/* ---- tallies of all ranks --------------------------------------------------------------- */
 
-/* The communicator adds 32-bit integers: a number of 64 bits goes in limbs of 11, of which two million ranks may
- * have full ones. */
+/* The communicator adds 32-bit integers: a number of 64 bits goes in limbs of 11, of which two
+ * million ranks may have full ones. */
 enum { LIMB_BITS = 11, LIMBS = 6, TALLY_NUMBERS = sizeof(CkptTally) / sizeof(uint64_t) };
 
 Status trainer_sum_tallies(Trainer *t, CkptTally *tally, int n)
@@ -331,7 +383,12 @@ Status trainer_sum_tallies(Trainer *t, CkptTally *tally, int n)
     int32_t *limb = xmalloc((size_t)(count * LIMBS) * sizeof *limb);
     for (int64_t i = 0; i < count * LIMBS; i++)
         limb[i] = (int32_t)(number[i / LIMBS] >> i % LIMBS * LIMB_BITS & ((1u << LIMB_BITS) - 1));
-    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .send = limb, .recv = limb, .count = count * LIMBS, .node = "checkpoint"});
+    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE,
+                                                 .dtype = DTYPE_I32,
+                                                 .send = limb,
+                                                 .recv = limb,
+                                                 .count = count * LIMBS,
+                                                 .node = "checkpoint"});
     if (status == OK) memset(number, 0, (size_t)count * sizeof *number);
     for (int64_t i = 0; i < count * LIMBS && status == OK; i++)
         number[i / LIMBS] += (uint64_t)(uint32_t)limb[i] << i % LIMBS * LIMB_BITS;

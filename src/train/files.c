@@ -1,5 +1,5 @@
-/* The files beside the tensors that make a checkpoint a Hugging Face model directory. What came from such a
- * directory goes on as it was, to the byte; only config.json says what has changed. */
+/* The files beside the tensors that make a checkpoint a Hugging Face model directory. What came
+ * from such a directory goes on as it was, to the byte; only config.json says what has changed. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,7 +7,10 @@
 
 enum { MAX_TEXT_BYTES = 1 << 30 };
 
-static bool has(Arena *arena, const char *dir, const char *name) { return file_exists(path_join(arena, dir, name)); }
+static bool has(Arena *arena, const char *dir, const char *name)
+{
+    return file_exists(path_join(arena, dir, name));
+}
 
 static Status add_copy(Arena *arena, const char *dir, const char *name, CkptFile *files, int *n)
 {
@@ -17,7 +20,8 @@ static Status add_copy(Arena *arena, const char *dir, const char *name, CkptFile
     return OK;
 }
 
-/* Those of a tiktoken file or a trained one are made once: a published vocabulary is 20 MB of JSON. */
+/* Those of a tiktoken file or a trained one are made once: a published vocabulary is 20 MB of JSON.
+ */
 static void add_tokenizer(Trainer *t, CkptFile *files, int *n)
 {
     if (t->n_tokenizer_files == 0)
@@ -26,7 +30,7 @@ static void add_tokenizer(Trainer *t, CkptFile *files, int *n)
         files[(*n)++] = (CkptFile){t->tokenizer_file[i].name, t->tokenizer_file[i].text};
 }
 
-/* ---- configurations --------------------------------------------------------------------------------------- */
+/* ---- configurations --------------------------------------------------------------------- */
 
 static void add_text(Arena *arena, const char *name, char *text, CkptFile *files, int *n)
 {
@@ -44,6 +48,8 @@ Status trainer_model_files(Trainer *t, Arena *arena, CkptFile *files, int *n)
     else
         add_text(arena, "generation_config.json", model_generation_text(&t->model), files, n);
     if (t->tokenizer) add_tokenizer(t, files, n);
-    if (t->chat_template) files[(*n)++] = (CkptFile){"chat_template.jinja", {(const uint8_t *)t->chat_template, strlen(t->chat_template)}};
+    if (t->chat_template)
+        files[(*n)++] = (CkptFile){"chat_template.jinja",
+                                   {(const uint8_t *)t->chat_template, strlen(t->chat_template)}};
     return OK;
 }

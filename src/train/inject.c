@@ -1,11 +1,13 @@
-/* Steps that go wrong on purpose (FAULT, base.h): a target whose weight is no number makes the loss one that is
- * none; a gradient overflows while the loss is fine; a weight that is no number for the length of a step makes
- * all activations behind it so, those that choose experts included. A bit of a weight that turns over on one rank stays so. */
+/* Steps that go wrong on purpose (FAULT, base.h): a target whose weight is no number makes the loss
+ * one that is none; a gradient overflows while the loss is fine; a weight that is no number for the
+ * length of a step makes all activations behind it so, those that choose experts included. A bit of
+ * a weight that turns over on one rank stays so. */
 #include <math.h>
 
 #include "train/trainer_internal.h"
 
-/* A norm's weight of the first layer: everything behind it is touched. NULL in a model without vectors. */
+/* A norm's weight of the first layer: everything behind it is touched. NULL in a model without
+ * vectors. */
 static float *first_vector(Trainer *t)
 {
     for (int i = 0; i < t->n_weights; i++) {
@@ -59,8 +61,8 @@ void faults_in_sums(const StepFaults *f, Trainer *t)
     }
 }
 
-/* Gradients that are no states, or whose norm is there before the host sees them: the norm is what such an element
- * would make it. */
+/* Gradients that are no states, or whose norm is there before the host sees them: the norm is what
+ * such an element would make it. */
 double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm)
 {
     bool seen = t->n_micro == 1 || t->programs.last == PROGRAM_UPDATE;

@@ -11,12 +11,16 @@ size_t trainer_total_bytes(const Trainer *t)
     return plan.total_bytes + t->snapshot_bytes + trainer_copies_bytes(t) + t->prefetch_bytes;
 }
 
-static size_t role(const Trainer *t, StateRole which) { return store_role_bytes(t->programs.store, which); }
+static size_t role(const Trainer *t, StateRole which)
+{
+    return store_role_bytes(t->programs.store, which);
+}
 
 static void line(Str *out, const char *what, size_t bytes)
 {
     char text[32];
-    if (bytes) str_printf(out, "  %-28s %14zu  %s\n", what, bytes, format_bytes((double)bytes, text));
+    if (bytes)
+        str_printf(out, "  %-28s %14zu  %s\n", what, bytes, format_bytes((double)bytes, text));
 }
 
 void trainer_plan_text(const Trainer *t, Str *out)
@@ -42,7 +46,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     if (t->n_leaves) str_add(out, "\n");
 }
 
-/* ---- what would fit --------------------------------------------------------------------------------- */
+/* ---- what would fit --------------------------------------------------------------------- */
 
 typedef struct Remedy {
     const char *text;
@@ -82,10 +86,15 @@ static const char *find_remedy(Trainer *t, size_t limit)
     } while (0)
     if (trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
     if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
-    if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking) ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false), "parallel.overlap=false");
-    if (mesh_size(&t->layout.mesh, MESH_CP) > 1 && !t->layout.ring) ATTEMPT(r.options.layout.ring = true, "parallel.context=ring");
-    if (r.options.recompute != RECOMPUTE_FULL) ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
-    if (r.options.dtype != DTYPE_BF16) ATTEMPT(r.options.dtype = DTYPE_BF16, "train.precision=bf16");
+    if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking)
+        ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false),
+                "parallel.overlap=false");
+    if (mesh_size(&t->layout.mesh, MESH_CP) > 1 && !t->layout.ring)
+        ATTEMPT(r.options.layout.ring = true, "parallel.context=ring");
+    if (r.options.recompute != RECOMPUTE_FULL)
+        ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
+    if (r.options.dtype != DTYPE_BF16)
+        ATTEMPT(r.options.dtype = DTYPE_BF16, "train.precision=bf16");
     if (r.options.micro_batch > 1) {
         r.options.n_micro *= r.options.micro_batch;
         ATTEMPT((r.options.micro_batch = r.options.eval_batch = 1), "train.micro_batch=1");
@@ -108,8 +117,12 @@ static Status check_fits(Trainer *t)
     const char *remedy = find_remedy(t, limit);
     format_bytes((double)need, a);
     format_bytes((double)limit, b);
-    if (remedy) return fail(ERR_REFUSED, "the run needs %s of memory, %s may be used; it fits with: %s", a, b, remedy);
-    return fail(ERR_REFUSED, "the run needs %s of memory, %s may be used; no setting makes this model fit here: take a smaller model, or train.seq below %lld",
+    if (remedy)
+        return fail(ERR_REFUSED, "the run needs %s of memory, %s may be used; it fits with: %s", a,
+                    b, remedy);
+    return fail(ERR_REFUSED,
+                "the run needs %s of memory, %s may be used; no setting makes this model fit here: "
+                "take a smaller model, or train.seq below %lld",
                 a, b, (long long)t->options.seq);
 }
 
@@ -126,9 +139,12 @@ Status trainer_setup_programs(Trainer *t)
     t->options = train_step_options(t->config, &t->layout, t->dtype, t->val_steps > 0);
     if (t->options.balance == BALANCE_BIAS) t->model.expert_bias = true;
     TRY(train_check_divides(t->config, &t->model));
-    Status status = step_programs_build(&t->model, &t->options, device_target(t->device), &t->programs);
-    if (status == ERR_ARG || status == ERR_SHAPE || status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
-        return fail(ERR_REFUSED, "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
+    Status status = step_programs_build(&t->model, &t->options, device_target(t->device),
+                                        &t->programs);
+    if (status == ERR_ARG || status == ERR_SHAPE ||
+        status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
+        return fail(ERR_REFUSED,
+                    "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
     t->prefetch_bytes += trainer_pipeline_bytes(t);

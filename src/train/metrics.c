@@ -16,7 +16,8 @@ struct Metrics {
 
 static void warn_once(Metrics *m)
 {
-    if (!m->warned) log_warn("metrics are not being written: %s; training goes on", status_message());
+    if (!m->warned)
+        log_warn("metrics are not being written: %s; training goes on", status_message());
     m->warned = true;
 }
 
@@ -59,7 +60,8 @@ Metrics *metrics_open(const char *dir, bool tensorboard, int64_t first_step)
     m->events.fd = -1;
     m->path = xstrdup(path_join(&arena, dir, "metrics.jsonl"));
     m->tensorboard = tensorboard;
-    if (tensorboard && event_file_open(path_join(&arena, dir, "tensorboard"), first_step, &m->events) != OK)
+    if (tensorboard &&
+        event_file_open(path_join(&arena, dir, "tensorboard"), first_step, &m->events) != OK)
         log_warn("no TensorBoard file: %s; training goes on", status_message());
     arena_deinit(&arena);
     return m;
@@ -88,10 +90,11 @@ static void add_exposed(Str *s, const double exposed_s[COMM_KINDS])
 
 static void write_events(Metrics *m, const StepMetrics *s)
 {
-    static const char *const tag[] = {"train/loss", "train/grad_norm", "train/learning_rate", "speed/step_s",
-                                      "speed/tokens_per_s", "speed/mfu", "validation/loss", "validation/bits_per_byte"};
-    const double value[] = {s->loss, s->grad_norm, s->lr, s->step_s, s->tokens_per_s, s->mfu, s->val_loss,
-                            s->val_bits_per_byte};
+    static const char *const tag[] = {
+        "train/loss",         "train/grad_norm", "train/learning_rate", "speed/step_s",
+        "speed/tokens_per_s", "speed/mfu",       "validation/loss",     "validation/bits_per_byte"};
+    const double value[] = {s->loss,         s->grad_norm, s->lr,       s->step_s,
+                            s->tokens_per_s, s->mfu,       s->val_loss, s->val_bits_per_byte};
     const char *known_tag[COUNT_OF(tag)];
     double known[COUNT_OF(tag)];
     int n = 0;
@@ -110,7 +113,8 @@ void metrics_step(Metrics *m, const StepMetrics *s)
 {
     if (!m) return;
     Str line = {0};
-    str_printf(&line, "{\"step\": %lld, \"tokens\": %lld", (long long)s->step, (long long)s->tokens);
+    str_printf(&line, "{\"step\": %lld, \"tokens\": %lld", (long long)s->step,
+               (long long)s->tokens);
     add_number(&line, "loss", s->loss);
     add_number(&line, "grad_norm", s->grad_norm);
     add_number(&line, "lr", s->lr);
@@ -146,7 +150,8 @@ static void add_text(Str *s, const char *text)
 
 static void begin_event(Str *line, const char *kind, int64_t step)
 {
-    str_printf(line, "{\"event\": \"%s\", \"step\": %lld, \"time\": %.3f", kind, (long long)step, clock_wall_s());
+    str_printf(line, "{\"event\": \"%s\", \"step\": %lld, \"time\": %.3f", kind, (long long)step,
+               clock_wall_s());
 }
 
 static void end_event(Metrics *m, Str *line, const char *text)

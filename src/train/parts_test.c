@@ -14,7 +14,8 @@ static void near(double got, double want)
 static void schedules(void **state)
 {
     (void)state;
-    Schedule s = {.kind = RUN_WSD, .lr = 1, .min_ratio = 0.1, .steps = 100, .warmup = 10, .decay_steps = 20};
+    Schedule s = {
+        .kind = RUN_WSD, .lr = 1, .min_ratio = 0.1, .steps = 100, .warmup = 10, .decay_steps = 20};
     near(schedule_lr(&s, 0), 0.1);
     near(schedule_lr(&s, 9), 1);
     near(schedule_lr(&s, 50), 1);
@@ -112,10 +113,13 @@ static void metrics_survive_a_lost_directory(void **state)
     metrics_close(m);
     Arena arena = {0};
     Bytes text;
-    assert_int_equal(file_read(&arena, path_join(&arena, dir, "metrics.jsonl"), 1 << 20, &text), OK);
+    assert_int_equal(file_read(&arena, path_join(&arena, dir, "metrics.jsonl"), 1 << 20, &text),
+                     OK);
     assert_non_null(strstr((const char *)text.at, "{\"step\": 1, \"tokens\": 0, \"loss\": 2,"));
     assert_non_null(strstr((const char *)text.at, "\"text\": \"say \\\"hi\\\"\\u000a\"}"));
-    assert_null(strstr((const char *)text.at, "\"step\": 2, \"tokens\": 0, \"loss\": 2, \"grad_norm\": 0, \"lr\": 0, \"step_s\": 0, \"tokens_per_s\": 0, \"mfu\": null"));
+    assert_null(strstr((const char *)text.at,
+                       "\"step\": 2, \"tokens\": 0, \"loss\": 2, \"grad_norm\": 0, \"lr\": 0, "
+                       "\"step_s\": 0, \"tokens_per_s\": 0, \"mfu\": null"));
     assert_non_null(strstr((const char *)text.at, "\n{\"step\": 3")); /* on a line of its own */
     arena_deinit(&arena);
     assert_int_equal(dir_remove_tree(dir), OK);

@@ -1,4 +1,5 @@
-/* The progress bar. To stderr; NO_COLOR and the terminal's width are honoured, also when it changes. */
+/* The progress bar. To stderr; NO_COLOR and the terminal's width are honoured, also when it
+ * changes. */
 #include "train/progress.h"
 
 #include <math.h>
@@ -28,14 +29,19 @@ void progress_begin(Progress *p, int64_t step, int64_t steps)
 {
     const char *term = getenv("TERM");
     progress_clear(p);
-    *p = (Progress){.silent = p->silent, .steps = steps, .start_step = step, .start_s = clock_s(), .last_line_s = -1e9};
+    *p = (Progress){.silent = p->silent,
+                    .steps = steps,
+                    .start_step = step,
+                    .start_s = clock_s(),
+                    .last_line_s = -1e9};
     p->terminal = !p->silent && isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
     p->colour = p->terminal && !getenv("NO_COLOR");
 }
 
-/* ---- one line of a terminal, drawn again and again ------------------------------------------------------ */
+/* ---- one line of a terminal, drawn again and again -------------------------------------- */
 
-/* To where the line begins, with nothing on it. A terminal that became narrower has broken it into rows. */
+/* To where the line begins, with nothing on it. A terminal that became narrower has broken it into
+ * rows. */
 static void add_clear(const Progress *p, int width, Str *out)
 {
     int rows = p->shown_columns > width ? (p->shown_columns - 1) / width : 0;
@@ -85,28 +91,33 @@ void progress_status(Progress *p, const char *format, ...)
     draw(p, width, text, (int)strlen(text));
 }
 
-/* ---- steps ------------------------------------------------------------------------------------------------ */
+/* ---- steps ------------------------------------------------------------------------------ */
 
 enum { CLOSE_SET = 2, SHORTEST = 5 };
 
-/* Level 0 has everything; 1 leaves out the smoothed loss; from 2 on the facts stand close, and each level leaves
- * out one thing more, the least missed first. 80 columns take level 2 and a short bar. */
+/* Level 0 has everything; 1 leaves out the smoothed loss; from 2 on the facts stand close, and each
+ * level leaves out one thing more, the least missed first. 80 columns take level 2 and a short bar.
+ */
 static void add_facts(const Progress *p, const StepMetrics *m, int level, Str *out)
 {
     char text[32];
     double passed = clock_s() - p->start_s;
     int64_t done = m->step - p->start_step;
     const char *gap = level < CLOSE_SET ? "  " : " ";
-    str_printf(out, "%s%lld/%lld", level < CLOSE_SET ? "step " : "", (long long)m->step, (long long)p->steps);
+    str_printf(out, "%s%lld/%lld", level < CLOSE_SET ? "step " : "", (long long)m->step,
+               (long long)p->steps);
     str_printf(out, "%sloss %.4f", gap, m->loss);
     if (level < 1) str_printf(out, " (%.4f)", p->mean_loss);
     if (level < 5) str_printf(out, "%sgrad %.2f", gap, m->grad_norm);
     str_printf(out, "%s%.0f tok/s", gap, m->tokens_per_s);
-    if (level < 4 && isfinite(m->mfu)) str_printf(out, "%s%.0f%% %speak", gap, 100 * m->mfu, level < CLOSE_SET ? "of " : "");
+    if (level < 4 && isfinite(m->mfu))
+        str_printf(out, "%s%.0f%% %speak", gap, 100 * m->mfu, level < CLOSE_SET ? "of " : "");
     if (level < 3) str_printf(out, "%s%s", gap, format_bytes((double)m->peak_bytes, text));
-    if (m->step >= p->steps) str_printf(out, "%sin %s", gap, format_duration(passed, text));
+    if (m->step >= p->steps)
+        str_printf(out, "%sin %s", gap, format_duration(passed, text));
     else if (done > 0)
-        str_printf(out, "%s%s left", gap, format_duration(passed / (double)done * (double)(p->steps - m->step), text));
+        str_printf(out, "%s%s left", gap,
+                   format_duration(passed / (double)done * (double)(p->steps - m->step), text));
 }
 
 static void add_bar(const Progress *p, const StepMetrics *m, int room, Str *out)
@@ -140,7 +151,8 @@ static void draw_bar(Progress *p, const StepMetrics *m)
 void progress_step(Progress *p, const StepMetrics *m, bool last)
 {
     if (p->silent) return;
-    if (isfinite(m->loss)) p->mean_loss = p->mean_loss == 0 ? m->loss : 0.95 * p->mean_loss + 0.05 * m->loss;
+    if (isfinite(m->loss))
+        p->mean_loss = p->mean_loss == 0 ? m->loss : 0.95 * p->mean_loss + 0.05 * m->loss;
     double now = clock_s();
     if (now - p->last_line_s < (p->terminal ? draw_every_s : LINE_EVERY_S) && !last) return;
     p->last_line_s = now;

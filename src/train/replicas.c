@@ -1,6 +1,7 @@
-/* Silent corruption: a processor or a memory that is wrong now and then without saying so. What several ranks hold the
- * same they compute from the same numbers in the same order, so that a single bit of difference is a fault. Every so many
- * steps, and before a checkpoint, ranks compare hashes of it; with three or more copies the wrong one is known. */
+/* Silent corruption: a processor or a memory that is wrong now and then without saying so. What
+ * several ranks hold the same they compute from the same numbers in the same order, so that a
+ * single bit of difference is a fault. Every so many steps, and before a checkpoint, ranks compare
+ * hashes of it; with three or more copies the wrong one is known. */
 #include <stdlib.h>
 
 #include "train/trainer_internal.h"

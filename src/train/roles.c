@@ -1,9 +1,12 @@
-/* Programs without a machine: what all ranks of a job compute and hold, each distinct program built once.
+/* Programs without a machine: what all ranks of a job compute and hold, each distinct program built
+ * once.
  *
- * Ranks along pp have the same role when their stages have the same kinds of layers. Only a rank of each role is built, on a
- * short model that has the layers of these ranks alone (Layout.stage_of_layer). What still differs between ranks of a role
- * are two numbers that the schedule tells: how many micro-batches a rank holds, and how many messages are on their way.
- * Where keys and values go round a ring ranks along cp differ too: roles are then those of one coordinate of options' mesh. */
+ * Ranks along pp have the same role when their stages have the same kinds of layers. Only a rank of
+ * each role is built, on a short model that has the layers of these ranks alone
+ * (Layout.stage_of_layer). What still differs between ranks of a role are two numbers that the
+ * schedule tells: how many micro-batches a rank holds, and how many messages are on their way.
+ * Where keys and values go round a ring ranks along cp differ too: roles are then those of one
+ * coordinate of options' mesh. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,7 +22,7 @@ typedef struct Builder {
     int *stage_of_layer; /* of the short model */
 } Builder;
 
-/* ---- which ranks are alike ------------------------------------------------------------------------- */
+/* ---- which ranks are alike -------------------------------------------------------------- */
 
 /* The first layer of a stage, as pass/pipeline shares them out. */
 static int64_t first_layer(const Builder *b, int stage)
@@ -31,7 +34,8 @@ static int64_t first_layer(const Builder *b, int stage)
 /* Chunks as long as a sequence are no chunks. */
 static bool same_kind(const Builder *b, const LayerConfig *x, const LayerConfig *y)
 {
-    int64_t seq = b->options->seq, chunk_x = x->chunk >= seq ? 0 : x->chunk, chunk_y = y->chunk >= seq ? 0 : y->chunk;
+    int64_t seq = b->options->seq, chunk_x = x->chunk >= seq ? 0 : x->chunk,
+            chunk_y = y->chunk >= seq ? 0 : y->chunk;
     return x->moe == y->moe && x->rope == y->rope && chunk_x == chunk_y;
 }
 
@@ -46,10 +50,14 @@ static bool same_stage(const Builder *b, int s, int t)
     const Pipeline *p = b->pipeline;
     int64_t n = first_layer(b, s + 1) - first_layer(b, s);
     if ((s == 0) != (t == 0) || (s == p->n_stages - 1) != (t == p->n_stages - 1)) return false;
-    if (is_here(p, s, s - 1) != is_here(p, t, t - 1) || is_here(p, s, s + 1) != is_here(p, t, t + 1)) return false;
+    if (is_here(p, s, s - 1) != is_here(p, t, t - 1) ||
+        is_here(p, s, s + 1) != is_here(p, t, t + 1))
+        return false;
     if (n != first_layer(b, t + 1) - first_layer(b, t)) return false;
     for (int64_t k = 0; k < n; k++)
-        if (!same_kind(b, &b->model->layer[first_layer(b, s) + k], &b->model->layer[first_layer(b, t) + k])) return false;
+        if (!same_kind(b, &b->model->layer[first_layer(b, s) + k],
+                       &b->model->layer[first_layer(b, t) + k]))
+            return false;
     return true;
 }
 
@@ -76,7 +84,7 @@ static void find_roles(Builder *b, bool share)
     }
 }
 
-/* ---- the short model ---------------------------------------------------------------------------------- */
+/* ---- the short model -------------------------------------------------------------------- */
 
 /* The layers of the ranks that are built, in their order. */
 static void make_brief(Builder *b)
@@ -89,7 +97,8 @@ static void make_brief(Builder *b)
     b->brief.layer = xcalloc((size_t)b->model->n_layers, sizeof *b->brief.layer);
     b->stage_of_layer = xcalloc((size_t)b->model->n_layers, sizeof *b->stage_of_layer);
     for (int s = 0; s < p->n_stages; s++) {
-        for (int64_t l = first_layer(b, s); l < first_layer(b, s + 1) && built[p->rank_of[s]]; l++) {
+        for (int64_t l = first_layer(b, s); l < first_layer(b, s + 1) && built[p->rank_of[s]];
+             l++) {
             b->stage_of_layer[b->brief.n_layers] = s;
             b->brief.layer[b->brief.n_layers++] = b->model->layer[l];
         }
@@ -113,18 +122,21 @@ static Status build_roles(Builder *b, Target target)
     return status;
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------- */
 
-/* A node that sends: into one of the channel's buffers, which are its operands from the second on. */
+/* A node that sends: into one of the channel's buffers, which are its operands from the second on.
+ */
 static bool sends(const Graph *g, const Node *node)
 {
     if (node->n_in < 2 || !value_ok(node->in[0]) || !value_ok(node->in[1])) return false;
-    return graph_value(g, node->in[1])->role == STATE_PIPE && graph_value(g, node->in[0])->role != STATE_PIPE;
+    return graph_value(g, node->in[1])->role == STATE_PIPE &&
+           graph_value(g, node->in[0])->role != STATE_PIPE;
 }
 
-/* Bytes of the buffers in which a stage sends, whose program stands for it. check: the program is that of this very
- * stage, and must have as many. */
-static Status stage_buffers(const Builder *b, const Program *program, int stage, bool check, size_t *bytes)
+/* Bytes of the buffers in which a stage sends, whose program stands for it. check: the program is
+ * that of this very stage, and must have as many. */
+static Status stage_buffers(const Builder *b, const Program *program, int stage, bool check,
+                            size_t *bytes)
 {
     const Graph *g = program->graph;
     for (int i = 1; i < g->n_nodes; i++) {
@@ -134,8 +146,11 @@ static Status stage_buffers(const Builder *b, const Program *program, int stage,
         PipelineWork work = forward ? PIPELINE_FORWARD : PIPELINE_BACKWARD;
         const Value *v = graph_value(g, node->in[1]);
         int depth = pipeline_depth(b->pipeline, stage, work, forward ? stage + 1 : stage - 1, work);
-        if (check && depth != node->n_in - 1) return fail(ERR_UNSUPPORTED, "a message of stage %d is not for its neighbour's same phase", stage);
-        *bytes += (size_t)depth * round_up((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype), TENSOR_ALIGN);
+        if (check && depth != node->n_in - 1)
+            return fail(ERR_UNSUPPORTED,
+                        "a message of stage %d is not for its neighbour's same phase", stage);
+        *bytes += (size_t)depth *
+                  round_up((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype), TENSOR_ALIGN);
     }
     return OK;
 }
@@ -145,7 +160,8 @@ static Status rank_buffers(const Builder *b, int rank, bool check, size_t *bytes
     const StepPrograms *p = &b->out->role[b->out->role_of[rank]].programs;
     int n = pipeline_stages_of(b->pipeline, rank, b->own);
     *bytes = 0;
-    for (int k = 0; k < n; k++) TRY(stage_buffers(b, p->at[p->index[PROGRAM_STEP] + k], b->own[k], check, bytes));
+    for (int k = 0; k < n; k++)
+        TRY(stage_buffers(b, p->at[p->index[PROGRAM_STEP] + k], b->own[k], check, bytes));
     return OK;
 }
 
@@ -153,7 +169,8 @@ static Status rank_buffers(const Builder *b, int rank, bool check, size_t *bytes
 static Status plan_rank(const Builder *b, int rank)
 {
     const StepRole *role = &b->out->role[b->out->role_of[rank]];
-    Program *at[COUNT_OF(role->programs.at)], *copy = xcalloc((size_t)role->programs.n, sizeof *copy);
+    Program *at[COUNT_OF(role->programs.at)],
+        *copy = xcalloc((size_t)role->programs.n, sizeof *copy);
     Store store = *role->programs.store;
     size_t here = 0, there = 0;
     bool stands_for = rank != role->built_for; /* else it is the rank itself */
@@ -172,7 +189,7 @@ static Status plan_rank(const Builder *b, int rank)
     return status;
 }
 
-/* ---- entry --------------------------------------------------------------------------------------------- */
+/* ---- entry ------------------------------------------------------------------------------ */
 
 static void forget(StepRoles *out)
 {
@@ -194,22 +211,31 @@ static Status build(Builder *b, bool share, Target target)
     return status;
 }
 
-Status step_roles_build(const ModelConfig *model, const StepOptions *options, Target target, StepRoles *out)
+Status step_roles_build(const ModelConfig *model, const StepOptions *options, Target target,
+                        StepRoles *out)
 {
     int n = mesh_size(&options->layout.mesh, MESH_PP);
-    Builder b = {.model = model, .options = options, .pipeline = n > 1 ? options->layout.pipeline : NULL, .out = out};
-    *out = (StepRoles){.n_ranks = n, .role = xcalloc((size_t)n, sizeof *out->role), .role_of = xcalloc((size_t)n, sizeof *out->role_of),
-                       .memory = xcalloc((size_t)n, sizeof *out->memory), .message_bytes = xcalloc((size_t)n, sizeof *out->message_bytes)};
+    Builder b = {.model = model,
+                 .options = options,
+                 .pipeline = n > 1 ? options->layout.pipeline : NULL,
+                 .out = out};
+    *out = (StepRoles){.n_ranks = n,
+                       .role = xcalloc((size_t)n, sizeof *out->role),
+                       .role_of = xcalloc((size_t)n, sizeof *out->role_of),
+                       .memory = xcalloc((size_t)n, sizeof *out->memory),
+                       .message_bytes = xcalloc((size_t)n, sizeof *out->message_bytes)};
     Status status = step_check_pipeline(options);
     if (status == OK && b.pipeline && b.pipeline->n_stages > model->n_layers)
-        status = fail(ERR_REFUSED, "parallel.pp %d makes %d stages, and the model has %lld layers: take fewer", n, b.pipeline->n_stages,
-                      (long long)model->n_layers);
+        status = fail(ERR_REFUSED,
+                      "parallel.pp %d makes %d stages, and the model has %lld layers: take fewer",
+                      n, b.pipeline->n_stages, (long long)model->n_layers);
     if (status == OK && b.pipeline) {
         b.own = xcalloc((size_t)b.pipeline->n_stages, sizeof *b.own);
         b.other = xcalloc((size_t)b.pipeline->n_stages, sizeof *b.other);
     }
     if (status == OK) status = build(&b, true, target);
-    if (status == ERR_UNSUPPORTED && b.pipeline) { /* stages that speak with others than their neighbours: none is left out */
+    if (status == ERR_UNSUPPORTED &&
+        b.pipeline) { /* stages that speak with others than their neighbours: none is left out */
         forget(out);
         status = build(&b, false, target);
     }

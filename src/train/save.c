@@ -1,16 +1,17 @@
 /* Checkpoints on their way to the disk.
  *
- * Each rank's writer thread works on its own share (ckpt.h); what the ranks must tell each other they say between
- * steps, in the one small reduction that asks every rank about signals anyway. Writers never touch the
- * communicator, so nothing of theirs can come between the collectives of a step, and a save takes some steps to
- * end. When the loop has ended, or waits, the same question is asked again and again. */
+ * Each rank's writer thread works on its own share (ckpt.h); what the ranks must tell each other
+ * they say between steps, in the one small reduction that asks every rank about signals anyway.
+ * Writers never touch the communicator, so nothing of theirs can come between the collectives of a
+ * step, and a save takes some steps to end. When the loop has ended, or waits, the same question is
+ * asked again and again. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "train/metrics.h"
 #include "train/trainer_internal.h"
 
-/* ---- the store --------------------------------------------------------------------------------------------- */
+/* ---- the store -------------------------------------------------------------------------- */
 
 static Status open_store(Trainer *t)
 {
@@ -33,11 +34,13 @@ Status trainer_open_store(Trainer *t)
     return ckpt_reserve(t->store, t->saved.part, t->saved.n);
 }
 
-/* ---- what became of a save ----------------------------------------------------------------------------------- */
+/* ---- what became of a save -------------------------------------------------------------- */
 
 static void report_failure(Trainer *t, int64_t step, const char *sentence)
 {
-    progress_note(&t->progress, "drover: checkpoint of step %lld was not written: %s; training goes on", (long long)step, sentence);
+    progress_note(&t->progress,
+                  "drover: checkpoint of step %lld was not written: %s; training goes on",
+                  (long long)step, sentence);
     metrics_event(t->metrics, "checkpoint_failed", step, sentence);
 }
 
@@ -50,11 +53,17 @@ static void report(Trainer *t, const CkptResult *r)
     }
     const Saving *s = &t->saving;
     Str text = {0};
-    str_printf(&text, "checkpoint of step %lld: %s in %s, training was held for %.1f ms", (long long)r->step,
-               format_bytes((double)r->bytes, bytes), format_duration(r->write_s, took), 1e3 * s->stall_s);
+    str_printf(&text, "checkpoint of step %lld: %s in %s, training was held for %.1f ms",
+               (long long)r->step, format_bytes((double)r->bytes, bytes),
+               format_duration(r->write_s, took), 1e3 * s->stall_s);
     progress_note(&t->progress, "%s", text.at);
-    metrics_save(t->metrics, &(SaveMetrics){.step = r->step, .bytes = r->bytes, .write_s = r->write_s, .stall_s = s->stall_s,
-                                            .interval_s = s->interval_s}, text.at);
+    metrics_save(t->metrics,
+                 &(SaveMetrics){.step = r->step,
+                                .bytes = r->bytes,
+                                .write_s = r->write_s,
+                                .stall_s = s->stall_s,
+                                .interval_s = s->interval_s},
+                 text.at);
     str_deinit(&text);
 }
 
@@ -74,14 +83,14 @@ static void alarm_if_late(Trainer *t, int rank)
     if (s->alarmed || clock_s() - s->begin_s < t->save_alarm_s) return;
     s->alarmed = true;
     Str text = {0};
-    str_printf(&text, "the checkpoint of step %lld is not written after %s: rank %d is still at it", (long long)s->step,
-               format_duration(clock_s() - s->begin_s, took), rank);
+    str_printf(&text, "the checkpoint of step %lld is not written after %s: rank %d is still at it",
+               (long long)s->step, format_duration(clock_s() - s->begin_s, took), rank);
     progress_note(&t->progress, "drover: %s", text.at);
     metrics_event(t->metrics, "checkpoint_late", s->step, text.at);
     str_deinit(&text);
 }
 
-/* ---- between steps ----------------------------------------------------------------------------------------- */
+/* ---- between steps ---------------------------------------------------------------------- */
 
 /* One of the ranks could not end its phase: all hear why, and give the save up. */
 static Status give_up(Trainer *t, const char *mine)
@@ -93,7 +102,8 @@ static Status give_up(Trainer *t, const char *mine)
     s->outcome = status;
     s->under_way = false;
     ckpt_go_on(t->store, status, s->sentence);
-    if (t->rank == 0 && !s->begun_well) report_failure(t, s->step, s->sentence); /* no writer that would */
+    if (t->rank == 0 && !s->begun_well)
+        report_failure(t, s->step, s->sentence); /* no writer that would */
     return OK;
 }
 
@@ -123,8 +133,13 @@ Status trainer_meet_between_steps(Trainer *t, bool *stop)
     }
     char kept[sizeof s->sentence];
     snprintf(kept, sizeof kept, "%s", sentence);
-    TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE, .dtype = DTYPE_I32, .reduce = COMM_MAX, .send = any, .recv = any,
-                                     .count = N, .node = "agreement"}));
+    TRY(comm_run(t->world, &(CommOp){.kind = COMM_ALL_REDUCE,
+                                     .dtype = DTYPE_I32,
+                                     .reduce = COMM_MAX,
+                                     .send = any,
+                                     .recv = any,
+                                     .count = N,
+                                     .node = "agreement"}));
     *stop = any[STOP] != 0;
     if (s->under_way && any[WORKS]) alarm_if_late(t, any[WORKS] - 1);
     if (!s->under_way || any[WORKS]) return OK;
@@ -137,7 +152,8 @@ Status trainer_meet_between_steps(Trainer *t, bool *stop)
 /* Until the save under way has ended on all ranks, and its result is taken. */
 static Status settle(Trainer *t)
 {
-    const double patience_s = 0.2; /* then the others are asked, lest they wait for this rank beyond their deadline */
+    const double patience_s =
+        0.2; /* then the others are asked, lest they wait for this rank beyond their deadline */
     CkptResult result;
     while (t->saving.under_way) {
         Status ignored;
@@ -165,17 +181,18 @@ Status trainer_finish_saves(Trainer *t)
     return t->saving.outcome == OK ? OK : fail(t->saving.outcome, "%s", t->saving.sentence);
 }
 
-/* ---- a save ------------------------------------------------------------------------------------------------- */
+/* ---- a save ----------------------------------------------------------------------------- */
 
 char *trainer_run_json(const Trainer *t)
 {
     const RunTrain *r = &t->config->train;
-    json_t *json = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:s}", "step", (json_int_t)t->step, "steps",
-                             (json_int_t)t->steps, "tokens", (json_int_t)t->tokens, "seed", (json_int_t)r->seed, "batch",
-                             (json_int_t)r->batch, "seq", (json_int_t)r->seq, "mean_loss", t->bad_steps.mean_loss,
-                             "good_steps", (json_int_t)t->bad_steps.n_good, "skipped_steps",
-                             (json_int_t)t->bad_steps.n_skipped, "skipped_in_a_row", (json_int_t)t->bad_steps.n_in_a_row,
-                             "precision", dtype_name(t->dtype));
+    json_t *json = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:s}", "step", (json_int_t)t->step,
+        "steps", (json_int_t)t->steps, "tokens", (json_int_t)t->tokens, "seed", (json_int_t)r->seed,
+        "batch", (json_int_t)r->batch, "seq", (json_int_t)r->seq, "mean_loss",
+        t->bad_steps.mean_loss, "good_steps", (json_int_t)t->bad_steps.n_good, "skipped_steps",
+        (json_int_t)t->bad_steps.n_skipped, "skipped_in_a_row", (json_int_t)t->bad_steps.n_in_a_row,
+        "precision", dtype_name(t->dtype));
     json_object_set_new(json, "sequences_together", json_integer(trainer_sequences_together(t)));
     json_object_set_new(json, "canonical_chunks", json_integer(t->layout.chunks));
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_REAL_PRECISION(17));

@@ -9,7 +9,8 @@ static double decayed(const Schedule *s, int64_t step)
     switch (s->kind) {
     case RUN_CONSTANT: return s->lr;
     case RUN_COSINE: {
-        double span = (double)max_i64(s->steps - s->warmup, 1), done = (double)(step - s->warmup) / span;
+        double span = (double)max_i64(s->steps - s->warmup, 1),
+               done = (double)(step - s->warmup) / span;
         return end + (s->lr - end) * 0.5 * (1 + cos(3.141592653589793 * fmin(fmax(done, 0), 1)));
     }
     case RUN_WSD: {

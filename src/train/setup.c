@@ -5,7 +5,7 @@
 #include "chat/chat.h"
 #include "train/trainer_internal.h"
 
-/* ---- model ------------------------------------------------------------------------------------------ */
+/* ---- model ------------------------------------------------------------------------------ */
 
 /* The directory's own configuration, which must be right as it is. */
 static Status from_json(const char *dir, json_t **out)
@@ -44,13 +44,14 @@ static Status base_json(const RunModel *m, json_t **out)
     return OK;
 }
 
-/* A field that is nearly that of a config.json is a slip of the pen; one that is nothing like it is kept, as
- * in a directory's config.json. */
+/* A field that is nearly that of a config.json is a slip of the pen; one that is nothing like it is
+ * kept, as in a directory's config.json. */
 static Status check_fields(json_t *base, json_t *fields)
 {
     const char *name;
     json_t *ignored;
-    json_object_foreach(fields, name, ignored) {
+    json_object_foreach(fields, name, ignored)
+    {
         const char *key = model_config_key(name);
         if (json_object_get(base, name) || (key && !strcmp(key, name))) continue;
         if (key) return fail(ERR_ARG, "model: there is no field '%s'; did you mean %s?", name, key);
@@ -59,7 +60,8 @@ static Status check_fields(json_t *base, json_t *fields)
     return OK;
 }
 
-/* The directory's or the preset's config.json was read well before: what is wrong now stands in the run file. */
+/* The directory's or the preset's config.json was read well before: what is wrong now stands in the
+ * run file. */
 static Status read_fields(json_t *base, json_t *fields, ModelConfig *model)
 {
     json_t *part = (json_t *)(uintptr_t)model_config_text_part(base);
@@ -111,9 +113,12 @@ Status train_expect_model(const RunConfig *c, ModelConfig *model)
     return status;
 }
 
-bool train_expects_validation(const RunConfig *c) { return needs_text(c) && c->dataset.holdout > 0; }
+bool train_expects_validation(const RunConfig *c)
+{
+    return needs_text(c) && c->dataset.holdout > 0;
+}
 
-/* ---- tokenizer ----------------------------------------------------------------------------------------- */
+/* ---- tokenizer -------------------------------------------------------------------------- */
 
 static DataSource *sources(Trainer *t)
 {
@@ -121,7 +126,8 @@ static DataSource *sources(Trainer *t)
     DataSource *list = ARENA_ARRAY(&t->arena, DataSource, c->n_sources);
     for (int i = 0; i < c->n_sources; i++) {
         const RunSource *s = &c->sources[i];
-        list[i] = (DataSource){.path = s->synthetic == RUN_SYNTHETIC_NONE ? s->path : NULL, .weight = s->weight,
+        list[i] = (DataSource){.path = s->synthetic == RUN_SYNTHETIC_NONE ? s->path : NULL,
+                               .weight = s->weight,
                                .key = s->key};
     }
     return list;
@@ -132,8 +138,10 @@ static Status show_data_progress(void *context, const DataProgress *p)
     Trainer *t = context;
     if (trainer_stop_requested()) return fail(ERR_CANCELLED, "stopped while reading data");
     char done[32], total[32];
-    progress_status(&t->progress, "tokenising: %s of %s, %lld documents, %lld tokens, %s", format_bytes((double)p->done_bytes, done),
-                    format_bytes((double)p->total_bytes, total), (long long)p->n_documents, (long long)p->n_tokens, p->path);
+    progress_status(&t->progress, "tokenising: %s of %s, %lld documents, %lld tokens, %s",
+                    format_bytes((double)p->done_bytes, done),
+                    format_bytes((double)p->total_bytes, total), (long long)p->n_documents,
+                    (long long)p->n_tokens, p->path);
     return OK;
 }
 
@@ -141,20 +149,31 @@ static DataOptions data_options(Trainer *t)
 {
     const RunDataset *d = &t->config->dataset;
     const char *cache = *d->cache ? d->cache : path_join(&t->arena, t->dir, "data");
-    return (DataOptions){.sources = sources(t), .n_sources = t->config->n_sources, .tokenizer = t->tokenizer,
-                         .vocab_size = (int32_t)t->model.vocab, .cache_dir = cache, .holdout = d->holdout,
-                         .bad_share = d->bad_share, .line_limit = (size_t)d->line_limit, .bos = d->bos, .eos = d->eos,
-                         .shuffle = d->shuffle, .threads = (int)t->config->train.threads,
-                         .progress = show_data_progress, .progress_context = t};
+    return (DataOptions){.sources = sources(t),
+                         .n_sources = t->config->n_sources,
+                         .tokenizer = t->tokenizer,
+                         .vocab_size = (int32_t)t->model.vocab,
+                         .cache_dir = cache,
+                         .holdout = d->holdout,
+                         .bad_share = d->bad_share,
+                         .line_limit = (size_t)d->line_limit,
+                         .bos = d->bos,
+                         .eos = d->eos,
+                         .shuffle = d->shuffle,
+                         .threads = (int)t->config->train.threads,
+                         .progress = show_data_progress,
+                         .progress_context = t};
 }
 
 static Status show_training(void *context, const TrainProgress *p)
 {
     Trainer *t = context;
-    if (trainer_stop_requested()) return fail(ERR_CANCELLED, "stopped while training the tokenizer");
+    if (trainer_stop_requested())
+        return fail(ERR_CANCELLED, "stopped while training the tokenizer");
     char read[32];
-    progress_status(&t->progress, "training the tokenizer: %s read, %lld of %lld merges", format_bytes((double)p->read_bytes, read),
-                    (long long)p->n_merges, (long long)p->max_merges);
+    progress_status(&t->progress, "training the tokenizer: %s read, %lld of %lld merges",
+                    format_bytes((double)p->read_bytes, read), (long long)p->n_merges,
+                    (long long)p->max_merges);
     return OK;
 }
 
@@ -165,7 +184,8 @@ static Status train_tokenizer(Trainer *t, const char *dir)
     double start = clock_s();
     TRY(data_texts_open(&options, (uint64_t)t->config->tokenizer.train_limit, &texts));
     TokenizerTrainOptions how = {.vocab_size = (int32_t)t->config->tokenizer.vocab_size,
-                                 .threads = (int)t->config->train.threads, .progress = show_training,
+                                 .threads = (int)t->config->train.threads,
+                                 .progress = show_training,
                                  .progress_context = t};
     Status status = tokenizer_train(&how, &(TextSource){data_texts_next, texts}, &t->tokenizer);
     data_texts_close(texts);
@@ -178,22 +198,28 @@ static Status train_tokenizer(Trainer *t, const char *dir)
     return tokenizer_save(t->tokenizer, dir);
 }
 
-/* Weights mean the ids of the tokenizer they were trained with: beside model.from another one must be asked for. */
+/* Weights mean the ids of the tokenizer they were trained with: beside model.from another one must
+ * be asked for. */
 static Status read_tokenizer(Trainer *t)
 {
     const RunConfig *c = t->config;
     if (*c->tokenizer.path) return tokenizer_load(c->tokenizer.path, &t->tokenizer);
     if (*c->model.from && !c->tokenizer.train) {
         if (tokenizer_exists(c->model.from)) return tokenizer_load(c->model.from, &t->tokenizer);
-        return fail(ERR_REFUSED, "model.from: %s has neither tokenizer.json nor tokenizer.model; name the tokenizer it was trained with "
-                    "(tokenizer: PATH), or have a new one learnt from the data (tokenizer: {train: {vocab_size: N}})",
+        return fail(ERR_REFUSED,
+                    "model.from: %s has neither tokenizer.json nor tokenizer.model; name the "
+                    "tokenizer it was trained with "
+                    "(tokenizer: PATH), or have a new one learnt from the data (tokenizer: {train: "
+                    "{vocab_size: N}})",
                     c->model.from);
     }
     const char *dir = path_join(&t->arena, t->dir, "tokenizer");
     if (!tokenizer_exists(dir)) return train_tokenizer(t, dir);
     TRY(tokenizer_load(dir, &t->tokenizer));
     if (tokenizer_vocab_size(t->tokenizer) != c->tokenizer.vocab_size)
-        return fail(ERR_REFUSED, "%s has %d tokens, but tokenizer.train.vocab_size is %lld; remove the directory, or give the run another name",
+        return fail(ERR_REFUSED,
+                    "%s has %d tokens, but tokenizer.train.vocab_size is %lld; remove the "
+                    "directory, or give the run another name",
                     dir, tokenizer_vocab_size(t->tokenizer), (long long)c->tokenizer.vocab_size);
     return OK;
 }
@@ -203,10 +229,14 @@ static Status choose_chat_template(Trainer *t)
 {
     if (t->config->tokenizer.chat_template == RUN_CHAT_TEMPLATE_NONE) return OK;
     if (tokenizer_chat_template(t->tokenizer))
-        return fail(ERR_REFUSED, "tokenizer.chat_template: the tokenizer has a chat template already, which checkpoints keep; leave the setting out");
+        return fail(ERR_REFUSED, "tokenizer.chat_template: the tokenizer has a chat template "
+                                 "already, which checkpoints keep; leave the setting out");
     t->chat_template = chat_template_own(t->tokenizer, &t->arena);
-    return t->chat_template ? OK : fail(ERR_REFUSED, "tokenizer.chat_template: the vocabulary has no tokens for turns, "
-                                        "such as <|header_start|>; leave the setting out, or train a tokenizer here");
+    return t->chat_template
+               ? OK
+               : fail(ERR_REFUSED,
+                      "tokenizer.chat_template: the vocabulary has no tokens for turns, "
+                      "such as <|header_start|>; leave the setting out, or train a tokenizer here");
 }
 
 Status trainer_setup_model(Trainer *t)
@@ -218,43 +248,56 @@ Status trainer_setup_model(Trainer *t)
     int64_t vocab = tokenizer_vocab_size(t->tokenizer);
     if (*t->config->model.from) {
         if (vocab > t->model.vocab)
-            return fail(ERR_REFUSED, "the tokenizer has %lld tokens, the model of %s only %lld", (long long)vocab,
-                        t->config->model.from, (long long)t->model.vocab);
+            return fail(ERR_REFUSED, "the tokenizer has %lld tokens, the model of %s only %lld",
+                        (long long)vocab, t->config->model.from, (long long)t->model.vocab);
         return OK;
     }
-    return model_config_set_vocab(&t->model, vocab, tokenizer_bos(t->tokenizer), tokenizer_eos(t->tokenizer),
-                                  tokenizer_pad(t->tokenizer));
+    return model_config_set_vocab(&t->model, vocab, tokenizer_bos(t->tokenizer),
+                                  tokenizer_eos(t->tokenizer), tokenizer_pad(t->tokenizer));
 }
 
-/* ---- data ------------------------------------------------------------------------------------------------ */
+/* ---- data ------------------------------------------------------------------------------- */
 
 Status trainer_setup_data(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
     if (t->config->n_sources == 0)
-        return fail(ERR_ARG, "data: no source; for instance `data: [{path: \"/usr/include/**/*.h\"}]`");
+        return fail(ERR_ARG,
+                    "data: no source; for instance `data: [{path: \"/usr/include/**/*.h\"}]`");
     DataOptions options = data_options(t);
     Status status = data_open(&options, &t->data);
     progress_clear(&t->progress);
     TRY(status);
-    DataPlan plan = {.split = DATA_TRAIN, .seed = (uint64_t)r->seed, .batch = r->batch, .micro_batch = t->micro_batch,
-                     .seq = r->seq, .part = mesh_data_rank(&t->layout.mesh), .parts = mesh_data_ranks(&t->layout.mesh)};
+    DataPlan plan = {.split = DATA_TRAIN,
+                     .seed = (uint64_t)r->seed,
+                     .batch = r->batch,
+                     .micro_batch = t->micro_batch,
+                     .seq = r->seq,
+                     .part = mesh_data_rank(&t->layout.mesh),
+                     .parts = mesh_data_ranks(&t->layout.mesh)};
     if (t->n_leaves) {
         plan.part = layout_leaf(&t->layout, t->n_micro, 0);
         plan.stride = layout_leaf(&t->layout, t->n_micro, 1) - plan.part;
     }
     TRY(data_loader_create(t->data, &plan, &t->loader));
     TRY(data_prefetch_bytes(&plan, PREFETCH_DEPTH, &t->prefetch_bytes));
-    DataPlan held = {.split = DATA_HOLDOUT, .batch = t->micro_batch * (t->n_leaves ? 1 : plan.parts), .micro_batch = t->micro_batch, .seq = r->seq};
+    DataPlan held = {.split = DATA_HOLDOUT,
+                     .batch = t->micro_batch * (t->n_leaves ? 1 : plan.parts),
+                     .micro_batch = t->micro_batch,
+                     .seq = r->seq};
     if (t->tokenizer) {
         TRY(data_loader_create(t->data, &held, &t->val_loader));
         t->val_steps = data_loader_steps(t->val_loader);
-        /* batches of the run file, whatever a rank takes at once: every layout looks at the same text */
-        if (r->val_batches > 0) t->val_steps = min_i64(t->val_steps, (r->val_batches * r->batch + held.batch - 1) / held.batch);
+        /* batches of the run file, whatever a rank takes at once: every layout looks at the same
+         * text */
+        if (r->val_batches > 0)
+            t->val_steps = min_i64(t->val_steps,
+                                   (r->val_batches * r->batch + held.batch - 1) / held.batch);
     }
     DataStats s = data_stats(t->data, DATA_TRAIN), v = data_stats(t->data, DATA_HOLDOUT);
     if (t->tokenizer)
-        log_info("data: %lld documents, %lld tokens; held out: %lld documents, %lld tokens", (long long)s.n_documents,
-                 (long long)s.n_tokens, (long long)v.n_documents, (long long)v.n_tokens);
+        log_info("data: %lld documents, %lld tokens; held out: %lld documents, %lld tokens",
+                 (long long)s.n_documents, (long long)s.n_tokens, (long long)v.n_documents,
+                 (long long)v.n_tokens);
     return OK;
 }

@@ -1,10 +1,12 @@
-/* Ranks that compute more slowly than their peers. A step is as fast as its slowest rank, and all ranks have the same step
- * times; what differs is how long a rank computes and how long it waits for others. Over a window of steps each rank takes the
- * second smallest time of computing, which a disturbance of single steps leaves alone; the first rank compares.
+/* Ranks that compute more slowly than their peers. A step is as fast as its slowest rank, and all
+ * ranks have the same step times; what differs is how long a rank computes and how long it waits
+ * for others. Over a window of steps each rank takes the second smallest time of computing, which a
+ * disturbance of single steps leaves alone; the first rank compares.
  *
- * A rank that waits for a processor does not compute, though its clock runs: on a host with more to do than processors
- * that hits now one rank and now another, for many short steps in a row. So against a rank counts only the time in which it
- * had a processor or slept; and what it waited for one counts when it has been so for a minute. */
+ * A rank that waits for a processor does not compute, though its clock runs: on a host with more to
+ * do than processors that hits now one rank and now another, for many short steps in a row. So
+ * against a rank counts only the time in which it had a processor or slept; and what it waited for
+ * one counts when it has been so for a minute. */
 #include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
@@ -22,7 +24,7 @@ static int compare_floats(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* ---- the judgement ---------------------------------------------------------------------------------------- */
+/* ---- the judgement ---------------------------------------------------------------------- */
 
 SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n)
 {
@@ -30,7 +32,9 @@ SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n)
     CHECK(n == SLOW_WINDOW);
     for (int i = 0; i < n; i++) {
         all[i] = compute_s[i];
-        own[i] = fmaxf(0, compute_s[i] - queued_s[i]); /* some of it may have been while it waited for others */
+        own[i] = fmaxf(0,
+                       compute_s[i] -
+                           queued_s[i]); /* some of it may have been while it waited for others */
     }
     qsort(all, (size_t)n, sizeof *all, compare_floats);
     qsort(own, (size_t)n, sizeof *own, compare_floats);
@@ -38,7 +42,8 @@ SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n)
 }
 
 /* The lower one of an even number, so that of two ranks the slow one is not half of the measure. */
-static float median_of_stage(const SlowSpeed *speed, const int *stage, int n, int which, float *scratch)
+static float median_of_stage(const SlowSpeed *speed, const int *stage, int n, int which,
+                             float *scratch)
 {
     int m = 0;
     for (int r = 0; r < n; r++)
@@ -49,11 +54,12 @@ static float median_of_stage(const SlowSpeed *speed, const int *stage, int n, in
 
 static bool exceeds(float compute_s, float median, double factor)
 {
-    return (double)compute_s > factor * (double)median && (double)(compute_s - median) > least_excess_s;
+    return (double)compute_s > factor * (double)median &&
+           (double)(compute_s - median) > least_excess_s;
 }
 
-/* Slow in two windows one after the other. One that was named and is no longer slow is watched for a while before it can be
- * named again. */
+/* Slow in two windows one after the other. One that was named and is no longer slow is watched for
+ * a while before it can be named again. */
 static bool next(SlowRank *rank, bool slow)
 {
     enum { WATCHED = 5 };
@@ -61,15 +67,19 @@ static bool next(SlowRank *rank, bool slow)
     if (slow)
         rank->state = rank->state == SLOW_GOOD ? SLOW_SUSPECTED : SLOW_NAMED;
     else
-        rank->state = rank->state < SLOW_NAMED || rank->state == SLOW_NAMED + WATCHED ? SLOW_GOOD : rank->state + 1;
+        rank->state = rank->state < SLOW_NAMED || rank->state == SLOW_NAMED + WATCHED
+                          ? SLOW_GOOD
+                          : rank->state + 1;
     return name;
 }
 
 /* With what it waits for a processor: slow for a minute without a break. */
 static bool queues_long(SlowRank *rank, bool slow, double now_s)
 {
-    if (!slow) rank->queued_since_s = 0;
-    else if (rank->queued_since_s == 0) rank->queued_since_s = now_s;
+    if (!slow)
+        rank->queued_since_s = 0;
+    else if (rank->queued_since_s == 0)
+        rank->queued_since_s = now_s;
     return slow && now_s - rank->queued_since_s > queued_long_s;
 }
 
@@ -82,7 +92,8 @@ void slow_judge(const SlowWindow *w, SlowRank *rank, float *median, bool *name)
         float m = median_of_stage(w->speed, w->stage, w->n, s, scratch);
         for (int r = 0; r < w->n; r++) {
             if (w->stage[r] != s) continue;
-            bool queues = queues_long(&rank[r], exceeds(w->speed[r].compute_s, m, w->factor), w->now_s);
+            bool queues = queues_long(&rank[r], exceeds(w->speed[r].compute_s, m, w->factor),
+                                      w->now_s);
             median[r] = m;
             name[r] = next(&rank[r], queues || exceeds(w->speed[r].own_s, m, w->factor));
         }
@@ -90,16 +101,20 @@ void slow_judge(const SlowWindow *w, SlowRank *rank, float *median, bool *name)
     free(scratch);
 }
 
-/* ---- on the first rank ---------------------------------------------------------------------------------- */
+/* ---- on the first rank ------------------------------------------------------------------ */
 
 static void name_slow(Trainer *t, int rank, SlowSpeed speed, float median)
 {
     char text[320], queued[80] = "";
     if (speed.compute_s - speed.own_s > 0.1f * speed.compute_s)
-        snprintf(queued, sizeof queued, ", %.4g s of it waiting for a processor", (double)(speed.compute_s - speed.own_s));
-    snprintf(text, sizeof text, "rank %d on %s is slow: it computes %.4g s a step%s, its peers %.4g s (%.2f times), in steps %lld to %lld", rank,
-             comm_host(t->world, rank), (double)speed.compute_s, queued, (double)median, (double)(speed.compute_s / median),
-             (long long)t->step - 2 * SLOW_WINDOW + 1, (long long)t->step);
+        snprintf(queued, sizeof queued, ", %.4g s of it waiting for a processor",
+                 (double)(speed.compute_s - speed.own_s));
+    snprintf(text, sizeof text,
+             "rank %d on %s is slow: it computes %.4g s a step%s, its peers %.4g s (%.2f times), "
+             "in steps %lld to %lld",
+             rank, comm_host(t->world, rank), (double)speed.compute_s, queued, (double)median,
+             (double)(speed.compute_s / median), (long long)t->step - 2 * SLOW_WINDOW + 1,
+             (long long)t->step);
     progress_note(&t->progress, "drover: %s", text);
     metrics_event(t->metrics, "slow_rank", t->step, text);
 }
@@ -112,7 +127,8 @@ static void judge(Trainer *t, const SlowSpeed *speed)
     bool *name = xcalloc((size_t)n, sizeof *name);
     if (!w->rank) w->rank = ARENA_ARRAY(&t->arena, SlowRank, n);
     for (int r = 0; r < n; r++) stage[r] = mesh_at(&t->layout.mesh, r).coord[MESH_PP];
-    slow_judge(&(SlowWindow){speed, stage, n, t->config->log.slow_rank, clock_s()}, w->rank, median, name);
+    slow_judge(&(SlowWindow){speed, stage, n, t->config->log.slow_rank, clock_s()}, w->rank, median,
+               name);
     for (int r = 0; r < n; r++)
         if (name[r]) name_slow(t, r, speed[r], median[r]);
     free(stage);
@@ -120,7 +136,7 @@ static void judge(Trainer *t, const SlowSpeed *speed)
     free(name);
 }
 
-/* ---- on every rank -------------------------------------------------------------------------------------- */
+/* ---- on every rank ---------------------------------------------------------------------- */
 
 static double blocked_s(const Trainer *t)
 {
@@ -130,12 +146,15 @@ static double blocked_s(const Trainer *t)
     return sum;
 }
 
-/* Seconds that this thread has waited for a processor since it began; 0 where the system does not say. */
+/* Seconds that this thread has waited for a processor since it began; 0 where the system does not
+ * say. */
 static double queued_s(SlowWatch *w)
 {
     char text[80];
     long long ran, queued;
-    if (w->schedstat == 0) w->schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC); /* of a rank's own thread */
+    if (w->schedstat == 0)
+        w->schedstat = open("/proc/thread-self/schedstat",
+                            O_RDONLY | O_CLOEXEC); /* of a rank's own thread */
     ssize_t n = w->schedstat > 0 ? pread(w->schedstat, text, sizeof text - 1, 0) : -1;
     if (n <= 0) return 0;
     text[n] = 0;
@@ -176,8 +195,14 @@ Status trainer_end_timing(Trainer *t, double step_s)
     w->window[w->n++] = (float)(compute_s + slow_down(compute_s));
     if (w->n < SLOW_WINDOW) return OK;
     w->n = 0;
-    SlowSpeed mine = slow_speed(w->window, w->queued, SLOW_WINDOW), *all = xmalloc((size_t)comm_size(t->world) * sizeof *all);
-    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER, .dtype = DTYPE_F32, .send = &mine, .recv = all, .count = 2, .node = "speed"});
+    SlowSpeed mine = slow_speed(w->window, w->queued, SLOW_WINDOW),
+              *all = xmalloc((size_t)comm_size(t->world) * sizeof *all);
+    Status status = comm_run(t->world, &(CommOp){.kind = COMM_ALL_GATHER,
+                                                 .dtype = DTYPE_F32,
+                                                 .send = &mine,
+                                                 .recv = all,
+                                                 .count = 2,
+                                                 .node = "speed"});
     if (status == OK && t->rank == 0) judge(t, all);
     free(all);
     return status;

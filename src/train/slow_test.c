@@ -1,5 +1,5 @@
-/* Slow ranks: named within 20 steps when they compute 1.3 times as long as their peers, and nobody named in steps that are only
- * disturbed, by whatever a system does to its processes. */
+/* Slow ranks: named within 20 steps when they compute 1.3 times as long as their peers, and nobody
+ * named in steps that are only disturbed, by whatever a system does to its processes. */
 #include "train/train.h"
 #include "base/testing.h"
 
@@ -8,7 +8,8 @@
 enum { MAX_RANKS = 16 };
 
 /* A window that looks the same in each step. */
-static unsigned judge_even(const float *compute_s, const float *queued_s, const int *stage, int n, double now_s, SlowRank *rank)
+static unsigned judge_even(const float *compute_s, const float *queued_s, const int *stage, int n,
+                           double now_s, SlowRank *rank)
 {
     SlowSpeed speed[MAX_RANKS];
     float median[MAX_RANKS];
@@ -16,7 +17,8 @@ static unsigned judge_even(const float *compute_s, const float *queued_s, const 
     unsigned named = 0;
     for (int r = 0; r < n; r++) {
         float all[SLOW_WINDOW], queued[SLOW_WINDOW];
-        for (int i = 0; i < SLOW_WINDOW; i++) all[i] = compute_s[r], queued[i] = queued_s ? queued_s[r] : 0;
+        for (int i = 0; i < SLOW_WINDOW; i++)
+            all[i] = compute_s[r], queued[i] = queued_s ? queued_s[r] : 0;
         speed[r] = slow_speed(all, queued, SLOW_WINDOW);
     }
     slow_judge(&(SlowWindow){speed, stage, n, 1.2, now_s}, rank, median, name);
@@ -24,8 +26,8 @@ static unsigned judge_even(const float *compute_s, const float *queued_s, const 
     return named;
 }
 
-/* The one that computes 1.3 times as long as its peers is named, not the ranks of a stage with more to do, and nobody when all
- * are about equal or the difference is a moment of the system's. */
+/* The one that computes 1.3 times as long as its peers is named, not the ranks of a stage with more
+ * to do, and nobody when all are about equal or the difference is a moment of the system's. */
 static void test_who(void **state)
 {
     (void)state;
@@ -43,9 +45,12 @@ static void test_who(void **state)
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
         SlowRank rank[MAX_RANKS] = {0};
-        assert_int_equal(judge_even(cases[i].compute_s, NULL, cases[i].stage, cases[i].n, 1, rank), 0); /* once is not enough */
-        assert_int_equal(judge_even(cases[i].compute_s, NULL, cases[i].stage, cases[i].n, 2, rank), cases[i].slow);
-        assert_int_equal(judge_even(cases[i].compute_s, NULL, cases[i].stage, cases[i].n, 3, rank), 0); /* once said is enough */
+        assert_int_equal(judge_even(cases[i].compute_s, NULL, cases[i].stage, cases[i].n, 1, rank),
+                         0); /* once is not enough */
+        assert_int_equal(judge_even(cases[i].compute_s, NULL, cases[i].stage, cases[i].n, 2, rank),
+                         cases[i].slow);
+        assert_int_equal(judge_even(cases[i].compute_s, NULL, cases[i].stage, cases[i].n, 3, rank),
+                         0); /* once said is enough */
     }
 }
 
@@ -58,20 +63,23 @@ static void test_queued(void **state)
     SlowRank rank[MAX_RANKS] = {0};
     unsigned named = 0;
     double now_s = 0;
-    for (int k = 0; k < 5; k++) named |= judge_even(compute_s, queued_s, stage, 4, now_s += 12, rank);
+    for (int k = 0; k < 5; k++)
+        named |= judge_even(compute_s, queued_s, stage, 4, now_s += 12, rank);
     assert_int_equal(named, 0);
-    for (int k = 0; k < 3; k++) named |= judge_even(compute_s, queued_s, stage, 4, now_s += 12, rank);
+    for (int k = 0; k < 3; k++)
+        named |= judge_even(compute_s, queued_s, stage, 4, now_s += 12, rank);
     assert_int_equal(named, 1u << 2);
 }
 
-/* ---- made-up timings ------------------------------------------------------------------------------------------ */
+/* ---- made-up timings -------------------------------------------------------------------- */
 
-/* A step of a rank: a spread of some per cent, and disturbances of single steps and of stretches, in which others have the rank's
- * processor. */
+/* A step of a rank: a spread of some per cent, and disturbances of single steps and of stretches,
+ * in which others have the rank's processor. */
 typedef struct Made {
     uint64_t key;
-    double spread, disturbed, stretch; /* standard deviation; of steps; of the begins of stretches of 1 to 60 steps */
-    int left[MAX_RANKS];               /* steps of a stretch to come */
+    double spread, disturbed,
+        stretch; /* standard deviation; of steps; of the begins of stretches of 1 to 60 steps */
+    int left[MAX_RANKS]; /* steps of a stretch to come */
 } Made;
 
 static void make_step(Made *m, int rank, uint64_t step, float *compute_s, float *queued_s)
@@ -79,7 +87,8 @@ static void make_step(Made *m, int rank, uint64_t step, float *compute_s, float 
     uint64_t at = (step * MAX_RANKS + (uint64_t)rank) * 4;
     double x = 0.02 * exp(m->spread * rng_normal(m->key, at)), lost = 0;
     if (rng_uniform(m->key + 1, at) < m->disturbed) lost += 0.1 * rng_uniform(m->key + 1, at + 1);
-    if (m->left[rank] == 0 && rng_uniform(m->key + 1, at + 2) < m->stretch) m->left[rank] = 1 + (int)rng_below(m->key + 2, at, 60);
+    if (m->left[rank] == 0 && rng_uniform(m->key + 1, at + 2) < m->stretch)
+        m->left[rank] = 1 + (int)rng_below(m->key + 2, at, 60);
     if (m->left[rank] > 0) {
         m->left[rank]--;
         lost += x * (0.5 + rng_uniform(m->key + 1, at + 3));
@@ -88,7 +97,8 @@ static void make_step(Made *m, int rank, uint64_t step, float *compute_s, float 
     *queued_s = (float)(0.98 * lost); /* the processor's caches are cold afterwards */
 }
 
-/* Runs steps 1 to n, with rank `slow` (or -1) at 1.3 times from `since` on; returns the step at which a rank was named, 0: none. */
+/* Runs steps 1 to n, with rank `slow` (or -1) at 1.3 times from `since` on; returns the step at
+ * which a rank was named, 0: none. */
 static uint64_t run_made(Made *m, int ranks, uint64_t n, int slow, uint64_t since, int *who)
 {
     static const int stage[MAX_RANKS] = {0};
@@ -104,14 +114,17 @@ static uint64_t run_made(Made *m, int ranks, uint64_t n, int slow, uint64_t sinc
         }
         if (i + 1 < SLOW_WINDOW) continue;
         for (int r = 0; r < ranks; r++) speed[r] = slow_speed(all[r], queued[r], SLOW_WINDOW);
-        slow_judge(&(SlowWindow){speed, stage, ranks, 1.2, 0.02 * (double)step}, rank, median, name);
+        slow_judge(&(SlowWindow){speed, stage, ranks, 1.2, 0.02 * (double)step}, rank, median,
+                   name);
         for (int r = 0; r < ranks; r++)
             if (name[r]) return *who = r, step;
     }
     return 0;
 }
 
-static const Made kinds[] = {{.spread = 0.01}, {.spread = 0.03, .disturbed = 0.1}, {.spread = 0.03, .disturbed = 0.02, .stretch = 0.005}};
+static const Made kinds[] = {{.spread = 0.01},
+                             {.spread = 0.03, .disturbed = 0.1},
+                             {.spread = 0.03, .disturbed = 0.02, .stretch = 0.005}};
 
 static void test_no_false_alarm(void **state)
 {
@@ -122,12 +135,15 @@ static void test_no_false_alarm(void **state)
             Made m = kinds[k];
             m.key = 1000 * seed + 10 * (uint64_t)k;
             uint64_t step = run_made(&m, seed % 2 ? 4 : 16, 10000, -1, 0, &who);
-            if (step) fail_msg("kind %d, seed %d: rank %d is named at step %d", k, (int)seed, who, (int)step);
+            if (step)
+                fail_msg("kind %d, seed %d: rank %d is named at step %d", k, (int)seed, who,
+                         (int)step);
         }
 }
 
-/* Within 20 steps; where each rank is without a processor an eighth of the time, in stretches, and the peers' own speed cannot be
- * told now and then, it may take three times as long, but no one else is named. */
+/* Within 20 steps; where each rank is without a processor an eighth of the time, in stretches, and
+ * the peers' own speed cannot be told now and then, it may take three times as long, but no one
+ * else is named. */
 static void test_named_in_time(void **state)
 {
     (void)state;
@@ -139,7 +155,8 @@ static void test_named_in_time(void **state)
             uint64_t since = 20 + seed % 37;
             m.key = 1000 * seed + 10 * (uint64_t)k + 5;
             uint64_t step = run_made(&m, 4, since + 100, slow, since, &who);
-            if (!step || who != slow) fail_msg("kind %d, seed %d: rank %d is named, %d is slow", k, (int)seed, who, slow);
+            if (!step || who != slow)
+                fail_msg("kind %d, seed %d: rank %d is named, %d is slow", k, (int)seed, who, slow);
             late[k] += step + 1 - since > 20;
         }
     assert_int_equal(late[0], 0);

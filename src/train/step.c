@@ -6,9 +6,14 @@
 /* The graph of the whole is built for the sequences of all ranks; the layout's passes cut it. */
 static ModelOptions model_options(const StepOptions *o, bool training, int64_t batch)
 {
-    return (ModelOptions){.purpose = MODEL_LOSS, .batch = batch * mesh_data_ranks(&o->layout.mesh), .seq = o->seq, .dtype = o->dtype,
-                          .training = training, .balance = training ? o->balance : BALANCE_NONE,
-                          .aux_loss = o->aux_loss, .router_z_loss = training ? o->router_z_loss : 0,
+    return (ModelOptions){.purpose = MODEL_LOSS,
+                          .batch = batch * mesh_data_ranks(&o->layout.mesh),
+                          .seq = o->seq,
+                          .dtype = o->dtype,
+                          .training = training,
+                          .balance = training ? o->balance : BALANCE_NONE,
+                          .aux_loss = o->aux_loss,
+                          .router_z_loss = training ? o->router_z_loss : 0,
                           .z_loss = training ? o->z_loss : 0};
 }
 
@@ -26,7 +31,8 @@ static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
     return pass_canonical(g, &o->layout, grads);
 }
 
-/* Fusion and pruning come late, when every reader of a value is known; the order of all nodes last. */
+/* Fusion and pruning come late, when every reader of a value is known; the order of all nodes last.
+ */
 static Status finish(Graph **g, const StepOptions *o, bool splits, const Graph *like)
 {
     TRY(pass_layout(g, &o->layout, like));
@@ -36,7 +42,7 @@ static Status finish(Graph **g, const StepOptions *o, bool splits, const Graph *
     return pass_overlap(g, &o->layout);
 }
 
-/* ---- stages ------------------------------------------------------------------------------------------- */
+/* ---- stages ----------------------------------------------------------------------------- */
 
 /* The graphs of a rank, one for each of its stages; one of the whole where there is no pipeline. */
 typedef struct StageGraphs {
@@ -57,14 +63,18 @@ Status step_check_pipeline(const StepOptions *o)
     if (ranks < 2) return OK;
     if (!p) return fail(ERR_ARG, "a pipeline of %d ranks without a schedule", ranks);
     if (p->n_ranks != ranks || p->n_micro != o->n_micro)
-        return fail(ERR_ARG, "schedule %s is for %d ranks and %d micro-batches, not for %d and %lld", p->name, p->n_ranks, p->n_micro, ranks,
-                    (long long)o->n_micro);
+        return fail(ERR_ARG,
+                    "schedule %s is for %d ranks and %d micro-batches, not for %d and %lld",
+                    p->name, p->n_ranks, p->n_micro, ranks, (long long)o->n_micro);
     int own = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], NULL);
-    if (own > MAX_OWN_STAGES) return fail(ERR_REFUSED, "schedule %s has %d stages on a rank, at most %d are possible", p->name, own, MAX_OWN_STAGES);
+    if (own > MAX_OWN_STAGES)
+        return fail(ERR_REFUSED, "schedule %s has %d stages on a rank, at most %d are possible",
+                    p->name, own, MAX_OWN_STAGES);
     return OK;
 }
 
-/* The graphs of this rank's stages; without a pipeline the whole itself, which is then *whole no longer. */
+/* The graphs of this rank's stages; without a pipeline the whole itself, which is then *whole no
+ * longer. */
 static Status cut_stages(Graph **whole, const StepOptions *o, bool one_at_a_time, StageGraphs *out)
 {
     const Pipeline *p = o->layout.pipeline;
@@ -74,7 +84,8 @@ static Status cut_stages(Graph **whole, const StepOptions *o, bool one_at_a_time
         *whole = NULL;
         return OK;
     }
-    int *stage = xcalloc((size_t)p->n_stages, sizeof *stage), n = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], stage);
+    int *stage = xcalloc((size_t)p->n_stages, sizeof *stage),
+        n = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], stage);
     for (int k = 0; k < n && status == OK; k++) {
         status = pass_pipeline(*whole, &o->layout, stage[k], one_at_a_time, &out->at[k]);
         if (status == OK) out->n = k + 1;
@@ -90,26 +101,32 @@ static Status finish_stages(StageGraphs *graphs, const StepOptions *o)
     return OK;
 }
 
-static Status add_stages(StepPrograms *out, const StepOptions *o, StageGraphs *graphs, Target target)
+static Status add_stages(StepPrograms *out, const StepOptions *o, StageGraphs *graphs,
+                         Target target)
 {
     const Pipeline *p = mesh_size(&o->layout.mesh, MESH_PP) > 1 ? o->layout.pipeline : NULL;
     int n = graphs->n, slots[PIPELINE_SPANS];
     Status status = OK;
-    for (int span = 0; p && span < PIPELINE_SPANS; span++) slots[span] = pipeline_slots(p, o->layout.mesh.coord[MESH_PP], (PipelineSpan)span);
+    for (int span = 0; p && span < PIPELINE_SPANS; span++)
+        slots[span] = pipeline_slots(p, o->layout.mesh.coord[MESH_PP], (PipelineSpan)span);
     graphs->n = 0; /* each is its program's from now on */
     out->index[PROGRAM_STEP] = out->n;
     out->n_stages = n;
     for (int k = 0; k < n; k++) {
-        if (status != OK) graph_destroy(graphs->at[k]);
-        else status = program_compile_slots(graphs->at[k], target, out->store, p ? slots : NULL, &out->at[out->n]);
+        if (status != OK)
+            graph_destroy(graphs->at[k]);
+        else
+            status = program_compile_slots(graphs->at[k], target, out->store, p ? slots : NULL,
+                                           &out->at[out->n]);
         if (status == OK) out->n++;
     }
     return status;
 }
 
-/* ---- step ------------------------------------------------------------------------------------------------ */
+/* ---- step ------------------------------------------------------------------------------- */
 
-/* The update as a graph of its own, over the states of these graphs: cut already (like), or not (NULL). */
+/* The update as a graph of its own, over the states of these graphs: cut already (like), or not
+ * (NULL). */
 static Status make_update(const StageGraphs *graphs, const StepOptions *o, Graph **update)
 {
     Graph *all = graphs->n > 1 ? pass_pipeline_states(graphs->at, graphs->n) : NULL;
@@ -127,25 +144,31 @@ static Status finish_update(const StageGraphs *graphs, const StepOptions *o, Gra
     return status;
 }
 
-/* The graph of one micro-batch, of all ranks, with its update; sums: it sums its gradients in states; last: and has the
- * update all the same. */
-static Status build_whole(const ModelConfig *model, const StepOptions *o, bool sums, bool last, Graph **out)
+/* The graph of one micro-batch, of all ranks, with its update; sums: it sums its gradients in
+ * states; last: and has the update all the same. */
+static Status build_whole(const ModelConfig *model, const StepOptions *o, bool sums, bool last,
+                          Graph **out)
 {
     ParamGrads grads = {0};
     Graph *g;
     TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = differentiate(&g, o, &grads);
-    if (status == OK && sums) status = o->layout.chunks ? pass_accumulate_leaves(g, o->n_micro, &grads) : pass_accumulate(g, &grads);
+    if (status == OK && sums)
+        status = o->layout.chunks ? pass_accumulate_leaves(g, o->n_micro, &grads)
+                                  : pass_accumulate(g, &grads);
     if (status == OK && (!sums || last)) status = pass_optimizer(g, &grads);
     param_grads_deinit(&grads);
-    if (status == OK) *out = g;
-    else graph_destroy(g);
+    if (status == OK)
+        *out = g;
+    else
+        graph_destroy(g);
     return status;
 }
 
 /* The last micro-batch and the update, in a program of their own. */
-static Status build_last(const ModelConfig *model, const StepOptions *o, Target target, StepPrograms *out)
+static Status build_last(const ModelConfig *model, const StepOptions *o, Target target,
+                         StepPrograms *out)
 {
     Graph *g;
     TRY(build_whole(model, o, true, true, &g));
@@ -161,10 +184,12 @@ static Status build_last(const ModelConfig *model, const StepOptions *o, Target 
 static bool has_pipeline(const StepOptions *o) { return mesh_size(&o->layout.mesh, MESH_PP) > 1; }
 static bool sums_gradients(const StepOptions *o) { return o->n_micro > 1 || has_pipeline(o); }
 
-static Status build_step(const ModelConfig *model, const StepOptions *o, Graph **whole, Target target, StepPrograms *out)
+static Status build_step(const ModelConfig *model, const StepOptions *o, Graph **whole,
+                         Target target, StepPrograms *out)
 {
     bool sums = sums_gradients(o);
-    bool last = o->update_last && o->n_micro > 1 && !has_pipeline(o) && mesh_ranks(&o->layout.mesh) > 1;
+    bool last = o->update_last && o->n_micro > 1 && !has_pipeline(o) &&
+                mesh_ranks(&o->layout.mesh) > 1;
     Graph *update = NULL;
     StageGraphs stages = {0};
     TRY(step_check_pipeline(o));
@@ -186,8 +211,10 @@ static Status build_whole_eval(const ModelConfig *model, const StepOptions *o, G
     TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = pass_canonical(&g, &o->layout, NULL);
-    if (status == OK) *out = g;
-    else graph_destroy(g);
+    if (status == OK)
+        *out = g;
+    else
+        graph_destroy(g);
     return status;
 }
 
@@ -195,7 +222,8 @@ static Status build_eval(const StepOptions *o, Graph **whole, Target target, Ste
 {
     StageGraphs stages = {0};
     Status status = cut_stages(whole, o, true, &stages);
-    for (int k = 0; k < stages.n && status == OK; k++) status = finish(&stages.at[k], o, false, NULL);
+    for (int k = 0; k < stages.n && status == OK; k++)
+        status = finish(&stages.at[k], o, false, NULL);
     int n = stages.n, first = out->n;
     for (int k = 0; k < n && status == OK; k++) {
         Graph *graph = stages.at[k];
@@ -229,16 +257,19 @@ void step_whole_destroy(StepWhole *whole)
     *whole = (StepWhole){0};
 }
 
-Status step_rank_build(const ModelConfig *model, const StepOptions *options, StepWhole *whole, Target target, StepPrograms *out)
+Status step_rank_build(const ModelConfig *model, const StepOptions *options, StepWhole *whole,
+                       Target target, StepPrograms *out)
 {
     start(out);
     Status status = build_step(model, options, &whole->step, target, out);
-    if (status == OK && options->eval_batch > 0) status = build_eval(options, &whole->eval, target, out);
+    if (status == OK && options->eval_batch > 0)
+        status = build_eval(options, &whole->eval, target, out);
     if (status != OK) step_programs_destroy(out);
     return status;
 }
 
-Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out)
+Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target,
+                           StepPrograms *out)
 {
     StepWhole whole;
     TRY(step_whole_build(model, options, &whole));
@@ -254,7 +285,8 @@ void step_programs_destroy(StepPrograms *programs)
     *programs = (StepPrograms){0};
 }
 
-Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out)
+Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target,
+                        StepPrograms *out)
 {
     start(out);
     Graph *g;

@@ -4,12 +4,13 @@
 
 #include "train/trainer_internal.h"
 
-/* ---- inputs ------------------------------------------------------------------------------------------- */
+/* ---- inputs ----------------------------------------------------------------------------- */
 
 static Status set_hyper(Trainer *t, int program, double lr)
 {
     const RunTrain *r = &t->config->train;
-    double updates = (double)(t->bad_steps.n_good > 0 ? t->bad_steps.n_good : 1); /* this one included */
+    double updates = (double)(t->bad_steps.n_good > 0 ? t->bad_steps.n_good
+                                                      : 1); /* this one included */
     float hyper[HYPER_COUNT];
     hyper[HYPER_LR] = (float)lr;
     hyper[HYPER_BETA1] = (float)r->beta1;
@@ -23,7 +24,7 @@ static Status set_hyper(Trainer *t, int program, double lr)
     return session_write(t->session, program, "hyper", hyper, sizeof hyper);
 }
 
-/* ---- phases -------------------------------------------------------------------------------------------- */
+/* ---- phases ----------------------------------------------------------------------------- */
 
 static Status forward(Trainer *t, const StepFaults *faults, int program, int64_t micro)
 {
@@ -41,8 +42,10 @@ Status trainer_add_loss(Trainer *t, int program, int64_t micro, double *loss)
     float value;
     if (!session_output(t->session, program, "loss")) return OK; /* another stage's */
     TRY(session_read(t->session, program, "loss", &value, sizeof value));
-    if (t->n_leaves) t->leaf_loss[layout_leaf(&t->layout, t->n_micro, micro)] = value;
-    else *loss += (double)value;
+    if (t->n_leaves)
+        t->leaf_loss[layout_leaf(&t->layout, t->n_micro, micro)] = value;
+    else
+        *loss += (double)value;
     return OK;
 }
 
@@ -69,7 +72,8 @@ static Status gradients(Trainer *t, const StepFaults *faults, StepMetrics *m, in
     TRY(t->pipeline ? trainer_run_pipeline(t, faults, &m->loss) : run_micro_batches(t, faults, m));
     if (t->n_leaves) TRY(trainer_sum_leaves(t, &m->loss));
     faults_in_sums(faults, t);
-    if (update >= 0 && t->programs.last != PROGRAM_UPDATE) TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
+    if (update >= 0 && t->programs.last != PROGRAM_UPDATE)
+        TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
     TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &norm, sizeof norm));
     m->grad_norm = faults_in_norm(faults, t, (double)norm);
     return OK;
@@ -105,11 +109,13 @@ static Status judge(Trainer *t, StepMetrics *m)
     if (verdict == STEP_GOOD) return update(t, m->lr);
     m->skipped = true;
     forget_sums(t);
-    progress_note(&t->progress, "drover: step %lld skipped: %s (loss %g, gradient norm %g)", (long long)t->step + 1, why,
-                  m->loss, m->grad_norm);
+    progress_note(&t->progress, "drover: step %lld skipped: %s (loss %g, gradient norm %g)",
+                  (long long)t->step + 1, why, m->loss, m->grad_norm);
     metrics_event(t->metrics, verdict == STEP_SKIP ? "skip" : "stop", t->step + 1, why);
     if (verdict == STEP_SKIP) return OK;
-    return fail(ERR_FORMAT, "%lld bad steps in a row at step %lld, the last because %s; lower train.lr, or look at the data around this step",
+    return fail(ERR_FORMAT,
+                "%lld bad steps in a row at step %lld, the last because %s; lower train.lr, or "
+                "look at the data around this step",
                 (long long)t->bad_steps.n_in_a_row, (long long)t->step + 1, why);
 }
 
@@ -119,14 +125,18 @@ static void count_exposed(const Trainer *t, const CommStats *before, StepMetrics
     if (!t->world) return;
     CommStats now = comm_stats_of_rank(t->world);
     m->has_exposed = true;
-    for (int k = 0; k < COMM_KINDS; k++) m->exposed_s[k] = now.kind[k].blocked_s - before->kind[k].blocked_s;
+    for (int k = 0; k < COMM_KINDS; k++)
+        m->exposed_s[k] = now.kind[k].blocked_s - before->kind[k].blocked_s;
 }
 
 Status trainer_run_step(Trainer *t, StepMetrics *m)
 {
     CommStats before = t->world ? comm_stats_of_rank(t->world) : (CommStats){0};
     double start = clock_s(), waited = data_prefetch_wait_s(t->prefetch);
-    *m = (StepMetrics){.val_loss = NAN, .val_bits_per_byte = NAN, .mfu = NAN, .lr = schedule_lr(&t->schedule, t->step)};
+    *m = (StepMetrics){.val_loss = NAN,
+                       .val_bits_per_byte = NAN,
+                       .mfu = NAN,
+                       .lr = schedule_lr(&t->schedule, t->step)};
     int64_t tokens = 0;
     trainer_begin_timing(t);
     StepFaults faults = faults_begin(t);

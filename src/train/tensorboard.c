@@ -1,5 +1,5 @@
-/* Event files that TensorBoard opens: length, its masked CRC-32C, a protobuf Event, its masked CRC-32C.
- * The few message fields that scalars need are encoded by hand. */
+/* Event files that TensorBoard opens: length, its masked CRC-32C, a protobuf Event, its masked
+ * CRC-32C. The few message fields that scalars need are encoded by hand. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,8 @@ static uint32_t masked_crc(const void *data, size_t n)
     return (crc >> 15 | crc << 17) + 0xa282ead8u;
 }
 
-/* ---- protobuf: a tag is field << 3 | wire type (0 varint, 1 64 bits, 2 length-delimited, 5 32 bits) ---- */
+/* ---- protobuf: a tag is field << 3 | wire type (0 varint, 1 64 bits, 2 length-delimited, 5 32
+ * bits) ---- */
 
 static void add_varint(Str *s, uint64_t x)
 {
@@ -95,8 +96,8 @@ Status event_file_open(const char *dir, int64_t first_step, EventFile *file)
     *file = (EventFile){.fd = -1};
     gethostname(host, sizeof host - 1);
     TRY(dir_create(dir));
-    snprintf(path, sizeof path, "%s/events.out.tfevents.%010lld.%s.%d.0", dir, (long long)clock_wall_s(), host,
-             (int)getpid());
+    snprintf(path, sizeof path, "%s/events.out.tfevents.%010lld.%s.%d.0", dir,
+             (long long)clock_wall_s(), host, (int)getpid());
     int fd;
     TRY(file_create(path, &fd));
     *file = (EventFile){.fd = fd, .path = xstrdup(path)};
@@ -105,7 +106,8 @@ Status event_file_open(const char *dir, int64_t first_step, EventFile *file)
     return status;
 }
 
-Status event_file_scalars(EventFile *file, int64_t step, int n, const char *const *tag, const double *value)
+Status event_file_scalars(EventFile *file, int64_t step, int n, const char *const *tag,
+                          const double *value)
 {
     Str event = {0}, summary = {0}, one = {0};
     for (int i = 0; i < n; i++) {

@@ -1,6 +1,7 @@
-/* A trace of some steps in the format of chrome://tracing and Perfetto ("Trace Event Format"): a process for every
- * rank, in it a track of the instructions as they ran one after the other, and for each group of ranks the exchanges
- * from their start to their end, on as many tracks as are on their way at once.
+/* A trace of some steps in the format of chrome://tracing and Perfetto ("Trace Event Format"): a
+ * process for every rank, in it a track of the instructions as they ran one after the other, and
+ * for each group of ranks the exchanges from their start to their end, on as many tracks as are on
+ * their way at once.
  *
  * Clocks of hosts differ: zero is when all ranks have met in front of the first traced step. */
 #include <stdlib.h>
@@ -24,7 +25,7 @@ struct Trace {
     int n_groups;
 };
 
-/* ---- recording ---------------------------------------------------------------------------------------- */
+/* ---- recording -------------------------------------------------------------------------- */
 
 static void note_instr(void *context, const InstrTime *time)
 {
@@ -44,7 +45,7 @@ static void note_exchange(void *context, const Comm *group, const CommTrace *don
     VEC_PUSH(&trace->exchange, e);
 }
 
-/* ---- as text -------------------------------------------------------------------------------------------- */
+/* ---- as text ---------------------------------------------------------------------------- */
 
 static void add_instr(Str *out, const Trace *trace, int rank, const InstrTime *t)
 {
@@ -61,8 +62,11 @@ static void add_exchange(Str *out, const Trace *trace, int rank, int track, cons
     str_printf(&name, "%s%s%s", comm_kind_name(t->kind), *t->node ? ": " : "", t->node);
     TraceBox box = {rank, track, t->start_s - trace->zero_s, t->end_s - trace->zero_s};
     trace_text_box(out, &box, name.at, comm_kind_name(t->kind));
-    str_printf(out, "\"group\":\"%s\",\"number\":%lld,\"bytes\":%lld,\"all_arrived_us\":%.3f,\"exposed_us\":%.3f",
-               trace->group[e->group], (long long)t->number, (long long)t->bytes, (t->arrived_s - trace->zero_s) * 1e6, t->blocked_s * 1e6);
+    str_printf(out,
+               "\"group\":\"%s\",\"number\":%lld,\"bytes\":%lld,\"all_arrived_us\":%.3f,\"exposed_"
+               "us\":%.3f",
+               trace->group[e->group], (long long)t->number, (long long)t->bytes,
+               (t->arrived_s - trace->zero_s) * 1e6, t->blocked_s * 1e6);
     trace_text_end_box(out);
     str_deinit(&name);
 }
@@ -73,7 +77,8 @@ static int by_start(const void *a, const void *b)
     return (x->trace.start_s > y->trace.start_s) - (x->trace.start_s < y->trace.start_s);
 }
 
-/* Intervals of one track must not overlap: each goes to the first track of its group that is free. */
+/* Intervals of one track must not overlap: each goes to the first track of its group that is free.
+ */
 static void add_exchanges(Str *out, Trace *trace, int rank)
 {
     double(*busy_until)[MAX_LANES] = xcalloc(MAX_GROUPS, sizeof *busy_until);
@@ -106,7 +111,7 @@ static void add_rank(Str *out, Trace *trace, int rank)
     add_exchanges(out, trace, rank);
 }
 
-/* ---- to the first rank, and to the disk -------------------------------------------------------------------- */
+/* ---- to the first rank, and to the disk ------------------------------------------------- */
 
 static Status exchange_bytes(Trainer *t, CommKind kind, int peer, void *data, int64_t n)
 {
@@ -195,7 +200,7 @@ void trainer_trace_end(Trainer *t)
     t->trace = NULL;
 }
 
-/* ---- exposed time ------------------------------------------------------------------------------------------- */
+/* ---- exposed time ----------------------------------------------------------------------- */
 
 void trainer_exposed_text(const Trainer *t, const CommStats *before, double seconds, int64_t steps,
                           Str *out)

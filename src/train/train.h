@@ -1,14 +1,16 @@
 /* train: the step loop, and everything that a run writes.
  *
- * What it is.   The programs of a training step, initial weights, learning-rate schedules, the policy
+ * What it is.   The programs of a training step, initial weights, learning-rate schedules, the
+ *               policy
  *               for bad steps, metrics, progress, checkpoints, restart.
- * Depends on.   base, tensor, pipeline, run, graph, ops, pass, program, device, model, text, data, ckpt, weights
+ * Depends on.   base, tensor, pipeline, run, graph, ops, pass, program, device, model, text, data,
+ *               ckpt, weights
  * Owns.         A Trainer owns all that a run needs, from the tokenizer to the session.
- * Invariants.   A run is a pure function of its run file: weights from (seed, name), data from (seed,
+ * Invariants.   A run is a pure function of its run file: weights from (seed, name), data from
+ *               (seed,
  *               step), the update from both. Stopped and started again it gives the same bits.
- *               Nothing begins before the plan fits; nothing is lost by a signal, a full disk or a kill.
- * Use:
- *     Trainer *trainer;
+ *               Nothing begins before the plan fits; nothing is lost by a signal, a full disk or a
+ * kill. Use: Trainer *trainer;
  *     TRY(trainer_create(&config, &trainer));      plans, checks, loads or initialises
  *     TRY(trainer_run(trainer, &outcome));         until done, out of time, or stopped
  *     trainer_destroy(trainer);
@@ -21,7 +23,7 @@
 #include "pass/pass.h"
 #include "run/run.h"
 
-/* ---- the programs of a step ----------------------------------------------------------------- */
+/* ---- the programs of a step ------------------------------------------------------------- */
 
 typedef struct StepOptions {
     int64_t micro_batch; /* sequences in one run of the step program, of this rank */
@@ -32,94 +34,106 @@ typedef struct StepOptions {
     Recompute recompute;
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss;
-    Layout layout; /* of the ranks that share a step; its pipeline is for n_micro */
-    bool update_last; /* ranks without a pipeline, several micro-batches: PROGRAM_UPDATE runs the last of them too, so that
-                         sums of gradients are on their way while it still goes backward */
+    Layout layout;    /* of the ranks that share a step; its pipeline is for n_micro */
+    bool update_last; /* ranks without a pipeline, several micro-batches: PROGRAM_UPDATE runs the
+                         last of them too, so that sums of gradients are on their way while it still
+                         goes backward */
 } StepOptions;
 
 enum { PROGRAM_STEP, PROGRAM_UPDATE, PROGRAM_EVAL, PROGRAM_MAX };
 
 enum { MAX_OWN_STAGES = 64 };
 
-/* The step program runs forward and backward; with one micro-batch it holds the update phase too, else
- * PROGRAM_UPDATE does. at[] has no holes: index[] says where each program stands, -1 nowhere. In a pipeline the programs
- * of a rank's stages stand one behind the other from index[PROGRAM_STEP] on, and from index[PROGRAM_EVAL] on. */
+/* The step program runs forward and backward; with one micro-batch it holds the update phase too,
+ * else PROGRAM_UPDATE does. at[] has no holes: index[] says where each program stands, -1 nowhere.
+ * In a pipeline the programs of a rank's stages stand one behind the other from index[PROGRAM_STEP]
+ * on, and from index[PROGRAM_EVAL] on. */
 typedef struct StepPrograms {
     Store *store;
     Program *at[2 * MAX_OWN_STAGES + 1];
     int n;
     int index[PROGRAM_MAX];
-    int last; /* which runs the last micro-batch: PROGRAM_STEP, or PROGRAM_UPDATE */
+    int last;     /* which runs the last micro-batch: PROGRAM_STEP, or PROGRAM_UPDATE */
     int n_stages; /* of this rank */
 } StepPrograms;
 
-Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
+Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target,
+                           StepPrograms *out);
 void step_programs_destroy(StepPrograms *programs);
-/* Loss and the gradient of every weight as outputs called by their states' names: for `drover grads`. */
-Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target, StepPrograms *out);
+/* Loss and the gradient of every weight as outputs called by their states' names: for `drover
+ * grads`. */
+Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target,
+                        StepPrograms *out);
 
-/* From a run file: all but the pipeline's schedule, which the caller puts into the layout (train_pipeline). `rank` is one of run_ranks. */
+/* From a run file: all but the pipeline's schedule, which the caller puts into the layout
+ * (train_pipeline). `rank` is one of run_ranks. */
 Layout train_layout(const RunConfig *config, int rank);
-StepOptions train_step_options(const RunConfig *config, const Layout *layout, DType dtype, bool evaluates);
+StepOptions train_step_options(const RunConfig *config, const Layout *layout, DType dtype,
+                               bool evaluates);
 /* The model that a run file describes, with its preset's or directory's vocabulary. */
 Status train_read_model(const RunConfig *config, ModelConfig *model);
-/* The same with the vocabulary that a tokenizer on disk has, or one that is yet to be trained will have at most; and whether the run will validate. For
- * plans: nothing is made. */
+/* The same with the vocabulary that a tokenizer on disk has, or one that is yet to be trained will
+ * have at most; and whether the run will validate. For plans: nothing is made. */
 Status train_expect_model(const RunConfig *config, ModelConfig *model);
 bool train_expects_validation(const RunConfig *config);
 /* What is cut must divide: ERR_REFUSED by the model's own words, with what would. */
 Status train_check_divides(const RunConfig *config, const ModelConfig *model);
 
-/* ---- programs without a machine ---------------------------------------------------------------------- */
+/* ---- programs without a machine --------------------------------------------------------- */
 
-/* Ranks along pp whose stages have the same kinds of layers; they differ in how many micro-batches they hold, and in nothing else that takes
- * time or memory. So do ranks that differ along other axes. */
+/* Ranks along pp whose stages have the same kinds of layers; they differ in how many micro-batches
+ * they hold, and in nothing else that takes time or memory. So do ranks that differ along other
+ * axes. */
 typedef struct StepRole {
-    StepPrograms programs; /* of one of them; in a pipeline layers are numbered as they were built, fewer than the model has */
+    StepPrograms programs; /* of one of them; in a pipeline layers are numbered as they were built,
+                              fewer than the model has */
     int built_for;         /* that rank along pp */
     int n_ranks;           /* along pp */
 } StepRole;
 
-/* What all ranks of a job compute and hold, each distinct program built once, for a target that need not be here. */
+/* What all ranks of a job compute and hold, each distinct program built once, for a target that
+ * need not be here. */
 typedef struct StepRoles {
-    StepRole *role; /* [n] */
-    int n, n_ranks; /* n_ranks: along pp */
-    int *role_of;       /* [n_ranks] */
-    MemoryPlan *memory; /* [n_ranks]: what a session of each holds, to the byte */
+    StepRole *role;        /* [n] */
+    int n, n_ranks;        /* n_ranks: along pp */
+    int *role_of;          /* [n_ranks] */
+    MemoryPlan *memory;    /* [n_ranks]: what a session of each holds, to the byte */
     size_t *message_bytes; /* [n_ranks]: of memory.state_bytes, for messages to other stages */
 } StepRoles;
-/* ERR_REFUSED where layers cannot be shared out over the stages. Of options' mesh only the coordinate along cp matters,
- * and only where keys and values go round a ring. */
-Status step_roles_build(const ModelConfig *model, const StepOptions *options, Target target, StepRoles *out);
+/* ERR_REFUSED where layers cannot be shared out over the stages. Of options' mesh only the
+ * coordinate along cp matters, and only where keys and values go round a ring. */
+Status step_roles_build(const ModelConfig *model, const StepOptions *options, Target target,
+                        StepRoles *out);
 void step_roles_destroy(StepRoles *roles);
 
-/* ---- pipeline -------------------------------------------------------------------------------------- */
+/* ---- pipeline --------------------------------------------------------------------------- */
 
-/* The pipeline's schedule that a run file asks for, by name or from a file; NULL without one (parallel.pp 1). ERR_REFUSED
- * where it does not fit the run. */
+/* The pipeline's schedule that a run file asks for, by name or from a file; NULL without one
+ * (parallel.pp 1). ERR_REFUSED where it does not fit the run. */
 Status train_pipeline(const RunConfig *config, int64_t n_micro, Pipeline **pipeline);
-/* For people: what the schedule is and how long its ranks wait, when F, B and W take the same and (unless it is NULL) when
- * they take as long as in this program of a stage; with a picture of at most `columns` columns (0: none). */
+/* For people: what the schedule is and how long its ranks wait, when F, B and W take the same and
+ * (unless it is NULL) when they take as long as in this program of a stage; with a picture of at
+ * most `columns` columns (0: none). */
 void train_pipeline_report(const Pipeline *pipeline, const Program *stage, int columns, Str *out);
 
-/* ---- schedule ---------------------------------------------------------------------------------- */
+/* ---- schedule --------------------------------------------------------------------------- */
 
 typedef struct Schedule {
     RunSchedule kind;
     double lr, min_ratio; /* the end of a decay is lr * min_ratio */
     int64_t steps, warmup, decay_steps;
 } Schedule;
-/* Learning rate of step 0 .. steps-1: linear warm-up, then as the kind says (wsd: constant, then down
- * linearly over the last decay_steps). */
+/* Learning rate of step 0 .. steps-1: linear warm-up, then as the kind says (wsd: constant, then
+ * down linearly over the last decay_steps). */
 double schedule_lr(const Schedule *schedule, int64_t step);
 
-/* ---- policy for bad steps ------------------------------------------------------------------------ */
+/* ---- policy for bad steps --------------------------------------------------------------- */
 
 typedef enum StepVerdict { STEP_GOOD, STEP_SKIP, STEP_STOP } StepVerdict;
 
 /* A step whose loss or gradient norm is not finite, or whose loss is spike_factor times the running
- * mean, changes nothing; more than max_skips in a row stop the run, and without skip_nonfinite the first
- * that is not finite does. Part of a checkpoint. */
+ * mean, changes nothing; more than max_skips in a row stop the run, and without skip_nonfinite the
+ * first that is not finite does. Part of a checkpoint. */
 typedef struct BadSteps {
     double spike_factor; /* 0: spikes are accepted */
     int64_t max_skips;
@@ -129,18 +143,23 @@ typedef struct BadSteps {
 } BadSteps;
 StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, const char **why);
 
-/* ---- slow ranks ------------------------------------------------------------------------------------ */
+/* ---- slow ranks ------------------------------------------------------------------------- */
 
 enum { SLOW_WINDOW = 6 }; /* steps */
 
-/* Of a rank in a window: how long it computes a step, the second smallest of its steps; and without what it waited for a processor. */
+/* Of a rank in a window: how long it computes a step, the second smallest of its steps; and without
+ * what it waited for a processor. */
 typedef struct SlowSpeed {
     float compute_s, own_s;
 } SlowSpeed;
 SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n); /* n: SLOW_WINDOW */
 
 /* What is thought of a rank; begins with zeros. */
-enum { SLOW_GOOD, SLOW_SUSPECTED, SLOW_NAMED }; /* SLOW_NAMED + k: named, and no longer slow for k windows */
+enum {
+    SLOW_GOOD,
+    SLOW_SUSPECTED,
+    SLOW_NAMED
+}; /* SLOW_NAMED + k: named, and no longer slow for k windows */
 typedef struct SlowRank {
     int state;
     double queued_since_s; /* slow without a break, what it waits for a processor counted; 0: not */
@@ -152,33 +171,37 @@ typedef struct SlowWindow {
     int n;
     double factor, now_s;
 } SlowWindow;
-/* After a window. name[r]: rank r computes more than `factor` times as long as the median of the ranks of its stage, which goes to
- * median[r], in this window and the one before, and has not been named for it yet. All arrays are [n]. */
+/* After a window. name[r]: rank r computes more than `factor` times as long as the median of the
+ * ranks of its stage, which goes to median[r], in this window and the one before, and has not been
+ * named for it yet. All arrays are [n]. */
 void slow_judge(const SlowWindow *window, SlowRank *rank, float *median, bool *name);
 
-/* ---- trainer --------------------------------------------------------------------------------------- */
+/* ---- trainer ---------------------------------------------------------------------------- */
 
 typedef struct Trainer Trainer;
 
 typedef struct TrainOutcome {
-    int64_t step;     /* steps done in all */
-    bool interrupted; /* by a signal: the same command goes on */
+    int64_t step;                             /* steps done in all */
+    bool interrupted;                         /* by a signal: the same command goes on */
     double loss, val_loss, val_bits_per_byte; /* last known; NaN when never measured */
     double tokens_per_s;
 } TrainOutcome;
 
 Status trainer_create(const RunConfig *config, Trainer **trainer);
-/* One rank of them: every rank creates, runs and destroys its trainer. world: this rank among all. ranks_here: of
- * this process or host, which share its processors and memory. The first rank reports, writes metrics and
- * checkpoints. A rank that fails calls comm_abort, so that the others do not wait for it. */
+/* One rank of them: every rank creates, runs and destroys its trainer. world: this rank among all.
+ * ranks_here: of this process or host, which share its processors and memory. The first rank
+ * reports, writes metrics and checkpoints. A rank that fails calls comm_abort, so that the others
+ * do not wait for it. */
 Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here, Trainer **trainer);
 Status trainer_run(Trainer *trainer, TrainOutcome *outcome);
 void trainer_destroy(Trainer *trainer);
-/* What the run will need, as text for people: weights, gradients, optimizer, activations, buffers. Trains
- * nothing; the tokenizer and the shards are made if they are not there, since sizes depend on them. */
+/* What the run will need, as text for people: weights, gradients, optimizer, activations, buffers.
+ * Trains nothing; the tokenizer and the shards are made if they are not there, since sizes depend
+ * on them. */
 Status trainer_plan(const RunConfig *config, Str *out);
 
-/* Asks every running trainer of this process to stop after the present step: from signal handlers. */
+/* Asks every running trainer of this process to stop after the present step: from signal handlers.
+ */
 void trainer_request_stop(void);
 
 #endif

@@ -1,5 +1,5 @@
-/* For tests of runs of several ranks, which are threads here: jobs in a directory that is thrown away, and the
- * files that they leave. */
+/* For tests of runs of several ranks, which are threads here: jobs in a directory that is thrown
+ * away, and the files that they leave. */
 #ifndef TRAIN_TRAIN_TESTKIT_H
 #define TRAIN_TRAIN_TESTKIT_H
 
@@ -14,27 +14,33 @@
 enum { MAX_TEST_RANKS = 16 };
 
 static const char *const llama4 =
-    "model={model_type: llama4_text, vocab_size: 128, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 8, num_key_value_heads: 4, "
-    "head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 48, num_local_experts: 4, interleave_moe_layer_step: 2, attention_chunk_size: 16}";
-static const char *const llama3 = "model={model_type: llama, vocab_size: 128, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 8, "
-                                  "num_key_value_heads: 4, head_dim: 8, intermediate_size: 48, tie_word_embeddings: true}";
+    "model={model_type: llama4_text, vocab_size: 128, hidden_size: 32, num_hidden_layers: 4, "
+    "num_attention_heads: 8, num_key_value_heads: 4, "
+    "head_dim: 8, intermediate_size: 16, intermediate_size_mlp: 48, num_local_experts: 4, "
+    "interleave_moe_layer_step: 2, attention_chunk_size: 16}";
+static const char *const llama3 =
+    "model={model_type: llama, vocab_size: 128, hidden_size: 32, num_hidden_layers: 2, "
+    "num_attention_heads: 8, "
+    "num_key_value_heads: 4, head_dim: 8, intermediate_size: 48, tie_word_embeddings: true}";
 static const char *const grok1 =
-    "model={model_type: grok-1, vocab_size: 128, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 8, num_key_value_heads: 4, "
-    "intermediate_size: 16, num_experts: 4, num_experts_per_tok: 2, max_attn_value: 30, attn_output_multiplier: 0.5, "
+    "model={model_type: grok-1, vocab_size: 128, hidden_size: 32, num_hidden_layers: 2, "
+    "num_attention_heads: 8, num_key_value_heads: 4, "
+    "intermediate_size: 16, num_experts: 4, num_experts_per_tok: 2, max_attn_value: 30, "
+    "attn_output_multiplier: 0.5, "
     "embedding_multiplier_scale: 5.6, output_multiplier_scale: 0.57, tie_word_embeddings: true}";
 
 static char shop[64];
 
-/* ---- jobs ------------------------------------------------------------------------------------------------------ */
+/* ---- jobs ------------------------------------------------------------------------------- */
 
 typedef struct Job {
     const char *name, *model;
     const char *layout; /* "tp=2 dp=2", settings under parallel. */
     const char *more[4];
     int64_t steps;
-    bool again; /* no step: what was loaded is saved once more */
+    bool again;        /* no step: what was loaded is saved once more */
     const char *hosts; /* DROVER_TEST_HOSTS; NULL: one */
-    double alarm_s; /* 0: as ever */
+    double alarm_s;    /* 0: as ever */
     const char *fault; /* set once all ranks have been made */
     int crippled;      /* 1 + the rank whose snapshots do not fit; 0: none */
     /* out */
@@ -56,9 +62,20 @@ typedef struct RankJob {
 static inline Status configure(const Job *job, RunConfig *config)
 {
     Arena arena = {0};
-    const char *list[32] = {job->model, "data=[{synthetic: uniform}]", "train.batch=8", "train.seq=32", "train.val_every=0", "train.val_batches=0",
-                            "train.precision=f32", "train.balance=bias", "train.lr=3e-3", "train.warmup=0", "log.tensorboard=false",
-                            "train.schedule=constant", "train.threads=1", "log.every=1000"};
+    const char *list[32] = {job->model,
+                            "data=[{synthetic: uniform}]",
+                            "train.batch=8",
+                            "train.seq=32",
+                            "train.val_every=0",
+                            "train.val_batches=0",
+                            "train.precision=f32",
+                            "train.balance=bias",
+                            "train.lr=3e-3",
+                            "train.warmup=0",
+                            "log.tensorboard=false",
+                            "train.schedule=constant",
+                            "train.threads=1",
+                            "log.every=1000"};
     int n = 14;
     list[n++] = arena_printf(&arena, "name=%s", job->name);
     list[n++] = arena_printf(&arena, "dir=%s/%s", shop, job->name);
@@ -76,11 +93,13 @@ static inline Status work(RankJob *r, Trainer *t)
 {
     TrainOutcome outcome;
     Job *job = r->job;
-    for (int i = 0; i < t->saved.n; i++) job->share_bytes[r->rank] += tensor_bytes(&t->saved.part[i]);
+    for (int i = 0; i < t->saved.n; i++)
+        job->share_bytes[r->rank] += tensor_bytes(&t->saved.part[i]);
     if (r->rank == 0) job->step = t->step;
     if (r->made) pthread_barrier_wait(r->made);
     if (ckpt_reserved_bytes(t->store) != t->snapshot_bytes)
-        return fail(ERR_MEMORY, "%zu bytes are planned for the snapshot, %zu reserved", t->snapshot_bytes, ckpt_reserved_bytes(t->store));
+        return fail(ERR_MEMORY, "%zu bytes are planned for the snapshot, %zu reserved",
+                    t->snapshot_bytes, ckpt_reserved_bytes(t->store));
     if (job->alarm_s > 0) t->save_alarm_s = job->alarm_s;
     if (r->rank + 1 == job->crippled) t->saved.part[0].shape.dim[0] += 1 << 20;
     if (r->rank == 0 && job->fault) assert_ok(fault_set(job->fault));
@@ -123,14 +142,18 @@ static inline Status run(Job *job)
     unsetenv("DROVER_TEST_HOSTS");
     pthread_barrier_init(&made, NULL, (unsigned)n);
     for (int r = 0; r < n; r++) {
-        ranks[r] = (RankJob){.job = job, .config = &config, .world = world, .made = n > 1 ? &made : NULL, .rank = r};
+        ranks[r] = (RankJob){
+            .job = job, .config = &config, .world = world, .made = n > 1 ? &made : NULL, .rank = r};
         assert_int_equal(pthread_create(&thread[r], NULL, run_rank, &ranks[r]), 0);
     }
     const RankJob *worst = &ranks[0];
     for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
     for (int r = 0; r < n; r++)
-        if (ranks[r].status != OK && (worst->status == OK || worst->status == ERR_COMM)) worst = &ranks[r];
-    Status status = worst->status == OK ? OK : fail(worst->status, "%s: rank %d: %s", job->layout, worst->rank, worst->message);
+        if (ranks[r].status != OK && (worst->status == OK || worst->status == ERR_COMM))
+            worst = &ranks[r];
+    Status status = worst->status == OK ? OK
+                                        : fail(worst->status, "%s: rank %d: %s", job->layout,
+                                               worst->rank, worst->message);
     (void)fault_set(NULL);
     pthread_barrier_destroy(&made);
     comm_world_destroy(world);
@@ -138,7 +161,7 @@ static inline Status run(Job *job)
     return status;
 }
 
-/* ---- files ---------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------ */
 
 static inline char *step_path(Arena *arena, const char *name, int64_t step)
 {
@@ -150,10 +173,13 @@ static inline void read_dir(Arena *arena, const char *path, DirEntries *entries,
 {
     assert_ok(dir_list(arena, path, entries));
     *content = ARENA_ARRAY(arena, Bytes, entries->n);
-    for (int i = 0; i < entries->n; i++) assert_ok(file_read(arena, path_join(arena, path, entries->name[i]), 1 << 28, &(*content)[i]));
+    for (int i = 0; i < entries->n; i++)
+        assert_ok(
+            file_read(arena, path_join(arena, path, entries->name[i]), 1 << 28, &(*content)[i]));
 }
 
-static inline void assert_same_files(const char *what, const DirEntries *a, const Bytes *x, const char *path)
+static inline void assert_same_files(const char *what, const DirEntries *a, const Bytes *x,
+                                     const char *path)
 {
     Arena arena = {0};
     DirEntries b;
@@ -162,7 +188,8 @@ static inline void assert_same_files(const char *what, const DirEntries *a, cons
     assert_int_equal(a->n, b.n);
     for (int i = 0; i < b.n; i++) {
         assert_string_equal(a->name[i], b.name[i]);
-        if (x[i].n != y[i].n || memcmp(x[i].at, y[i].at, x[i].n) != 0) fail_msg("%s: %s differs", what, b.name[i]);
+        if (x[i].n != y[i].n || memcmp(x[i].at, y[i].at, x[i].n) != 0)
+            fail_msg("%s: %s differs", what, b.name[i]);
     }
     arena_deinit(&arena);
 }

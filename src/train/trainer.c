@@ -12,7 +12,7 @@ static volatile sig_atomic_t stop_requested; /* set by signal handlers */
 void trainer_request_stop(void) { stop_requested = 1; }
 bool trainer_stop_requested(void) { return stop_requested != 0; }
 
-/* ---- create -------------------------------------------------------------------------------------------- */
+/* ---- create ----------------------------------------------------------------------------- */
 
 static Status check_combinations(Trainer *t)
 {
@@ -24,15 +24,20 @@ static Status open_device(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
     int threads = (int)r->threads;
-    if (threads == 0 && t->ranks_here > 1) threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
-    TRY(device_create_cpu((CpuOptions){.threads = threads, .world = t->world, .mesh = t->layout.mesh}, &t->device));
+    if (threads == 0 && t->ranks_here > 1)
+        threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
+    TRY(device_create_cpu(
+        (CpuOptions){.threads = threads, .world = t->world, .mesh = t->layout.mesh}, &t->device));
     bool fast_bf16 = device_target(t->device).isa == ISA_AVX512BF16;
-    t->dtype = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16) ? DTYPE_BF16 : DTYPE_F32;
+    t->dtype = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16) ? DTYPE_BF16
+                                                                                   : DTYPE_F32;
     if (t->dtype == DTYPE_BF16 && !fast_bf16)
         log_warn("this processor has no bf16 products: train.precision=f32 is faster here");
     const double probe_s = 0.03;
-    t->peak_flop_per_s = probe_peak_flop_per_s(device_target(t->device).isa, t->dtype, device_target(t->device).threads, probe_s);
-    log_info("device: %s, %s, peak %.0f GFLOP/s", device_text(t->device), dtype_name(t->dtype), t->peak_flop_per_s / 1e9);
+    t->peak_flop_per_s = probe_peak_flop_per_s(device_target(t->device).isa, t->dtype,
+                                               device_target(t->device).threads, probe_s);
+    log_info("device: %s, %s, peak %.0f GFLOP/s", device_text(t->device), dtype_name(t->dtype),
+             t->peak_flop_per_s / 1e9);
     return OK;
 }
 
@@ -49,8 +54,12 @@ static void set_schedule(Trainer *t)
     const RunTrain *r = &t->config->train;
     static const int64_t longest_warmup = 2000;
     t->warmup = r->warmup >= 0 ? r->warmup : min_i64(t->steps / 20, longest_warmup);
-    t->schedule = (Schedule){.kind = r->schedule, .lr = r->lr, .min_ratio = r->min_lr_ratio, .steps = t->steps,
-                             .warmup = t->warmup, .decay_steps = (int64_t)llround(r->decay * (double)t->steps)};
+    t->schedule = (Schedule){.kind = r->schedule,
+                             .lr = r->lr,
+                             .min_ratio = r->min_lr_ratio,
+                             .steps = t->steps,
+                             .warmup = t->warmup,
+                             .decay_steps = (int64_t)llround(r->decay * (double)t->steps)};
 }
 
 /* The measuring of train.minutes runs real steps; their traces are wiped by starting again. */
@@ -86,7 +95,9 @@ static Status write_resolved(Trainer *t)
 static Status begin(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
-    t->bad_steps = (BadSteps){.spike_factor = r->spike_factor, .max_skips = r->max_skips, .skip_nonfinite = r->skip_nonfinite};
+    t->bad_steps = (BadSteps){.spike_factor = r->spike_factor,
+                              .max_skips = r->max_skips,
+                              .skip_nonfinite = r->skip_nonfinite};
     TRY(open_session(t));
     if (t->rank == 0) t->metrics = metrics_open(t->dir, t->config->log.tensorboard, t->step);
     TRY(data_prefetch_create(t->loader, t->step, PREFETCH_DEPTH, &t->prefetch));
@@ -97,7 +108,8 @@ static Status begin(Trainer *t)
     return OK;
 }
 
-/* Tokenizer and shards: the first rank makes what is not there yet, which may take long; the others find it made. */
+/* Tokenizer and shards: the first rank makes what is not there yet, which may take long; the others
+ * find it made. */
 static Status setup_text(Trainer *t)
 {
     static const double longest_s = 24 * 3600;
@@ -137,7 +149,10 @@ Status trainer_plan(const RunConfig *config, Str *out)
     return status;
 }
 
-Status trainer_create(const RunConfig *config, Trainer **trainer) { return trainer_create_rank(config, NULL, 1, trainer); }
+Status trainer_create(const RunConfig *config, Trainer **trainer)
+{
+    return trainer_create_rank(config, NULL, 1, trainer);
+}
 
 static void log_pipeline(const Trainer *t)
 {
@@ -172,8 +187,9 @@ Status trainer_create_rank(const RunConfig *config, Comm *world, int ranks_here,
     }
     ModelCounts n = model_counts(&t->model);
     char total[32], active[32], bytes[32];
-    log_info("model: %s weights, %s active; %lld steps of %lld tokens; memory %s", format_count((double)n.total, total),
-             format_count((double)n.active, active), (long long)t->steps, (long long)(config->train.batch * config->train.seq),
+    log_info("model: %s weights, %s active; %lld steps of %lld tokens; memory %s",
+             format_count((double)n.total, total), format_count((double)n.active, active),
+             (long long)t->steps, (long long)(config->train.batch * config->train.seq),
              format_bytes((double)trainer_total_bytes(t), bytes));
     log_pipeline(t);
     if (t->model.expert_bias && !t->progress.silent)
@@ -208,7 +224,7 @@ void trainer_destroy(Trainer *t)
     free(t);
 }
 
-/* ---- loop ----------------------------------------------------------------------------------------------- */
+/* ---- loop ------------------------------------------------------------------------------- */
 
 static bool is_multiple(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
@@ -240,16 +256,18 @@ static Status after_step(Trainer *t, StepMetrics *m, TrainOutcome *outcome)
         if (!isnan(m->val_loss)) {
             outcome->val_loss = m->val_loss;
             outcome->val_bits_per_byte = m->val_bits_per_byte;
-            progress_note(&t->progress, "step %lld: validation loss %.4f, %.3f bits per byte", (long long)t->step, m->val_loss,
-                          m->val_bits_per_byte);
+            progress_note(&t->progress, "step %lld: validation loss %.4f, %.3f bits per byte",
+                          (long long)t->step, m->val_loss, m->val_bits_per_byte);
         }
     }
-    if (last || is_multiple(t->step, t->config->log.every) || !isnan(m->val_loss) || m->skipped) metrics_step(t->metrics, m);
+    if (last || is_multiple(t->step, t->config->log.every) || !isnan(m->val_loss) || m->skipped)
+        metrics_step(t->metrics, m);
     progress_step(&t->progress, m, last);
     TRY(trainer_poll_save(t));
     bool due;
     TRY(save_is_due(t, &due));
-    if (!last && is_multiple(t->step, t->config->checkpoint.memory_every)) TRY(trainer_check_replicas(t)); /* a copy is a checkpoint too */
+    if (!last && is_multiple(t->step, t->config->checkpoint.memory_every))
+        TRY(trainer_check_replicas(t)); /* a copy is a checkpoint too */
     if (!last) TRY(trainer_take_copy(t));
     return !last && due ? save(t, false) : OK;
 }
@@ -264,12 +282,14 @@ static Status one_step(Trainer *t, int64_t done, TrainOutcome *outcome)
     return after_step(t, &m, outcome);
 }
 
-/* The run fails, but what it learnt up to its last whole step is kept. The sentence of the failure stays. */
+/* The run fails, but what it learnt up to its last whole step is kept. The sentence of the failure
+ * stays. */
 static Status keep_what_is_whole(Trainer *t, bool any, Status status)
 {
     char sentence[1024];
     snprintf(sentence, sizeof sentence, "%s", status_message());
-    if (any && !t->torn && !t->world && trainer_save(t, true) != OK) progress_note(&t->progress, "drover: %s", status_message());
+    if (any && !t->torn && !t->world && trainer_save(t, true) != OK)
+        progress_note(&t->progress, "drover: %s", status_message());
     metrics_event(t->metrics, "failed", t->step, sentence);
     return fail(status, "%s", sentence);
 }
@@ -300,7 +320,8 @@ static Status loop(Trainer *t, TrainOutcome *outcome)
     }
     trainer_trace_end(t);
     if (status != OK) return keep_what_is_whole(t, t->step > first, status);
-    if (t->step > first) outcome->tokens_per_s = (double)(t->tokens - first_tokens) / (clock_s() - start);
+    if (t->step > first)
+        outcome->tokens_per_s = (double)(t->tokens - first_tokens) / (clock_s() - start);
     say_exposed(t, &before, clock_s() - start, t->step - first);
     outcome->step = t->step;
     outcome->interrupted = t->step < t->steps;
@@ -312,10 +333,12 @@ Status trainer_run(Trainer *t, TrainOutcome *outcome)
     *outcome = (TrainOutcome){.loss = NAN, .val_loss = NAN, .val_bits_per_byte = NAN};
     progress_begin(&t->progress, t->step, t->steps);
     if (t->step >= t->steps)
-        progress_note(&t->progress, "all %lld steps are done; a larger train.steps goes on", (long long)t->steps);
+        progress_note(&t->progress, "all %lld steps are done; a larger train.steps goes on",
+                      (long long)t->steps);
     Status status = loop(t, outcome);
     progress_end(&t->progress);
     t->copies.done = status == OK; /* what is on the disk is no older */
-    if (status == OK) metrics_event(t->metrics, outcome->interrupted ? "interrupted" : "done", t->step, "");
+    if (status == OK)
+        metrics_event(t->metrics, outcome->interrupted ? "interrupted" : "done", t->step, "");
     return status;
 }

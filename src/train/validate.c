@@ -10,7 +10,8 @@ static Status run_batch(Trainer *t, const DataBatch *b, double *loss)
     int program = t->programs.index[PROGRAM_EVAL];
     float mean;
     *loss = 0;
-    for (int k = program; k < program + t->programs.n_stages; k++) { /* a rank's stages, in their order */
+    for (int k = program; k < program + t->programs.n_stages;
+         k++) { /* a rank's stages, in their order */
         TRY(trainer_feed(t, k, b, 0));
         TRY(session_run(t->session, k, PHASE_FORWARD, PHASE_FORWARD));
         if (!session_output(t->session, k, "cross_entropy")) continue;
@@ -21,7 +22,8 @@ static Status run_batch(Trainer *t, const DataBatch *b, double *loss)
 }
 
 /* Of all validation steps; false in *whole when a signal came first. */
-static Status sum_losses(Trainer *t, const DataBatch *b, double *sum, int64_t *n_targets, bool *whole)
+static Status sum_losses(Trainer *t, const DataBatch *b, double *sum, int64_t *n_targets,
+                         bool *whole)
 {
     for (int64_t s = 0; s < t->val_steps; s++) {
         int64_t n;
@@ -33,17 +35,20 @@ static Status sum_losses(Trainer *t, const DataBatch *b, double *sum, int64_t *n
         TRY(trainer_sum_stages(t, &loss));
         *sum += loss * (double)n;
         *n_targets += n;
-        *whole = t->world || !trainer_stop_requested(); /* the checkpoint comes first; the figure can wait */
+        *whole = t->world ||
+                 !trainer_stop_requested(); /* the checkpoint comes first; the figure can wait */
         if (!*whole) return OK;
     }
     return OK;
 }
 
-/* This rank's of the leaves, each a step of the held-out split; ranks stay in step beyond the last of them. */
+/* This rank's of the leaves, each a step of the held-out split; ranks stay in step beyond the last
+ * of them. */
 static Status run_leaves(Trainer *t, const DataBatch *b, float *leaf, bool *whole)
 {
     int64_t ranks = mesh_data_ranks(&t->layout.mesh);
-    for (int64_t s = mesh_data_rank(&t->layout.mesh), first = 0; first < t->val_steps && *whole; first += ranks, s += ranks) {
+    for (int64_t s = mesh_data_rank(&t->layout.mesh), first = 0; first < t->val_steps && *whole;
+         first += ranks, s += ranks) {
         double loss;
         TRY(data_fill(t->val_loader, s, 0, b));
         TRY(run_batch(t, b, &loss));
@@ -54,7 +59,8 @@ static Status run_leaves(Trainer *t, const DataBatch *b, float *leaf, bool *whol
 }
 
 /* In canonical mode: added up in the order of leaves, whoever computed them. */
-static Status sum_leaves(Trainer *t, const DataBatch *b, double *sum, int64_t *n_targets, bool *whole)
+static Status sum_leaves(Trainer *t, const DataBatch *b, double *sum, int64_t *n_targets,
+                         bool *whole)
 {
     float *leaf = xcalloc((size_t)t->val_steps, sizeof *leaf);
     Status status = run_leaves(t, b, leaf, whole);
@@ -80,7 +86,8 @@ Status trainer_validate(Trainer *t, double *loss, double *bits_per_byte)
     double sum = 0;
     int64_t all = 0;
     bool whole = true;
-    Status status = t->n_leaves ? sum_leaves(t, &b, &sum, &all, &whole) : sum_losses(t, &b, &sum, &all, &whole);
+    Status status = t->n_leaves ? sum_leaves(t, &b, &sum, &all, &whole)
+                                : sum_losses(t, &b, &sum, &all, &whole);
     free(scratch);
     TRY(status);
     uint64_t bytes;

@@ -13,15 +13,15 @@ const char *validate_kind_name(RowKind kind)
     return names[kind];
 }
 
-/* 1 / (1 + median error) of the framework's rows with --raw: Megatron, FSDP and MaxText of calibration.csv, InternEvo of
- * grid_3_3_1.csv. DeepSpeed has no row that is planned. */
+/* 1 / (1 + median error) of the framework's rows with --raw: Megatron, FSDP and MaxText of
+ * calibration.csv, InternEvo of grid_3_3_1.csv. DeepSpeed has no row that is planned. */
 double validate_framework_factor(Framework framework)
 {
     static const double factors[] = {1.089, 1, 1.466, 1.355, 1.236};
     return factors[framework];
 }
 
-/* ---- one row ----------------------------------------------------------------------------- */
+/* ---- one row ---------------------------------------------------------------------------- */
 
 static RowKind kind_of(const PublishedRow *r)
 {
@@ -29,10 +29,12 @@ static RowKind kind_of(const PublishedRow *r)
 }
 
 /* Of what was tried the fastest that fits; else the smallest. */
-static void keep_better(ValidateRow *out, const Plan *plan, int64_t micro, PublishedRecompute recompute)
+static void keep_better(ValidateRow *out, const Plan *plan, int64_t micro,
+                        PublishedRecompute recompute)
 {
     double peak = (double)plan->memory[plan->largest].total;
-    bool better = plan->fits ? !out->fits || plan->time.step_s < out->step_s : !out->fits && (out->peak_bytes == 0 || peak < out->peak_bytes);
+    bool better = plan->fits ? !out->fits || plan->time.step_s < out->step_s
+                             : !out->fits && (out->peak_bytes == 0 || peak < out->peak_bytes);
     if (!better) return;
     out->fits = plan->fits;
     out->step_s = plan->time.step_s;
@@ -43,7 +45,8 @@ static void keep_better(ValidateRow *out, const Plan *plan, int64_t micro, Publi
 }
 
 /* A layout that our trainer refuses is skipped with its sentence. */
-static Status try_one(Arena *arena, const PublishedRow *r, const Cluster *cluster, int64_t micro, PublishedRecompute recompute, ValidateRow *out)
+static Status try_one(Arena *arena, const PublishedRow *r, const Cluster *cluster, int64_t micro,
+                      PublishedRecompute recompute, ValidateRow *out)
 {
     RunConfig config;
     Plan plan;
@@ -71,11 +74,15 @@ static Status try_one(Arena *arena, const PublishedRow *r, const Cluster *cluste
 static Status try_all(Arena *arena, const PublishedRow *r, const Cluster *cluster, ValidateRow *out)
 {
     bool open_micro = r->micro_batch == 0, open_recompute = r->recompute == RECOMPUTED_OPEN;
-    int64_t data = r->devices / (r->layout.tp * r->layout.pp * r->layout.cp), most = max_i64(1, r->batch / data);
-    for (int k = open_recompute ? RECOMPUTED_NONE : (int)r->recompute; k <= (open_recompute ? RECOMPUTED_FULL : (int)r->recompute); k++) {
-        if (!open_micro) TRY(try_one(arena, r, cluster, r->micro_batch, (PublishedRecompute)k, out));
+    int64_t data = r->devices / (r->layout.tp * r->layout.pp * r->layout.cp),
+            most = max_i64(1, r->batch / data);
+    for (int k = open_recompute ? RECOMPUTED_NONE : (int)r->recompute;
+         k <= (open_recompute ? RECOMPUTED_FULL : (int)r->recompute); k++) {
+        if (!open_micro)
+            TRY(try_one(arena, r, cluster, r->micro_batch, (PublishedRecompute)k, out));
         for (int64_t micro = 1; open_micro && micro <= min_i64(most, MAX_OPEN_MICRO); micro *= 2)
-            if (most % micro == 0) TRY(try_one(arena, r, cluster, micro, (PublishedRecompute)k, out));
+            if (most % micro == 0)
+                TRY(try_one(arena, r, cluster, micro, (PublishedRecompute)k, out));
     }
     if (out->peak_bytes > 0) out->skip = NULL;
     out->chose_micro = open_micro;
@@ -102,7 +109,7 @@ static Status validate_row(Arena *arena, const PublishedRow *r, bool raw, Valida
     return OK;
 }
 
-/* ---- summaries --------------------------------------------------------------------------- */
+/* ---- summaries -------------------------------------------------------------------------- */
 
 static int ascending(const void *a, const void *b)
 {
@@ -132,7 +139,8 @@ static void ranks_of(const double *values, int n, double *rank)
 
 double validate_rank_correlation(const double *a, const double *b, int n)
 {
-    double *x = xcalloc((size_t)n + 1, sizeof *x), *y = xcalloc((size_t)n + 1, sizeof *y), mean = (n + 1) / 2.0, xy = 0, xx = 0, yy = 0;
+    double *x = xcalloc((size_t)n + 1, sizeof *x), *y = xcalloc((size_t)n + 1, sizeof *y),
+           mean = (n + 1) / 2.0, xy = 0, xx = 0, yy = 0;
     ranks_of(a, n, x);
     ranks_of(b, n, y);
     for (int i = 0; i < n; i++) {
@@ -150,12 +158,16 @@ static bool has_error(const ValidateRow *r) { return !r->skip && r->row->step_s 
 
 typedef bool Belongs(const ValidateRow *row, int which);
 static bool is_kind(const ValidateRow *r, int kind) { return (int)r->kind == kind; }
-static bool is_framework(const ValidateRow *r, int framework) { return (int)r->row->framework == framework; }
+static bool is_framework(const ValidateRow *r, int framework)
+{
+    return (int)r->row->framework == framework;
+}
 
 static ValidateGroup group_of(const ValidateResult *result, Belongs *belongs, int which)
 {
     ValidateGroup g = {0};
-    double *size = xcalloc((size_t)result->n + 1, sizeof *size), *error = xcalloc((size_t)result->n + 1, sizeof *error);
+    double *size = xcalloc((size_t)result->n + 1, sizeof *size),
+           *error = xcalloc((size_t)result->n + 1, sizeof *error);
     for (int i = 0; i < result->n; i++) {
         const ValidateRow *r = &result->row[i];
         if (!has_error(r) || !belongs(r, which)) continue;
@@ -174,7 +186,8 @@ static ValidateGroup group_of(const ValidateResult *result, Belongs *belongs, in
 static ValidateGrid grid_of(const ValidateResult *result, int first)
 {
     ValidateGrid g = {.name = result->row[first].row->grid};
-    double *measured = xcalloc((size_t)result->n, sizeof *measured), *predicted = xcalloc((size_t)result->n, sizeof *predicted);
+    double *measured = xcalloc((size_t)result->n, sizeof *measured),
+           *predicted = xcalloc((size_t)result->n, sizeof *predicted);
     for (int i = first; i < result->n; i++) {
         const ValidateRow *r = &result->row[i];
         if (!has_error(r) || strcmp(r->row->grid, g.name) != 0) continue;
@@ -200,21 +213,24 @@ static void summarise(Arena *arena, ValidateResult *result)
         result->n_predicted += has_error(r);
         result->n_wrong_fits += !r->skip && r->fits && r->row->out_of_memory;
         result->n_wrong_refusals += !r->skip && !r->fits && !r->row->out_of_memory;
-        for (int g = 0; g < result->n_grids && !known; g++) known = !strcmp(result->grid[g].name, r->row->grid);
+        for (int g = 0; g < result->n_grids && !known; g++)
+            known = !strcmp(result->grid[g].name, r->row->grid);
         if (known) continue;
         ValidateGrid grid = grid_of(result, i);
         if (grid.n >= 3) result->grid[result->n_grids++] = grid;
     }
 }
 
-Status validate_file(Arena *arena, const char *path, const ValidateOptions *options, ValidateResult *result)
+Status validate_file(Arena *arena, const char *path, const ValidateOptions *options,
+                     ValidateResult *result)
 {
     PublishedRows rows;
     double begin = clock_s();
     TRY(published_load(arena, path, &rows));
     ValidateResult r = {.row = ARENA_ARRAY(arena, ValidateRow, rows.n + 1)};
     for (int i = 0; i < rows.n; i++) {
-        if (options->only && strncmp(rows.row[i].id, options->only, strlen(options->only)) != 0) continue;
+        if (options->only && strncmp(rows.row[i].id, options->only, strlen(options->only)) != 0)
+            continue;
         TRY(validate_row(arena, &rows.row[i], options->raw, &r.row[r.n]));
         if (options->progress) options->progress(options->context, &r.row[r.n]);
         r.n++;

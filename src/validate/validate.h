@@ -1,15 +1,15 @@
 /* validate: published runs beside what the planner says of them.
  *
- * What it is.   A published row as a run file; each row's plan; errors, their medians by kind of row, rank correlations inside
+ * What it is.   A published row as a run file; each row's plan; errors, their medians by kind of
+ *               row, rank correlations inside
  *               grids of layouts, verdicts on memory; as text and as JSON.
  * Depends on.   base, run, cluster, published, planner
  * Owns.         Results live in the arena of the caller.
- * Invariants.   Nothing is fitted here but one factor for each framework. A row that is not predicted says why, by name, and is counted. Where a row
- *               leaves the micro-batch or recomputation open, the fastest that fits is taken, and said.
- * Use:
- *     ValidateResult result;
- *     TRY(validate_file(&arena, "data/validation/calibration.csv", &(ValidateOptions){0}, &result));
- *     validate_text(&result, &out);
+ * Invariants.   Nothing is fitted here but one factor for each framework. A row that is not
+ *               predicted says why, by name, and is counted. Where a row
+ *               leaves the micro-batch or recomputation open, the fastest that fits is taken, and
+ * said. Use: ValidateResult result; TRY(validate_file(&arena, "data/validation/calibration.csv",
+ * &(ValidateOptions){0}, &result)); validate_text(&result, &out);
  */
 #ifndef VALIDATE_VALIDATE_H
 #define VALIDATE_VALIDATE_H
@@ -18,7 +18,12 @@
 #include "published/published.h"
 
 /* Rows of one kind are judged together. */
-typedef enum RowKind { ROW_DENSE, ROW_EXPERTS, ROW_LONG, ROW_KINDS } RowKind; /* long: 16K tokens and more, dense or not */
+typedef enum RowKind {
+    ROW_DENSE,
+    ROW_EXPERTS,
+    ROW_LONG,
+    ROW_KINDS
+} RowKind; /* long: 16K tokens and more, dense or not */
 const char *validate_kind_name(RowKind kind);
 
 typedef struct ValidateRow {
@@ -49,35 +54,38 @@ typedef struct ValidateGrid {
 typedef struct ValidateResult {
     ValidateRow *row;
     int n, n_predicted, n_skipped;
-    int n_wrong_fits, n_wrong_refusals; /* measured out of memory but planned to fit; ran but planned not to */
+    int n_wrong_fits,
+        n_wrong_refusals; /* measured out of memory but planned to fit; ran but planned not to */
     ValidateGroup kind[ROW_KINDS], framework[FRAMEWORKS];
     ValidateGrid *grid; /* those with at least three predicted rows */
     int n_grids;
     double seconds;
 } ValidateResult;
 
-/* What a step takes more in this framework than planned: the one constant that is fitted for each. `drover validate --raw` shows
- * rows without it, and in "in the middle" what it should be. */
+/* What a step takes more in this framework than planned: the one constant that is fitted for each.
+ * `drover validate --raw` shows rows without it, and in "in the middle" what it should be. */
 double validate_framework_factor(Framework framework);
 
 typedef struct ValidateOptions {
-    const char *only; /* ids that start so; NULL: all */
-    bool raw;         /* without the frameworks' factors */
+    const char *only;                                        /* ids that start so; NULL: all */
+    bool raw;                                                /* without the frameworks' factors */
     void (*progress)(void *context, const ValidateRow *row); /* after each; or NULL */
     void *context;
 } ValidateOptions;
 
-Status validate_file(Arena *arena, const char *path, const ValidateOptions *options, ValidateResult *result);
+Status validate_file(Arena *arena, const char *path, const ValidateOptions *options,
+                     ValidateResult *result);
 void validate_text(const ValidateResult *result, Str *out);
 /* One object: rows (id, measured_s, predicted_s, error, skipped), and the summary. */
 void validate_json(const ValidateResult *result, Str *out);
 
-/* ---- parts ------------------------------------------------------------------------------- */
+/* ---- parts ------------------------------------------------------------------------------ */
 
 /* The row as a run file. *skip says what of it cannot be planned, and config is not made then. */
-Status validate_config(Arena *arena, const PublishedRow *row, int64_t micro_batch, PublishedRecompute recompute, const char **skip,
-                       RunConfig *config);
-/* Spearman's: Pearson's of the ranks, ties at their mean. NAN below two values or where one side is constant. */
+Status validate_config(Arena *arena, const PublishedRow *row, int64_t micro_batch,
+                       PublishedRecompute recompute, const char **skip, RunConfig *config);
+/* Spearman's: Pearson's of the ranks, ties at their mean. NAN below two values or where one side is
+ * constant. */
 double validate_rank_correlation(const double *a, const double *b, int n);
 double validate_median(double *values, int n); /* sorts them; 0 of none */
 

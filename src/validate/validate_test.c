@@ -20,10 +20,12 @@ static void test_run_files(void **state)
     Arena arena = {0};
     RunConfig c;
     const char *skip;
-    PublishedRow r = row_of(&arena, "calibration.csv", "DG70-25"); /* TP4 PP4 CP2 VP5 DP2, 128 sequences */
+    PublishedRow r = row_of(&arena, "calibration.csv",
+                            "DG70-25"); /* TP4 PP4 CP2 VP5 DP2, 128 sequences */
     assert_ok(validate_config(&arena, &r, r.micro_batch, r.recompute, &skip, &c));
     assert_null(skip);
-    assert_true(c.parallel.tp == 4 && c.parallel.pp == 4 && c.parallel.cp == 2 && c.parallel.dp == 2 && c.parallel.zero == 1);
+    assert_true(c.parallel.tp == 4 && c.parallel.pp == 4 && c.parallel.cp == 2 &&
+                c.parallel.dp == 2 && c.parallel.zero == 1);
     assert_string_equal(c.parallel.schedule, "interleaved");
     assert_int_equal(c.parallel.virtual_stages, 5);
     assert_true(c.train.batch == 128 && c.train.micro_batch == 1 && c.train.seq == 8192);
@@ -31,13 +33,15 @@ static void test_run_files(void **state)
     assert_ok(run_layout_check(&c, 64));
     assert_int_equal(run_n_micro(&c), 64); /* GA64 */
     run_config_deinit(&c);
-    r = row_of(&arena, "calibration.csv", "DGGK-23"); /* TP4 PP2 CP2 EP8 on 128: experts take all data-parallel ranks */
+    r = row_of(&arena, "calibration.csv",
+               "DGGK-23"); /* TP4 PP2 CP2 EP8 on 128: experts take all data-parallel ranks */
     assert_ok(validate_config(&arena, &r, r.micro_batch, r.recompute, &skip, &c));
     assert_true(c.parallel.ep == 8 && c.parallel.dp == 1 && c.parallel.zero == 0);
     run_config_deinit(&c);
     r = row_of(&arena, "calibration.csv", "TTN-25"); /* FSDP8 TP8 */
     assert_ok(validate_config(&arena, &r, r.micro_batch, r.recompute, &skip, &c));
-    assert_true(c.parallel.fsdp == 8 && c.parallel.tp == 8 && c.parallel.dp == 1 && c.train.recompute == RUN_RECOMPUTE_SELECTIVE);
+    assert_true(c.parallel.fsdp == 8 && c.parallel.tp == 8 && c.parallel.dp == 1 &&
+                c.train.recompute == RUN_RECOMPUTE_SELECTIVE);
     run_config_deinit(&c);
     arena_deinit(&arena);
 }
@@ -45,14 +49,19 @@ static void test_run_files(void **state)
 static void test_skipped(void **state)
 {
     (void)state;
-    static const char *const cases[][2] = {{"DSK-03", "latent"}, {"NAR-01", "GPT"}, {"DG8-26", "FP8"}, {"AUT-02", "shared"}, {"MBR-18", "windows"}};
+    static const char *const cases[][2] = {{"DSK-03", "latent"},
+                                           {"NAR-01", "GPT"},
+                                           {"DG8-26", "FP8"},
+                                           {"AUT-02", "shared"},
+                                           {"MBR-18", "windows"}};
     Arena arena = {0};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         PublishedRow r = row_of(&arena, "calibration.csv", cases[i][0]);
         RunConfig c;
         const char *skip = NULL;
         assert_ok(validate_config(&arena, &r, 1, RECOMPUTED_NONE, &skip, &c));
-        if (!skip || !strstr(skip, cases[i][1])) fail_msg("%s: %s", r.id, skip ? skip : "not skipped");
+        if (!skip || !strstr(skip, cases[i][1]))
+            fail_msg("%s: %s", r.id, skip ? skip : "not skipped");
     }
     arena_deinit(&arena);
 }
@@ -60,7 +69,8 @@ static void test_skipped(void **state)
 static void test_statistics(void **state)
 {
     (void)state;
-    double a[] = {1, 2, 3, 4, 5}, b[] = {10, 20, 30, 40, 50}, c[] = {5, 4, 3, 2, 1}, ties[] = {1, 1, 2, 2, 3}, flat[] = {1, 1, 1, 1, 1};
+    double a[] = {1, 2, 3, 4, 5}, b[] = {10, 20, 30, 40, 50}, c[] = {5, 4, 3, 2, 1},
+           ties[] = {1, 1, 2, 2, 3}, flat[] = {1, 1, 1, 1, 1};
     assert_near(validate_rank_correlation(a, b, 5), 1, 1e-12);
     assert_near(validate_rank_correlation(a, c, 5), -1, 1e-12);
     assert_near(validate_rank_correlation(a, ties, 5), 0.948683, 1e-5);
@@ -78,23 +88,29 @@ static void test_rows(void **state)
     (void)state;
     Arena arena = {0};
     ValidateResult v;
-    assert_ok(validate_file(&arena, arena_printf(&arena, "%scalibration.csv", dir), &(ValidateOptions){.only = "DG"}, &v));
+    assert_ok(validate_file(&arena, arena_printf(&arena, "%scalibration.csv", dir),
+                            &(ValidateOptions){.only = "DG"}, &v));
     assert_true(v.n == 30 && v.n_predicted >= 4 && v.n_skipped + v.n_predicted == v.n);
     for (int i = 0; i < v.n; i++)
-        if (!v.row[i].skip && v.row[i].row->framework == FRAMEWORK_MEGATRON && v.row[i].kind == ROW_DENSE && fabs(v.row[i].error) > 0.15)
-            fail_msg("%s: %g against %g s", v.row[i].row->id, v.row[i].step_s, v.row[i].row->step_s);
+        if (!v.row[i].skip && v.row[i].row->framework == FRAMEWORK_MEGATRON &&
+            v.row[i].kind == ROW_DENSE && fabs(v.row[i].error) > 0.15)
+            fail_msg("%s: %g against %g s", v.row[i].row->id, v.row[i].step_s,
+                     v.row[i].row->step_s);
     Str text = {0};
     validate_text(&v, &text);
     assert_non_null(strstr(text.at, "DG8-26     skipped: FP8"));
     str_clear(&text);
     validate_json(&v, &text);
-    assert_non_null(strstr(text.at, "{\"id\": \"DG8-21\", \"kind\": \"dense\", \"framework\": \"Megatron\", \"measured_s\": 12.27, \"predicted_s\": "));
+    assert_non_null(strstr(text.at, "{\"id\": \"DG8-21\", \"kind\": \"dense\", \"framework\": "
+                                    "\"Megatron\", \"measured_s\": 12.27, \"predicted_s\": "));
     str_deinit(&text);
-    assert_ok(validate_file(&arena, arena_printf(&arena, "%sgrid_3_3_1.csv", dir), &(ValidateOptions){0}, &v));
+    assert_ok(validate_file(&arena, arena_printf(&arena, "%sgrid_3_3_1.csv", dir),
+                            &(ValidateOptions){0}, &v));
     assert_int_equal(v.n_grids, 2);
     assert_true(v.grid[0].n == 5 && v.grid[0].correlation > 0.9 && v.grid[1].correlation > 0.9);
     double with = v.row[0].step_s;
-    assert_ok(validate_file(&arena, arena_printf(&arena, "%sgrid_3_3_1.csv", dir), &(ValidateOptions){.raw = true, .only = "INF-01"}, &v));
+    assert_ok(validate_file(&arena, arena_printf(&arena, "%sgrid_3_3_1.csv", dir),
+                            &(ValidateOptions){.raw = true, .only = "INF-01"}, &v));
     assert_near(with / v.row[0].step_s, validate_framework_factor(FRAMEWORK_INTERNEVO), 1e-12);
     arena_deinit(&arena);
 }

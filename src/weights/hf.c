@@ -1,6 +1,6 @@
-/* The tensors of a Hugging Face directory as weights: prefixes taken off, scales put to their tensors, experts that
- * are stored one by one joined. Joined experts are [out, in] in the file and [in, out] in the weight: their strides are
- * swapped, so that the read transposes. */
+/* The tensors of a Hugging Face directory as weights: prefixes taken off, scales put to their
+ * tensors, experts that are stored one by one joined. Joined experts are [out, in] in the file and
+ * [in, out] in the weight: their strides are swapped, so that the read transposes. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,13 +25,19 @@ typedef struct Scan {
     bool quantised; /* by config.json: fp8 numbers without a scale mean nothing then */
 } Scan;
 
-/* ---- what is there --------------------------------------------------------------------------------------- */
+/* ---- what is there ---------------------------------------------------------------------- */
 
 static const Stored *make_stored(Arena *arena, const SafetensorsEntry *entry)
 {
     Stored *stored = ARENA_NEW(arena, Stored);
-    *stored = (Stored){.name = entry->name, .map = safetensors_map(entry->file), .mapped = true, .dtype = entry->dtype,
-                       .type_name = entry->type_name, .shape = entry->shape, .offset = entry->offset, .bytes = entry->bytes};
+    *stored = (Stored){.name = entry->name,
+                       .map = safetensors_map(entry->file),
+                       .mapped = true,
+                       .dtype = entry->dtype,
+                       .type_name = entry->type_name,
+                       .shape = entry->shape,
+                       .offset = entry->offset,
+                       .bytes = entry->bytes};
     stride_contiguous(&stored->shape, stored->stride);
     return stored;
 }
@@ -39,7 +45,8 @@ static const Stored *make_stored(Arena *arena, const SafetensorsEntry *entry)
 static const char *find_prefix(const ModelDir *dir)
 {
     for (int i = 0; i < modeldir_count(dir); i++)
-        if (!strncmp(modeldir_at(dir, i)->name, text_prefix, strlen(text_prefix))) return text_prefix;
+        if (!strncmp(modeldir_at(dir, i)->name, text_prefix, strlen(text_prefix)))
+            return text_prefix;
     return "";
 }
 
@@ -53,16 +60,22 @@ static int by_base(const void *a, const void *b)
     return (x->parts.expert > y->parts.expert) - (x->parts.expert < y->parts.expert);
 }
 
-static int by_own_name(const void *a, const void *b) { return strcmp(((const Item *)a)->own, ((const Item *)b)->own); }
+static int by_own_name(const void *a, const void *b)
+{
+    return strcmp(((const Item *)a)->own, ((const Item *)b)->own);
+}
 
-/* A name that ends like a scale's is a tensor like any other when there is nothing it could scale. */
+/* A name that ends like a scale's is a tensor like any other when there is nothing it could scale.
+ */
 static void demote_scales(Scan *scan, ItemVec *all)
 {
     Item *at = all->n ? all->at : NULL;
     for (size_t i = 0; i < all->n; i++) {
         Item key = {.own = at[i].parts.base};
-        bool scales = at[i].parts.kind == NAME_SCALE && bsearch(&key, at, all->n, sizeof *at, by_own_name);
-        if (at[i].parts.kind == NAME_SCALE && !scales) at[i].parts = (NameParts){.kind = NAME_PLAIN, .base = at[i].own};
+        bool scales = at[i].parts.kind == NAME_SCALE &&
+                      bsearch(&key, at, all->n, sizeof *at, by_own_name);
+        if (at[i].parts.kind == NAME_SCALE && !scales)
+            at[i].parts = (NameParts){.kind = NAME_PLAIN, .base = at[i].own};
     }
     for (size_t i = 0; i < all->n; i++) {
         if (at[i].parts.kind == NAME_SCALE)
@@ -75,22 +88,25 @@ static void demote_scales(Scan *scan, ItemVec *all)
 static void push_tensor(Weights *w, const SafetensorsEntry *entry, ItemVec *all)
 {
     NameParts parts = hf_name_parts(&w->arena, entry->name, w->prefix);
-    const char *own = entry->name + (!strncmp(entry->name, w->prefix, strlen(w->prefix)) ? strlen(w->prefix) : 0);
+    const char *own = entry->name +
+                      (!strncmp(entry->name, w->prefix, strlen(w->prefix)) ? strlen(w->prefix) : 0);
     if (parts.kind == NAME_IGNORED)
         w->n_ignored++;
     else
-        VEC_PUSH(all, ((Item){.parts = parts, .own = own, .stored = make_stored(&w->arena, entry)}));
+        VEC_PUSH(all,
+                 ((Item){.parts = parts, .own = own, .stored = make_stored(&w->arena, entry)}));
 }
 
-/* A checkpoint of ours keeps the biases of experts beside the moments: they are no part of the published model. Each
- * stands beside its router, whatever the family calls that. */
+/* A checkpoint of ours keeps the biases of experts beside the moments: they are no part of the
+ * published model. Each stands beside its router, whatever the family calls that. */
 static void push_bias(Weights *w, const char *name, ItemVec *all)
 {
     static const char end[] = ".weight";
     size_t n = strlen(name), m = strlen(end);
     if (n < m || strcmp(name + n - m, end) != 0) return;
     if (!strncmp(name, w->prefix, strlen(w->prefix))) name += strlen(w->prefix);
-    const char *bias = arena_printf(&w->arena, "%.*sexpert_bias", (int)(strlen(name) - strlen("weight")), name);
+    const char *bias = arena_printf(&w->arena, "%.*sexpert_bias",
+                                    (int)(strlen(name) - strlen("weight")), name);
     const SafetensorsEntry *entry = ckpt_optimizer_find(w->ckpt, bias);
     if (entry) push_tensor(w, entry, all);
 }
@@ -106,12 +122,13 @@ static void collect(Scan *scan, const ModelDir *dir)
     }
     if (all.n) qsort(all.at, all.n, sizeof *all.at, by_own_name);
     demote_scales(scan, &all);
-    if (scan->tensors.n) qsort(scan->tensors.at, scan->tensors.n, sizeof *scan->tensors.at, by_base);
+    if (scan->tensors.n)
+        qsort(scan->tensors.at, scan->tensors.n, sizeof *scan->tensors.at, by_base);
     if (scan->scales.n) qsort(scan->scales.at, scan->scales.n, sizeof *scan->scales.at, by_base);
     VEC_FREE(&all);
 }
 
-/* ---- scales ------------------------------------------------------------------------------------------------ */
+/* ---- scales ----------------------------------------------------------------------------- */
 
 static Item *find_scale(Scan *scan, const char *name)
 {
@@ -132,10 +149,13 @@ static Status put_scale(Scan *scan, const Item *item, WeightPiece *piece)
 {
     Item *found = find_scale(scan, item->own);
     DType dtype = item->stored->dtype;
-    bool small = dtype == DTYPE_F8_E4M3 || dtype == DTYPE_F8_E5M2 || dtype == DTYPE_I8 || dtype == DTYPE_U8;
+    bool small = dtype == DTYPE_F8_E4M3 || dtype == DTYPE_F8_E5M2 || dtype == DTYPE_I8 ||
+                 dtype == DTYPE_U8;
     if (!found && small && scan->quantised)
-        return fail(ERR_FORMAT, "%s: tensor %s is %s by quantization_config, but %s_scale is not there",
-                    item->stored->map->path, item->stored->name, item->stored->type_name, item->stored->name);
+        return fail(ERR_FORMAT,
+                    "%s: tensor %s is %s by quantization_config, but %s_scale is not there",
+                    item->stored->map->path, item->stored->name, item->stored->type_name,
+                    item->stored->name);
     if (!found) return OK;
     Scale *scale = ARENA_NEW(&scan->weights->arena, Scale);
     TRY(scale_fit(item->stored, found->stored, scan->block, scale));
@@ -148,8 +168,9 @@ static Status check_scales(const Scan *scan)
 {
     for (size_t i = 0; i < scan->scales.n; i++)
         if (!scan->scales.at[i].used)
-            return fail(ERR_FORMAT, "%s: tensor %s is a second scale of %s", scan->scales.at[i].stored->map->path,
-                        scan->scales.at[i].stored->name, scan->scales.at[i].parts.base);
+            return fail(ERR_FORMAT, "%s: tensor %s is a second scale of %s",
+                        scan->scales.at[i].stored->map->path, scan->scales.at[i].stored->name,
+                        scan->scales.at[i].parts.base);
     return OK;
 }
 
@@ -170,12 +191,15 @@ static void read_quantisation(Scan *scan, const json_t *config)
     if (!json_is_object(q)) return;
     scan->quantised = true;
     read_block(json_object_get(q, "weight_block_size"), scan->block);
-    json_object_foreach(json_object_get(q, "config_groups"), name, group) {
-        read_block(json_object_get(json_object_get(group, "weights"), "block_structure"), scan->block);
+    json_object_foreach(json_object_get(q, "config_groups"), name, group)
+    {
+        read_block(json_object_get(json_object_get(group, "weights"), "block_structure"),
+                   scan->block);
     }
 }
 
-/* The configuration says the sides of blocks; a directory without one has only safetensors to tell by. */
+/* The configuration says the sides of blocks; a directory without one has only safetensors to tell
+ * by. */
 static Status read_blocks(Scan *scan)
 {
     Arena arena = {0};
@@ -191,7 +215,7 @@ static Status read_blocks(Scan *scan)
     return OK;
 }
 
-/* ---- experts, one by one -------------------------------------------------------------------------------------- */
+/* ---- experts, one by one ---------------------------------------------------------------- */
 
 static WeightPiece expert_piece(const Item *item, int64_t first_column)
 {
@@ -237,10 +261,12 @@ static Status check_experts(const Item *items, size_t n, size_t halves)
     for (size_t i = 0; i < n; i++) {
         const Stored *s = items[i].stored;
         ExpertPart part = halves == 1 ? EXPERT_DOWN : i < experts ? EXPERT_GATE : EXPERT_UP;
-        if (n % halves || items[i].parts.expert != (int)(i % experts) || items[i].parts.part != part)
-            return fail(ERR_FORMAT, "%s: the experts of %s are not complete: look at %s", s->map->path, items[i].parts.base,
-                        s->name);
-        if (s->shape.rank != 2 || shape_count(&s->shape) == 0 || !shape_equal(&s->shape, &items[0].stored->shape))
+        if (n % halves || items[i].parts.expert != (int)(i % experts) ||
+            items[i].parts.part != part)
+            return fail(ERR_FORMAT, "%s: the experts of %s are not complete: look at %s",
+                        s->map->path, items[i].parts.base, s->name);
+        if (s->shape.rank != 2 || shape_count(&s->shape) == 0 ||
+            !shape_equal(&s->shape, &items[0].stored->shape))
             return fail(ERR_SHAPE, "%s: tensor %s is [%s], no matrix as %s of [%s]", s->map->path,
                         s->name, shape_text(&s->shape, have), items[0].stored->name,
                         shape_text(&items[0].stored->shape, want));
@@ -258,12 +284,14 @@ static Status join_experts(Scan *scan, const Item *items, size_t n)
     for (size_t i = 0; i < n && status == OK; i++)
         status = add_expert(scan, &items[i], items[i].parts.part == EXPERT_UP ? out : 0, &pieces);
     int64_t dims[3] = {(int64_t)(n / halves), in, (int64_t)halves * out};
-    if (status == OK) status = weights_add(scan->weights, items[0].parts.base, shape_make(3, dims, NULL), &pieces);
+    if (status == OK)
+        status = weights_add(scan->weights, items[0].parts.base, shape_make(3, dims, NULL),
+                             &pieces);
     VEC_FREE(&pieces);
     return status;
 }
 
-/* ---- all of them ------------------------------------------------------------------------------------------------ */
+/* ---- all of them ------------------------------------------------------------------------ */
 
 static Status add_plain(Scan *scan, const Item *item)
 {

@@ -9,13 +9,15 @@ static bool ends_with(const char *text, const char *end)
     return n >= m && !strcmp(text + n - m, end);
 }
 
-/* Of no use for the weights of a text model: frequencies that follow from the configuration; scales of activations and of
- * caches, which are not quantised here; the part that sees images. */
+/* Of no use for the weights of a text model: frequencies that follow from the configuration; scales
+ * of activations and of caches, which are not quantised here; the part that sees images. */
 static bool is_ignored(const char *name)
 {
-    static const char *const ends[] = {".rotary_emb.inv_freq", ".input_scale", ".activation_scale", ".input_scale_ub",
-                                       ".output_scale", ".k_scale", ".v_scale", ".q_scale"};
-    static const char *const begins[] = {"vision_model.", "multi_modal_projector.", "vision_tower."};
+    static const char *const ends[] = {
+        ".rotary_emb.inv_freq", ".input_scale", ".activation_scale", ".input_scale_ub",
+        ".output_scale",        ".k_scale",     ".v_scale",          ".q_scale"};
+    static const char *const begins[] = {"vision_model.", "multi_modal_projector.",
+                                         "vision_tower."};
     for (int i = 0; i < COUNT_OF(ends); i++)
         if (ends_with(name, ends[i])) return true;
     for (int i = 0; i < COUNT_OF(begins); i++)
@@ -23,11 +25,13 @@ static bool is_ignored(const char *name)
     return false;
 }
 
-/* "PREFIX.feed_forward.experts.7.gate_proj.weight": true, with its parts; base is the fused weight's name. */
+/* "PREFIX.feed_forward.experts.7.gate_proj.weight": true, with its parts; base is the fused
+ * weight's name. */
 static bool split_expert(Arena *arena, const char *name, NameParts *parts)
 {
     static const char marker[] = ".feed_forward.experts.";
-    static const char *const tails[] = {".gate_proj.weight", ".up_proj.weight", ".down_proj.weight"};
+    static const char *const tails[] = {".gate_proj.weight", ".up_proj.weight",
+                                        ".down_proj.weight"};
     enum { MAX_DIGITS = 6 };
     const char *at = strstr(name, marker);
     if (!at) return false;
@@ -39,8 +43,11 @@ static bool split_expert(Arena *arena, const char *name, NameParts *parts)
         int64_t expert;
         if (!parse_i64(arena_strndup(arena, digits, n), &expert)) return false;
         const char *fused = part == EXPERT_DOWN ? "down_proj" : "gate_up_proj";
-        *parts = (NameParts){.kind = NAME_EXPERT, .expert = (int)expert, .part = (ExpertPart)part,
-                             .base = arena_printf(arena, "%.*s%s", (int)(digits - name), name, fused)};
+        *parts = (NameParts){
+            .kind = NAME_EXPERT,
+            .expert = (int)expert,
+            .part = (ExpertPart)part,
+            .base = arena_printf(arena, "%.*s%s", (int)(digits - name), name, fused)};
         return true;
     }
     return false;
@@ -52,7 +59,9 @@ static bool split_scale(Arena *arena, const char *name, NameParts *parts)
     static const char *const ends[] = {"_scale_inv", "_scale"};
     for (int i = 0; i < COUNT_OF(ends); i++)
         if (ends_with(name, ends[i])) {
-            *parts = (NameParts){.kind = NAME_SCALE, .base = arena_strndup(arena, name, strlen(name) - strlen(ends[i]))};
+            *parts = (NameParts){
+                .kind = NAME_SCALE,
+                .base = arena_strndup(arena, name, strlen(name) - strlen(ends[i]))};
             return true;
         }
     return false;

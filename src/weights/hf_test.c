@@ -1,15 +1,17 @@
-/* Hugging Face directories in their several forms: every value against arithmetic done here, every box, every refusal. */
+/* Hugging Face directories in their several forms: every value against arithmetic done here, every
+ * box, every refusal. */
 #include "weights/weights_testkit.h"
 
-/* ---- fp8 with scales -------------------------------------------------------------------------------------------- */
+/* ---- fp8 with scales -------------------------------------------------------------------- */
 
 enum { OUT = 5, IN = 6, EXPERTS = 2 };
 
 static float stored_value(int64_t i) { return (float)(i % 13) - 6; } /* exact in every type */
 
 /* A directory with one fp8 tensor and its scales. */
-static void open_scaled(Kit *kit, const char *name, int rank, const int64_t *dims, const char *scale, int scale_rank,
-                        const int64_t *scale_dims, const char *config, Weights **weights)
+static void open_scaled(Kit *kit, const char *name, int rank, const int64_t *dims,
+                        const char *scale, int scale_rank, const int64_t *scale_dims,
+                        const char *config, Weights **weights)
 {
     kit_begin(kit);
     kit_add(kit, name, DTYPE_F8_E4M3, rank, dims, stored_value);
@@ -18,7 +20,8 @@ static void open_scaled(Kit *kit, const char *name, int rank, const int64_t *dim
     assert_ok(weights_open(kit->dir, CKPT_VERIFY_SIZES, weights));
 }
 
-static void check_all(const Weights *weights, const char *name, float (*want)(int64_t row, int64_t column), int64_t columns)
+static void check_all(const Weights *weights, const char *name,
+                      float (*want)(int64_t row, int64_t column), int64_t columns)
 {
     const Weight *w = weights_find(weights, name);
     assert_non_null(w);
@@ -27,14 +30,18 @@ static void check_all(const Weights *weights, const char *name, float (*want)(in
     assert_ok(weights_read_range(w, 0, n, DTYPE_F32, values));
     for (int64_t i = 0; i < n; i++)
         if (values[i] != want(i / columns, i % columns))
-            fail_msg("%s[%lld]: %g, not %g", name, (long long)i, (double)values[i], (double)want(i / columns, i % columns));
+            fail_msg("%s[%lld]: %g, not %g", name, (long long)i, (double)values[i],
+                     (double)want(i / columns, i % columns));
     free(values);
 }
 
 static float by_tensor(int64_t r, int64_t c) { return stored_value(r * IN + c) * kit_scale(0); }
 static float by_row(int64_t r, int64_t c) { return stored_value(r * IN + c) * kit_scale(r); }
 /* blocks of 2 x 4: 3 x 2 of them, cut off at the edges */
-static float by_block(int64_t r, int64_t c) { return stored_value(r * IN + c) * kit_scale(r / 2 * 2 + c / 4); }
+static float by_block(int64_t r, int64_t c)
+{
+    return stored_value(r * IN + c) * kit_scale(r / 2 * 2 + c / 4);
+}
 
 static void test_scales(void **state)
 {
@@ -57,7 +64,8 @@ static void test_scales(void **state)
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Kit kit;
         Weights *weights;
-        open_scaled(&kit, "a.weight", 2, dims, cases[i].scale, cases[i].rank, cases[i].dims, cases[i].config, &weights);
+        open_scaled(&kit, "a.weight", 2, dims, cases[i].scale, cases[i].rank, cases[i].dims,
+                    cases[i].config, &weights);
         assert_int_equal(weights_count(weights), 1);
         assert_string_equal(weights_at(weights, 0)->kind, cases[i].kind);
         assert_int_equal(weights_at(weights, 0)->dtype, DTYPE_BF16);
@@ -67,24 +75,30 @@ static void test_scales(void **state)
     }
 }
 
-static float fused_rows(int64_t r, int64_t c) { return stored_value(r * OUT + c) * kit_scale(r / IN * OUT + c); }
+static float fused_rows(int64_t r, int64_t c)
+{
+    return stored_value(r * OUT + c) * kit_scale(r / IN * OUT + c);
+}
 
-/* As Meta's fp8 release has them in transformers: [experts, 1, out] for gate_up_proj, [experts, out, 1] for down_proj. */
+/* As Meta's fp8 release has them in transformers: [experts, 1, out] for gate_up_proj, [experts,
+ * out, 1] for down_proj. */
 static void test_fused_experts(void **state)
 {
     (void)state;
-    const int64_t dims[] = {EXPERTS, IN, OUT}, scales[2][3] = {{EXPERTS, 1, OUT}, {EXPERTS, OUT, 1}};
+    const int64_t dims[] = {EXPERTS, IN, OUT},
+                  scales[2][3] = {{EXPERTS, 1, OUT}, {EXPERTS, OUT, 1}};
     for (int i = 0; i < 2; i++) {
         Kit kit;
         Weights *weights;
-        open_scaled(&kit, "experts.down_proj", 3, dims, "experts.down_proj_scale", 3, scales[i], NULL, &weights);
+        open_scaled(&kit, "experts.down_proj", 3, dims, "experts.down_proj_scale", 3, scales[i],
+                    NULL, &weights);
         check_all(weights, "experts.down_proj", fused_rows, OUT);
         weights_close(weights);
         kit_end(&kit);
     }
 }
 
-/* ---- experts one by one ----------------------------------------------------------------------------------------------- */
+/* ---- experts one by one ----------------------------------------------------------------- */
 
 #define PREFIX "language_model.model.layers.3.feed_forward.experts."
 #define FUSED  "model.layers.3.feed_forward.experts."
@@ -99,7 +113,10 @@ static float fill_expert(int64_t i)
 {
     return expert_value(filling_expert, filling_part, i / filling_columns, i % filling_columns);
 }
-static float expert_scale(int64_t e, int64_t part, int64_t row) { return kit_scale(e * 3 + part + row); }
+static float expert_scale(int64_t e, int64_t part, int64_t row)
+{
+    return kit_scale(e * 3 + part + row);
+}
 static float fill_expert_scale(int64_t i) { return expert_scale(filling_expert, filling_part, i); }
 
 enum { D = 6, F = 70 }; /* more than a tile of runs */
@@ -113,8 +130,10 @@ static void add_experts(Kit *kit, int experts, int skipped, bool scales)
             int64_t rows = filling_part == 2 ? D : F;
             filling_columns = filling_part == 2 ? F : D;
             if (filling_expert * 3 + filling_part == skipped) continue;
-            snprintf(name, sizeof name, PREFIX "%d.%s.weight", (int)filling_expert, parts[filling_part]);
-            kit_add(kit, name, scales ? DTYPE_F8_E4M3 : DTYPE_BF16, 2, (int64_t[]){rows, filling_columns}, fill_expert);
+            snprintf(name, sizeof name, PREFIX "%d.%s.weight", (int)filling_expert,
+                     parts[filling_part]);
+            kit_add(kit, name, scales ? DTYPE_F8_E4M3 : DTYPE_BF16, 2,
+                    (int64_t[]){rows, filling_columns}, fill_expert);
             strncat(name, "_scale", sizeof name - strlen(name) - 1);
             if (scales) kit_add(kit, name, DTYPE_F32, 2, (int64_t[]){rows, 1}, fill_expert_scale);
         }
@@ -136,16 +155,19 @@ static void check_boxes(const Weight *w, bool down, bool scales)
         int64_t first[MAX_RANK] = {0}, dim[3], count = 1;
         for (int d = 0; d < 3; d++) {
             first[d] = (int64_t)rng_below(key, round * 8 + (uint64_t)d, (uint64_t)w->shape.dim[d]);
-            dim[d] = 1 + (int64_t)rng_below(key, round * 8 + 4 + (uint64_t)d, (uint64_t)(w->shape.dim[d] - first[d]));
+            dim[d] = 1 + (int64_t)rng_below(key, round * 8 + 4 + (uint64_t)d,
+                                            (uint64_t)(w->shape.dim[d] - first[d]));
             count *= dim[d];
         }
         if (count > COUNT_OF(values)) continue;
         Tensor box = tensor_make(values, DTYPE_F32, shape_make(3, dim, NULL));
         assert_ok(weights_read(w, first, &box));
         for (int64_t i = 0; i < count; i++) {
-            int64_t e = first[0] + i / (dim[1] * dim[2]), in = first[1] + i / dim[2] % dim[1], c = first[2] + i % dim[2];
+            int64_t e = first[0] + i / (dim[1] * dim[2]), in = first[1] + i / dim[2] % dim[1],
+                    c = first[2] + i % dim[2];
             if (values[i] != fused_want(down, scales, e, in, c))
-                fail_msg("%s [%lld, %lld, %lld]: %g", w->name, (long long)e, (long long)in, (long long)c, (double)values[i]);
+                fail_msg("%s [%lld, %lld, %lld]: %g", w->name, (long long)e, (long long)in,
+                         (long long)c, (double)values[i]);
         }
     }
 }
@@ -164,9 +186,12 @@ static void test_unfused_experts(void **state)
         assert_int_equal(weights_count(weights), 2);
         assert_int_equal(weights_ignored(weights), 1);
         assert_string_equal(weights_prefix(weights), "language_model.");
-        const Weight *both = weights_find(weights, FUSED "gate_up_proj"), *down = weights_find(weights, FUSED "down_proj");
-        assert_true(both && both->shape.dim[0] == 3 && both->shape.dim[1] == D && both->shape.dim[2] == 2 * F);
-        assert_true(down && down->shape.dim[0] == 3 && down->shape.dim[1] == F && down->shape.dim[2] == D);
+        const Weight *both = weights_find(weights, FUSED "gate_up_proj"),
+                     *down = weights_find(weights, FUSED "down_proj");
+        assert_true(both && both->shape.dim[0] == 3 && both->shape.dim[1] == D &&
+                    both->shape.dim[2] == 2 * F);
+        assert_true(down && down->shape.dim[0] == 3 && down->shape.dim[1] == F &&
+                    down->shape.dim[2] == D);
         check_boxes(both, false, scales);
         check_boxes(down, true, scales);
         /* and whole, on all cores, into bf16 as training in place would have it */
@@ -175,13 +200,14 @@ static void test_unfused_experts(void **state)
                               {FUSED "down_proj", tensor_make(narrow, DTYPE_BF16, down->shape)}};
         assert_ok(weights_load(weights, list, 2));
         for (int64_t i = 0; i < COUNT_OF(wide); i++)
-            assert_true(wide[i] == bf16_from_f32(fused_want(false, scales, i / (D * 2 * F), i / (2 * F) % D, i % (2 * F))));
+            assert_true(wide[i] == bf16_from_f32(fused_want(false, scales, i / (D * 2 * F),
+                                                            i / (2 * F) % D, i % (2 * F))));
         weights_close(weights);
         kit_end(&kit);
     }
 }
 
-/* ---- ranges, strides ------------------------------------------------------------------------------------------------------- */
+/* ---- ranges, strides -------------------------------------------------------------------- */
 
 static void test_ranges(void **state)
 {
@@ -210,7 +236,8 @@ static void test_ranges(void **state)
     box.stride[2] = 3 * D;
     assert_ok(weights_read(w, (int64_t[]){1, 0, F}, &box));
     for (int64_t r = 0; r < D; r++)
-        for (int64_t c = 0; c < F; c++) assert_true(spread[3 * (c * D + r)] == whole[(D + r) * 2 * F + F + c]);
+        for (int64_t c = 0; c < F; c++)
+            assert_true(spread[3 * (c * D + r)] == whole[(D + r) * 2 * F + F + c]);
     Tensor outside = tensor_make(spread, DTYPE_F32, shape_make(3, (int64_t[]){1, D, F}, NULL));
     assert_int_equal(weights_read(w, (int64_t[]){2, 0, 0}, &outside), ERR_SHAPE);
     assert_int_equal(weights_read(w, (int64_t[]){0, 0, F + 1}, &outside), ERR_SHAPE);
@@ -231,7 +258,8 @@ static void test_bits_stay(void **state)
         Weights *weights;
         uint8_t bits[4 * 96], back[4 * 96];
         size_t bytes = 96 * dtype_bytes(types[t]);
-        for (size_t i = 0; i < sizeof bits; i++) bits[i] = (uint8_t)rng_u64(7, i); /* not-a-numbers too */
+        for (size_t i = 0; i < sizeof bits; i++)
+            bits[i] = (uint8_t)rng_u64(7, i); /* not-a-numbers too */
         kit_begin(&kit);
         kit_add_bits(&kit, "model.norm.weight", types[t], 2, (int64_t[]){8, 12}, bits);
         kit_write(&kit, NULL);
@@ -244,14 +272,15 @@ static void test_bits_stay(void **state)
     }
 }
 
-/* ---- refusals ------------------------------------------------------------------------------------------------------------------ */
+/* ---- refusals --------------------------------------------------------------------------- */
 
 static void refuse(Kit *kit, const char *config, const char *sentence)
 {
     Weights *weights;
     kit_write(kit, config);
     assert_int_not_equal(weights_open(kit->dir, CKPT_VERIFY_SIZES, &weights), OK);
-    if (!strstr(status_message(), sentence)) fail_msg("'%s' lacks '%s'", status_message(), sentence);
+    if (!strstr(status_message(), sentence))
+        fail_msg("'%s' lacks '%s'", status_message(), sentence);
     kit_end(kit);
 }
 
@@ -263,7 +292,8 @@ static void test_refusals(void **state)
     kit_begin(&kit);
     kit_add(&kit, "a.weight", DTYPE_F8_E4M3, 2, dims, stored_value);
     kit_add(&kit, "a.weight_scale", DTYPE_F32, 2, wrong, kit_scale);
-    refuse(&kit, NULL, "the scales a.weight_scale are [any=6 any=1], which does not cover a.weight");
+    refuse(&kit, NULL,
+           "the scales a.weight_scale are [any=6 any=1], which does not cover a.weight");
     kit_begin(&kit);
     kit_add(&kit, "a.weight", DTYPE_BF16, 2, dims, stored_value);
     kit_add(&kit, "a.weight_scale", DTYPE_F32, 1, (int64_t[]){1}, kit_scale);
@@ -276,7 +306,8 @@ static void test_refusals(void **state)
     kit_begin(&kit);
     kit_add(&kit, "a.weight", DTYPE_F8_E4M3, 2, dims, stored_value);
     refuse(&kit, "{\"quantization_config\": {}}", "a.weight_scale is not there");
-    for (int skipped = 0; skipped < 5; skipped++) { /* without the last one down_proj is whole, of another shape */
+    for (int skipped = 0; skipped < 5;
+         skipped++) { /* without the last one down_proj is whole, of another shape */
         kit_begin(&kit);
         add_experts(&kit, 2, skipped, false);
         refuse(&kit, NULL, "are not complete");
@@ -293,18 +324,21 @@ static void test_match(void **state)
     kit_begin(&kit);
     kit_add(&kit, "a.weight", DTYPE_BF16, 2, (int64_t[]){OUT, IN}, stored_value);
     kit_add(&kit, "lm_head.weight", DTYPE_BF16, 1, (int64_t[]){1}, stored_value);
-    kit_add(&kit, "model.layers.0.self_attn.rotary_emb.inv_freq", DTYPE_F32, 1, (int64_t[]){4}, kit_scale);
+    kit_add(&kit, "model.layers.0.self_attn.rotary_emb.inv_freq", DTYPE_F32, 1, (int64_t[]){4},
+            kit_scale);
     kit_add(&kit, "b.input_scale", DTYPE_F32, 1, (int64_t[]){1}, kit_scale);
     kit_add(&kit, "b.weight_packed", DTYPE_I32, 1, (int64_t[]){4}, kit_scale);
     kit_write(&kit, NULL);
     assert_ok(weights_open(kit.dir, CKPT_VERIFY_SIZES, &weights));
     assert_int_equal(weights_ignored(weights), 2);
     Shape shape = shape_make(2, (int64_t[]){OUT, IN}, NULL);
-    NamedTensor list[] = {{"a.weight", tensor_make(room, DTYPE_F32, shape)},
-                          {"b.weight", tensor_make(room, DTYPE_F32, shape)},
-                          {"b.weight_packed", tensor_make(room, DTYPE_F32, shape_make(1, (int64_t[]){4}, NULL))}};
+    NamedTensor list[] = {
+        {"a.weight", tensor_make(room, DTYPE_F32, shape)},
+        {"b.weight", tensor_make(room, DTYPE_F32, shape)},
+        {"b.weight_packed", tensor_make(room, DTYPE_F32, shape_make(1, (int64_t[]){4}, NULL))}};
     assert_int_equal(weights_match(weights, list, 2), ERR_FORMAT);
-    assert_non_null(strstr(status_message(), "tensor b.weight_packed (I32) has no place in the model"));
+    assert_non_null(
+        strstr(status_message(), "tensor b.weight_packed (I32) has no place in the model"));
     list[1] = list[2];
     assert_ok(weights_match(weights, list, 2));
     list[0].tensor.shape = shape_make(2, (int64_t[]){IN, OUT}, NULL);
@@ -312,7 +346,8 @@ static void test_match(void **state)
     list[0].name = "c";
     list[0].tensor.shape = shape;
     assert_int_equal(weights_match(weights, list, 2), ERR_FORMAT);
-    WeightSlice slice = {"a.weight", {1, 2}, tensor_make(room, DTYPE_F32, shape_make(2, (int64_t[]){3, 4}, NULL))};
+    WeightSlice slice = {
+        "a.weight", {1, 2}, tensor_make(room, DTYPE_F32, shape_make(2, (int64_t[]){3, 4}, NULL))};
     assert_ok(weights_load_slices(weights, &slice, 1));
     for (int i = 0; i < 12; i++) assert_true(room[i] == stored_value((1 + i / 4) * IN + 2 + i % 4));
     slice.first[1] = 3;
@@ -324,8 +359,9 @@ static void test_match(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scales),    cmocka_unit_test(test_fused_experts), cmocka_unit_test(test_unfused_experts),
-        cmocka_unit_test(test_ranges),    cmocka_unit_test(test_bits_stay),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_scales),          cmocka_unit_test(test_fused_experts),
+        cmocka_unit_test(test_unfused_experts), cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_bits_stay),       cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_match),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-/* Meta's names of tensors: which weight each is, and how the files of one model cut it among them. */
+/* Meta's names of tensors: which weight each is, and how the files of one model cut it among them.
+ */
 #include <string.h>
 
 #include "weights/weights_internal.h"
@@ -6,7 +7,8 @@
 typedef struct NameRule {
     const char *name; /* after "layers.{i}.", or the whole */
     MetaRule rule;
-    const char *llama3, *llama4; /* after "model.layers.{i}.", or the whole; NULL: not of this family */
+    const char *llama3,
+        *llama4; /* after "model.layers.{i}.", or the whole; NULL: not of this family */
 } NameRule;
 
 static const NameRule outside[] = {
@@ -17,7 +19,8 @@ static const NameRule outside[] = {
     {"freqs_cis", META_IGNORED, "", ""},
 };
 
-static const char input_norm[] = "input_layernorm.weight", ffn_norm[] = "post_attention_layernorm.weight";
+static const char input_norm[] = "input_layernorm.weight",
+                  ffn_norm[] = "post_attention_layernorm.weight";
 
 static const NameRule inside[] = {
     {"attention_norm.weight", META_SAME, input_norm, input_norm},
@@ -33,16 +36,23 @@ static const NameRule inside[] = {
     {"feed_forward.mlp.layer_norm_weight", META_SAME, NULL, ffn_norm},
     {"feed_forward.w1.weight", META_ROWS, "mlp.gate_proj.weight", "feed_forward.gate_proj.weight"},
     {"feed_forward.w3.weight", META_ROWS, "mlp.up_proj.weight", "feed_forward.up_proj.weight"},
-    {"feed_forward.w2.weight", META_COLUMNS, "mlp.down_proj.weight", "feed_forward.down_proj.weight"},
+    {"feed_forward.w2.weight", META_COLUMNS, "mlp.down_proj.weight",
+     "feed_forward.down_proj.weight"},
     {"feed_forward.mlp.fc1_weight", META_GATE_UP, NULL, "feed_forward."},
     {"feed_forward.mlp.fc2_weight", META_COLUMNS, NULL, "feed_forward.down_proj.weight"},
     {"feed_forward.router_DE", META_ROUTER, NULL, "feed_forward.router.weight"},
-    {"feed_forward.experts.moe_w_in_eD_F", META_EXPERT_GATE, NULL, "feed_forward.experts.gate_up_proj"},
-    {"feed_forward.experts.moe_w_swiglu_eD_F", META_EXPERT_UP, NULL, "feed_forward.experts.gate_up_proj"},
-    {"feed_forward.experts.moe_w_out_eF_D", META_EXPERT_DOWN, NULL, "feed_forward.experts.down_proj"},
-    {"feed_forward.w_in_shared_FD.weight", META_ROWS, NULL, "feed_forward.shared_expert.gate_proj.weight"},
-    {"feed_forward.w_swiglu_FD.weight", META_ROWS, NULL, "feed_forward.shared_expert.up_proj.weight"},
-    {"feed_forward.w_out_shared_DF.weight", META_COLUMNS, NULL, "feed_forward.shared_expert.down_proj.weight"},
+    {"feed_forward.experts.moe_w_in_eD_F", META_EXPERT_GATE, NULL,
+     "feed_forward.experts.gate_up_proj"},
+    {"feed_forward.experts.moe_w_swiglu_eD_F", META_EXPERT_UP, NULL,
+     "feed_forward.experts.gate_up_proj"},
+    {"feed_forward.experts.moe_w_out_eF_D", META_EXPERT_DOWN, NULL,
+     "feed_forward.experts.down_proj"},
+    {"feed_forward.w_in_shared_FD.weight", META_ROWS, NULL,
+     "feed_forward.shared_expert.gate_proj.weight"},
+    {"feed_forward.w_swiglu_FD.weight", META_ROWS, NULL,
+     "feed_forward.shared_expert.up_proj.weight"},
+    {"feed_forward.w_out_shared_DF.weight", META_COLUMNS, NULL,
+     "feed_forward.shared_expert.down_proj.weight"},
     /* statistics of the training, which nothing reads */
     {"feed_forward.global_gate_stats_3E", META_IGNORED, "", ""},
     {"feed_forward.running_gate_stats_3E", META_IGNORED, "", ""},
@@ -80,9 +90,11 @@ MetaRule meta_rule(Arena *arena, const char *name, bool llama4, const char **hf_
     const char *rest = name;
     bool in_layer = split_layer(arena, name, &layer, &rest);
     if (is_vision(name)) return META_IGNORED;
-    const NameRule *rule = in_layer ? find(inside, COUNT_OF(inside), rest) : find(outside, COUNT_OF(outside), name);
+    const NameRule *rule = in_layer ? find(inside, COUNT_OF(inside), rest)
+                                    : find(outside, COUNT_OF(outside), name);
     const char *ours = !rule ? NULL : llama4 ? rule->llama4 : rule->llama3;
     if (!ours) return META_UNKNOWN;
-    *hf_name = in_layer ? arena_printf(arena, "model.layers.%lld.%s", (long long)layer, ours) : ours;
+    *hf_name = in_layer ? arena_printf(arena, "model.layers.%lld.%s", (long long)layer, ours)
+                        : ours;
     return rule->rule;
 }

@@ -1,5 +1,5 @@
-/* Meta's layout against the same models in Hugging Face's, bit by bit; and what params.json means. The files are those of
- * tools/golden/make_meta.py. */
+/* Meta's layout against the same models in Hugging Face's, bit by bit; and what params.json means.
+ * The files are those of tools/golden/make_meta.py. */
 #include "weights/weights_testkit.h"
 
 #define GOLDEN SOURCE_DIR "/tests/golden_meta/"
@@ -23,7 +23,7 @@ static Weights *open_meta(const char *family, int n)
     return open_golden(family, form);
 }
 
-/* ---- the same bits ---------------------------------------------------------------------------------------------- */
+/* ---- the same bits ---------------------------------------------------------------------- */
 
 static void compare(const Weights *hf, const Weights *meta)
 {
@@ -38,7 +38,9 @@ static void compare(const Weights *hf, const Weights *meta)
         assert_ok(weights_read_range(a, 0, n, DTYPE_BF16, x));
         assert_ok(weights_read_range(b, 0, n, DTYPE_BF16, y));
         for (int64_t k = 0; k < n; k++)
-            if (x[k] != y[k]) fail_msg("%s in %s: element %lld differs", a->name, weights_form(meta), (long long)k);
+            if (x[k] != y[k])
+                fail_msg("%s in %s: element %lld differs", a->name, weights_form(meta),
+                         (long long)k);
         free(x);
         free(y);
     }
@@ -72,8 +74,10 @@ static void test_boxes(void **state)
             for (uint64_t round = 0; round < 60; round++) {
                 int64_t first[MAX_RANK] = {0}, dim[MAX_RANK] = {0}, n = 1;
                 for (int d = 0; d < w->shape.rank; d++) {
-                    first[d] = (int64_t)rng_below(key, 8 * round + (uint64_t)d, (uint64_t)w->shape.dim[d]);
-                    dim[d] = 1 + (int64_t)rng_below(key, 8 * round + 4 + (uint64_t)d, (uint64_t)(w->shape.dim[d] - first[d]));
+                    first[d] = (int64_t)rng_below(key, 8 * round + (uint64_t)d,
+                                                  (uint64_t)w->shape.dim[d]);
+                    dim[d] = 1 + (int64_t)rng_below(key, 8 * round + 4 + (uint64_t)d,
+                                                    (uint64_t)(w->shape.dim[d] - first[d]));
                     n *= dim[d];
                 }
                 float *x = xcalloc((size_t)n, 4), *y = xcalloc((size_t)n, 4);
@@ -93,7 +97,7 @@ static void test_boxes(void **state)
     }
 }
 
-/* ---- configuration ----------------------------------------------------------------------------------------------- */
+/* ---- configuration ---------------------------------------------------------------------- */
 
 /* What the published config.json says must follow from params.json. */
 static void compare_json(const json_t *want, const json_t *have, const char *where)
@@ -109,7 +113,8 @@ static void compare_json(const json_t *want, const json_t *have, const char *whe
         } else if (json_is_object(value)) {
             compare_json(value, other, key);
         } else {
-            bool same = json_is_number(value) ? json_number_value(value) == json_number_value(other) : json_equal(value, other);
+            bool same = json_is_number(value) ? json_number_value(value) == json_number_value(other)
+                                              : json_equal(value, other);
             if (!same) fail_msg("%s: %s differs", where, key);
         }
     }
@@ -149,29 +154,44 @@ static void test_published(void **state)
         int64_t vocab, width, width_mlp;
         double factor, high;
     } cases[] = {
-        {"{\"dim\": 2048, \"n_layers\": 16, \"n_heads\": 32, \"n_kv_heads\": 8, \"ffn_dim_multiplier\": 1.5, \"multiple_of\": 256,"
-         "\"use_scaled_rope\": true}", 128256, 8192, 0, 32, 4},
-        {"{\"dim\": 3072, \"n_layers\": 28, \"n_heads\": 24, \"n_kv_heads\": 8, \"ffn_dim_multiplier\": 1.0, \"multiple_of\": 256,"
-         "\"use_scaled_rope\": true}", 128256, 8192, 0, 32, 4},
-        {"{\"dim\": 4096, \"n_layers\": 32, \"n_heads\": 32, \"n_kv_heads\": 8, \"ffn_dim_multiplier\": 1.3, \"multiple_of\": 1024}",
+        {"{\"dim\": 2048, \"n_layers\": 16, \"n_heads\": 32, \"n_kv_heads\": 8, "
+         "\"ffn_dim_multiplier\": 1.5, \"multiple_of\": 256,"
+         "\"use_scaled_rope\": true}",
+         128256, 8192, 0, 32, 4},
+        {"{\"dim\": 3072, \"n_layers\": 28, \"n_heads\": 24, \"n_kv_heads\": 8, "
+         "\"ffn_dim_multiplier\": 1.0, \"multiple_of\": 256,"
+         "\"use_scaled_rope\": true}",
+         128256, 8192, 0, 32, 4},
+        {"{\"dim\": 4096, \"n_layers\": 32, \"n_heads\": 32, \"n_kv_heads\": 8, "
+         "\"ffn_dim_multiplier\": 1.3, \"multiple_of\": 1024}",
          128256, 14336, 0, 0, 0},
-        {"{\"dim\": 8192, \"n_layers\": 80, \"n_heads\": 64, \"n_kv_heads\": 8, \"ffn_dim_multiplier\": 1.3, \"multiple_of\": 4096,"
-         "\"use_scaled_rope\": true}", 128256, 28672, 0, 8, 4},
-        {"{\"dim\": 16384, \"n_layers\": 126, \"n_heads\": 128, \"n_kv_heads\": 8, \"ffn_dim_multiplier\": 1.2, \"multiple_of\": 4096,"
-         "\"use_scaled_rope\": true}", 128256, 53248, 0, 8, 4},
-        {"{\"dim\": 5120, \"n_layers\": 48, \"n_heads\": 40, \"n_kv_heads\": 8, \"ffn_exp\": 4.0, \"ffn_dim_multiplier\": 1.2,"
-         "\"multiple_of\": 2048, \"use_scaled_rope\": true, \"nope_layer_interval\": 4, \"use_qk_norm\": true, \"moe_args\":"
-         "{\"num_experts\": 16, \"capacity_factor\": 1.0, \"auto_scale_F\": true, \"top_k\": 1, \"interleave_moe_layer_step\": 1}}",
+        {"{\"dim\": 8192, \"n_layers\": 80, \"n_heads\": 64, \"n_kv_heads\": 8, "
+         "\"ffn_dim_multiplier\": 1.3, \"multiple_of\": 4096,"
+         "\"use_scaled_rope\": true}",
+         128256, 28672, 0, 8, 4},
+        {"{\"dim\": 16384, \"n_layers\": 126, \"n_heads\": 128, \"n_kv_heads\": 8, "
+         "\"ffn_dim_multiplier\": 1.2, \"multiple_of\": 4096,"
+         "\"use_scaled_rope\": true}",
+         128256, 53248, 0, 8, 4},
+        {"{\"dim\": 5120, \"n_layers\": 48, \"n_heads\": 40, \"n_kv_heads\": 8, \"ffn_exp\": 4.0, "
+         "\"ffn_dim_multiplier\": 1.2,"
+         "\"multiple_of\": 2048, \"use_scaled_rope\": true, \"nope_layer_interval\": 4, "
+         "\"use_qk_norm\": true, \"moe_args\":"
+         "{\"num_experts\": 16, \"capacity_factor\": 1.0, \"auto_scale_F\": true, \"top_k\": 1, "
+         "\"interleave_moe_layer_step\": 1}}",
          202048, 8192, 16384, 16, 1},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
         json_t *config = config_of(cases[i].params, cases[i].vocab, false);
-        assert_int_equal(json_integer_value(json_object_get(config, "intermediate_size")), cases[i].width);
+        assert_int_equal(json_integer_value(json_object_get(config, "intermediate_size")),
+                         cases[i].width);
         if (cases[i].width_mlp)
-            assert_int_equal(json_integer_value(json_object_get(config, "intermediate_size_mlp")), cases[i].width_mlp);
+            assert_int_equal(json_integer_value(json_object_get(config, "intermediate_size_mlp")),
+                             cases[i].width_mlp);
         const json_t *scaling = json_object_get(config, "rope_scaling");
         assert_true(json_number_value(json_object_get(scaling, "factor")) == cases[i].factor);
-        assert_true(json_number_value(json_object_get(scaling, "high_freq_factor")) == cases[i].high);
+        assert_true(json_number_value(json_object_get(scaling, "high_freq_factor")) ==
+                    cases[i].high);
         json_decref(config);
     }
 }
@@ -187,18 +207,21 @@ static void test_bad_params(void **state)
         {"{\"dim\": 64.5, \"n_layers\": 1, \"n_heads\": 1}", "dim is not a whole number"},
         {"{\"dim\": 64, \"n_layers\": 1, \"n_heads\": 7}", "not n_heads 7 times"},
         {"{\"dim\": 64, \"n_layers\": 1, \"n_heads\": 8, \"multiple_of\": 0}", "multiple_of"},
-        {"{\"dim\": 64, \"n_layers\": 1, \"n_heads\": 8, \"ffn_dim_multiplier\": \"x\"}", "ffn_dim_multiplier"},
-        {"{\"dim\": 64, \"n_layers\": 1, \"n_heads\": 8, \"vocab_size\": 9}", "vocab_size is 9, but"},
+        {"{\"dim\": 64, \"n_layers\": 1, \"n_heads\": 8, \"ffn_dim_multiplier\": \"x\"}",
+         "ffn_dim_multiplier"},
+        {"{\"dim\": 64, \"n_layers\": 1, \"n_heads\": 8, \"vocab_size\": 9}",
+         "vocab_size is 9, but"},
     };
     for (int i = 0; i < COUNT_OF(bad); i++) {
         json_t *json = json_loads(bad[i][0], 0, NULL), *config;
         assert_int_not_equal(params_config(json, "params.json", 10, false, &config), OK);
-        if (!strstr(status_message(), bad[i][1])) fail_msg("'%s' lacks '%s'", status_message(), bad[i][1]);
+        if (!strstr(status_message(), bad[i][1]))
+            fail_msg("'%s' lacks '%s'", status_message(), bad[i][1]);
         json_decref(json);
     }
 }
 
-/* ---- directories that are not whole -------------------------------------------------------------------------------- */
+/* ---- directories that are not whole ----------------------------------------------------- */
 
 static void copy_file(Kit *kit, const char *from, const char *name)
 {
@@ -211,7 +234,8 @@ static void refuse(Kit *kit, const char *sentence)
 {
     Weights *weights;
     assert_int_not_equal(weights_open(kit->dir, CKPT_VERIFY_SIZES, &weights), OK);
-    if (!strstr(status_message(), sentence)) fail_msg("'%s' lacks '%s'", status_message(), sentence);
+    if (!strstr(status_message(), sentence))
+        fail_msg("'%s' lacks '%s'", status_message(), sentence);
     kit_end(kit);
 }
 
@@ -241,8 +265,9 @@ static void test_directories(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_boxes),      cmocka_unit_test(test_config),
-        cmocka_unit_test(test_published), cmocka_unit_test(test_bad_params), cmocka_unit_test(test_directories),
+        cmocka_unit_test(test_same_bits),  cmocka_unit_test(test_boxes),
+        cmocka_unit_test(test_config),     cmocka_unit_test(test_published),
+        cmocka_unit_test(test_bad_params), cmocka_unit_test(test_directories),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,11 +1,13 @@
 /* A dictionary of tensors as torch.save pickles it, read without executing anything.
  *
- * A pickle is a program for a stack machine that may call any function of Python. Here it may name only the few things
- * below, none of which is ever called: what looks like a call to torch._utils._rebuild_tensor_v2 is the description of a
- * tensor. Everything else ends the reading with the name of what was asked for.
+ * A pickle is a program for a stack machine that may call any function of Python. Here it may name
+ * only the few things below, none of which is ever called: what looks like a call to
+ * torch._utils._rebuild_tensor_v2 is the description of a tensor. Everything else ends the reading
+ * with the name of what was asked for.
  *
- * Values are small and copied; tuples and dictionaries are arrays in the arena. What a text makes us allocate is bounded
- * by its length, whatever it says. No value is ever walked deeper than the one level that a description has. */
+ * Values are small and copied; tuples and dictionaries are arrays in the arena. What a text makes
+ * us allocate is bounded by its length, whatever it says. No value is ever walked deeper than the
+ * one level that a description has. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,12 +16,19 @@
 
 enum { MAX_STACK = 1 << 16, BYTES_PER_BYTE = 8, EXTRA_BYTES = 1 << 20 };
 
-/* ---- values -------------------------------------------------------------------------------------------------- */
+/* ---- values ----------------------------------------------------------------------------- */
 
 typedef enum Kind { NONE, MARK, BOOL, INT, TEXT, TUPLE, DICT, NAMED, STORAGE, TENSOR } Kind;
 
 /* What a pickle may name. */
-typedef enum What { ORDERED_DICT, REBUILD_V2, REBUILD_V3, REBUILD_PARAMETER, STORAGE_TYPE, ELEMENT_TYPE } What;
+typedef enum What {
+    ORDERED_DICT,
+    REBUILD_V2,
+    REBUILD_V3,
+    REBUILD_PARAMETER,
+    STORAGE_TYPE,
+    ELEMENT_TYPE
+} What;
 
 typedef struct Known {
     const char *module, *name;
@@ -69,7 +78,7 @@ typedef struct Value {
 typedef struct Dict {
     struct DictPair {
         Value key, value;
-    } *pair;
+    } * pair;
     size_t n, cap;
 } Dict;
 
@@ -89,7 +98,7 @@ typedef struct Machine {
     VEC(Value) memo;
 } Machine;
 
-/* ---- the machine ------------------------------------------------------------------------------------------------ */
+/* ---- the machine ------------------------------------------------------------------------ */
 
 static Status damaged(const Machine *m, const char *why)
 {
@@ -137,7 +146,10 @@ static Status pop(Machine *m, Value *value)
     return OK;
 }
 
-static Status push_number(Machine *m, int64_t number) { return push(m, (Value){.kind = INT, .number = number}); }
+static Status push_number(Machine *m, int64_t number)
+{
+    return push(m, (Value){.kind = INT, .number = number});
+}
 
 static Status push_text(Machine *m, size_t n)
 {
@@ -202,14 +214,17 @@ static Status put_pair(Machine *m, Dict *dict, Value key, Value value)
     return OK;
 }
 
-/* Key and value alternate in the n values on top; below them (and below the mark) is the dictionary. */
+/* Key and value alternate in the n values on top; below them (and below the mark) is the
+ * dictionary. */
 static Status set_items(Machine *m, size_t n, size_t below)
 {
-    if (n % 2 || n + below + 1 > m->stack.n) return damaged(m, "a dictionary gets an odd number of values");
+    if (n % 2 || n + below + 1 > m->stack.n)
+        return damaged(m, "a dictionary gets an odd number of values");
     const Value *values = m->stack.at + (m->stack.n - n), *dict = values - below - 1;
     if (dict->kind != DICT) return damaged(m, "what should be a dictionary is none");
     for (size_t k = 0; k < n; k += 2) {
-        if (values[k].kind == MARK || values[k + 1].kind == MARK) return damaged(m, "a dictionary holds a mark");
+        if (values[k].kind == MARK || values[k + 1].kind == MARK)
+            return damaged(m, "a dictionary holds a mark");
         TRY(put_pair(m, dict->dict, values[k], values[k + 1]));
     }
     m->stack.n -= n + below;
@@ -233,14 +248,16 @@ static Status get_memo(Machine *m, uint64_t index)
     return push(m, m->memo.at[index]);
 }
 
-/* ---- names ----------------------------------------------------------------------------------------------------- */
+/* ---- names ------------------------------------------------------------------------------ */
 
 static Status push_named(Machine *m, const char *module, const char *name)
 {
     for (int i = 0; i < COUNT_OF(knowns); i++)
         if (!strcmp(module, knowns[i].module) && !strcmp(name, knowns[i].name))
             return push(m, (Value){.kind = NAMED, .known = &knowns[i]});
-    return fail(ERR_UNSUPPORTED, "%s asks for %.100s.%.100s: refused; drover reads dictionaries of tensors and executes nothing",
+    return fail(ERR_UNSUPPORTED,
+                "%s asks for %.100s.%.100s: refused; drover reads dictionaries of tensors and "
+                "executes nothing",
                 m->what, module, name);
 }
 
@@ -276,9 +293,12 @@ static Status stack_global(Machine *m)
     return push_named(m, module.text, name.text);
 }
 
-/* ---- storages and tensors ---------------------------------------------------------------------------------------- */
+/* ---- storages and tensors --------------------------------------------------------------- */
 
-static bool is_known(const Value *v, What what) { return v->kind == NAMED && v->known->what == what; }
+static bool is_known(const Value *v, What what)
+{
+    return v->kind == NAMED && v->known->what == what;
+}
 
 /* ("storage", type, key, location, elements) */
 static Status push_storage(Machine *m)
@@ -287,11 +307,13 @@ static Status push_storage(Machine *m)
     void *room = NULL;
     TRY(pop(m, &id));
     const Value *v = id.item;
-    bool good = id.kind == TUPLE && id.n == 5 && v[0].kind == TEXT && !strcmp(v[0].text, "storage") &&
-                is_known(&v[1], STORAGE_TYPE) && v[2].kind == TEXT && v[4].kind == INT && v[4].number >= 0;
+    bool good = id.kind == TUPLE && id.n == 5 && v[0].kind == TEXT &&
+                !strcmp(v[0].text, "storage") && is_known(&v[1], STORAGE_TYPE) &&
+                v[2].kind == TEXT && v[4].kind == INT && v[4].number >= 0;
     if (!good) return damaged(m, "a persistent id is no storage");
     TRY(allocate(m, sizeof(Storage), &room));
-    *(Storage *)room = (Storage){.type = v[1].known, .key = v[2].text, .count = (uint64_t)v[4].number};
+    *(Storage *)room = (Storage){
+        .type = v[1].known, .key = v[2].text, .count = (uint64_t)v[4].number};
     return push(m, (Value){.kind = STORAGE, .storage = room});
 }
 
@@ -305,14 +327,16 @@ static bool read_numbers(const Value *tuple, int64_t *out)
     return true;
 }
 
-/* (storage, first element, sizes, strides, requires_grad, hooks), and for v3 the type of the elements. */
+/* (storage, first element, sizes, strides, requires_grad, hooks), and for v3 the type of the
+ * elements. */
 static Status push_tensor(Machine *m, const Value *args, bool v3)
 {
     int64_t dims[MAX_RANK] = {0};
     void *room = NULL;
     const Value *v = args->item;
-    bool good = args->n >= (v3 ? 7u : 6u) && v[0].kind == STORAGE && v[1].kind == INT && v[1].number >= 0 &&
-                v[2].kind == TUPLE && v[3].kind == TUPLE && v[2].n == v[3].n && (!v3 || is_known(&v[6], ELEMENT_TYPE));
+    bool good = args->n >= (v3 ? 7u : 6u) && v[0].kind == STORAGE && v[1].kind == INT &&
+                v[1].number >= 0 && v[2].kind == TUPLE && v[3].kind == TUPLE && v[2].n == v[3].n &&
+                (!v3 || is_known(&v[6], ELEMENT_TYPE));
     TRY(allocate(m, sizeof(PickleTensor), &room));
     PickleTensor *t = room;
     if (!good || !read_numbers(&v[2], dims) || !read_numbers(&v[3], t->stride))
@@ -335,13 +359,16 @@ static Status reduce(Machine *m)
     Value args = {0}, function = {0};
     TRY(pop(m, &args));
     TRY(pop(m, &function));
-    if (args.kind != TUPLE || function.kind != NAMED) return damaged(m, "it calls what is no function");
+    if (args.kind != TUPLE || function.kind != NAMED)
+        return damaged(m, "it calls what is no function");
     switch (function.known->what) {
-    case ORDERED_DICT: return args.n == 0 ? push_dict(m) : damaged(m, "an OrderedDict is made from something");
+    case ORDERED_DICT:
+        return args.n == 0 ? push_dict(m) : damaged(m, "an OrderedDict is made from something");
     case REBUILD_V2: return push_tensor(m, &args, false);
     case REBUILD_V3: return push_tensor(m, &args, true);
     case REBUILD_PARAMETER:
-        if (args.n < 1 || args.item[0].kind != TENSOR) return damaged(m, "a parameter is no tensor");
+        if (args.n < 1 || args.item[0].kind != TENSOR)
+            return damaged(m, "a parameter is no tensor");
         return push(m, args.item[0]);
     case STORAGE_TYPE:
     case ELEMENT_TYPE: break;
@@ -358,7 +385,7 @@ static Status build(Machine *m)
     return damaged(m, "it sets attributes of something");
 }
 
-/* ---- instructions --------------------------------------------------------------------------------------------------- */
+/* ---- instructions ----------------------------------------------------------------------- */
 
 static Status long_number(Machine *m)
 {
@@ -368,7 +395,8 @@ static Status long_number(Machine *m)
     if (length > 8) return damaged(m, "a number is too large");
     TRY(take(m, (size_t)length, &at));
     for (uint64_t k = length; k-- > 0;) value = value << 8 | at[k];
-    if (length && length < 8 && at[length - 1] & 0x80) value |= ~(uint64_t)0 << (8 * length); /* two's complement */
+    if (length && length < 8 && at[length - 1] & 0x80)
+        value |= ~(uint64_t)0 << (8 * length); /* two's complement */
     return push_number(m, (int64_t)value);
 }
 
@@ -393,9 +421,11 @@ static Status step(Machine *m, bool *done)
     uint64_t n = 0;
     TRY(take(m, 1, &code));
     switch (*code) {
-    case 0x80: TRY(take_number(m, 1, &n)); return n <= 5 ? OK : damaged(m, "its protocol is unknown"); /* PROTO */
-    case 0x95: return take_number(m, 8, &n);                                                          /* FRAME */
-    case '.': *done = true; return OK;                                                                /* STOP */
+    case 0x80:
+        TRY(take_number(m, 1, &n));
+        return n <= 5 ? OK : damaged(m, "its protocol is unknown"); /* PROTO */
+    case 0x95: return take_number(m, 8, &n);                        /* FRAME */
+    case '.': *done = true; return OK;                              /* STOP */
     case '(': return push(m, (Value){.kind = MARK});
     case '0': return pop_value(m);
     case 'N': return push(m, (Value){.kind = NONE});
@@ -427,11 +457,13 @@ static Status step(Machine *m, bool *done)
     case 'b': return build(m);
     default: break;
     }
-    return fail(ERR_UNSUPPORTED, "%s: instruction 0x%02x at byte %zu of the pickle is none that tensors need: refused", m->what,
-                *code, m->i - 1);
+    return fail(
+        ERR_UNSUPPORTED,
+        "%s: instruction 0x%02x at byte %zu of the pickle is none that tensors need: refused",
+        m->what, *code, m->i - 1);
 }
 
-/* ---- the result ------------------------------------------------------------------------------------------------------ */
+/* ---- the result ------------------------------------------------------------------------- */
 
 static int by_name(const void *a, const void *b)
 {
@@ -440,14 +472,16 @@ static int by_name(const void *a, const void *b)
 
 static Status collect(Machine *m, Pickle *pickle)
 {
-    if (m->stack.n != 1 || m->stack.at[0].kind != DICT) return damaged(m, "it is no dictionary of tensors");
+    if (m->stack.n != 1 || m->stack.at[0].kind != DICT)
+        return damaged(m, "it is no dictionary of tensors");
     const Dict *dict = m->stack.at[0].dict;
     pickle->tensor = ARENA_ARRAY(m->arena, PickleTensor, dict->n + 1);
     pickle->n = (int)dict->n;
     for (size_t i = 0; i < dict->n; i++) {
         const struct DictPair *p = &dict->pair[i];
         if (p->key.kind != TEXT || p->value.kind != TENSOR)
-            return fail(ERR_UNSUPPORTED, "%s: %.200s is no tensor; a dictionary of tensors is needed", m->what,
+            return fail(ERR_UNSUPPORTED,
+                        "%s: %.200s is no tensor; a dictionary of tensors is needed", m->what,
                         p->key.kind == TEXT ? p->key.text : "a key");
         pickle->tensor[i] = *p->value.tensor;
         pickle->tensor[i].name = p->key.text;
@@ -455,7 +489,8 @@ static Status collect(Machine *m, Pickle *pickle)
     if (pickle->n) qsort(pickle->tensor, (size_t)pickle->n, sizeof *pickle->tensor, by_name);
     for (int i = 1; i < pickle->n; i++)
         if (!strcmp(pickle->tensor[i - 1].name, pickle->tensor[i].name))
-            return fail(ERR_FORMAT, "%s: tensor %s is there twice", m->what, pickle->tensor[i].name);
+            return fail(ERR_FORMAT, "%s: tensor %s is there twice", m->what,
+                        pickle->tensor[i].name);
     return OK;
 }
 
@@ -463,7 +498,8 @@ Status pickle_read(Arena *arena, const char *what, Bytes text, Pickle *pickle)
 {
     Machine m = {.arena = arena, .what = what, .text = text};
     if (text.n > PICKLE_MAX_BYTES)
-        return fail(ERR_FORMAT, "%s has a pickle of %zu bytes; at most %d are accepted", what, text.n, PICKLE_MAX_BYTES);
+        return fail(ERR_FORMAT, "%s has a pickle of %zu bytes; at most %d are accepted", what,
+                    text.n, PICKLE_MAX_BYTES);
     m.budget = text.n * BYTES_PER_BYTE + EXTRA_BYTES;
     bool done = false;
     Status status = OK;

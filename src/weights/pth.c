@@ -1,5 +1,5 @@
-/* A file of torch.save: the container, the pickle in it, and where in the file each tensor lies. Opening reads the
- * directory and the pickle; the tensors stay where they are. */
+/* A file of torch.save: the container, the pickle in it, and where in the file each tensor lies.
+ * Opening reads the directory and the pickle; the tensors stay where they are. */
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
@@ -17,7 +17,7 @@ struct Pth {
     int n;
 };
 
-/* ---- opening ----------------------------------------------------------------------------------------------- */
+/* ---- opening ---------------------------------------------------------------------------- */
 
 static const char pickle_name[] = "data.pkl";
 
@@ -27,12 +27,14 @@ static Status find_pickle(const Pth *f, const ZipEntry **entry, size_t *folder)
     *entry = NULL;
     for (int i = 0; i < f->zip.n; i++) {
         const char *name = f->zip.entry[i].name, *base = path_base(name);
-        if (strcmp(base, pickle_name) != 0 || (*entry && base - name >= (ptrdiff_t)*folder)) continue;
+        if (strcmp(base, pickle_name) != 0 || (*entry && base - name >= (ptrdiff_t)*folder))
+            continue;
         *entry = &f->zip.entry[i];
         *folder = (size_t)(base - name);
     }
     if (*entry) return OK;
-    return fail(ERR_FORMAT, "%s is a zip file, but none of torch.save: it has no %s", f->map.path, pickle_name);
+    return fail(ERR_FORMAT, "%s is a zip file, but none of torch.save: it has no %s", f->map.path,
+                pickle_name);
 }
 
 static Status check_crc(const Pth *f, const ZipEntry *entry)
@@ -47,8 +49,10 @@ static Status check_crc(const Pth *f, const ZipEntry *entry)
     }
     free(piece);
     if (status == OK && (uint32_t)crc != entry->crc)
-        status = fail(ERR_FORMAT, "%s is damaged: entry %s, bytes %llu to %llu, does not match its checksum", f->map.path,
-                      entry->name, (unsigned long long)entry->offset, (unsigned long long)(entry->offset + entry->bytes));
+        status = fail(ERR_FORMAT,
+                      "%s is damaged: entry %s, bytes %llu to %llu, does not match its checksum",
+                      f->map.path, entry->name, (unsigned long long)entry->offset,
+                      (unsigned long long)(entry->offset + entry->bytes));
     return status;
 }
 
@@ -64,15 +68,20 @@ static Status check_byte_order(Pth *f, const char *folder)
     return fail(ERR_UNSUPPORTED, "%s: its numbers are big-endian", f->map.path);
 }
 
-/* The bytes from the first to behind the last element that sizes and strides reach; false when they overflow. */
+/* The bytes from the first to behind the last element that sizes and strides reach; false when they
+ * overflow. */
 static bool tensor_extent(const PickleTensor *t, uint64_t *begin, uint64_t *end)
 {
     size_t last = t->first, reach;
     bool empty = shape_count(&t->shape) == 0;
     for (int d = 0; d < t->shape.rank && !empty; d++)
-        if (!size_mul((size_t)(t->shape.dim[d] - 1), (size_t)t->stride[d], &reach) || !size_add(last, reach, &last)) return false;
+        if (!size_mul((size_t)(t->shape.dim[d] - 1), (size_t)t->stride[d], &reach) ||
+            !size_add(last, reach, &last))
+            return false;
     size_t first_byte, last_byte;
-    if (!size_mul(t->first, t->element_bytes, &first_byte) || !size_mul(last, t->element_bytes, &last_byte)) return false;
+    if (!size_mul(t->first, t->element_bytes, &first_byte) ||
+        !size_mul(last, t->element_bytes, &last_byte))
+        return false;
     *begin = first_byte;
     if (empty) {
         *end = first_byte;
@@ -83,20 +92,29 @@ static bool tensor_extent(const PickleTensor *t, uint64_t *begin, uint64_t *end)
 
 static Status place_tensor(Pth *f, const char *folder, const PickleTensor *from, PthTensor *to)
 {
-    const ZipEntry *entry = zip_find(&f->zip, arena_printf(&f->arena, "%sdata/%s", folder, from->key));
+    const ZipEntry *entry = zip_find(&f->zip,
+                                     arena_printf(&f->arena, "%sdata/%s", folder, from->key));
     size_t storage;
     uint64_t begin, end;
     if (!entry)
-        return fail(ERR_FORMAT, "%s: tensor %s is in entry %sdata/%s, which is not there", f->map.path, from->name, folder,
-                    from->key);
-    bool fits = size_mul(from->storage_count, from->storage_size, &storage) && storage == entry->bytes &&
-                tensor_extent(from, &begin, &end) && end <= entry->bytes &&
-                (uint64_t)shape_count(&from->shape) <= entry->bytes / from->element_bytes; /* no element twice */
+        return fail(ERR_FORMAT, "%s: tensor %s is in entry %sdata/%s, which is not there",
+                    f->map.path, from->name, folder, from->key);
+    bool fits = size_mul(from->storage_count, from->storage_size, &storage) &&
+                storage == entry->bytes && tensor_extent(from, &begin, &end) &&
+                end <= entry->bytes &&
+                (uint64_t)shape_count(&from->shape) <=
+                    entry->bytes / from->element_bytes; /* no element twice */
     if (!fits)
-        return fail(ERR_FORMAT, "%s: tensor %s does not lie within its entry %s, bytes %llu to %llu", f->map.path, from->name,
-                    entry->name, (unsigned long long)entry->offset, (unsigned long long)(entry->offset + entry->bytes));
-    *to = (PthTensor){.name = from->name, .dtype = from->dtype, .type_name = from->type_name, .shape = from->shape,
-                      .entry = entry->name, .offset = entry->offset + begin,
+        return fail(ERR_FORMAT,
+                    "%s: tensor %s does not lie within its entry %s, bytes %llu to %llu",
+                    f->map.path, from->name, entry->name, (unsigned long long)entry->offset,
+                    (unsigned long long)(entry->offset + entry->bytes));
+    *to = (PthTensor){.name = from->name,
+                      .dtype = from->dtype,
+                      .type_name = from->type_name,
+                      .shape = from->shape,
+                      .entry = entry->name,
+                      .offset = entry->offset + begin,
                       .bytes = (uint64_t)shape_count(&from->shape) * from->element_bytes};
     memcpy(to->stride, from->stride, sizeof to->stride);
     return OK;
@@ -112,15 +130,16 @@ static Status read_tensors(Pth *f)
     const char *prefix = arena_strndup(&f->arena, entry->name, folder);
     TRY(check_byte_order(f, prefix));
     if (entry->bytes > PICKLE_MAX_BYTES)
-        return fail(ERR_FORMAT, "%s: entry %s has %llu bytes; at most %d are accepted", f->map.path, entry->name,
-                    (unsigned long long)entry->bytes, PICKLE_MAX_BYTES);
+        return fail(ERR_FORMAT, "%s: entry %s has %llu bytes; at most %d are accepted", f->map.path,
+                    entry->name, (unsigned long long)entry->bytes, PICKLE_MAX_BYTES);
     TRY(check_crc(f, entry));
     uint8_t *text = arena_alloc(&f->arena, (size_t)entry->bytes + 1);
     TRY(file_map_copy(&f->map, (size_t)entry->offset, text, (size_t)entry->bytes));
     TRY(pickle_read(&f->arena, f->map.path, (Bytes){text, (size_t)entry->bytes}, &pickle));
     f->tensor = ARENA_ARRAY(&f->arena, PthTensor, pickle.n + 1);
     f->n = pickle.n;
-    for (int i = 0; i < pickle.n; i++) TRY(place_tensor(f, prefix, &pickle.tensor[i], &f->tensor[i]));
+    for (int i = 0; i < pickle.n; i++)
+        TRY(place_tensor(f, prefix, &pickle.tensor[i], &f->tensor[i]));
     return OK;
 }
 
@@ -163,7 +182,7 @@ void pth_close(Pth *f)
     free(f);
 }
 
-/* ---- reading -------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------- */
 
 const FileMap *pth_map(const Pth *f) { return &f->map; }
 int pth_count(const Pth *f) { return f->n; }

@@ -1,4 +1,5 @@
-/* Fuzz target: a file of torch.save, container and pickle. What is accepted lies inside the file, and can be read. */
+/* Fuzz target: a file of torch.save, container and pickle. What is accepted lies inside the file,
+ * and can be read. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,11 +8,21 @@
 static void read_tensor(const Pth *file, const PthTensor *t)
 {
     enum { MAX_READ = 1 << 16 };
-    Stored stored = {.name = t->name, .map = pth_map(file), .dtype = t->dtype, .type_name = t->type_name, .shape = t->shape,
-                     .offset = t->offset, .bytes = t->bytes};
+    Stored stored = {.name = t->name,
+                     .map = pth_map(file),
+                     .dtype = t->dtype,
+                     .type_name = t->type_name,
+                     .shape = t->shape,
+                     .offset = t->offset,
+                     .bytes = t->bytes};
     memcpy(stored.stride, t->stride, sizeof stored.stride);
     WeightPiece piece = piece_whole(&stored);
-    Weight w = {.name = t->name, .shape = t->shape, .dtype = t->dtype, .kind = t->type_name, .piece = &piece, .n_pieces = 1};
+    Weight w = {.name = t->name,
+                .shape = t->shape,
+                .dtype = t->dtype,
+                .kind = t->type_name,
+                .piece = &piece,
+                .n_pieces = 1};
     int64_t n = shape_count(&t->shape);
     if (t->dtype == DTYPE_COUNT || n > MAX_READ) return;
     void *values = xmalloc((size_t)n * dtype_bytes(t->dtype));

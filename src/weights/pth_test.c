@@ -3,7 +3,7 @@
 
 #define GOLDEN SOURCE_DIR "/tests/golden_meta/"
 
-/* ---- right ------------------------------------------------------------------------------------------------------ */
+/* ---- right ------------------------------------------------------------------------------ */
 
 static void test_types(void **state)
 {
@@ -20,11 +20,22 @@ static void test_types(void **state)
         assert_non_null(e);
         assert_string_equal(t->type_name, e->type_name);
         assert_true(shape_equal(&t->shape, &e->shape) && t->bytes == e->bytes);
-        Stored stored = {.name = t->name, .map = pth_map(file), .mapped = true, .dtype = t->dtype, .type_name = t->type_name,
-                         .shape = t->shape, .offset = t->offset, .bytes = t->bytes};
+        Stored stored = {.name = t->name,
+                         .map = pth_map(file),
+                         .mapped = true,
+                         .dtype = t->dtype,
+                         .type_name = t->type_name,
+                         .shape = t->shape,
+                         .offset = t->offset,
+                         .bytes = t->bytes};
         memcpy(stored.stride, t->stride, sizeof stored.stride);
         WeightPiece piece = piece_whole(&stored);
-        Weight w = {.name = t->name, .shape = t->shape, .dtype = t->dtype, .kind = "", .piece = &piece, .n_pieces = 1};
+        Weight w = {.name = t->name,
+                    .shape = t->shape,
+                    .dtype = t->dtype,
+                    .kind = "",
+                    .piece = &piece,
+                    .n_pieces = 1};
         uint8_t have[512], want[512];
         int64_t n = shape_count(&t->shape);
         assert_ok(weights_read_range(&w, 0, n, t->dtype, have));
@@ -35,7 +46,7 @@ static void test_types(void **state)
     pth_close(file);
 }
 
-/* ---- damaged ------------------------------------------------------------------------------------------------------ */
+/* ---- damaged ---------------------------------------------------------------------------- */
 
 static Bytes read_small(Arena *arena)
 {
@@ -63,7 +74,8 @@ static void test_truncated(void **state)
     arena_deinit(&arena);
 }
 
-/* One bit in what counts: found when the file is opened or verified. Padding and dates do not count. */
+/* One bit in what counts: found when the file is opened or verified. Padding and dates do not
+ * count. */
 static void test_flipped(void **state)
 {
     (void)state;
@@ -71,11 +83,12 @@ static void test_flipped(void **state)
     Bytes bytes = read_small(&arena);
     uint8_t *copy = arena_copy(&arena, bytes.at, bytes.n);
     Zip zip;
-    FileMap map = {bytes.at, bytes.n, (char *)(uintptr_t)"small.pth"};
+    FileMap map = {bytes.at, bytes.n, (char *)(uintptr_t) "small.pth"};
     assert_ok(zip_read(&arena, &map, &zip));
     int flips = 0;
     for (int i = 0; i < zip.n; i++)
-        for (uint64_t at = zip.entry[i].offset; at < zip.entry[i].offset + zip.entry[i].bytes; at++, flips++) {
+        for (uint64_t at = zip.entry[i].offset; at < zip.entry[i].offset + zip.entry[i].bytes;
+             at++, flips++) {
             Pth *file;
             uint8_t bit = (uint8_t)(1 << at % 8);
             copy[at] ^= bit;
@@ -83,7 +96,8 @@ static void test_flipped(void **state)
             if (status == OK) {
                 status = pth_verify(file);
                 pth_close(file);
-                if (status == OK) fail_msg("byte %d of %s", (int)(at - zip.entry[i].offset), zip.entry[i].name);
+                if (status == OK)
+                    fail_msg("byte %d of %s", (int)(at - zip.entry[i].offset), zip.entry[i].name);
                 if (!strstr(status_message(), zip.entry[i].name)) fail_msg("%s", status_message());
             }
             copy[at] ^= bit;
@@ -115,7 +129,7 @@ static void test_any_byte(void **state)
     arena_deinit(&arena);
 }
 
-/* ---- pickles that are none ------------------------------------------------------------------------------------------- */
+/* ---- pickles that are none -------------------------------------------------------------- */
 
 static void refuse(const char *text, size_t n, const char *sentence)
 {
@@ -123,7 +137,8 @@ static void refuse(const char *text, size_t n, const char *sentence)
     Pickle pickle;
     Status status = pickle_read(&arena, "x.pth", (Bytes){(const uint8_t *)text, n}, &pickle);
     if (status == OK) fail_msg("accepted; should say '%s'", sentence);
-    if (!strstr(status_message(), sentence)) fail_msg("'%s' lacks '%s'", status_message(), sentence);
+    if (!strstr(status_message(), sentence))
+        fail_msg("'%s' lacks '%s'", status_message(), sentence);
     arena_deinit(&arena);
 }
 #define REFUSE(text, sentence) refuse(text, sizeof text - 1, sentence)
@@ -131,15 +146,18 @@ static void refuse(const char *text, size_t n, const char *sentence)
 static void test_pickles(void **state)
 {
     (void)state;
-    REFUSE("\x80\x02" "cbuiltins\neval\nX\x01\0\0\0a\x85R.", "x.pth asks for builtins.eval: refused");
+    REFUSE("\x80\x02"
+           "cbuiltins\neval\nX\x01\0\0\0a\x85R.",
+           "x.pth asks for builtins.eval: refused");
     REFUSE("\x80\x04\x8c\x05posix\x8c\x06system\x93.", "x.pth asks for posix.system: refused");
     REFUSE("cos\nsystem\n(S'x'\ntR.", "x.pth asks for os.system: refused");
-    REFUSE("ctorch.storage\n_load_from_bytes\n.", "asks for torch.storage._load_from_bytes: refused");
-    REFUSE("(ios\nsystem\n.", "instruction 0x69");   /* INST */
-    REFUSE("(o.", "instruction 0x6f");               /* OBJ */
-    REFUSE(")\x81.", "instruction 0x81");            /* NEWOBJ */
-    REFUSE("\x82\x01.", "instruction 0x82");         /* EXT1 */
-    REFUSE("Pname\n.", "instruction 0x50");          /* PERSID as text */
+    REFUSE("ctorch.storage\n_load_from_bytes\n.",
+           "asks for torch.storage._load_from_bytes: refused");
+    REFUSE("(ios\nsystem\n.", "instruction 0x69"); /* INST */
+    REFUSE("(o.", "instruction 0x6f");             /* OBJ */
+    REFUSE(")\x81.", "instruction 0x81");          /* NEWOBJ */
+    REFUSE("\x82\x01.", "instruction 0x82");       /* EXT1 */
+    REFUSE("Pname\n.", "instruction 0x50");        /* PERSID as text */
     REFUSE("\x80\x07}.", "protocol");
     REFUSE("", "ends early");
     REFUSE(".", "no dictionary of tensors");
@@ -157,7 +175,9 @@ static void test_pickles(void **state)
     REFUSE("ctorch._utils\n_rebuild_tensor_v2\n)R.", "description is none");
     REFUSE("ctorch\nFloatStorage\n)R.", "calls a type");
     REFUSE("ccollections\nOrderedDict\nN\x85R.", "made from something");
-    REFUSE("}N\x85" "b.", "attributes");
+    REFUSE("}N\x85"
+           "b.",
+           "attributes");
 }
 
 /* Long texts of one instruction: time and memory stay in proportion. */
@@ -173,7 +193,8 @@ static void test_bombs(void **state)
         size_t before = memory_peak_rss_bytes();
         Arena arena = {0};
         Pickle pickle;
-        assert_int_not_equal(pickle_read(&arena, "x.pth", (Bytes){(uint8_t *)text, N}, &pickle), OK);
+        assert_int_not_equal(pickle_read(&arena, "x.pth", (Bytes){(uint8_t *)text, N}, &pickle),
+                             OK);
         arena_deinit(&arena);
         assert_true(memory_peak_rss_bytes() - before < (size_t)16 * N + (32 << 20));
     }
@@ -183,8 +204,9 @@ static void test_bombs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_types),    cmocka_unit_test(test_truncated), cmocka_unit_test(test_flipped),
-        cmocka_unit_test(test_any_byte), cmocka_unit_test(test_pickles),   cmocka_unit_test(test_bombs),
+        cmocka_unit_test(test_types),   cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_flipped), cmocka_unit_test(test_any_byte),
+        cmocka_unit_test(test_pickles), cmocka_unit_test(test_bombs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,10 @@
 /* Reading a box of a weight.
  *
- * The box is cut by the pieces that the weight is made of. Of each piece what lies in the box is read in runs along the
- * axis on which the file is contiguous, a tile of runs at a time: where memory is contiguous along another axis (a
- * transposing read) the tile is turned while it is in the cache. Runs are as long as possible: neighbouring axes that are
- * contiguous both in the file and in memory are one axis first. */
+ * The box is cut by the pieces that the weight is made of. Of each piece what lies in the box is
+ * read in runs along the axis on which the file is contiguous, a tile of runs at a time: where
+ * memory is contiguous along another axis (a transposing read) the tile is turned while it is in
+ * the cache. Runs are as long as possible: neighbouring axes that are contiguous both in the file
+ * and in memory are one axis first. */
 #include <stdlib.h>
 #include <string.h>
 #include <fcntl.h>
@@ -13,7 +14,14 @@
 #include "weights/weights_internal.h"
 
 /* In elements. The conversion of a run is too short to be worth threads of its own. */
-enum { LONGEST_RUN = 1 << 16, TURNED_RUN = 256, SPREAD_RUN = 64, TILE_RUNS = 64, PAGE = 4096, AROUND = 64 << 10 };
+enum {
+    LONGEST_RUN = 1 << 16,
+    TURNED_RUN = 256,
+    SPREAD_RUN = 64,
+    TILE_RUNS = 64,
+    PAGE = 4096,
+    AROUND = 64 << 10
+};
 
 /* One part of a read: a box of a piece, and where it goes. Axis 0 is outermost. */
 typedef struct Part {
@@ -22,11 +30,11 @@ typedef struct Part {
     int rank;
     int64_t dim[MAX_RANK];
     int64_t file[MAX_RANK], memory[MAX_RANK]; /* strides, elements */
-    int64_t first;                            /* element of the file's tensor where the box begins */
-    char *to;                                 /* memory of the box's first element */
-    DType dtype;                              /* there */
-    int64_t scale_at[MAX_RANK];               /* index within the piece where the box begins */
-    int fd;                                   /* sparse boxes are read from here, others from the map: -1 */
+    int64_t first;              /* element of the file's tensor where the box begins */
+    char *to;                   /* memory of the box's first element */
+    DType dtype;                /* there */
+    int64_t scale_at[MAX_RANK]; /* index within the piece where the box begins */
+    int fd;                     /* sparse boxes are read from here, others from the map: -1 */
 } Part;
 
 typedef struct Buffers {
@@ -37,9 +45,10 @@ typedef struct Buffers {
     int64_t scale_first;
 } Buffers;
 
-/* ---- geometry ------------------------------------------------------------------------------------------------ */
+/* ---- geometry --------------------------------------------------------------------------- */
 
-/* Joins axes that are one axis in the file and in memory. Scales are found by the index of each axis: they stay apart. */
+/* Joins axes that are one axis in the file and in memory. Scales are found by the index of each
+ * axis: they stay apart. */
 static void join_axes(Part *p)
 {
     int n = 0;
@@ -71,7 +80,7 @@ static int inner_axis(const Part *p, const int64_t *stride)
     return best;
 }
 
-/* ---- scales ----------------------------------------------------------------------------------------------------- */
+/* ---- scales ----------------------------------------------------------------------------- */
 
 static int64_t scale_index(const Part *p, const int64_t *index)
 {
@@ -92,7 +101,8 @@ static Status load_scales(const Part *p, Buffers *b)
     size_t size = dtype_bytes(s->dtype);
     uint8_t *raw = xmalloc((size_t)n * size);
     b->scale = xmalloc((size_t)n * sizeof *b->scale);
-    Status status = file_map_copy(s->map, (size_t)s->offset + (size_t)b->scale_first * size, raw, (size_t)n * size);
+    Status status = file_map_copy(s->map, (size_t)s->offset + (size_t)b->scale_first * size, raw,
+                                  (size_t)n * size);
     if (status == OK) status = dtype_convert(s->dtype, raw, DTYPE_F32, b->scale, n);
     free(raw);
     return status;
@@ -104,14 +114,15 @@ static void apply_scales(const Part *p, const Buffers *b, const int64_t *index, 
     memcpy(at, index, sizeof at);
     for (int64_t i = 0; i < n;) {
         int64_t block = p->scale->stride[axis] ? p->scale->block[axis] : INT64_MAX;
-        int64_t left = block - (p->scale_at[axis] + at[axis]) % block, end = left > n - i ? n : i + left;
+        int64_t left = block - (p->scale_at[axis] + at[axis]) % block,
+                end = left > n - i ? n : i + left;
         float scale = b->scale[scale_index(p, at) - b->scale_first];
         at[axis] += end - i;
         for (; i < end; i++) b->wide[i] *= scale;
     }
 }
 
-/* ---- runs ---------------------------------------------------------------------------------------------------------- */
+/* ---- runs ------------------------------------------------------------------------------- */
 
 static size_t file_offset(const Part *p, const int64_t *index)
 {
@@ -123,7 +134,8 @@ static size_t file_offset(const Part *p, const int64_t *index)
 static Status fetch_bytes(const Part *p, size_t offset, void *out, size_t n)
 {
     const FileMap *map = p->from->map;
-    return p->fd >= 0 ? file_pread(p->fd, out, n, offset, map->path) : file_map_copy(map, offset, out, n);
+    return p->fd >= 0 ? file_pread(p->fd, out, n, offset, map->path)
+                      : file_map_copy(map, offset, out, n);
 }
 
 /* n elements along `axis`, packed, in the type of the file. */
@@ -131,7 +143,8 @@ static Status fetch(const Part *p, const int64_t *index, int axis, int64_t n, vo
 {
     size_t size = dtype_bytes(p->from->dtype);
     int64_t at[MAX_RANK];
-    if (p->file[axis] == 1 || n == 1) return fetch_bytes(p, file_offset(p, index), out, (size_t)n * size);
+    if (p->file[axis] == 1 || n == 1)
+        return fetch_bytes(p, file_offset(p, index), out, (size_t)n * size);
     memcpy(at, index, sizeof at);
     for (int64_t i = 0; i < n; i++, at[axis]++)
         TRY(fetch_bytes(p, file_offset(p, at), (uint8_t *)out + (size_t)i * size, size));
@@ -139,7 +152,8 @@ static Status fetch(const Part *p, const int64_t *index, int axis, int64_t n, vo
 }
 
 /* The same with its scales, in the type of memory. */
-static Status read_run(const Part *p, const Buffers *b, const int64_t *index, int axis, int64_t n, void *out)
+static Status read_run(const Part *p, const Buffers *b, const int64_t *index, int axis, int64_t n,
+                       void *out)
 {
     if (!p->scale && p->from->dtype == p->dtype) return fetch(p, index, axis, n, out);
     TRY(fetch(p, index, axis, n, b->raw));
@@ -156,7 +170,7 @@ static char *memory_at(const Part *p, const int64_t *index)
     return p->to + at * (int64_t)dtype_bytes(p->dtype);
 }
 
-/* ---- tiles ------------------------------------------------------------------------------------------------------------ */
+/* ---- tiles ------------------------------------------------------------------------------ */
 
 /* `runs` runs along `axis`, one for each step of `across`, n elements each. */
 typedef struct Tile {
@@ -164,13 +178,16 @@ typedef struct Tile {
     int64_t runs, n;
 } Tile;
 
-/* tile[r][k] goes to out[r x run_stride + k x stride]; size is a constant in each call, so that memcpy is one move. */
-static inline void scatter(const Part *p, const Tile *t, const uint8_t *tile, char *out, size_t size)
+/* tile[r][k] goes to out[r x run_stride + k x stride]; size is a constant in each call, so that
+ * memcpy is one move. */
+static inline void scatter(const Part *p, const Tile *t, const uint8_t *tile, char *out,
+                           size_t size)
 {
     const int64_t run_stride = p->memory[t->across], stride = p->memory[t->axis];
     for (int64_t k = 0; k < t->n; k++)
         for (int64_t r = 0; r < t->runs; r++)
-            memcpy(out + (r * run_stride + k * stride) * (int64_t)size, tile + (size_t)(r * t->n + k) * size, size);
+            memcpy(out + (r * run_stride + k * stride) * (int64_t)size,
+                   tile + (size_t)(r * t->n + k) * size, size);
 }
 
 static void scatter_tile(const Part *p, const Tile *t, const uint8_t *tile, char *out)
@@ -183,8 +200,8 @@ static void scatter_tile(const Part *p, const Tile *t, const uint8_t *tile, char
     }
 }
 
-/* Pages of a sliced read are touched in part, and would pile up as memory of this process; the system's cache keeps
- * them. A fault maps what lies around it too. */
+/* Pages of a sliced read are touched in part, and would pile up as memory of this process; the
+ * system's cache keeps them. A fault maps what lies around it too. */
 static void forget(const Part *p, size_t begin, size_t end)
 {
     const FileMap *map = p->from->map;
@@ -226,23 +243,29 @@ static bool next_index(const Part *p, int64_t *index, int axis, int across)
 static Status read_tiles(const Part *p, Buffers *b)
 {
     int axis = inner_axis(p, p->file), across = inner_axis(p, p->memory);
-    if (across == axis) across = p->rank == 1 ? axis : axis == p->rank - 1 ? p->rank - 2 : p->rank - 1;
+    if (across == axis)
+        across = p->rank == 1 ? axis : axis == p->rank - 1 ? p->rank - 2 : p->rank - 1;
     bool turned = p->memory[axis] != 1;
-    int64_t longest = turned ? TURNED_RUN : p->file[axis] > 1 ? SPREAD_RUN : LONGEST_RUN, index[MAX_RANK] = {0};
+    int64_t longest = turned              ? TURNED_RUN
+                      : p->file[axis] > 1 ? SPREAD_RUN
+                                          : LONGEST_RUN,
+            index[MAX_RANK] = {0};
     do {
         for (int64_t i = 0; i < (across == axis ? 1 : p->dim[across]); i += TILE_RUNS)
             for (int64_t k = 0; k < p->dim[axis]; k += longest) {
                 index[axis] = k;
                 if (across != axis) index[across] = i;
                 int64_t runs = across == axis ? 1 : min_i64(TILE_RUNS, p->dim[across] - i);
-                TRY(read_tile(p, b, index, &(Tile){axis, across, runs, min_i64(longest, p->dim[axis] - k)}));
+                TRY(read_tile(p, b, index,
+                              &(Tile){axis, across, runs, min_i64(longest, p->dim[axis] - k)}));
             }
         index[axis] = index[across] = 0;
     } while (next_index(p, index, axis, across));
     return OK;
 }
 
-/* Whether the box is a small part of each row, with pages in between that it does not need: a few columns. */
+/* Whether the box is a small part of each row, with pages in between that it does not need: a few
+ * columns. */
 static bool is_sparse(const Part *p)
 {
     int axis = inner_axis(p, p->file);
@@ -252,7 +275,8 @@ static bool is_sparse(const Part *p)
         pitch = (size_t)p->file[axis] * size;
     }
     for (int d = 0; d < p->rank; d++)
-        if (d != axis && p->dim[d] > 1 && (size_t)p->file[d] * size < pitch) pitch = (size_t)p->file[d] * size;
+        if (d != axis && p->dim[d] > 1 && (size_t)p->file[d] * size < pitch)
+            pitch = (size_t)p->file[d] * size;
     return p->from->mapped && pitch != SIZE_MAX && pitch / 4 > run && pitch - run > 4 * PAGE;
 }
 
@@ -284,17 +308,21 @@ static Status read_part(Part *p)
     free(b.scale);
     if (p->fd >= 0) close(p->fd);
     if (status != OK)
-        fail_context("tensor %s (bytes %llu to %llu)", p->from->name, (unsigned long long)p->from->offset,
+        fail_context("tensor %s (bytes %llu to %llu)", p->from->name,
+                     (unsigned long long)p->from->offset,
                      (unsigned long long)(p->from->offset + p->from->bytes));
     return status;
 }
 
-/* ---- boxes -------------------------------------------------------------------------------------------------------------- */
+/* ---- boxes ------------------------------------------------------------------------------ */
 
 /* What of the piece lies in the box `first`, `out`: false when nothing does. */
 static bool cut_piece(const WeightPiece *piece, const int64_t *first, const Tensor *out, Part *p)
 {
-    *p = (Part){.from = piece->from, .scale = piece->scale, .rank = out->shape.rank, .first = piece->first,
+    *p = (Part){.from = piece->from,
+                .scale = piece->scale,
+                .rank = out->shape.rank,
+                .first = piece->first,
                 .dtype = out->dtype};
     int64_t memory = 0;
     for (int d = 0; d < p->rank; d++) {
@@ -316,7 +344,8 @@ static Status check_box(const Weight *weight, const int64_t *first, const Tensor
 {
     char have[SHAPE_TEXT], want[SHAPE_TEXT];
     if (weight->dtype == DTYPE_COUNT)
-        return fail(ERR_UNSUPPORTED, "%s: tensor %s has elements of type %s, which drover cannot read",
+        return fail(ERR_UNSUPPORTED,
+                    "%s: tensor %s has elements of type %s, which drover cannot read",
                     weight->piece->from->map->path, weight->name, weight->kind);
     bool inside = out->shape.rank == weight->shape.rank;
     for (int d = 0; inside && d < out->shape.rank; d++)
@@ -324,8 +353,8 @@ static Status check_box(const Weight *weight, const int64_t *first, const Tensor
                  first[d] <= weight->shape.dim[d] - out->shape.dim[d];
     if (inside) return OK;
     return fail(ERR_SHAPE, "a box of [%s] from %lld, %lld, %lld on is not inside %s, which is [%s]",
-                shape_text(&out->shape, want), (long long)first[0], (long long)first[1], (long long)first[2], weight->name,
-                shape_text(&weight->shape, have));
+                shape_text(&out->shape, want), (long long)first[0], (long long)first[1],
+                (long long)first[2], weight->name, shape_text(&weight->shape, have));
 }
 
 Status weights_read(const Weight *weight, const int64_t *first, const Tensor *out)
@@ -363,12 +392,13 @@ Status weights_read_range(const Weight *weight, int64_t first, int64_t n, DType 
 {
     int64_t count = shape_count(&weight->shape);
     if (first < 0 || n < 0 || first > count || n > count - first)
-        return fail(ERR_ARG, "elements %lld to %lld of %s, which has %lld", (long long)first, (long long)first + n, weight->name,
-                    (long long)count);
+        return fail(ERR_ARG, "elements %lld to %lld of %s, which has %lld", (long long)first,
+                    (long long)first + n, weight->name, (long long)count);
     for (int64_t done = 0; done < n;) {
         int64_t at[MAX_RANK] = {0}, dim[MAX_RANK] = {0};
         int64_t length = slab(&weight->shape, first + done, n - done, at, dim);
-        Tensor box = tensor_make((char *)out + (size_t)done * dtype_bytes(to), to, shape_make(weight->shape.rank, dim, NULL));
+        Tensor box = tensor_make((char *)out + (size_t)done * dtype_bytes(to), to,
+                                 shape_make(weight->shape.rank, dim, NULL));
         TRY(weights_read(weight, at, &box));
         done += length;
     }

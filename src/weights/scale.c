@@ -1,11 +1,14 @@
-/* How the scales of an fp8 weight lie over it, told from the two shapes. A value is the stored number times its scale,
- * also where the name says scale_inv: that is the inverse of what the writer multiplied with.
+/* How the scales of an fp8 weight lie over it, told from the two shapes. A value is the stored
+ * number times its scale, also where the name says scale_inv: that is the inverse of what the
+ * writer multiplied with.
  *
  *     weight [out, in]            [] [1]                        one for all
  *                                 [out] [out, 1]                one per row
- *                                 [out / block, in / block]     one per block, rounded up at the edges
+ *                                 [out / block, in / block]     one per block, rounded up at the
+ *                                 edges
  *     weight [experts, in, out]   [] [1], [experts] [experts, 1, 1]
- *                                 [experts, 1, out], [experts, out, 1]       one per column: that is a row of [out, in]
+ *                                 [experts, 1, out], [experts, out, 1]       one per column: that
+ *                                 is a row of [out, in]
  *                                 [experts, in / block, out / block]
  */
 #include "weights/weights_internal.h"
@@ -67,9 +70,12 @@ Status scale_fit(const Stored *of, const Stored *scale, const int64_t block[2], 
     char have[SHAPE_TEXT], weight[SHAPE_TEXT];
     const Shape *w = &of->shape, *s = &scale->shape;
     bool values = of->dtype == DTYPE_F8_E4M3 || of->dtype == DTYPE_F8_E5M2 || of->dtype == DTYPE_I8;
-    bool numbers = scale->dtype == DTYPE_F32 || scale->dtype == DTYPE_BF16 || scale->dtype == DTYPE_F16;
+    bool numbers = scale->dtype == DTYPE_F32 || scale->dtype == DTYPE_BF16 ||
+                   scale->dtype == DTYPE_F16;
     if (!values || !numbers)
-        return fail(ERR_UNSUPPORTED, "%s: tensor %s of type %s has scales of type %s; known are f8 and i8 with f32, bf16 or f16",
+        return fail(ERR_UNSUPPORTED,
+                    "%s: tensor %s of type %s has scales of type %s; known are f8 and i8 with f32, "
+                    "bf16 or f16",
                     of->map->path, of->name, of->type_name, scale->type_name);
     *out = (Scale){.from = *scale};
     for (int d = 0; d < MAX_RANK; d++) out->block[d] = 1;
@@ -85,7 +91,9 @@ Status scale_fit(const Stored *of, const Stored *scale, const int64_t block[2], 
         fits = fit_experts(w, s, block, out);
     }
     if (fits) return OK;
-    return fail(ERR_FORMAT, "%s: the scales %s are [%s], which does not cover %s of [%s] by tensor, row or blocks of %lldx%lld",
-                of->map->path, scale->name, shape_text(s, have), of->name, shape_text(w, weight), (long long)block[0],
-                (long long)block[1]);
+    return fail(ERR_FORMAT,
+                "%s: the scales %s are [%s], which does not cover %s of [%s] by tensor, row or "
+                "blocks of %lldx%lld",
+                of->map->path, scale->name, shape_text(s, have), of->name, shape_text(w, weight),
+                (long long)block[0], (long long)block[1]);
 }

@@ -6,7 +6,7 @@
 
 enum { MAX_CONFIG_BYTES = 16 << 20 };
 
-/* ---- the list, while it is made ------------------------------------------------------------------------ */
+/* ---- the list, while it is made --------------------------------------------------------- */
 
 WeightPiece piece_whole(const Stored *stored)
 {
@@ -18,8 +18,10 @@ WeightPiece piece_whole(const Stored *stored)
     return piece;
 }
 
-/* The boxes of a weight are made so that they do not overlap; if they hold as many elements as it has, they fill it. */
-static Status check_filled(const Weights *weights, const char *name, const Shape *shape, const PieceVec *pieces)
+/* The boxes of a weight are made so that they do not overlap; if they hold as many elements as it
+ * has, they fill it. */
+static Status check_filled(const Weights *weights, const char *name, const Shape *shape,
+                           const PieceVec *pieces)
 {
     char text[SHAPE_TEXT];
     int64_t have = 0;
@@ -28,15 +30,15 @@ static Status check_filled(const Weights *weights, const char *name, const Shape
         int64_t count = 1;
         for (int d = 0; d < shape->rank; d++) {
             if (p->at[d] < 0 || p->dim[d] < 0 || p->at[d] > shape->dim[d] - p->dim[d])
-                return fail(ERR_FORMAT, "%s: tensor %s does not fit into %s of [%s]", p->from->map->path, p->from->name, name,
-                            shape_text(shape, text));
+                return fail(ERR_FORMAT, "%s: tensor %s does not fit into %s of [%s]",
+                            p->from->map->path, p->from->name, name, shape_text(shape, text));
             count *= p->dim[d];
         }
         have += count;
     }
     if (have == shape_count(shape)) return OK;
-    return fail(ERR_FORMAT, "%s: the parts of %s hold %lld elements, but [%s] are needed", weights->path, name,
-                (long long)have, shape_text(shape, text));
+    return fail(ERR_FORMAT, "%s: the parts of %s hold %lld elements, but [%s] are needed",
+                weights->path, name, (long long)have, shape_text(shape, text));
 }
 
 /* Of a type that is not known only what the file says of the whole is known. */
@@ -44,11 +46,13 @@ static uint64_t piece_bytes(const WeightPiece *p, int rank)
 {
     uint64_t count = 1;
     for (int d = 0; d < rank; d++) count *= (uint64_t)p->dim[d];
-    uint64_t bytes = p->from->dtype == DTYPE_COUNT ? p->from->bytes : count * dtype_bytes(p->from->dtype);
+    uint64_t bytes = p->from->dtype == DTYPE_COUNT ? p->from->bytes
+                                                   : count * dtype_bytes(p->from->dtype);
     return bytes + (p->scale ? p->scale->from.bytes : 0);
 }
 
-/* Values that a scale multiplied need more digits than fp8 has; bf16 is what such models are computed in. */
+/* Values that a scale multiplied need more digits than fp8 has; bf16 is what such models are
+ * computed in. */
 static DType natural_type(const WeightPiece *piece)
 {
     return piece->scale && piece->from->dtype != DTYPE_COUNT ? DTYPE_BF16 : piece->from->dtype;
@@ -57,21 +61,24 @@ static DType natural_type(const WeightPiece *piece)
 static const char *describe(Weights *weights, const PieceVec *pieces)
 {
     const WeightPiece *p = &pieces->at[0];
-    return p->scale ? arena_printf(&weights->arena, "%s, %s", p->from->type_name, p->scale->what) : p->from->type_name;
+    return p->scale ? arena_printf(&weights->arena, "%s, %s", p->from->type_name, p->scale->what)
+                    : p->from->type_name;
 }
 
 Status weights_add(Weights *weights, const char *name, Shape shape, const PieceVec *pieces)
 {
     TRY(check_filled(weights, name, &shape, pieces));
-    Weight w = {.name = arena_strdup(&weights->arena, name), .shape = shape, .n_pieces = (int)pieces->n};
+    Weight w = {
+        .name = arena_strdup(&weights->arena, name), .shape = shape, .n_pieces = (int)pieces->n};
     w.piece = arena_copy(&weights->arena, pieces->at, pieces->n * sizeof *pieces->at);
     w.dtype = natural_type(&pieces->at[0]);
     w.kind = describe(weights, pieces);
     for (size_t i = 0; i < pieces->n; i++) {
         const WeightPiece *p = &pieces->at[i];
         if (natural_type(p) != w.dtype || p->from->dtype != pieces->at[0].from->dtype)
-            return fail(ERR_FORMAT, "%s: the parts of %s are of different types, %s and %s", p->from->map->path, name,
-                        pieces->at[0].from->type_name, p->from->type_name);
+            return fail(ERR_FORMAT, "%s: the parts of %s are of different types, %s and %s",
+                        p->from->map->path, name, pieces->at[0].from->type_name,
+                        p->from->type_name);
         w.bytes += piece_bytes(p, shape.rank);
     }
     if (weights->n == weights->cap) {
@@ -83,19 +90,24 @@ Status weights_add(Weights *weights, const char *name, Shape shape, const PieceV
     return OK;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(((const Weight *)a)->name, ((const Weight *)b)->name); }
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const Weight *)a)->name, ((const Weight *)b)->name);
+}
 
 Status weights_finish(Weights *weights)
 {
-    if (weights->n == 0) return fail(ERR_FORMAT, "%s holds no tensor that a text model could use", weights->path);
+    if (weights->n == 0)
+        return fail(ERR_FORMAT, "%s holds no tensor that a text model could use", weights->path);
     qsort(weights->weight, (size_t)weights->n, sizeof *weights->weight, by_name);
     for (int i = 1; i < weights->n; i++)
         if (!strcmp(weights->weight[i - 1].name, weights->weight[i].name))
-            return fail(ERR_FORMAT, "%s: %s is there twice, in two forms", weights->path, weights->weight[i].name);
+            return fail(ERR_FORMAT, "%s: %s is there twice, in two forms", weights->path,
+                        weights->weight[i].name);
     return OK;
 }
 
-/* ---- opening ---------------------------------------------------------------------------------------------- */
+/* ---- opening ---------------------------------------------------------------------------- */
 
 static Weights *create(const char *path)
 {
@@ -126,7 +138,10 @@ Status weights_open(const char *path, CkptVerify verify, Weights **out)
 {
     Arena arena = {0};
     if (!dir_exists(path))
-        return fail(ERR_IO, file_exists(path) ? "%s is a file; a model is a directory" : "there is no directory %s", path);
+        return fail(ERR_IO,
+                    file_exists(path) ? "%s is a file; a model is a directory"
+                                      : "there is no directory %s",
+                    path);
     bool meta = meta_is(&arena, path);
     arena_deinit(&arena);
     if (meta) {
@@ -151,7 +166,7 @@ void weights_close(Weights *weights)
     free(weights);
 }
 
-/* ---- the configuration --------------------------------------------------------------------------------------- */
+/* ---- the configuration ------------------------------------------------------------------ */
 
 static Status read_config(const char *dir, json_t **config)
 {
@@ -178,7 +193,7 @@ Status weights_config(const Weights *weights, json_t **config)
     return OK;
 }
 
-/* ---- reading the list ------------------------------------------------------------------------------------------ */
+/* ---- reading the list ------------------------------------------------------------------- */
 
 const char *weights_path(const Weights *weights) { return weights->path; }
 const Ckpt *weights_ckpt(const Weights *weights) { return weights->ckpt; }
@@ -197,7 +212,9 @@ const Weight *weights_at(const Weights *weights, int i)
 const Weight *weights_find(const Weights *weights, const char *name)
 {
     Weight key = {.name = name};
-    return weights->n ? bsearch(&key, weights->weight, (size_t)weights->n, sizeof *weights->weight, by_name) : NULL;
+    return weights->n ? bsearch(&key, weights->weight, (size_t)weights->n, sizeof *weights->weight,
+                                by_name)
+                      : NULL;
 }
 
 Status weights_verify(const Weights *weights)

@@ -4,7 +4,7 @@
 
 #include "weights/weights.h"
 
-/* ---- where values come from ------------------------------------------------------------------------ */
+/* ---- where values come from ------------------------------------------------------------- */
 
 /* A tensor as some file holds it. */
 typedef struct Stored {
@@ -18,16 +18,17 @@ typedef struct Stored {
     uint64_t offset, bytes;   /* of its first element in the file; of its elements */
 } Stored;
 
-/* A number for every block of a stored tensor, which its values are multiplied with. Element (i0, i1, ..) of the
- * piece has the scale at sum of i_d / block_d x stride_d. */
+/* A number for every block of a stored tensor, which its values are multiplied with. Element (i0,
+ * i1, ..) of the piece has the scale at sum of i_d / block_d x stride_d. */
 typedef struct Scale {
     Stored from;
     int64_t block[MAX_RANK], stride[MAX_RANK];
     const char *what; /* "a scale per row" */
 } Scale;
 
-/* The box `at`, `dim` of a weight, and where its elements lie: (i0, i1, ..) of the box at element first + sum of
- * i_d x stride_d from where `from` begins. Swapped strides make a transposed read. */
+/* The box `at`, `dim` of a weight, and where its elements lie: (i0, i1, ..) of the box at element
+ * first + sum of i_d x stride_d from where `from` begins. Swapped strides make a transposed read.
+ */
 typedef struct WeightPiece {
     int64_t at[MAX_RANK], dim[MAX_RANK];
     int64_t stride[MAX_RANK];
@@ -36,7 +37,7 @@ typedef struct WeightPiece {
     const Scale *scale; /* NULL: the values are as they are */
 } WeightPiece;
 
-/* ---- the list, while it is made (source.c) ------------------------------------------------------------ */
+/* ---- the list, while it is made (source.c) ---------------------------------------------- */
 
 typedef VEC(WeightPiece) PieceVec;
 
@@ -54,20 +55,21 @@ struct Weights {
     json_t *config;
 };
 
-/* Adds a weight of these pieces, which must fill its shape. Kind, type and bytes follow from them. */
+/* Adds a weight of these pieces, which must fill its shape. Kind, type and bytes follow from them.
+ */
 Status weights_add(Weights *weights, const char *name, Shape shape, const PieceVec *pieces);
 /* The pieces of a stored tensor as it is. */
 WeightPiece piece_whole(const Stored *stored);
 /* Sorts; refuses a name that is there twice. */
 Status weights_finish(Weights *weights);
 
-/* ---- forms of directories --------------------------------------------------------------------------- */
+/* ---- forms of directories --------------------------------------------------------------- */
 
-Status hf_list(Weights *weights);                                  /* of weights->ckpt */
-bool meta_is(Arena *arena, const char *path);                      /* params.json and a first consolidated.*.pth */
-Status meta_list(Weights *weights);                                /* of weights->path */
+Status hf_list(Weights *weights);             /* of weights->ckpt */
+bool meta_is(Arena *arena, const char *path); /* params.json and a first consolidated.*.pth */
+Status meta_list(Weights *weights);           /* of weights->path */
 
-/* ---- Hugging Face: names, scales (hf_names.c, scale.c) ------------------------------------------------ */
+/* ---- Hugging Face: names, scales (hf_names.c, scale.c) ---------------------------------- */
 
 typedef enum NameKind {
     NAME_PLAIN,
@@ -85,33 +87,34 @@ typedef struct NameParts {
     ExpertPart part;
 } NameParts;
 
-/* What the name of a tensor says; prefix (""; "language_model.") goes off. Texts are of the arena. */
+/* What the name of a tensor says; prefix (""; "language_model.") goes off. Texts are of the arena.
+ */
 NameParts hf_name_parts(Arena *arena, const char *name, const char *prefix);
 
-/* How the scale's shape covers that of the stored tensor [out, in], or [experts, in, out]. block: the sides of blocks
- * where there are any (rows, columns). */
+/* How the scale's shape covers that of the stored tensor [out, in], or [experts, in, out]. block:
+ * the sides of blocks where there are any (rows, columns). */
 Status scale_fit(const Stored *of, const Stored *scale, const int64_t block[2], Scale *out);
 
-/* ---- Meta's layout: names, params.json ------------------------------------------------------------------ */
+/* ---- Meta's layout: names, params.json -------------------------------------------------- */
 
 typedef enum MetaRule {
-    META_SAME,      /* in every file the same */
-    META_ROWS,      /* [out, in], cut along out */
-    META_COLUMNS,   /* cut along in */
-    META_QUERY,     /* rows, heads interleaved where the family rotates halves */
+    META_SAME,    /* in every file the same */
+    META_ROWS,    /* [out, in], cut along out */
+    META_COLUMNS, /* cut along in */
+    META_QUERY,   /* rows, heads interleaved where the family rotates halves */
     META_KEY,
-    META_QKV,       /* q, k and v below each other in each file */
-    META_GATE_UP,   /* gate and up below each other in each file */
+    META_QKV,         /* q, k and v below each other in each file */
+    META_GATE_UP,     /* gate and up below each other in each file */
     META_EXPERT_GATE, /* [experts x in, out / files]: the first half of gate_up_proj */
     META_EXPERT_UP,   /* the second half */
     META_EXPERT_DOWN, /* [experts x in / files, out] */
-    META_ROUTER,    /* [in, experts], the same in every file */
+    META_ROUTER,      /* [in, experts], the same in every file */
     META_IGNORED,
     META_UNKNOWN,
 } MetaRule;
 
-/* The rule for a name, and the name that the weight has with us (of the arena); for QKV and GATE_UP up to the dot before
- * q_proj, gate_proj. */
+/* The rule for a name, and the name that the weight has with us (of the arena); for QKV and GATE_UP
+ * up to the dot before q_proj, gate_proj. */
 MetaRule meta_rule(Arena *arena, const char *name, bool llama4, const char **hf_name);
 
 typedef struct MetaShape {
@@ -121,9 +124,10 @@ typedef struct MetaShape {
 
 /* What params.json says; vocab and tied come from the tensors. */
 Status params_shape(const json_t *params, const char *path, MetaShape *shape);
-Status params_config(const json_t *params, const char *path, int64_t vocab, bool tied, json_t **config);
+Status params_config(const json_t *params, const char *path, int64_t vocab, bool tied,
+                     json_t **config);
 
-/* ---- containers -------------------------------------------------------------------------------------- */
+/* ---- containers ------------------------------------------------------------------------- */
 
 typedef struct ZipEntry {
     const char *name;
@@ -136,7 +140,8 @@ typedef struct Zip {
     int n;
 } Zip;
 
-/* The central directory, checked against the file: stored entries only, inside it, not overlapping. */
+/* The central directory, checked against the file: stored entries only, inside it, not overlapping.
+ */
 Status zip_read(Arena *arena, const FileMap *map, Zip *zip);
 const ZipEntry *zip_find(const Zip *zip, const char *name);
 

@@ -39,16 +39,19 @@ static inline void kit_begin(Kit *kit)
     kit->dir = kit_scratch(&kit->arena);
 }
 
-static inline void kit_add_bits(Kit *kit, const char *name, DType dtype, int rank, const int64_t *dims, const void *bits)
+static inline void kit_add_bits(Kit *kit, const char *name, DType dtype, int rank,
+                                const int64_t *dims, const void *bits)
 {
     Shape shape = shape_make(rank, dims, NULL);
     void *data = arena_copy(&kit->arena, bits, (size_t)shape_count(&shape) * dtype_bytes(dtype));
     assert_true(kit->n < KIT_MAX);
-    kit->tensor[kit->n++] = (NamedTensor){arena_strdup(&kit->arena, name), tensor_make(data, dtype, shape)};
+    kit->tensor[kit->n++] = (NamedTensor){arena_strdup(&kit->arena, name),
+                                          tensor_make(data, dtype, shape)};
 }
 
 /* value(i) of element i in row-major order, converted. */
-static inline void kit_add(Kit *kit, const char *name, DType dtype, int rank, const int64_t *dims, float (*value)(int64_t))
+static inline void kit_add(Kit *kit, const char *name, DType dtype, int rank, const int64_t *dims,
+                           float (*value)(int64_t))
 {
     Shape shape = shape_make(rank, dims, NULL);
     int64_t n = shape_count(&shape);
@@ -67,7 +70,8 @@ static inline void kit_write(Kit *kit, const char *config)
 {
     assert_ok(modeldir_write(kit->dir, kit->tensor, kit->n, 0));
     if (config)
-        assert_ok(file_write_atomic(path_join(&kit->arena, kit->dir, "config.json"), config, strlen(config)));
+        assert_ok(file_write_atomic(path_join(&kit->arena, kit->dir, "config.json"), config,
+                                    strlen(config)));
 }
 
 static inline void kit_end(Kit *kit)

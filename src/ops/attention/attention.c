@@ -1,5 +1,5 @@
-/* attention: o = softmax(scale q k^T + mask) v without ever holding the scores, and the log-sum-exp of
- * each query for the gradient (Dao 2022; Rabe and Staats 2021). The mask is AttentionAttr's. */
+/* attention: o = softmax(scale q k^T + mask) v without ever holding the scores, and the log-sum-exp
+ * of each query for the gradient (Dao 2022; Rabe and Staats 2021). The mask is AttentionAttr's. */
 #include "ops/attention/attention_internal.h"
 #include "ops/kernel.h"
 
@@ -18,7 +18,8 @@ Status attention_check(const InferCtx *ctx)
                         dtype_name(ctx->in[i]->dtype));
     if (q->shape.rank != 4 || k->shape.rank != 4 || !shape_equal(&k->shape, &v->shape) ||
         q->shape.dim[0] != k->shape.dim[0] || q->shape.dim[3] != k->shape.dim[3])
-        return fail(ERR_SHAPE, "%s: q is [%s], k [%s], v [%s]; wanted [B T H d] and twice [B S K d]", op,
+        return fail(ERR_SHAPE,
+                    "%s: q is [%s], k [%s], v [%s]; wanted [B T H d] and twice [B S K d]", op,
                     shape_text(&q->shape, a), shape_text(&k->shape, b), shape_text(&v->shape, c));
     if (k->shape.dim[2] < 1 || q->shape.dim[2] % k->shape.dim[2] != 0)
         return fail(ERR_SHAPE, "%s: %lld query heads are no multiple of %lld key heads", op,
@@ -41,8 +42,8 @@ static Status infer(InferCtx *ctx)
     const AttentionSlice *slice = &((const AttentionAttr *)ctx->attr)->slice;
     bool sliced = slice->split || slice->first || slice->second;
     if (!sliced && q->shape.dim[1] != k->shape.dim[1])
-        return fail(ERR_SHAPE, "attention: q is [%s], k [%s]: lengths must agree", shape_text(&q->shape, a),
-                    shape_text(&k->shape, b));
+        return fail(ERR_SHAPE, "attention: q is [%s], k [%s]: lengths must agree",
+                    shape_text(&q->shape, a), shape_text(&k->shape, b));
     if (q->dtype != k->dtype || q->dtype != ctx->in[2]->dtype)
         return fail(ERR_SHAPE, "attention: q is %s [%s], k %s [%s]: dtypes must agree",
                     dtype_name(q->dtype), shape_text(&q->shape, a), dtype_name(k->dtype),
@@ -62,7 +63,7 @@ static Status grad(GradCtx *ctx)
     if (value_ok(ctx->dout[1]))
         return fail(ERR_UNSUPPORTED, "attention: the log-sum-exp has no gradient");
     if (!ctx->need[0] && !ctx->need[1] && !ctx->need[2]) return OK;
-    ValueId in[7] = {node->in[0], node->in[1], node->in[2], node->in[3],
+    ValueId in[7] = {node->in[0],  node->in[1],  node->in[2], node->in[3],
                      node->out[0], node->out[1], ctx->dout[0]};
     ValueId out[3];
     TRY(graph_add(ctx->graph, &op_def_attention_grad, node->attr, in, 7, out));
@@ -71,15 +72,17 @@ static Status grad(GradCtx *ctx)
     return OK;
 }
 
-/* Two blocks of the sequence, one from its beginning and one from its end (pass/context): as many keys are seen
- * by every rank. */
+/* Two blocks of the sequence, one from its beginning and one from its end (pass/context): as many
+ * keys are seen by every rank. */
 Status attention_cut_slice(const CutCtx *ctx, void *attribute)
 {
     AttentionAttr *attr = attribute;
     if (ctx->axis != MESH_CP || !place_is_cut(ctx->want[0]) || ctx->want[0].dim != 1) return OK;
     int64_t tokens = ctx->in[0]->shape.dim[1], half = tokens / 2;
-    if (attr->slice.split) return fail(ERR_UNSUPPORTED, "a sequence cannot be cut along two mesh axes");
-    attr->slice = (AttentionSlice){.split = half, .first = ctx->rank * half,
+    if (attr->slice.split)
+        return fail(ERR_UNSUPPORTED, "a sequence cannot be cut along two mesh axes");
+    attr->slice = (AttentionSlice){.split = half,
+                                   .first = ctx->rank * half,
                                    .second = (2 * (int64_t)ctx->n - 1 - ctx->rank) * half - half};
     return OK;
 }
@@ -87,8 +90,10 @@ Status attention_cut_slice(const CutCtx *ctx, void *attribute)
 double attention_node_pairs(const Graph *graph, const Node *node)
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
-    double share = (double)q->shape.dim[1] / (double)k->shape.dim[1]; /* slices are cut to see equally much */
-    return share * attention_visible_pairs(k->shape.dim[1], ((const AttentionAttr *)node->attr)->chunk);
+    double share = (double)q->shape.dim[1] /
+                   (double)k->shape.dim[1]; /* slices are cut to see equally much */
+    return share *
+           attention_visible_pairs(k->shape.dim[1], ((const AttentionAttr *)node->attr)->chunk);
 }
 
 double attention_visible_pairs(int64_t tokens, int64_t chunk)

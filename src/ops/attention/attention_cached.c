@@ -1,5 +1,5 @@
-/* attention_cached: attention of new tokens over the keys and values of earlier ones. The kernel is that
- * of attention (attention_cpu.c) with other ranges of keys. */
+/* attention_cached: attention of new tokens over the keys and values of earlier ones. The kernel is
+ * that of attention (attention_cpu.c) with other ranges of keys. */
 #include "ops/attention/attention_internal.h"
 #include "ops/kernel.h"
 

@@ -1,5 +1,6 @@
-/* cache_append and attention_cached: decoding and prefill over caches against double precision, with rings
- * that wrap, chunks, soft caps, sequences of different lengths and rows that are not there. */
+/* cache_append and attention_cached: decoding and prefill over caches against double precision,
+ * with rings that wrap, chunks, soft caps, sequences of different lengths and rows that are not
+ * there. */
 #include "ops/optest.h"
 
 #include <math.h>
@@ -24,8 +25,10 @@ static void query(const Case *c, double *const *in, double *o, const int64_t at[
             int64_t row = ((at[0] * c->rows + j % c->rows) * c->kv_heads + k_head) * d;
             if (pass == 0) {
                 z[j] = 0;
-                for (int64_t i = 0; i < d; i++) z[j] += q[i] * in[1][row + i] * (double)c->attr.scale;
-                if (c->attr.softcap > 0) z[j] = (double)c->attr.softcap * tanh(z[j] / (double)c->attr.softcap);
+                for (int64_t i = 0; i < d; i++)
+                    z[j] += q[i] * in[1][row + i] * (double)c->attr.scale;
+                if (c->attr.softcap > 0)
+                    z[j] = (double)c->attr.softcap * tanh(z[j] / (double)c->attr.softcap);
                 top = fmax(top, z[j]);
             } else {
                 double p = exp(z[j] - top);
@@ -62,7 +65,8 @@ static void check_case(Case c, DType dtype, DType cache)
     ValueId q = optest_normal(t, dtype, SHAPE(c.batch, c.n, c.heads, c.d), 1.0), o;
     ValueId k = optest_normal(t, cache, SHAPE(c.batch, c.rows, c.kv_heads, c.d), 1.0);
     ValueId v = optest_normal(t, cache, SHAPE(c.batch, c.rows, c.kv_heads, c.d), 1.0);
-    optest_ok(op_attention_cached(t->graph, q, k, v, optest_data(t, DTYPE_I32, SHAPE(c.batch, c.n), pos), c.attr, &o));
+    optest_ok(op_attention_cached(t->graph, q, k, v,
+                                  optest_data(t, DTYPE_I32, SHAPE(c.batch, c.n), pos), c.attr, &o));
     optest_output(t, o);
     optest_check(t, reference, &c, dtype == DTYPE_F32 ? 2e-5 : 3e-2);
     optest_destroy(t);
@@ -78,7 +82,8 @@ static void check_all(Case c)
 static void test_decode(void **state)
 {
     (void)state;
-    Case c = {.batch = 3, .n = 1, .heads = 6, .kv_heads = 2, .d = 16, .rows = 700, .start = {0, 699, -1}};
+    Case c = {
+        .batch = 3, .n = 1, .heads = 6, .kv_heads = 2, .d = 16, .rows = 700, .start = {0, 699, -1}};
     check_all(c);
     c.d = 40;
     c.heads = 2;
@@ -92,14 +97,16 @@ static void test_prefill(void **state)
 {
     (void)state;
     check_all((Case){.batch = 1, .n = 130, .heads = 4, .kv_heads = 2, .d = 16, .rows = 300});
-    check_all((Case){.batch = 2, .n = 33, .heads = 2, .kv_heads = 1, .d = 8, .rows = 400, .start = {350, 17}});
+    check_all((Case){
+        .batch = 2, .n = 33, .heads = 2, .kv_heads = 1, .d = 8, .rows = 400, .start = {350, 17}});
 }
 
 /* A ring of one chunk: positions far past its rows. */
 static void test_ring(void **state)
 {
     (void)state;
-    Case c = {.batch = 3, .n = 1, .heads = 2, .kv_heads = 1, .d = 16, .rows = 64, .attr = {.chunk = 64}};
+    Case c = {
+        .batch = 3, .n = 1, .heads = 2, .kv_heads = 1, .d = 16, .rows = 64, .attr = {.chunk = 64}};
     int64_t start[3] = {63, 64 * 1000 + 63, 64 * 7 + 5};
     memcpy(c.start, start, sizeof start);
     check_all(c);
@@ -110,12 +117,24 @@ static void test_ring(void **state)
 static void test_softcap(void **state)
 {
     (void)state;
-    Case c = {.batch = 3, .n = 1, .heads = 6, .kv_heads = 2, .d = 16, .rows = 700, .start = {0, 699, -1},
+    Case c = {.batch = 3,
+              .n = 1,
+              .heads = 6,
+              .kv_heads = 2,
+              .d = 16,
+              .rows = 700,
+              .start = {0, 699, -1},
               .attr = {.scale = 3, .softcap = 30}};
     check_all(c); /* decoding */
     c.attr.chunk = 128;
     check_all(c);
-    check_all((Case){.batch = 2, .n = 33, .heads = 4, .kv_heads = 1, .d = 24, .rows = 400, .start = {350, 17},
+    check_all((Case){.batch = 2,
+                     .n = 33,
+                     .heads = 4,
+                     .kv_heads = 1,
+                     .d = 24,
+                     .rows = 400,
+                     .start = {350, 17},
                      .attr = {.scale = 1, .softcap = 5}}); /* prompts */
 }
 
@@ -140,7 +159,8 @@ static void test_append(void **state)
         DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
         double pos[6] = {3, 4, 5, -1, 0, 12}, old[40];
         for (int i = 0; i < 40; i++) old[i] = i;
-        ValueId k = optest_normal(t, dtype, SHAPE(2, 3, 2, 2), 1.0), v = optest_normal(t, dtype, SHAPE(2, 3, 2, 2), 1.0);
+        ValueId k = optest_normal(t, dtype, SHAPE(2, 3, 2, 2), 1.0),
+                v = optest_normal(t, dtype, SHAPE(2, 3, 2, 2), 1.0);
         ValueId p = optest_data(t, DTYPE_I32, SHAPE(2, 3), pos), k_new, v_new;
         ValueId k_cache = optest_state(t, dtype, SHAPE(2, 5, 2, 2), STATE_CACHE, old);
         ValueId v_cache = optest_state(t, dtype, SHAPE(2, 5, 2, 2), STATE_CACHE, NULL);
@@ -160,15 +180,17 @@ static void test_refusals(void **state)
     ValueId k = optest_normal(t, DTYPE_F32, SHAPE(1, 2, 2, 4), 1.0), a, b;
     ValueId cache = optest_state(t, DTYPE_BF16, SHAPE(1, 9, 2, 4), STATE_CACHE, NULL);
     ValueId pos = optest_integers(t, SHAPE(1, 2), 0, 4);
-    optest_refused(op_cache_append(t->graph, k, k, pos, cache, cache, &a, &b), ERR_SHAPE, "does not go into a cache");
+    optest_refused(op_cache_append(t->graph, k, k, pos, cache, cache, &a, &b), ERR_SHAPE,
+                   "does not go into a cache");
     optest_destroy(t);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill),  cmocka_unit_test(test_ring),
-        cmocka_unit_test(test_softcap), cmocka_unit_test(test_append),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_ring),   cmocka_unit_test(test_softcap),
+        cmocka_unit_test(test_append), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,35 +1,38 @@
-/* attention forward, over the sequence itself, a part of its keys or caches: o = softmax(scale q k^T + mask) v.
+/* attention forward, over the sequence itself, a part of its keys or caches: o = softmax(scale q
+ * k^T + mask) v.
  *
- * The rows of a piece of work are all query heads of one kv head for a range of tokens: row r is head
- * r % group of token r / group, so that the heads share the packed keys and values. Keys go by in blocks;
- * each row keeps its maximum, sum and output so far (online softmax, Milakov and Gimelshein 2018). Scores
- * of one tile of rows against one block of keys is all that ever exists of the score matrix. With the keys in
- * parts a row begins where the part before left it: output o and log-sum-exp l are the state of maximum l and sum 1.
+ * The rows of a piece of work are all query heads of one kv head for a range of tokens: row r is
+ * head r % group of token r / group, so that the heads share the packed keys and values. Keys go by
+ * in blocks; each row keeps its maximum, sum and output so far (online softmax, Milakov and
+ * Gimelshein 2018). Scores of one tile of rows against one block of keys is all that ever exists of
+ * the score matrix. With the keys in parts a row begins where the part before left it: output o and
+ * log-sum-exp l are the state of maximum l and sum 1.
  */
 #include "ops/attention/attention_internal.h"
 #include "ops/attention/tile.h"
 
 typedef struct Job {
     Rows q, k, v, o; /* tokens */
-    Rows before;     /* o after the parts of the keys before this one, f32; data NULL: this is the first */
+    Rows before;     /* o after the parts of the keys before this one, f32; data NULL: this is the
+                      first */
     Mask mask;
-    float *lse;              /* [B H T] or NULL */
-    const float *lse_before; /* with before */
+    float *lse;                                             /* [B H T] or NULL */
+    const float *lse_before;                                /* with before */
     int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
     int64_t piece, n_pieces; /* tokens in one piece of work, pieces in a sequence */
-    int64_t block; /* keys in a block */
-    int64_t state_rows; /* rows whose outputs are kept at a time */
+    int64_t block;           /* keys in a block */
+    int64_t state_rows;      /* rows whose outputs are kept at a time */
     float scale, softcap;
     int pairs;
 } Job;
 
 /* What one thread works in; all parts a multiple of 64 bytes. */
 typedef struct Space {
-    float *keys;   /* panels */
-    float *values; /* stacked */
-    float *q;      /* words of a tile */
-    float *s;      /* [TILE_ROWS][lds] scores, then probabilities as words */
-    float *o;      /* [state_rows][lanes] */
+    float *keys;      /* panels */
+    float *values;    /* stacked */
+    float *q;         /* words of a tile */
+    float *s;         /* [TILE_ROWS][lds] scores, then probabilities as words */
+    float *o;         /* [state_rows][lanes] */
     float *max, *sum; /* [state_rows] */
     int64_t words, lda, lanes, lds;
 } Space;
@@ -38,8 +41,8 @@ typedef struct Space {
 static size_t space_layout(const Job *job, char *base, Space *space)
 {
     int64_t d = job->d, words = job->pairs ? (d + 1) / 2 : d;
-    *space = (Space){.words = words, .lda = vectors_up(words), .lanes = vectors_up(d),
-                     .lds = job->block + 16};
+    *space = (Space){
+        .words = words, .lda = vectors_up(words), .lanes = vectors_up(d), .lds = job->block + 16};
     int64_t rows = min_i64(TILE_ROWS, job->piece * job->group + 1);
     Part parts[] = {
         {&space->keys, (job->block + PANEL - 1) / PANEL * PANEL * words},
@@ -53,8 +56,8 @@ static size_t space_layout(const Job *job, char *base, Space *space)
     return parts_layout(parts, COUNT_OF(parts), base);
 }
 
-/* Pieces as large as leaves several for each thread. Blocks of keys start at multiples of their size,
- * whatever the piece, so that the number of threads does not change a bit. */
+/* Pieces as large as leaves several for each thread. Blocks of keys start at multiples of their
+ * size, whatever the piece, so that the number of threads does not change a bit. */
 static void job_cut(Job *job, int64_t max_keys, int threads)
 {
     int64_t most = job->mask.cache_rows ? 256 : 512;
@@ -70,7 +73,7 @@ static void job_cut(Job *job, int64_t max_keys, int threads)
     job->state_rows = one_block ? min_i64(rows, TILE_ROWS) : rows;
 }
 
-/* ---- softmax of one row ---------------------------------------------------------------------- */
+/* ---- softmax of one row ----------------------------------------------------------------- */
 
 /* scores [first, end) to softcap * tanh(scale * score / softcap) */
 SIMD void cap_row(float *s, int64_t first, int64_t end, float scale, float cap)
@@ -89,8 +92,8 @@ SIMD float row_max(const float *s, int64_t first, int64_t end)
     return max_lanes(vf_max(m[0], m[1]));
 }
 
-/* In place: words of p = 2^(unit * s - shift) over vectors from..to, zero outside [first, end); the sum
- * of p. Words lie at or before the score they are made of. */
+/* In place: words of p = 2^(unit * s - shift) over vectors from..to, zero outside [first, end); the
+ * sum of p. Words lie at or before the score they are made of. */
 SIMD float row_exp(float *s, KeyRange row, KeyRange store, float unit, float shift, int pairs)
 {
     Vf u = vf_set(unit), minus = vf_set(-shift), zero = vf_zero(), sum = zero;
@@ -139,16 +142,17 @@ SIMD void softmax_row(const Job *job, const Tile *tile, const Space *w, int64_t 
     w->sum[state] += sum;
 }
 
-/* ---- one piece of work ----------------------------------------------------------------------- */
+/* ---- one piece of work ------------------------------------------------------------------ */
 
-/* All rows of the tile; q: the queries, o: the outputs, both from the first row of the piece on, where the
- * tile starts at row `row` of n. */
+/* All rows of the tile; q: the queries, o: the outputs, both from the first row of the piece on,
+ * where the tile starts at row `row` of n. */
 typedef struct Ahead {
     Source q, o;
     int64_t row, n;
 } Ahead;
 
-PHASE void softmax(const Job *job, const Tile *tile, const Space *w, int64_t state, const Ahead *ahead)
+PHASE void softmax(const Job *job, const Tile *tile, const Space *w, int64_t state,
+                   const Ahead *ahead)
 {
     for (int64_t r = 0; r < tile->rows; r++) {
         prefetch_row(&ahead->q, ahead->row + tile->rows + r, ahead->n, 0);
@@ -163,26 +167,45 @@ SIMD void tile_forward(const Job *job, const Piece *piece, const Space *w, const
     int64_t token = piece->b * job->tokens + piece->first, head = piece->h * job->group;
     int64_t state = job->state_rows > TILE_ROWS ? row : 0;
     Source q = source_make(&job->q, token, head, job->group, job->d);
-    Ahead ahead = {q, source_make(&job->o, token, head, job->group, job->d), row, piece->n * job->group};
+    Ahead ahead = {q, source_make(&job->o, token, head, job->group, job->d), row,
+                   piece->n * job->group};
     pack_words(&q, row, tile->rows, w->q, w->lda, job->pairs);
     if (tile->rows % 2) memset(w->q + tile->rows * w->lda, 0, (size_t)w->lda * sizeof(float));
-    RowsTimesKeys scores = {.c = w->s, .a = w->q, .b = w->keys, .ldc = w->lds, .lda = w->lda,
-                            .words = w->words, .keys = keys};
+    RowsTimesKeys scores = {.c = w->s,
+                            .a = w->q,
+                            .b = w->keys,
+                            .ldc = w->lds,
+                            .lda = w->lda,
+                            .words = w->words,
+                            .keys = keys};
     rows_times_keys(tile, &scores, job->pairs);
     softmax(job, tile, w, state, &ahead);
-    KeysTimesValues out = {.c = w->o + state * w->lanes, .a = w->s, .b = w->values, .ldc = w->lanes,
-                           .lda = w->lds, .lanes = w->lanes, .keys = keys};
+    KeysTimesValues out = {.c = w->o + state * w->lanes,
+                           .a = w->s,
+                           .b = w->values,
+                           .ldc = w->lanes,
+                           .lda = w->lds,
+                           .lanes = w->lanes,
+                           .keys = keys};
     keys_times_values(tile, &out, job->pairs);
 }
 
-SIMD int64_t row_token(const Job *job, const Piece *piece, int64_t row) { return piece->first + row / job->group; }
-SIMD int64_t row_head(const Job *job, const Piece *piece, int64_t row) { return piece->h * job->group + row % job->group; }
+SIMD int64_t row_token(const Job *job, const Piece *piece, int64_t row)
+{
+    return piece->first + row / job->group;
+}
+SIMD int64_t row_head(const Job *job, const Piece *piece, int64_t row)
+{
+    return piece->h * job->group + row % job->group;
+}
 SIMD int64_t row_lse(const Job *job, const Piece *piece, int64_t row)
 {
-    return (piece->b * job->heads + row_head(job, piece, row)) * job->tokens + row_token(job, piece, row);
+    return (piece->b * job->heads + row_head(job, piece, row)) * job->tokens +
+           row_token(job, piece, row);
 }
 
-/* The states 0..n-1 of rows row..row+n-1: nothing is seen yet, or what the parts before have come to. */
+/* The states 0..n-1 of rows row..row+n-1: nothing is seen yet, or what the parts before have come
+ * to. */
 static void state_begin(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
 {
     float unit = job->softcap > 0 ? 1 : job->scale;
@@ -192,9 +215,11 @@ static void state_begin(const Job *job, const Piece *piece, const Space *w, int6
         w->max[r] = lse / unit;
         w->sum[r] = lse == -INFINITY ? 0.0f : 1.0f;
         if (lse == -INFINITY) continue;
-        const char *o = (const char *)(row_f32(&job->before, piece->b * job->tokens + row_token(job, piece, row + r)) +
+        const char *o = (const char *)(row_f32(&job->before, piece->b * job->tokens +
+                                                                 row_token(job, piece, row + r)) +
                                        row_head(job, piece, row + r) * job->d);
-        for (int64_t j = 0; j < job->d; j += VL) vf_store(w->o + r * w->lanes + j, load_words(o, j, job->d, 0, 0));
+        for (int64_t j = 0; j < job->d; j += VL)
+            vf_store(w->o + r * w->lanes + j, load_words(o, j, job->d, 0, 0));
     }
 }
 
@@ -205,10 +230,14 @@ static void state_store(const Job *job, const Piece *piece, const Space *w, int6
     float unit = job->softcap > 0 ? 1 : job->scale;
     for (int64_t r = 0; r < n; r++) {
         int64_t t = row_token(job, piece, row + r), head = row_head(job, piece, row + r);
-        char *o = job->o.data + ((piece->b * job->tokens + t) * job->o.pitch + head * job->d) * (bf16 ? 2 : 4);
+        char *o = job->o.data +
+                  ((piece->b * job->tokens + t) * job->o.pitch + head * job->d) * (bf16 ? 2 : 4);
         float share = w->sum[r] > 0 ? 1 / w->sum[r] : 0;
         store_row(w->o + r * w->lanes, o, job->d, share, bf16);
-        if (job->lse) job->lse[row_lse(job, piece, row + r)] = w->sum[r] > 0 ? w->max[r] * unit + logf(w->sum[r]) : -INFINITY;
+        if (job->lse)
+            job->lse[row_lse(job, piece, row + r)] = w->sum[r] > 0
+                                                         ? w->max[r] * unit + logf(w->sum[r])
+                                                         : -INFINITY;
     }
 }
 
@@ -258,7 +287,7 @@ static void piece_forward(const Job *job, const Piece *piece, const Space *w)
     state_store(job, piece, w, 0, rows);
 }
 
-/* ---- the kernels ----------------------------------------------------------------------------- */
+/* ---- the kernels ------------------------------------------------------------------------ */
 
 static void job_run(const Job *job, KernelArgs *args)
 {
@@ -276,7 +305,8 @@ static void job_run(const Job *job, KernelArgs *args)
         for (int64_t i = 0; i < n; i++) {
             int64_t p = job->n_pieces - 1 - i / (job->batch * job->kv_heads);
             int64_t bh = i % (job->batch * job->kv_heads);
-            Piece piece = {.b = bh / job->kv_heads, .h = bh % job->kv_heads, .first = p * job->piece};
+            Piece piece = {
+                .b = bh / job->kv_heads, .h = bh % job->kv_heads, .first = p * job->piece};
             piece.n = min_i64(job->piece, job->tokens - piece.first);
             piece_forward(job, &piece, &space);
         }
@@ -284,12 +314,22 @@ static void job_run(const Job *job, KernelArgs *args)
 }
 
 /* Shapes: q [B n H d], k and v [B S K d]. */
-static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr, int pairs,
-                    int threads)
+static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr,
+                    int pairs, int threads)
 {
-    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .keys = k->dim[1], .heads = q->dim[2], .d = q->dim[3],
-               .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
-    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .cache_rows = cached ? k->dim[1] : 0, .slice = attr->slice,
+    Job job = {.batch = q->dim[0],
+               .tokens = q->dim[1],
+               .keys = k->dim[1],
+               .heads = q->dim[2],
+               .d = q->dim[3],
+               .kv_heads = k->dim[2],
+               .scale = attr->scale,
+               .softcap = attr->softcap,
+               .pairs = pairs};
+    job.mask = (Mask){.tokens = q->dim[1],
+                      .chunk = attr->chunk,
+                      .cache_rows = cached ? k->dim[1] : 0,
+                      .slice = attr->slice,
                       .n_keys = k->dim[1]};
     job_cut(&job, k->dim[1], threads);
     return job;
@@ -299,7 +339,8 @@ static size_t job_workspace(const Graph *graph, const Node *node, const Target *
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
     const Value *v = graph_value(graph, node->in[2]);
-    Job job = job_make(&q->shape, &k->shape, cached, node->attr, pairs_of(q->dtype, k->dtype, v->dtype), target->threads);
+    Job job = job_make(&q->shape, &k->shape, cached, node->attr,
+                       pairs_of(q->dtype, k->dtype, v->dtype), target->threads);
     Space space;
     return space_layout(&job, NULL, &space) * (size_t)target->threads;
 }

@@ -19,7 +19,8 @@ static Status infer(InferCtx *ctx)
                         dtype_name(q->dtype), shape_text(&q->shape, a), i, dtype_name(x->dtype),
                         shape_text(&x->shape, b));
     }
-    if (lse->dtype != DTYPE_F32 || shape_count(&lse->shape) * q->shape.dim[3] != shape_count(&q->shape))
+    if (lse->dtype != DTYPE_F32 ||
+        shape_count(&lse->shape) * q->shape.dim[3] != shape_count(&q->shape))
         return fail(ERR_SHAPE, "attention_grad: the log-sum-exp is %s [%s] for q [%s]",
                     dtype_name(lse->dtype), shape_text(&lse->shape, a), shape_text(&q->shape, b));
     for (int i = 0; i < 3; i++) {
@@ -29,8 +30,8 @@ static Status infer(InferCtx *ctx)
     return OK;
 }
 
-/* Five products over d for each visible pair; the two-pass kernel for few heads on many threads makes
- * two of them twice, which is not counted: the graph does not know the threads. */
+/* Five products over d for each visible pair; the two-pass kernel for few heads on many threads
+ * makes two of them twice, which is not counted: the graph does not know the threads. */
 static Cost cost(const Graph *graph, const Node *node)
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);

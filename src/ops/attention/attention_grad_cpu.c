@@ -1,10 +1,10 @@
 /* attention_grad: formulas in attention_grad.c, tiles in tile.h; rows as in attention_cpu.c.
  *
- * One piece of work is a kv head of a sequence: keys block by block, for each block all tiles of rows that
- * see it; dk and dv of the block and dq of all rows are summed in f32. With too few such pieces for the
- * threads there are two passes of smaller pieces: dq by ranges of tokens, dk and dv by blocks of keys.
- * Every sum is the same chain of additions in both cases, so the bits do not depend on the choice. With the keys in
- * parts dq goes on from the parts before this one.
+ * One piece of work is a kv head of a sequence: keys block by block, for each block all tiles of
+ * rows that see it; dk and dv of the block and dq of all rows are summed in f32. With too few such
+ * pieces for the threads there are two passes of smaller pieces: dq by ranges of tokens, dk and dv
+ * by blocks of keys. Every sum is the same chain of additions in both cases, so the bits do not
+ * depend on the choice. With the keys in parts dq goes on from the parts before this one.
  */
 #include "ops/attention/attention_internal.h"
 #include "ops/attention/tile.h"
@@ -14,10 +14,10 @@ typedef struct Job {
     Rows dq, dk, dv; /* data NULL: nobody wants it */
     Rows dq_before;  /* f32, of the parts of the keys before this one; data NULL: there are none */
     Mask mask;
-    const float *lse; /* [B H T] */
+    const float *lse;                                       /* [B H T] */
     int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
-    int64_t block;   /* keys in a block */
-    int64_t piece;   /* tokens in a piece of the dq pass */
+    int64_t block;                                          /* keys in a block */
+    int64_t piece;                                          /* tokens in a piece of the dq pass */
     int64_t dq_rows; /* rows of dq that are summed at a time */
     bool two_passes;
     bool in_parts; /* the keys are some of the sequence's */
@@ -26,12 +26,12 @@ typedef struct Job {
 } Job;
 
 typedef struct Space {
-    float *k_panels, *v_panels, *k_stacked;          /* of a block */
-    float *q, *q_stacked, *dout, *dout_stacked;      /* of a tile */
-    float *p, *dz;    /* [TILE_ROWS][lds]: scores and do v^T, then p and dz, stacked */
-    float *dz_words;  /* [TILE_ROWS][ldz] */
-    float *dk, *dv;   /* [block][lanes] */
-    float *dq;        /* [dq_rows][lanes] */
+    float *k_panels, *v_panels, *k_stacked;     /* of a block */
+    float *q, *q_stacked, *dout, *dout_stacked; /* of a tile */
+    float *p, *dz;        /* [TILE_ROWS][lds]: scores and do v^T, then p and dz, stacked */
+    float *dz_words;      /* [TILE_ROWS][ldz] */
+    float *dk, *dv;       /* [block][lanes] */
+    float *dq;            /* [dq_rows][lanes] */
     float *shift, *delta; /* [TILE_ROWS]: lse * log2 e; sum of do o */
     int64_t words, lda, lanes, lds, ldz;
 } Space;
@@ -42,7 +42,8 @@ static size_t space_layout(const Job *job, char *base, Space *w)
     int pairs = job->pairs;
     int64_t d = job->d, words = pairs ? (d + 1) / 2 : d, block = job->block;
     int64_t panels = (block + PANEL - 1) / PANEL * PANEL * words;
-    *w = (Space){.words = words, .lda = vectors_up(words), .lanes = vectors_up(d), .lds = block + 16};
+    *w = (Space){
+        .words = words, .lda = vectors_up(words), .lanes = vectors_up(d), .lds = block + 16};
     w->ldz = pairs ? block / 2 + 16 : w->lds;
     Part parts[] = {
         {&w->k_panels, panels},
@@ -70,7 +71,8 @@ static size_t space_layout(const Job *job, char *base, Space *w)
     return bytes;
 }
 
-/* One pass keeps the threads busy when the heads divide well enough; two passes cost 7 products for 5. */
+/* One pass keeps the threads busy when the heads divide well enough; two passes cost 7 products
+ * for 5. */
 static void job_cut(Job *job, int threads)
 {
     int64_t pieces = job->batch * job->kv_heads, rounds = (pieces + threads - 1) / threads;
@@ -83,7 +85,7 @@ static void job_cut(Job *job, int threads)
     job->dq_rows = job->keys <= job->block && !job->in_parts ? min_i64(rows, TILE_ROWS) : rows;
 }
 
-/* ---- one tile against one block --------------------------------------------------------------- */
+/* ---- one tile against one block --------------------------------------------------------- */
 
 PHASE void pack_tile(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
 {
@@ -182,7 +184,8 @@ typedef struct Ahead {
 } Ahead;
 
 /* All rows of the tile, while those of the next are asked for. */
-PHASE void tile_slopes(const Job *job, const Tile *tile, const Space *w, KeyRange keys, const Ahead *ahead)
+PHASE void tile_slopes(const Job *job, const Tile *tile, const Space *w, KeyRange keys,
+                       const Ahead *ahead)
 {
     for (int64_t r = 0; r < tile->rows; r += 2) {
         for (int64_t i = ahead->row + r; i < ahead->row + r + 2; i++) {
@@ -195,10 +198,11 @@ PHASE void tile_slopes(const Job *job, const Tile *tile, const Space *w, KeyRang
     }
 }
 
-/* c [keys, d] += a^T b over the rows of the tile; a [rows][lds] stacked in place (with pairs in every other
- * row), b stacked [rows / 2][lanes]. Keys go in groups of MR, each with the groups of rows that see it. */
-PHASE void keys_from_rows(const Tile *tile, const Space *w, float *c, const float *a, const float *b,
-                         KeyRange keys, int pairs)
+/* c [keys, d] += a^T b over the rows of the tile; a [rows][lds] stacked in place (with pairs in
+ * every other row), b stacked [rows / 2][lanes]. Keys go in groups of MR, each with the groups of
+ * rows that see it. */
+PHASE void keys_from_rows(const Tile *tile, const Space *w, float *c, const float *a,
+                          const float *b, KeyRange keys, int pairs)
 {
     int64_t per_word = pairs ? 2 : 1, groups = tile_groups(tile);
     for (int64_t lane = 0; lane < w->lanes; lane += PANEL) {
@@ -206,7 +210,8 @@ PHASE void keys_from_rows(const Tile *tile, const Space *w, float *c, const floa
         for (int64_t k = keys.first; k < keys.end; k += MR) {
             int64_t g = 0, last = groups;
             while (g < last && (tile->group_end[g] <= k || tile->group_first[g] >= k + MR)) g++;
-            while (last > g && (tile->group_end[last - 1] <= k || tile->group_first[last - 1] >= k + MR))
+            while (last > g &&
+                   (tile->group_end[last - 1] <= k || tile->group_first[last - 1] >= k + MR))
                 last--;
             if (g == last) continue;
             int64_t first = g * MR, end = min_i64(last * MR, tile->rows);
@@ -226,12 +231,17 @@ PHASE void keys_from_rows(const Tile *tile, const Space *w, float *c, const floa
 /* What of the gradients a pass makes. */
 typedef enum Want { WANT_DQ = 1, WANT_DKV = 2 } Want;
 
-SIMD void tile_backward(const Job *job, const Piece *piece, const Space *w, const Tile *tile, int64_t row,
-                        int64_t n_keys, unsigned want, int pairs)
+SIMD void tile_backward(const Job *job, const Piece *piece, const Space *w, const Tile *tile,
+                        int64_t row, int64_t n_keys, unsigned want, int pairs)
 {
     pack_tile(job, piece, w, row, tile->rows);
-    RowsTimesKeys s = {.c = w->p, .a = w->q, .b = w->k_panels, .ldc = w->lds, .lda = w->lda,
-                       .words = w->words, .keys = n_keys};
+    RowsTimesKeys s = {.c = w->p,
+                       .a = w->q,
+                       .b = w->k_panels,
+                       .ldc = w->lds,
+                       .lda = w->lda,
+                       .words = w->words,
+                       .keys = n_keys};
     RowsTimesKeys dp = s;
     dp.c = w->dz;
     dp.a = w->dout;
@@ -248,12 +258,19 @@ SIMD void tile_backward(const Job *job, const Piece *piece, const Space *w, cons
     Ahead ahead = {source_make(&job->q, token, head, job->group, job->d),
                    source_make(&job->dout, token, head, job->group, job->d),
                    source_make(&job->o, token, head, job->group, job->d),
-                   source_make(job->dq.data ? &job->dq : &job->q, token, head, job->group, job->d), row, piece->n * job->group};
+                   source_make(job->dq.data ? &job->dq : &job->q, token, head, job->group, job->d),
+                   row,
+                   piece->n * job->group};
     tile_slopes(job, tile, w, (KeyRange){keys.first, vectors_up(keys.end)}, &ahead);
     if (want & WANT_DQ) {
         float *dq = w->dq + (job->dq_rows > TILE_ROWS ? row : 0) * w->lanes;
-        KeysTimesValues x = {.c = dq, .a = w->dz_words, .b = w->k_stacked, .ldc = w->lanes, .lda = w->ldz,
-                             .lanes = w->lanes, .keys = n_keys};
+        KeysTimesValues x = {.c = dq,
+                             .a = w->dz_words,
+                             .b = w->k_stacked,
+                             .ldc = w->lanes,
+                             .lda = w->ldz,
+                             .lanes = w->lanes,
+                             .keys = n_keys};
         keys_times_values(tile, &x, pairs);
     }
     if (want & WANT_DKV) {
@@ -262,7 +279,7 @@ SIMD void tile_backward(const Job *job, const Piece *piece, const Space *w, cons
     }
 }
 
-/* ---- pieces ----------------------------------------------------------------------------------- */
+/* ---- pieces ----------------------------------------------------------------------------- */
 
 static void pack_block(const Job *job, const Piece *piece, const Space *w, KeyRange block)
 {
@@ -276,7 +293,8 @@ static void pack_block(const Job *job, const Piece *piece, const Space *w, KeyRa
 
 SIMD void add_row(float *to, const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += VL) vf_store(to + i, vf_load(to + i) + load_words((const char *)(x), i, n, 0, 0));
+    for (int64_t i = 0; i < n; i += VL)
+        vf_store(to + i, vf_load(to + i) + load_words((const char *)(x), i, n, 0, 0));
 }
 
 /* dq of rows row..row+n-1 of the piece from the sums 0..n-1, which become zero */
@@ -286,22 +304,25 @@ static void store_dq(const Job *job, const Piece *piece, const Space *w, int64_t
     if (job->dq.data) {
         for (int64_t r = 0; r < n; r++) {
             int64_t t = piece->b * job->tokens + piece->first + (row + r) / job->group;
-            int64_t head = (piece->h * job->group + (row + r) % job->group) * job->d, at = t * job->dq.pitch + head;
-            if (job->dq_before.data) add_row(w->dq + r * w->lanes, row_f32(&job->dq_before, t) + head, job->d);
+            int64_t head = (piece->h * job->group + (row + r) % job->group) * job->d,
+                    at = t * job->dq.pitch + head;
+            if (job->dq_before.data)
+                add_row(w->dq + r * w->lanes, row_f32(&job->dq_before, t) + head, job->d);
             store_row(w->dq + r * w->lanes, job->dq.data + at * (bf16 ? 2 : 4), job->d, 1, bf16);
         }
     }
     memset(w->dq, 0, (size_t)((n + 1) * w->lanes) * sizeof(float));
 }
 
-static void store_keys(const Job *job, const Piece *piece, const Rows *to, const float *from, int64_t lanes,
-                       KeyRange block)
+static void store_keys(const Job *job, const Piece *piece, const Rows *to, const float *from,
+                       int64_t lanes, KeyRange block)
 {
     int bf16 = to->dtype == DTYPE_BF16;
     if (!to->data) return;
     for (int64_t k = block.first; k < block.end; k++) {
         int64_t at = (piece->b * job->keys + k) * to->pitch + piece->h * job->d;
-        store_row(from + (k - block.first) * lanes, to->data + at * (bf16 ? 2 : 4), job->d, 1, bf16);
+        store_row(from + (k - block.first) * lanes, to->data + at * (bf16 ? 2 : 4), job->d, 1,
+                  bf16);
     }
 }
 
@@ -317,7 +338,8 @@ static void block_backward(const Job *job, const Piece *piece, const Space *w, K
                            unsigned want)
 {
     Tile tile;
-    bool packed = false, dq_at_once = job->dq_rows <= TILE_ROWS && piece->n * job->group > TILE_ROWS;
+    bool packed = false,
+         dq_at_once = job->dq_rows <= TILE_ROWS && piece->n * job->group > TILE_ROWS;
     int64_t rows = piece->n * job->group;
     /* rows before the block see none of it; tiles always start at multiples of TILE_ROWS */
     int64_t key_row = attention_row(&job->mask.keys, block.first);
@@ -377,21 +399,33 @@ static void run_piece(const Job *job, const Space *w, int64_t i, int64_t parts, 
 }
 
 /* part: NULL, all keys are there. */
-static Job job_make(const Shape *q, const Shape *k, const AttentionAttr *attr, const AttentionPart *part, int pairs, int threads)
+static Job job_make(const Shape *q, const Shape *k, const AttentionAttr *attr,
+                    const AttentionPart *part, int pairs, int threads)
 {
-    Job job = {.batch = q->dim[0], .tokens = q->dim[1], .keys = k->dim[1], .heads = q->dim[2], .d = q->dim[3],
-               .kv_heads = k->dim[2], .scale = attr->scale, .softcap = attr->softcap, .pairs = pairs};
-    job.mask = (Mask){.tokens = q->dim[1], .chunk = attr->chunk, .slice = attr->slice, .n_keys = k->dim[1]};
+    Job job = {.batch = q->dim[0],
+               .tokens = q->dim[1],
+               .keys = k->dim[1],
+               .heads = q->dim[2],
+               .d = q->dim[3],
+               .kv_heads = k->dim[2],
+               .scale = attr->scale,
+               .softcap = attr->softcap,
+               .pairs = pairs};
+    job.mask = (Mask){
+        .tokens = q->dim[1], .chunk = attr->chunk, .slice = attr->slice, .n_keys = k->dim[1]};
     if (part) job.mask.keys = part->keys;
     job.in_parts = part != NULL;
     job_cut(&job, threads);
     return job;
 }
 
-static size_t job_workspace(const Graph *graph, const Node *node, const AttentionPart *part, const Target *target)
+static size_t job_workspace(const Graph *graph, const Node *node, const AttentionPart *part,
+                            const Target *target)
 {
-    const Value *q = graph_value(graph, node->in[ATTENTION_Q]), *k = graph_value(graph, node->in[ATTENTION_K]);
-    Job job = job_make(&q->shape, &k->shape, node->attr, part, pairs_of(q->dtype, k->dtype, k->dtype), target->threads);
+    const Value *q = graph_value(graph, node->in[ATTENTION_Q]),
+                *k = graph_value(graph, node->in[ATTENTION_K]);
+    Job job = job_make(&q->shape, &k->shape, node->attr, part,
+                       pairs_of(q->dtype, k->dtype, k->dtype), target->threads);
     Space space;
     return space_layout(&job, NULL, &space) * (size_t)target->threads;
 }
@@ -446,7 +480,8 @@ static void job_run(const Job *job, KernelArgs *args)
 #pragma omp for schedule(dynamic, 1) nowait
             for (int64_t i = 0; i < heads * pieces; i++) run_piece(job, &space, i, pieces, WANT_DQ);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < heads * blocks; i++) run_piece(job, &space, i, blocks, WANT_DKV);
+            for (int64_t i = 0; i < heads * blocks; i++)
+                run_piece(job, &space, i, blocks, WANT_DKV);
         }
     }
 }

@@ -12,12 +12,21 @@
 
 #include "ops/ops.h"
 
-extern const OpDef op_def_attention, op_def_attention_grad, op_def_attention_part, op_def_attention_grad_part,
-    op_def_attention_cached, op_def_cache_append;
+extern const OpDef op_def_attention, op_def_attention_grad, op_def_attention_part,
+    op_def_attention_grad_part, op_def_attention_cached, op_def_cache_append;
 
-/* operands of attention_grad; the first four are those of attention. attention_part has sums so far for O and LSE,
- * attention_grad_part for DQ. */
-enum { ATTENTION_Q, ATTENTION_K, ATTENTION_V, ATTENTION_POS, ATTENTION_O, ATTENTION_LSE, ATTENTION_DO, ATTENTION_DQ };
+/* operands of attention_grad; the first four are those of attention. attention_part has sums so far
+ * for O and LSE, attention_grad_part for DQ. */
+enum {
+    ATTENTION_Q,
+    ATTENTION_K,
+    ATTENTION_V,
+    ATTENTION_POS,
+    ATTENTION_O,
+    ATTENTION_LSE,
+    ATTENTION_DO,
+    ATTENTION_DQ
+};
 
 /* Keys first..end-1 are seen. */
 typedef struct KeyRange {
@@ -30,16 +39,16 @@ static inline int64_t attention_row(const AttentionSlice *slice, int64_t t)
     return t + (t < slice->split ? slice->first : slice->second);
 }
 
-/* How many of n keys that stand like this come before row `row`. A run of rows is a run of these keys too: rows of
- * both blocks can only be in it with everything between them. */
+/* How many of n keys that stand like this come before row `row`. A run of rows is a run of these
+ * keys too: rows of both blocks can only be in it with everything between them. */
 static inline int64_t attention_keys_before(const AttentionSlice *keys, int64_t n, int64_t row)
 {
     int64_t low = max_i64(0, min_i64(row - keys->first, keys->split));
     return low + max_i64(0, min_i64(row - keys->second - keys->split, n - keys->split));
 }
 
-/* Of query t, at position pos of its document. A position that points before the row's start, as on a
- * later slice of a sequence, is cut off there. */
+/* Of query t, at position pos of its document. A position that points before the row's start, as on
+ * a later slice of a sequence, is cut off there. */
 static inline KeyRange attention_range(int64_t t, int64_t pos, int64_t chunk)
 {
     int64_t back = chunk > 0 ? pos % chunk : pos;
@@ -60,10 +69,11 @@ Status attention_check(const InferCtx *ctx);
 /* Along the axis that cuts sequences a rank has some queries and all keys. */
 Status attention_cut_slice(const CutCtx *ctx, void *attr);
 void attention_attr_text(const void *attr, Str *out);
-/* (query, key) pairs of one head over a sequence that is one document: what costs are counted by. The
- * positions are not known when they are asked for; packed documents cost less than this. */
+/* (query, key) pairs of one head over a sequence that is one document: what costs are counted by.
+ * The positions are not known when they are asked for; packed documents cost less than this. */
 double attention_visible_pairs(int64_t tokens, int64_t chunk);
-double attention_node_pairs(const Graph *graph, const Node *node); /* of attention and its gradient, per head */
+double attention_node_pairs(const Graph *graph,
+                            const Node *node); /* of attention and its gradient, per head */
 /* The same of some of the queries and some of the keys. */
 double attention_part_pairs(const AttentionPart *part, int64_t tokens, int64_t keys);
 

@@ -1,15 +1,19 @@
-/* Attention with the keys in parts, one after the other, and its gradient: what a rank of ring attention does with the
- * block of keys that it holds (pass/ring.c; Liu, Zaharia and Abbeel 2023).
+/* Attention with the keys in parts, one after the other, and its gradient: what a rank of ring
+ * attention does with the block of keys that it holds (pass/ring.c; Liu, Zaharia and Abbeel 2023).
  *
- *   attention_part       q k v pos o? lse?              -> o lse       o, lse: of the parts before this one, none at the first
- *   attention_grad_part  q k v pos o lse do dq?         -> dq dk dv    dq: likewise; dk and dv are of this part's keys
+ *   attention_part       q k v pos o? lse?              -> o lse       o, lse: of the parts before
+ *                        this one, none at the first
+ *   attention_grad_part  q k v pos o lse do dq?         -> dq dk dv    dq: likewise; dk and dv are
+ *                                                       of this part's keys
  *
- * A softmax over keys that come in parts: with o_a, l_a the output and log-sum-exp over some keys and o_b, l_b over others,
+ * A softmax over keys that come in parts: with o_a, l_a the output and log-sum-exp over some keys
+ * and o_b, l_b over others,
  *   l = log(e^l_a + e^l_b),   o = e^(l_a - l) o_a + e^(l_b - l) o_b
- * (Milakov and Gimelshein 2018; Dao 2022). The kernel does not form o_b: its rows begin with maximum l_a, sum 1 and output
- * o_a. The gradient needs no such care, since l of all keys is known by then: dq is a sum over the parts, dk and dv concern
- * this part alone. Until the last part o and dq are f32 and no rank's part of a value but GROWING ones, so that the
- * verifier misses a part that was left out or taken twice. */
+ * (Milakov and Gimelshein 2018; Dao 2022). The kernel does not form o_b: its rows begin with
+ * maximum l_a, sum 1 and output o_a. The gradient needs no such care, since l of all keys is known
+ * by then: dq is a sum over the parts, dk and dv concern this part alone. Until the last part o and
+ * dq are f32 and no rank's part of a value but GROWING ones, so that the verifier misses a part
+ * that was left out or taken twice. */
 #include "ops/attention/attention_internal.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
@@ -19,7 +23,7 @@ CPU_DECLARE(attention_grad_part);
 
 static bool is_last(const AttentionPart *p) { return p->part + 1 == p->parts; }
 
-/* ---- placements -------------------------------------------------------------------------------------- */
+/* ---- placements ------------------------------------------------------------------------- */
 
 static Place growing(const AttentionPart *p, int8_t dim)
 {
@@ -31,7 +35,8 @@ static Place of_keys(const AttentionPart *p)
     return p->hop ? (Place){PLACE_PASSED, (int8_t)p->hop} : (Place){PLACE_CUT, 1};
 }
 
-/* Along the ring: operands are cut along the sequence, but for the keys and values, which are on their way round. */
+/* Along the ring: operands are cut along the sequence, but for the keys and values, which are on
+ * their way round. */
 static void cut_along_ring(CutCtx *c)
 {
     for (int i = 0; i < c->n_in; i++) c->want[i] = (Place){PLACE_CUT, 1};
@@ -68,7 +73,7 @@ static Status cut_grad_part(CutCtx *c)
     return OK;
 }
 
-/* ---- shapes -------------------------------------------------------------------------------------------- */
+/* ---- shapes ----------------------------------------------------------------------------- */
 
 static Shape lse_shape(const Shape *q)
 {
@@ -146,7 +151,7 @@ static Status infer_grad_part(InferCtx *ctx)
     return OK;
 }
 
-/* ---- costs ----------------------------------------------------------------------------------------------- */
+/* ---- costs ------------------------------------------------------------------------------ */
 
 /* (query, key) pairs with the key at or before the query. */
 static double causal_pairs(KeyRange q, KeyRange k)
@@ -222,7 +227,7 @@ static void attr_text(const void *attribute, Str *out)
     str_printf(out, " part %d of %d, hop %d", p->part, p->parts, p->hop);
 }
 
-/* ---- the ops ---------------------------------------------------------------------------------------------- */
+/* ---- the ops ---------------------------------------------------------------------------- */
 
 const OpDef op_def_attention_part = {
     .name = "attention_part",

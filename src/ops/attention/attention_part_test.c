@@ -1,5 +1,6 @@
-/* Attention with its keys in parts, and the gradient, against plain double precision over all keys at once: a rank's two
- * blocks of queries, parts whole or halved and in any order, odd lengths, documents, chunks, caps, grouped heads. */
+/* Attention with its keys in parts, and the gradient, against plain double precision over all keys
+ * at once: a rank's two blocks of queries, parts whole or halved and in any order, odd lengths,
+ * documents, chunks, caps, grouped heads. */
 #include "ops/attention/attention_internal.h"
 #include "ops/collective.h"
 #include "ops/optest.h"
@@ -41,7 +42,7 @@ static int64_t position(const Case *c, int64_t b, int64_t row)
                        : row; /* each sequence cuts its documents elsewhere */
 }
 
-/* ---- in double precision ------------------------------------------------------------------------------------ */
+/* ---- in double precision ---------------------------------------------------------------- */
 
 /* Inputs: q, pos, k and v of each part, do. Outputs: o, lse, dq, dk and dv of each part. */
 enum { IN_Q, IN_POS, IN_K };
@@ -142,7 +143,7 @@ static void reference(const void *user, double *const *in, double *const *out)
     }
 }
 
-/* ---- the ops ------------------------------------------------------------------------------------------------- */
+/* ---- the ops ---------------------------------------------------------------------------- */
 
 static ValueId positions(OpTest *t, const Case *c)
 {
@@ -308,7 +309,7 @@ static void test_softcap(void **state)
     check_case(c, DTYPE_F32, false);
 }
 
-/* ---- costs and refusals ----------------------------------------------------------------------------------------- */
+/* ---- costs and refusals ----------------------------------------------------------------- */
 
 static double count_pairs(const AttentionPart *p, int64_t tokens, int64_t keys)
 {

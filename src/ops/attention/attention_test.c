@@ -1,5 +1,5 @@
-/* attention and its gradient against plain double precision: shapes that fill no tile, packed documents,
- * chunks, soft caps, grouped heads, strided operands. */
+/* attention and its gradient against plain double precision: shapes that fill no tile, packed
+ * documents, chunks, soft caps, grouped heads, strided operands. */
 #include "ops/attention/attention_internal.h"
 #include "ops/optest.h"
 
@@ -59,14 +59,16 @@ static void reference(const void *user, double *const *in, double *const *out)
                 double *o = out[0] + ((b * c->tokens + t) * c->heads + h) * d;
                 probabilities(c, in, (int64_t[]){b, t, h}, p);
                 for (int64_t j = 0; j <= t; j++)
-                    add_scaled(o, p[j], in[2] + ((b * c->tokens + j) * c->kv_heads + h / group) * d, d);
+                    add_scaled(o, p[j], in[2] + ((b * c->tokens + j) * c->kv_heads + h / group) * d,
+                               d);
             }
     free(p);
 }
 
-/* What query `at` adds to dq, dk, dv (out[1..3]), by the chain rule; in[4] is the output's gradient. */
-static void reference_query_grad(const Case *c, double *const *in, double *const *out, const int64_t at[3],
-                                 double *p)
+/* What query `at` adds to dq, dk, dv (out[1..3]), by the chain rule; in[4] is the output's
+ * gradient. */
+static void reference_query_grad(const Case *c, double *const *in, double *const *out,
+                                 const int64_t at[3], double *p)
 {
     int64_t d = c->d, row = ((at[0] * c->tokens + at[1]) * c->heads + at[2]) * d;
     int64_t k_head = at[2] / (c->heads / c->kv_heads);
@@ -108,7 +110,8 @@ static ValueId positions(OpTest *t, const Case *c)
     int64_t n = c->batch * c->tokens;
     double *pos = xmalloc((size_t)n * sizeof(double));
     for (int64_t i = 0; i < n; i++) {
-        int64_t at = i % c->tokens + i / c->tokens * 3; /* each sequence cuts its documents elsewhere */
+        int64_t at = i % c->tokens +
+                     i / c->tokens * 3; /* each sequence cuts its documents elsewhere */
         pos[i] = (double)(c->document ? at % c->document : i % c->tokens);
     }
     ValueId v = optest_data(t, DTYPE_I32, SHAPE(c->batch, c->tokens), pos);
@@ -222,18 +225,34 @@ static void test_masks(void **state)
 static void test_softcap(void **state)
 {
     (void)state;
-    check_both((Case){.batch = 1, .tokens = 70, .heads = 2, .kv_heads = 2, .d = 16,
+    check_both((Case){.batch = 1,
+                      .tokens = 70,
+                      .heads = 2,
+                      .kv_heads = 2,
+                      .d = 16,
                       .attr = {.scale = 1.0f, .softcap = 5.0f}});
-    /* Grok's cap, scores on both sides of it; grouped heads, packed documents, more than a block of keys */
-    Case grok = {.batch = 2, .tokens = 300, .heads = 6, .kv_heads = 2, .d = 24, .document = 170,
+    /* Grok's cap, scores on both sides of it; grouped heads, packed documents, more than a block of
+     * keys */
+    Case grok = {.batch = 2,
+                 .tokens = 300,
+                 .heads = 6,
+                 .kv_heads = 2,
+                 .d = 24,
+                 .document = 170,
                  .attr = {.scale = 4.0f, .softcap = 30.0f}};
     check_case(grok, DTYPE_F32, false);
-    /* long rows and large factors drown in bf16's rounding of the output, which the gradient reads */
+    /* long rows and large factors drown in bf16's rounding of the output, which the gradient
+     reads */
     grok.document = 30;
     grok.attr = (AttentionAttr){.scale = 0.4f, .softcap = 3.0f};
     check_case(grok, DTYPE_BF16, false);
-    check_slopes((Case){.batch = 1, .tokens = 9, .heads = 4, .kv_heads = 1, .d = 8,
-                        .attr = {.scale = 3.0f, .softcap = 30.0f}}, DTYPE_F32);
+    check_slopes((Case){.batch = 1,
+                        .tokens = 9,
+                        .heads = 4,
+                        .kv_heads = 1,
+                        .d = 8,
+                        .attr = {.scale = 3.0f, .softcap = 30.0f}},
+                 DTYPE_F32);
 }
 
 static void test_strided(void **state)
@@ -249,7 +268,8 @@ static void test_blocks(void **state)
 {
     (void)state;
     check_both((Case){.batch = 1, .tokens = 300, .heads = 2, .kv_heads = 1, .d = 8});
-    check_both((Case){.batch = 1, .tokens = 1100, .heads = 1, .kv_heads = 1, .d = 8, .document = 700});
+    check_both(
+        (Case){.batch = 1, .tokens = 1100, .heads = 1, .kv_heads = 1, .d = 8, .document = 700});
 }
 
 static void reference_anything(const void *user, double *const *in, double *const *out)
@@ -282,8 +302,10 @@ static void test_refusals(void **state)
     ValueId short_k = optest_normal(t, DTYPE_F32, SHAPE(1, 3, 3, 8), 1.0);
     ValueId pos = optest_integers(t, SHAPE(1, 4), 0, 1);
     AttentionAttr attr = {.scale = 1};
-    optest_refused(op_attention(t->graph, q, k, k, pos, attr, &o), ERR_SHAPE, "no multiple of 2 key heads");
-    optest_refused(op_attention(t->graph, q, short_k, short_k, pos, attr, &o), ERR_SHAPE, "must agree");
+    optest_refused(op_attention(t->graph, q, k, k, pos, attr, &o), ERR_SHAPE,
+                   "no multiple of 2 key heads");
+    optest_refused(op_attention(t->graph, q, short_k, short_k, pos, attr, &o), ERR_SHAPE,
+                   "must agree");
     optest_refused(op_attention(t->graph, q, q, k, pos, attr, &o), ERR_SHAPE, "twice [B S K d]");
     optest_refused(op_attention(t->graph, q, q, q, q, attr, &o), ERR_SHAPE, "wanted i32 [B T]");
     attr.scale = 0;
@@ -294,11 +316,11 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradient_rule),
-        cmocka_unit_test(test_lengths), cmocka_unit_test(test_head_dims), cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_masks),   cmocka_unit_test(test_softcap),   cmocka_unit_test(test_strided),
-        cmocka_unit_test(test_blocks),  cmocka_unit_test(test_wild_positions),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_gradient_rule),  cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_head_dims),      cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_masks),          cmocka_unit_test(test_softcap),
+        cmocka_unit_test(test_strided),        cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_wild_positions), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

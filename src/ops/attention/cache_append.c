@@ -1,4 +1,5 @@
-/* cache_append: writes the keys and values of new tokens into the rows of their positions, in place. */
+/* cache_append: writes the keys and values of new tokens into the rows of their positions, in
+ * place. */
 #include "ops/attention/attention_internal.h"
 #include "ops/kernel.h"
 
@@ -20,8 +21,9 @@ static Status infer(InferCtx *ctx)
                         shape_text(&cache->shape, b));
         if (pos->dtype != DTYPE_I32 || pos->shape.rank != 2 || pos->shape.dim[0] != n[0] ||
             pos->shape.dim[1] != n[1])
-            return fail(ERR_SHAPE, "cache_append: positions are %s [%s] for keys [%s]; wanted i32 [B n]",
-                        dtype_name(pos->dtype), shape_text(&pos->shape, a), shape_text(&x->shape, b));
+            return fail(
+                ERR_SHAPE, "cache_append: positions are %s [%s] for keys [%s]; wanted i32 [B n]",
+                dtype_name(pos->dtype), shape_text(&pos->shape, a), shape_text(&x->shape, b));
         ctx->out[i].dtype = cache->dtype;
         ctx->out[i].shape = cache->shape;
         ctx->out[i].alias = IN_K_CACHE + i;
@@ -39,14 +41,15 @@ static Cost cost(const Graph *graph, const Node *node)
     return (Cost){.read_bytes = bytes, .write_bytes = bytes};
 }
 
-/* in: k v [B n K d] by tokens, pos [B n], the caches [B S K d]; out: the caches. When two tokens fall
- * into one row, the later one stays. */
+/* in: k v [B n K d] by tokens, pos [B n], the caches [B S K d]; out: the caches. When two tokens
+ * fall into one row, the later one stays. */
 static Status run(KernelArgs *args)
 {
     const int32_t *pos = args->in[IN_POS].data;
     int64_t batch = args->in[IN_K].shape.dim[0], n = args->in[IN_K].shape.dim[1];
     for (int i = 0; i < 2; i++) {
-        Rows x = tensor_as_rows(&args->in[i], 2), cache = tensor_as_rows(&args->in[IN_K_CACHE + i], 2);
+        Rows x = tensor_as_rows(&args->in[i], 2),
+             cache = tensor_as_rows(&args->in[IN_K_CACHE + i], 2);
         int64_t rows = args->in[IN_K_CACHE + i].shape.dim[1];
         size_t element = dtype_bytes(x.dtype);
         for (int64_t t = 0; t < batch * n; t++) {
@@ -74,8 +77,8 @@ const OpDef op_def_cache_append = {
     .cpu = CPU_KERNEL_ANY(&kernel),
 };
 
-Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache, ValueId v_cache,
-                       ValueId *k_new, ValueId *v_new)
+Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache,
+                       ValueId v_cache, ValueId *k_new, ValueId *v_new)
 {
     ValueId in[5] = {k, v, pos, k_cache, v_cache}, out[2];
     TRY(graph_add(g, &op_def_cache_append, NULL, in, 5, out));

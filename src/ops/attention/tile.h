@@ -1,14 +1,14 @@
 /* Tiles of attention: products of small blocks in registers, packing of operands, 2^x.
  *
- * Everything is counted in words of 32 bits along the axis that a product sums over: one f32, or two
- * neighbouring bf16 (`pairs`, where the processor multiplies pairs: vdpbf16ps). A product is
- *     c [rows, lanes] += sum over steps of a [rows, steps] * b [steps, lanes]
- * with a read word by word at any two strides and b in rows of lanes. So an operand comes in two forms:
+ * Everything is counted in words of 32 bits along the axis that a product sums over: one f32, or
+ * two neighbouring bf16 (`pairs`, where the processor multiplies pairs: vdpbf16ps). A product is c
+ * [rows, lanes] += sum over steps of a [rows, steps] * b [steps, lanes] with a read word by word at
+ * any two strides and b in rows of lanes. So an operand comes in two forms:
  *   words    [rows][words of d]      the left side of a product over d
  *   stacked  [rows / 2][d] of pairs  the right side of a product over rows (f32: the same as words)
  *   panels   [panel][words of d][PANEL rows]  the right side of a product over d: transposed words
- * Every element of c is one chain of additions in the order of the steps, whatever the tiling, so that
- * results do not depend on it. Only *_cpu.c files include this.
+ * Every element of c is one chain of additions in the order of the steps, whatever the tiling, so
+ * that results do not depend on it. Only *_cpu.c files include this.
  */
 #ifndef OPS_ATTENTION_TILE_H
 #define OPS_ATTENTION_TILE_H
@@ -35,13 +35,14 @@ enum { HAS_PAIRS = 1 };
 enum { HAS_PAIRS = 0 };
 #endif
 
-/* The phases of a tile stand alone: they show by name in a profile, and have the registers for themselves. */
+/* The phases of a tile stand alone: they show by name in a profile, and have the registers for
+ * themselves. */
 #define PHASE static __attribute__((noinline))
 
-/* ---- products -------------------------------------------------------------------------------- */
+/* ---- products --------------------------------------------------------------------------- */
 
 typedef struct Product {
-    float *c; /* f32 */
+    float *c;           /* f32 */
     const float *a, *b; /* words */
     int64_t ldc, a_row, a_step, ldb, steps;
     bool fresh; /* c starts as zero */
@@ -69,8 +70,9 @@ SIMD Vf multiply_add(Vf a, Vf b, Vf c, int pairs)
 
 /* How the words of a lie: in one of both directions side by side, mostly. */
 typedef enum Lie { LIE_ANY, LIE_STEPS, LIE_ROWS } Lie;
-/* With half the vectors there are half the multiply-adds a step, and what counts the steps and moves the pointers is
- * shared by several; rows are reached from every third one then, so that few addresses are kept. */
+/* With half the vectors there are half the multiply-adds a step, and what counts the steps and
+ * moves the pointers is shared by several; rows are reached from every third one then, so that few
+ * addresses are kept. */
 #if defined(__AVX512F__)
 enum { STEPS_AT_ONCE = 1, ROWS_EACH = MR };
 #else
@@ -79,8 +81,8 @@ enum { STEPS_AT_ONCE = 4, ROWS_EACH = 3 };
 enum { BASES = MR / ROWS_EACH };
 
 /* One step of mr rows of nv vectors, `at` words from the bases and at b. */
-SIMD void multiply_step(const float *const a[BASES], int64_t row, int64_t at, const float *b, int mr, int nv,
-                        Vf sum[MR][NV], int pairs)
+SIMD void multiply_step(const float *const a[BASES], int64_t row, int64_t at, const float *b,
+                        int mr, int nv, Vf sum[MR][NV], int pairs)
 {
     Vf right[NV];
 #pragma GCC unroll 8
@@ -119,22 +121,33 @@ SIMD void multiply_block(const Product *x, int mr, int nv, Lie lie, int pairs)
 #pragma GCC unroll 8
         for (int i = 0; i < BASES && lie == LIE_STEPS; i++) a[i] += STEPS_AT_ONCE;
     }
-    for (int64_t u = 0; STEPS_AT_ONCE > 1 && u < s; u++, b += ldb) multiply_step(a, row, u * step, b, mr, nv, sum, pairs);
+    for (int64_t u = 0; STEPS_AT_ONCE > 1 && u < s; u++, b += ldb)
+        multiply_step(a, row, u * step, b, mr, nv, sum, pairs);
 #pragma GCC unroll 8
     for (int r = 0; r < mr; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++) vf_store(c + r * ldc + v * VL, sum[r][v]);
 }
 
-/* Of each size there is a second product: of pairs, or, where vectors have none, one whose a lies along the rows. */
+/* Of each size there is a second product: of pairs, or, where vectors have none, one whose a lies
+ * along the rows. */
 #if defined(__AVX512F__)
 #define MULTIPLY(mr, nv)                                                                           \
     static void multiply_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_ANY, 0); }  \
-    static void multiply_second_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_ANY, HAS_PAIRS); }
+    static void multiply_second_##mr##x##nv(const Product *x)                                      \
+    {                                                                                              \
+        multiply_block(x, mr, nv, LIE_ANY, HAS_PAIRS);                                             \
+    }
 #else
 #define MULTIPLY(mr, nv)                                                                           \
-    static void multiply_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_STEPS, 0); } \
-    static void multiply_second_##mr##x##nv(const Product *x) { multiply_block(x, mr, nv, LIE_ROWS, 0); }
+    static void multiply_##mr##x##nv(const Product *x)                                             \
+    {                                                                                              \
+        multiply_block(x, mr, nv, LIE_STEPS, 0);                                                   \
+    }                                                                                              \
+    static void multiply_second_##mr##x##nv(const Product *x)                                      \
+    {                                                                                              \
+        multiply_block(x, mr, nv, LIE_ROWS, 0);                                                    \
+    }
 #endif
 MULTIPLY(2, 1)
 MULTIPLY(4, 1)
@@ -157,10 +170,16 @@ SIMD void multiply(const Product *x, int64_t rows, int64_t vectors, int pairs)
 {
     typedef void Multiply(const Product *);
 #if defined(__AVX512F__)
-#define ROW(p, mr) {p##_##mr##x1, p##_##mr##x2, p##_##mr##x3, p##_##mr##x4}
+#define ROW(p, mr)                                                                                 \
+    {                                                                                              \
+        p##_##mr##x1, p##_##mr##x2, p##_##mr##x3, p##_##mr##x4                                     \
+    }
     const int second = pairs;
 #else
-#define ROW(p, mr) {p##_##mr##x1, p##_##mr##x2}
+#define ROW(p, mr)                                                                                 \
+    {                                                                                              \
+        p##_##mr##x1, p##_##mr##x2                                                                 \
+    }
     const int second = x->a_step != 1;
     (void)pairs;
 #endif
@@ -171,10 +190,10 @@ SIMD void multiply(const Product *x, int64_t rows, int64_t vectors, int pairs)
     table[second][rows / 2 - 1][vectors - 1](x);
 }
 
-/* ---- packing --------------------------------------------------------------------------------- */
+/* ---- packing ---------------------------------------------------------------------------- */
 
-/* Rows of d elements: row i is head i % group of token i / group; tokens lie `pitch` apart, and after
- * `wrap` of them (0: never) comes the first again. */
+/* Rows of d elements: row i is head i % group of token i / group; tokens lie `pitch` apart, and
+ * after `wrap` of them (0: never) comes the first again. */
 enum { PREFETCH_ROWS = 16 };
 typedef struct Source {
     const char *data;
@@ -189,8 +208,9 @@ SIMD const char *source_row(const Source *s, int64_t i)
     return s->data + token * s->pitch_bytes + head * s->d * (s->bf16 ? 2 : 4);
 }
 
-/* Asks for row i, if it is before `end`, for a later read or write. Rows lie too far apart for the hardware
- * to foresee them; asked for one by one among the arithmetic they are there when they are needed. */
+/* Asks for row i, if it is before `end`, for a later read or write. Rows lie too far apart for the
+ * hardware to foresee them; asked for one by one among the arithmetic they are there when they are
+ * needed. */
 SIMD void prefetch_row(const Source *s, int64_t i, int64_t end, int write)
 {
     if (i >= end) return;
@@ -270,7 +290,8 @@ SIMD Vf interleave(Vf low, Vf high)
     return vf_bits((Vi)(((vi_bits(low) >> 16) & 0xffff) | vi_bits(high)));
 }
 
-/* n rows stacked, ld = d rounded up to whole vectors; with pairs an odd last row is paired with zeros */
+/* n rows stacked, ld = d rounded up to whole vectors; with pairs an odd last row is paired with
+ * zeros */
 PHASE void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, int64_t ld, int pairs)
 {
     if (!pairs) {
@@ -285,7 +306,8 @@ PHASE void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, in
         prefetch_row(s, first + i + PREFETCH_ROWS + 1, first + n, 0);
         int64_t j = 0;
         for (; high && j < whole; j += VL)
-            vf_store(to + i / 2 * ld + j, interleave(load_whole(low, j, 1, 0), load_whole(high, j, 1, 0)));
+            vf_store(to + i / 2 * ld + j,
+                     interleave(load_whole(low, j, 1, 0), load_whole(high, j, 1, 0)));
         for (; j < ld; j += VL)
             vf_store(to + i / 2 * ld + j,
                      interleave(load_words(low, j, s->d, 1, 0),
@@ -293,9 +315,10 @@ PHASE void pack_stacked(const Source *s, int64_t first, int64_t n, float *to, in
     }
 }
 
-/* VL words from word j on of up to VL rows, transposed, to rows of a panel; n of them are there, the others
- * are zeros. */
-SIMD void pack_square(const Source *s, const char *const row[VL], int64_t n, int64_t j, float *to, int pairs)
+/* VL words from word j on of up to VL rows, transposed, to rows of a panel; n of them are there,
+ * the others are zeros. */
+SIMD void pack_square(const Source *s, const char *const row[VL], int64_t n, int64_t j, float *to,
+                      int pairs)
 {
     int64_t words = pairs ? (s->d + 1) / 2 : s->d;
     Vf m[VL];
@@ -307,7 +330,8 @@ SIMD void pack_square(const Source *s, const char *const row[VL], int64_t n, int
         for (int r = 0; r < VL; r++) vf_store(to + (j + r) * PANEL, m[r]);
         return;
     }
-    for (int r = 0; r < VL; r++) m[r] = r < n ? load_words(row[r], j, s->d, s->bf16, pairs) : vf_zero();
+    for (int r = 0; r < VL; r++)
+        m[r] = r < n ? load_words(row[r], j, s->d, s->bf16, pairs) : vf_zero();
     vf_transpose(m);
     for (int r = 0; r < VL && j + r < words; r++) vf_store(to + (j + r) * PANEL, m[r]);
 }
@@ -363,7 +387,7 @@ static inline int my_thread(void)
 
 static const float log2_e = 1.44269504f;
 
-/* ---- vectors --------------------------------------------------------------------------------- */
+/* ---- vectors ---------------------------------------------------------------------------- */
 
 /* 2^t for t <= 0 and a little above, below -126 as at -126: t = n + r, |r| <= 1/2, and a minimax
  * polynomial of 2^r, off by 7.5e-8 at most. */
@@ -424,24 +448,24 @@ SIMD float max_lanes(Vf v)
 #endif
 }
 
-/* ---- rows and their visible keys ------------------------------------------------------------- */
+/* ---- rows and their visible keys -------------------------------------------------------- */
 
 /* A tile is up to TILE_ROWS query rows against a block of keys. Its rows come in groups of MR. Key
  * numbers are relative to the block. */
 enum { TILE_ROWS = 96, TILE_GROUPS = TILE_ROWS / MR };
 
 typedef struct Tile {
-    int64_t rows; /* real ones; products see them rounded up to even */
+    int64_t rows;                             /* real ones; products see them rounded up to even */
     int32_t first[TILE_ROWS], end[TILE_ROWS]; /* visible keys of each row; empty: 0, 0 */
     int32_t group_first[TILE_GROUPS], group_end[TILE_GROUPS];
 } Tile;
 
 /* Which keys each token sees. */
 typedef struct Mask {
-    const int32_t *pos;  /* [B tokens] */
-    int64_t tokens;      /* of a sequence */
+    const int32_t *pos; /* [B tokens] */
+    int64_t tokens;     /* of a sequence */
     int64_t chunk;
-    int64_t cache_rows;  /* 0: keys are the tokens themselves */
+    int64_t cache_rows;   /* 0: keys are the tokens themselves */
     AttentionSlice slice; /* where the tokens stand in the sequence */
     AttentionSlice keys;  /* where the keys do; zeroed: they are the sequence */
     int64_t n_keys;       /* of a sequence */
@@ -516,7 +540,8 @@ static inline bool tile_make(const Mask *mask, const Piece *piece, int64_t group
     return tile_finish(tile);
 }
 
-/* Products c [rows, keys] = a b, a in words of d, b in panels, only where a group of rows sees keys. */
+/* Products c [rows, keys] = a b, a in words of d, b in panels, only where a group of rows sees
+ * keys. */
 typedef struct RowsTimesKeys {
     float *c;
     const float *a, *b;
@@ -544,8 +569,8 @@ PHASE void rows_times_keys(const Tile *tile, const RowsTimesKeys *m, int pairs)
     }
 }
 
-/* Products c [rows, d] += a b over the keys that each group sees, a [rows][words of keys], b stacked. The
- * steps go in blocks, so that a panel of b stays near for all groups. */
+/* Products c [rows, d] += a b over the keys that each group sees, a [rows][words of keys], b
+ * stacked. The steps go in blocks, so that a panel of b stays near for all groups. */
 typedef struct KeysTimesValues {
     float *c;
     const float *a, *b;
