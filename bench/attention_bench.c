@@ -22,29 +22,32 @@ typedef struct Case {
     const char *op; /* the node that is timed, the last of the graph */
     int64_t batch, tokens, heads, kv_heads, d;
     int64_t cache_rows, document;
+    float alibi; /* 0: no slopes */
 } Case;
 
 static const Case cases[] = {
-    {"small", "attention", 16, 256, 6, 2, 64, 0, 0},
-    {"small", "attention_grad", 16, 256, 6, 2, 64, 0, 0},
-    {"medium", "attention", 4, 512, 12, 4, 64, 0, 0},
-    {"medium", "attention_grad", 4, 512, 12, 4, 64, 0, 0},
-    {"d128", "attention", 2, 1024, 8, 2, 128, 0, 0},
-    {"d128", "attention_grad", 2, 1024, 8, 2, 128, 0, 0},
-    {"long", "attention", 1, 8192, 2, 1, 128, 0, 0},
-    {"long", "attention_grad", 1, 8192, 2, 1, 128, 0, 0},
-    {"packed", "attention", 4, 512, 12, 4, 64, 0, 128},
-    {"packed", "attention_grad", 4, 512, 12, 4, 64, 0, 128},
-    {"prefill", "attention_cached", 1, 128, 12, 4, 64, 1024, 0},
-    {"decode1", "attention_cached", 1, 1, 12, 4, 64, 1024, 0},
-    {"decode1", "attention_cached", 1, 1, 32, 8, 128, 8192, 0},
-    {"decode16", "attention_cached", 16, 1, 12, 4, 64, 1024, 0},
-    {"small", "rope", 16, 256, 6, 2, 64, 0, 0},
-    {"small", "rope_table", 16, 256, 6, 2, 64, 0, 0},
-    {"small", "l2norm", 16, 256, 6, 2, 64, 0, 0},
-    {"small", "l2norm_grad", 16, 256, 6, 2, 64, 0, 0},
-    {"large", "rope", 4, 4096, 8, 2, 128, 0, 0},
-    {"large", "l2norm", 4, 4096, 8, 2, 128, 0, 0},
+    {"small", "attention", 16, 256, 6, 2, 64, 0, 0, 0},
+    {"small", "attention_grad", 16, 256, 6, 2, 64, 0, 0, 0},
+    {"medium", "attention", 4, 512, 12, 4, 64, 0, 0, 0},
+    {"medium", "attention_grad", 4, 512, 12, 4, 64, 0, 0, 0},
+    {"alibi", "attention", 4, 512, 12, 12, 64, 0, 0, 8},
+    {"alibi", "attention_grad", 4, 512, 12, 12, 64, 0, 0, 8},
+    {"d128", "attention", 2, 1024, 8, 2, 128, 0, 0, 0},
+    {"d128", "attention_grad", 2, 1024, 8, 2, 128, 0, 0, 0},
+    {"long", "attention", 1, 8192, 2, 1, 128, 0, 0, 0},
+    {"long", "attention_grad", 1, 8192, 2, 1, 128, 0, 0, 0},
+    {"packed", "attention", 4, 512, 12, 4, 64, 0, 128, 0},
+    {"packed", "attention_grad", 4, 512, 12, 4, 64, 0, 128, 0},
+    {"prefill", "attention_cached", 1, 128, 12, 4, 64, 1024, 0, 0},
+    {"decode1", "attention_cached", 1, 1, 12, 4, 64, 1024, 0, 0},
+    {"decode1", "attention_cached", 1, 1, 32, 8, 128, 8192, 0, 0},
+    {"decode16", "attention_cached", 16, 1, 12, 4, 64, 1024, 0, 0},
+    {"small", "rope", 16, 256, 6, 2, 64, 0, 0, 0},
+    {"small", "rope_table", 16, 256, 6, 2, 64, 0, 0, 0},
+    {"small", "l2norm", 16, 256, 6, 2, 64, 0, 0, 0},
+    {"small", "l2norm_grad", 16, 256, 6, 2, 64, 0, 0, 0},
+    {"large", "rope", 4, 4096, 8, 2, 128, 0, 0, 0},
+    {"large", "l2norm", 4, 4096, 8, 2, 128, 0, 0, 0},
 };
 
 typedef struct Bench {
@@ -86,7 +89,7 @@ static Status build(Graph *g, const Case *c, DType dtype)
     ValueId v = input(g, "v", dtype, 4, (int64_t[]){c->batch, keys, c->kv_heads, c->d});
     ValueId pos = input(g, "pos", DTYPE_I32, 2, (int64_t[]){c->batch, c->tokens});
     ValueId table = input(g, "table", DTYPE_F32, 3, (int64_t[]){c->batch, c->tokens, c->d}), y[3];
-    AttentionAttr attr = {.scale = 0.125f};
+    AttentionAttr attr = {.scale = 0.125f, .alibi = c->alibi};
     float eps = 1e-5f;
     if (!strcmp(c->op, "attention")) return op_attention(g, q, k, v, pos, attr, y);
     if (!strcmp(c->op, "attention_cached")) return op_attention_cached(g, q, k, v, pos, attr, y);

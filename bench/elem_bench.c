@@ -84,6 +84,39 @@ static Status build_rmsnorm_grad(Graph *g, DType d)
     ValueId residual = matrix(g, d, TOKENS, WIDTH);
     return op_rmsnorm_grad(g, dy, x, matrix(g, DTYPE_F32, WIDTH, 0), residual, 1e-5f, &dx, &dw);
 }
+static Status build_layernorm(Graph *g, DType d)
+{
+    ValueId y, w = matrix(g, DTYPE_F32, WIDTH, 0);
+    return op_layernorm(g, matrix(g, d, TOKENS, WIDTH), w, matrix(g, DTYPE_F32, WIDTH, 0), 1e-5f,
+                        &y);
+}
+static Status build_layernorm_grad(Graph *g, DType d)
+{
+    ValueId out[3], in[4];
+    for (int k = 0; k < 4; k++)
+        in[k] = k == 2 ? matrix(g, DTYPE_F32, WIDTH, 0) : matrix(g, d, TOKENS, WIDTH);
+    return op_layernorm_grad(g, in, 1e-5f, true, out);
+}
+static Status build_gelu(Graph *g, DType d)
+{
+    ValueId y;
+    return op_activation(g, matrix(g, d, TOKENS, FFN), ACTIVATION_GELU, &y);
+}
+static Status build_gelu_grad(Graph *g, DType d)
+{
+    ValueId dx, x = matrix(g, d, TOKENS, FFN);
+    return op_activation_grad(g, x, matrix(g, d, TOKENS, FFN), ACTIVATION_GELU, &dx);
+}
+static Status build_add_bias(Graph *g, DType d)
+{
+    ValueId y;
+    return op_add_bias(g, matrix(g, d, TOKENS, FFN), matrix(g, DTYPE_F32, FFN, 0), &y);
+}
+static Status build_bias_grad(Graph *g, DType d)
+{
+    ValueId db;
+    return op_bias_grad(g, matrix(g, d, TOKENS, FFN), &db);
+}
 static ValueId whole(Graph *g, int64_t rows, int64_t width)
 {
     return matrix(g, DTYPE_I32, rows, width);
@@ -202,6 +235,12 @@ static const Case cases[] = {
     {"rmsnorm", build_rmsnorm, false, NULL},
     {"add_rmsnorm", build_add_rmsnorm, false, NULL},
     {"rmsnorm_grad", build_rmsnorm_grad, false, NULL},
+    {"layernorm", build_layernorm, false, NULL},
+    {"layernorm_grad", build_layernorm_grad, false, NULL},
+    {"gelu", build_gelu, false, NULL},
+    {"gelu_grad", build_gelu_grad, false, NULL},
+    {"add_bias", build_add_bias, false, NULL},
+    {"bias_grad", build_bias_grad, false, NULL},
     {"embed", build_embed, false, NULL},
     {"embed_grad", build_embed_grad, false, NULL},
     {"embed_grad 200k rows", build_embed_grad_large, false, NULL},

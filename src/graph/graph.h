@@ -129,8 +129,15 @@ typedef struct StatePart {
     float init_deviation; /* STATE_PARAM: normal(0, deviation); 0: init_value everywhere */
     float init_value;
     int halves; /* > 1: its last axis holds this many equal blocks, each of which is cut (gate and
-                   up of experts) */
+                   up of experts; q, k and v that are published as one) */
+    bool halves_first; /* its first axis does, not its last */
 } StatePart;
+/* Into how many equal blocks axis `dim` of the part falls. */
+static inline int part_blocks(const StatePart *part, int dim)
+{
+    int axis = part->halves_first ? 0 : part->shape.rank - 1;
+    return part->halves > 1 && dim == axis ? part->halves : 1;
+}
 
 typedef struct Value {
     const char *name; /* may be NULL for temporaries; dump uses %id */

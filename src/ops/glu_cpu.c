@@ -1,16 +1,12 @@
 #include "ops/elementwise.h"
+#include "ops/gelu.h"
 
 enum { SILU, GELU };
 
-/* f(gate) = gate s: s and, where asked, the slope of its argument (glu.c). Outside +-64 s is 0 or 1
- * to the last bit; gelu's clamp keeps powers finite (a NaN passes: it is the second operand). */
+/* f(gate) = gate s: s and, where asked, the slope of its argument (glu.c). */
 SIMD Vf logistic(Vf gate, int kind, Vf *slope)
 {
-    if (kind == SILU) return vf_sigmoid(gate);
-    const float twice = 1.5957691216057308f; /* 2 sqrt(2/pi) */
-    Vf x = vf_min(vf_set(64.0f), vf_max(vf_set(-64.0f), gate)), square = x * x;
-    if (slope) *slope = vf_fma(square, vf_set(twice * 3 * 0.044715f), vf_set(twice));
-    return vf_sigmoid(x * vf_fma(square, vf_set(twice * 0.044715f), vf_set(twice)));
+    return kind == SILU ? vf_sigmoid(gate) : gelu_logistic(gate, slope);
 }
 
 SIMD void step(int64_t i, int64_t m, const Piece *p, int kind, int bf16)

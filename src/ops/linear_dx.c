@@ -1,5 +1,8 @@
 /* linear_dx: dx[..., i] = sum_o dy[..., o] w[o, i], the input gradient of linear. dy [..., O], w [O
- * I], dx [..., I] in dy's dtype. dy and dx may be strided by row. */
+ * I], dx [..., I] in dy's dtype. dy and dx may be strided by row.
+ *
+ * It is also the product with a weight that is published as [in out], so it has a gradient itself:
+ * with e the gradient of dx, that of dy is linear(e, w), that of w is linear_dw(dy, e). */
 #include "ops/linear.h"
 #include "ops/ops.h"
 
@@ -14,22 +17,29 @@ static Status infer(InferCtx *ctx)
     return OK;
 }
 
+static Status grad(GradCtx *ctx)
+{
+    Graph *g = ctx->graph;
+    ValueId dy = graph_node(g, ctx->node)->in[0], w = graph_node(g, ctx->node)->in[1];
+    if (ctx->need[0]) TRY(op_linear(g, ctx->dout[0], w, &ctx->din[0]));
+    return ctx->need[1] ? op_linear_dw(g, dy, ctx->dout[0], &ctx->din[1]) : OK;
+}
+
 static Cost cost(const Graph *graph, const Node *node)
 {
     return linear_cost(graph, node->in[0], node->in[1], node->out[0]);
 }
 
 CPU_DECLARE(linear_dx);
-/* No gradient of a gradient: the graph is differentiated once. */
 const OpDef op_def_linear_dx = {.name = "linear_dx",
                                 .min_in = 2,
                                 .max_in = 2,
                                 .n_out = 1,
-                                .flags = OP_SOURCE,
                                 .strided_in = 1,
                                 .strided_out = 1,
                                 .infer = infer,
                                 .cut = "*o oi -> *i",
+                                .grad = grad,
                                 .cost = cost,
                                 .cpu = CPU_KERNELS(linear_dx)};
 

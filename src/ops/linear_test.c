@@ -46,6 +46,36 @@ static void test_values_and_gradients(void **state)
         }
 }
 
+/* x [n i] w [i o]: a weight that is published as [in out] */
+static void reference_in_out(const void *user, double *const *in, double *const *out)
+{
+    const Sizes *s = user;
+    for (int64_t r = 0; r < s->n; r++)
+        for (int64_t o = 0; o < s->o; o++) {
+            double sum = 0;
+            for (int64_t i = 0; i < s->i; i++) sum += in[0][r * s->i + i] * in[1][i * s->o + o];
+            out[0][r * s->o + o] = sum;
+        }
+}
+
+static void test_in_out_weight(void **state)
+{
+    (void)state;
+    static const Sizes sizes[] = {{1, 1, 1}, {3, 17, 5}, {17, 63, 33}, {16, 64, 32}};
+    for (int i = 0; i < 2 * COUNT_OF(sizes); i++) {
+        DType dtype = i % 2 ? DTYPE_BF16 : DTYPE_F32;
+        Sizes s = sizes[i / 2];
+        OpTest *t = optest_create((uint64_t)i);
+        ValueId x = optest_normal(t, dtype, SHAPE(s.n, s.i), 1.0);
+        ValueId w = optest_normal(t, dtype, SHAPE(s.i, s.o), 1.0), y;
+        optest_pitch(t, x, 1, s.i + 3);
+        optest_ok(op_linear_dx(t->graph, x, w, &y));
+        optest_output(t, y);
+        optest_check_grad(t, reference_in_out, &s, tolerance(dtype));
+        optest_destroy(t);
+    }
+}
+
 /* Enough of every axis for several blocks of k, of columns and of rows, and for a team. */
 static void test_many_blocks(void **state)
 {
@@ -129,11 +159,9 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_values_and_gradients),
-        cmocka_unit_test(test_many_blocks),
-        cmocka_unit_test(test_dw_accumulate),
-        cmocka_unit_test(test_leading_axes),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_values_and_gradients), cmocka_unit_test(test_in_out_weight),
+        cmocka_unit_test(test_many_blocks),          cmocka_unit_test(test_dw_accumulate),
+        cmocka_unit_test(test_leading_axes),         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

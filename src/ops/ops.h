@@ -40,7 +40,9 @@ Status op_concat(Graph *g, int n, const ValueId *x, ValueId *y);
 
 /* ---- element-wise ----------------------------------------------------------------------- */
 
-Status op_add(Graph *g, ValueId a, ValueId b, ValueId *y);      /* same shape and dtype */
+Status op_add(Graph *g, ValueId a, ValueId b, ValueId *y); /* same shape and dtype */
+/* y = x + b: x [..., N], b [N] f32, one number for each column. */
+Status op_add_bias(Graph *g, ValueId x, ValueId b, ValueId *y);
 Status op_scale(Graph *g, ValueId x, float factor, ValueId *y); /* y = factor x */
 Status op_cast(Graph *g, ValueId x, DType dtype, ValueId *y);
 Status op_fill(Graph *g, DType dtype, Shape shape, float value, ValueId *y);
@@ -49,6 +51,13 @@ Status op_swiglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
 /* y = gelu(gate) * up; gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Operands as
  * op_swiglu's. */
 Status op_geglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+/* y = f(x) without a gate: x/2 erfc(-x / sqrt 2), op_geglu's gelu, or max(x, 0)^2. */
+typedef enum ActivationKind {
+    ACTIVATION_GELU,
+    ACTIVATION_GELU_TANH,
+    ACTIVATION_RELU2
+} ActivationKind;
+Status op_activation(Graph *g, ValueId x, ActivationKind kind, ValueId *y);
 /* y = cap tanh(x / cap), cap > 0. */
 Status op_softcap(Graph *g, ValueId x, float cap, ValueId *y);
 
@@ -59,6 +68,11 @@ Status op_rmsnorm(Graph *g, ValueId x, ValueId w, float eps, ValueId *y);
 /* h = a + b; y = w * h / sqrt(mean(h^2) + eps): the residual sum and the norm after it in one walk.
  * Made by pass/fuse from add and rmsnorm. */
 Status op_add_rmsnorm(Graph *g, ValueId a, ValueId b, ValueId w, float eps, ValueId *h, ValueId *y);
+/* y = w * (x - mean(x)) / sqrt(var(x) + eps) + b over the last axis; statistics f32; w [D] f32, b
+ * [D] f32 or NO_VALUE. */
+Status op_layernorm(Graph *g, ValueId x, ValueId w, ValueId b, float eps, ValueId *y);
+/* h = a + b; y = layernorm(h, w, bias). in: a, b, w, bias or NO_VALUE. As op_add_rmsnorm. */
+Status op_add_layernorm(Graph *g, const ValueId in[4], float eps, ValueId *h, ValueId *y);
 /* y = x / sqrt(mean(x^2) + eps) over the last axis of x [B T H d], no weight (Llama 4's QK norm).
  */
 Status op_l2norm(Graph *g, ValueId x, float eps, ValueId *y);
@@ -129,6 +143,13 @@ typedef struct AttentionSlice { /* of queries, when a rank has some of a sequenc
 typedef struct AttentionAttr {
     float scale;   /* of q . k */
     float softcap; /* > 0: z = softcap * tanh(z / softcap) (Grok) */
+    /* > 0: ALiBi (Press, Smith and Lewis 2021): the score of a query in row i and a key in row j of
+     * its sequence gets slope * (j - i), in scores as the softmax sees them. Of n heads, a power of
+     * two, head h has the slope 2^(-alibi (h + 1) / n); of another number those of the next power
+     * of two in the order 2nd, 4th, ..., then 1st, 3rd, ... Theirs is alibi = 8. */
+    float alibi;
+    int32_t alibi_heads; /* n; 0: all heads that q has */
+    int64_t alibi_first; /* number of q's first head among them: ranks have heads of their own */
     int64_t chunk;
     AttentionSlice slice; /* set by pass/context */
 } AttentionAttr;
@@ -320,14 +341,21 @@ Status op_join_stages(Graph *g, ValueId x, int peer, ValueId *y);
 
 Status op_swiglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
 Status op_geglu_grad(Graph *g, ValueId gate, ValueId up, ValueId dy, ValueId *dgate, ValueId *dup);
+Status op_activation_grad(Graph *g, ValueId x, ValueId dy, ActivationKind kind, ValueId *dx);
+Status op_bias_grad(Graph *g, ValueId dy, ValueId *db); /* db [N] f32: dy [..., N] over its rows */
 Status op_softcap_grad(Graph *g, ValueId y, ValueId dy, float cap, ValueId *dx); /* y: the output */
 /* dx and dw (f32) of op_rmsnorm; with residual (same shape, else NO_VALUE) dx has it added. */
 Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps,
                        ValueId *dx, ValueId *dw);
+/* The same of op_layernorm. in: dy, x, w, residual or NO_VALUE; out: dx, dw, and db where bias says
+ * so. */
+Status op_layernorm_grad(Graph *g, const ValueId in[4], float eps, bool bias, ValueId out[3]);
 /* dw f32 of the table's shape: each row the sum of dy over the tokens with its id, zero without
  * any. */
 Status op_embed_grad(Graph *g, ValueId ids, ValueId dy, Shape table, ValueId *dw);
-Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx); /* dx = dy w, dy's dtype */
+/* dx = dy w, dy's dtype: w [O I]. In a forward pass it is the product with a weight that is
+ * published as [in out] (GPT-2's), and has a gradient like any other. */
+Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx);
 Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw); /* dw [O I] f32 = dy^T x */
 /* sum = state + dy^T x, in place on the f32 state. */
 Status op_linear_dw_accumulate(Graph *g, ValueId dy, ValueId x, ValueId state, ValueId *sum);

@@ -4,7 +4,6 @@
  * Gradient, with g = dy * w:  dx = r g - x r^3 mean(g x);  dw = sum over rows of dy x r.
  * r is made again from x: reading x is needed anyway, and storing it would save one multiplication.
  */
-#include "ops/rmsnorm.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 

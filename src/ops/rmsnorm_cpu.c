@@ -1,21 +1,4 @@
-#include "ops/rmsnorm.h"
-#include "ops/elementwise.h"
-
-/* Rows of less than this many elements in all are not worth waking threads. */
-enum { PARALLEL = 16384 };
-
-/* Sums over a row go to four vectors in turn, which hides the latency of the addition. */
-typedef struct Sum {
-    Vf part[4];
-} Sum;
-SIMD float sum_total(const Sum *s)
-{
-    return vf_sum((s->part[0] + s->part[1]) + (s->part[2] + s->part[3]));
-}
-SIMD float inverse_root(float squares, int64_t n, float eps)
-{
-    return 1.0f / sqrtf(squares / (float)n + eps);
-}
+#include "ops/norm_rows.h"
 
 /* ---- rmsnorm ---------------------------------------------------------------------------- */
 
@@ -50,8 +33,8 @@ static Status run(KernelArgs *args)
 {
     Rows x = tensor_as_rows(&args->in[0], 1), y = tensor_as_rows(&args->out[0], 1);
     const float *w = args->in[1].data, eps = *(const float *)args->attr;
-    bool bf16 = x.dtype == DTYPE_BF16;
-#pragma omp parallel for num_threads(args->threads) if (x.n * x.width >= PARALLEL) schedule(static)
+    bool bf16 = x.dtype == DTYPE_BF16, many = x.n * x.width >= NORM_PARALLEL;
+#pragma omp parallel for num_threads(args->threads) if (many) schedule(static)
     for (int64_t i = 0; i < x.n; i++) {
         if (bf16)
             norm_row(row_bf16(&y, i), row_bf16(&x, i), w, x.width, eps, 1);
@@ -65,19 +48,13 @@ const CpuKernel CPU(rmsnorm) = {.run = run};
 
 /* ---- add_rmsnorm ------------------------------------------------------------------------ */
 
-/* The sum is normalised as it is stored, so that fused and unfused graphs give the same bits. */
-SIMD void step_add(int64_t i, int64_t m, void *h, const void *a, const void *b, int bf16)
-{
-    store_part(h, i, m, load_part(a, i, m, bf16) + load_part(b, i, m, bf16), bf16);
-}
-
 static Status run_add(KernelArgs *args)
 {
     Rows a = tensor_as_rows(&args->in[0], 1), b = tensor_as_rows(&args->in[1], 1);
     Rows h = tensor_as_rows(&args->out[0], 1), y = tensor_as_rows(&args->out[1], 1);
     const float *w = args->in[2].data, eps = *(const float *)args->attr;
-    bool bf16 = a.dtype == DTYPE_BF16;
-#pragma omp parallel for num_threads(args->threads) if (a.n * a.width >= PARALLEL) schedule(static)
+    bool bf16 = a.dtype == DTYPE_BF16, many = a.n * a.width >= NORM_PARALLEL;
+#pragma omp parallel for num_threads(args->threads) if (many) schedule(static)
     for (int64_t i = 0; i < a.n; i++) {
         if (bf16) {
             EACH_VECTOR(a.width, step_add, row_bf16(&h, i), row_bf16(&a, i), row_bf16(&b, i), 1);
@@ -93,8 +70,6 @@ static Status run_add(KernelArgs *args)
 const CpuKernel CPU(add_rmsnorm) = {.run = run_add};
 
 /* ---- rmsnorm_grad ----------------------------------------------------------------------- */
-
-enum { TOGETHER = 4 }; /* rows whose parts of dw are added before they go to memory */
 
 /* One row: where its operands are, and the two factors of dx = scale dy w - shift x. */
 typedef struct GradRow {
@@ -145,14 +120,9 @@ typedef struct GradJob {
     float eps;
 } GradJob;
 
-static void *row_at(const Rows *rows, int64_t i, int bf16)
-{
-    return !rows->data ? NULL : bf16 ? (void *)row_bf16(rows, i) : (void *)row_f32(rows, i);
-}
-
 SIMD void grad_rows(const GradJob *job, int64_t first, int count, float *dw, int bf16)
 {
-    GradRow row[TOGETHER];
+    GradRow row[NORM_TOGETHER];
     int64_t n = job->x.width;
     for (int k = 0; k < count; k++) {
         row[k] = (GradRow){.dy = row_at(&job->dy, first + k, bf16),
@@ -161,18 +131,18 @@ SIMD void grad_rows(const GradJob *job, int64_t first, int count, float *dw, int
         row[k].dx = row_at(&job->dx, first + k, bf16);
         row_factors(&row[k], job->w, n, job->eps, bf16);
     }
-    if (count == TOGETHER)
-        EACH_VECTOR(n, step_grad, row, TOGETHER, job->w, dw, bf16);
+    if (count == NORM_TOGETHER)
+        EACH_VECTOR(n, step_grad, row, NORM_TOGETHER, job->w, dw, bf16);
     else
         EACH_VECTOR(n, step_grad, row, count, job->w, dw, bf16);
 }
 
 static void grad_block(const GradJob *job, int64_t block, float *dw)
 {
-    int64_t each = rmsnorm_block_rows(job->x.n), end = min_i64((block + 1) * each, job->x.n);
+    int64_t each = row_block_rows(job->x.n), end = min_i64((block + 1) * each, job->x.n);
     memset(dw, 0, sizeof *dw * (size_t)job->x.width);
-    for (int64_t i = block * each; i < end; i += TOGETHER) {
-        int count = (int)min_i64(TOGETHER, end - i);
+    for (int64_t i = block * each; i < end; i += NORM_TOGETHER) {
+        int count = (int)min_i64(NORM_TOGETHER, end - i);
         if (job->x.dtype == DTYPE_BF16)
             grad_rows(job, i, count, dw, 1);
         else
@@ -187,17 +157,12 @@ static Status run_grad(KernelArgs *args)
     if (args->out[0].data) job.dx = tensor_as_rows(&args->out[0], 1);
     job.w = args->in[2].data;
     job.eps = *(const float *)args->attr;
-    int64_t width = job.x.width, blocks = rmsnorm_blocks(job.x.n);
+    int64_t width = job.x.width, blocks = row_blocks(job.x.n);
     float *partial = args->workspace, *dw = args->out[1].data;
-#pragma omp parallel for num_threads(args->threads) if (job.x.n * width >= PARALLEL)               \
-    schedule(static)
+    bool many = job.x.n * width >= NORM_PARALLEL;
+#pragma omp parallel for num_threads(args->threads) if (many) schedule(static)
     for (int64_t b = 0; b < blocks; b++) grad_block(&job, b, partial + b * width);
-    if (!dw) return OK;
-    for (int64_t i = 0; i < width; i++) {
-        float sum = 0;
-        for (int64_t b = 0; b < blocks; b++) sum += partial[b * width + i];
-        dw[i] = sum;
-    }
+    if (dw) sum_blocks(partial, blocks, width, width, dw);
     return OK;
 }
 
@@ -206,7 +171,7 @@ static size_t grad_workspace(const Graph *graph, const Node *node, const Target 
     (void)target;
     const Shape *shape = &graph_value(graph, node->in[1])->shape;
     int64_t width = shape->dim[shape->rank - 1];
-    return (size_t)(rmsnorm_blocks(shape_count(shape) / width) * width) * sizeof(float);
+    return (size_t)(row_blocks(shape_count(shape) / width) * width) * sizeof(float);
 }
 
 const CpuKernel CPU(rmsnorm_grad) = {.run = run_grad, .workspace = grad_workspace};

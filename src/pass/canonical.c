@@ -51,16 +51,22 @@ static const Value *weight_of(const Graph *g, ValueId w)
     return v->kind == VALUE_STATE ? v : NULL;
 }
 
-/* Of a matrix [O I], whose rows may be those of several weights behind one another. False: nothing
- * that tp cuts. */
+/* Of a matrix [O I] or [I O], whose rows may be those of several weights behind one another, and
+ * each of these may hold blocks. False: nothing that tp cuts. */
 static bool matrix_segments(const Value *w, int axis, Chunks *c)
 {
     if (!w || w->shape.rank != 2 || w->n_parts < 1) return false;
     if (!is_cut_by_tensor(w->part[0].shape.axis[axis])) return false;
-    c->n_segments = axis == 0 ? w->n_parts : 1;
-    for (int s = 0; s < c->n_segments && s < CHUNK_SEGMENTS; s++)
-        c->width[s] = w->part[s].shape.dim[axis];
-    return c->n_segments <= CHUNK_SEGMENTS;
+    int n_parts = axis == 0 ? w->n_parts : 1;
+    c->n_segments = 0;
+    for (int p = 0; p < n_parts; p++) {
+        int blocks = part_blocks(&w->part[p], axis);
+        for (int k = 0; k < blocks; k++) {
+            if (c->n_segments == CHUNK_SEGMENTS) return false;
+            c->width[c->n_segments++] = w->part[p].shape.dim[axis] / blocks;
+        }
+    }
+    return true;
 }
 
 /* Of experts [E . .]: blocks behind one another (gate and up), or several matrices of each expert.

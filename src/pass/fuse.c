@@ -2,6 +2,7 @@
  *
  *   h = add(a, b); y = rmsnorm(h, w)        ->  h, y = add_rmsnorm(a, b, w)
  *   d, dw = rmsnorm_grad(...); add(r, d)    ->  d', dw = rmsnorm_grad(..., residual r)
+ *   both likewise of layernorm
  *   linear_cross_entropy and its gradient   ->  the gradient alone, which makes loss and nll too
  *   accumulate(state, linear_dw(dy, x))     ->  linear_dw_accumulate(dy, x, state)
  * and every other accumulate moves right behind the node that makes what it adds, so that the
@@ -19,7 +20,7 @@ typedef struct Fusing {
     bool fused; /* the pattern at hand applied */
 } Fusing;
 
-enum { RMSNORM_GRAD_RESIDUAL = 3 }; /* operand index: dy, x, w, residual */
+enum { NORM_GRAD_RESIDUAL = 3 }; /* operand index: dy, x, w, residual */
 
 /* The first node after i that has `op` and reads v as operand k; 0 if none. */
 static int find_reader(const Fusing *f, int i, ValueId v, const char *op, int k)
@@ -47,18 +48,23 @@ static bool made_after(const Fusing *f, ValueId v, int i)
     return graph_value(f->graph, v)->producer.id > i;
 }
 
-static Status fuse_add_rmsnorm(Fusing *f, int i)
+static Status fuse_add_norm(Fusing *f, int i)
 {
     const Node *add = &f->graph->node[i];
+    ValueId in[4], out[NODE_MAX_OUT];
     if (!node_is(add, "add")) return OK;
     int j = find_reader(f, i, add->out[0], "rmsnorm", 0);
+    const char *fused = j ? "add_rmsnorm" : "add_layernorm";
+    if (!j) j = find_reader(f, i, add->out[0], "layernorm", 0);
     const Node *norm = &f->graph->node[j];
-    if (!j || norm->phase != add->phase || f->done[j] || made_after(f, norm->in[1], i)) return OK;
-    ValueId in[3] = {rewrite_get(&f->rewrite, add->in[0]), rewrite_get(&f->rewrite, add->in[1]),
-                     rewrite_get(&f->rewrite, norm->in[1])};
-    ValueId out[NODE_MAX_OUT];
+    if (!j || norm->phase != add->phase || f->done[j]) return OK;
+    for (int k = 1; k < norm->n_in; k++) {
+        if (made_after(f, norm->in[k], i)) return OK;
+        in[k + 1] = rewrite_get(&f->rewrite, norm->in[k]);
+    }
+    for (int k = 0; k < 2; k++) in[k] = rewrite_get(&f->rewrite, add->in[k]);
     stamp(f, i);
-    TRY(graph_add(f->rewrite.to, op_find("add_rmsnorm"), norm->attr, in, 3, out));
+    TRY(graph_add(f->rewrite.to, op_find(fused), norm->attr, in, norm->n_in + 1, out));
     rewrite_set(&f->rewrite, add->out[0], out[0]);
     rewrite_set(&f->rewrite, norm->out[0], out[1]);
     f->done[j] = f->fused = true;
@@ -69,8 +75,8 @@ static Status fuse_residual(Fusing *f, int i)
 {
     const Graph *g = f->graph;
     const Node *grad = &g->node[i];
-    if (!node_is(grad, "rmsnorm_grad") || grad->n_in > RMSNORM_GRAD_RESIDUAL ||
-        f->uses[grad->out[0].id] != 1)
+    if ((!node_is(grad, "rmsnorm_grad") && !node_is(grad, "layernorm_grad")) ||
+        grad->n_in > NORM_GRAD_RESIDUAL || f->uses[grad->out[0].id] != 1)
         return OK;
     int j = find_reader(f, i, grad->out[0], "add", 1), other = 0;
     if (!j) j = find_reader(f, i, grad->out[0], "add", 0), other = 1;
@@ -79,7 +85,7 @@ static Status fuse_residual(Fusing *f, int i)
     if (graph_value(g, residual)->producer.id >= i || f->done[j]) return OK;
     ValueId in[4], out[NODE_MAX_OUT];
     for (int k = 0; k < 3; k++) in[k] = rewrite_get(&f->rewrite, grad->in[k]);
-    in[RMSNORM_GRAD_RESIDUAL] = rewrite_get(&f->rewrite, residual);
+    in[NORM_GRAD_RESIDUAL] = rewrite_get(&f->rewrite, residual);
     stamp(f, i);
     TRY(graph_add(f->rewrite.to, grad->op, grad->attr, in, 4, out));
     for (int k = 0; k < grad->n_out; k++)
@@ -141,7 +147,7 @@ static Status fuse_accumulate(Fusing *f, int i)
 
 static Status fuse_node(Fusing *f, int i)
 {
-    static Status (*const patterns[])(Fusing *, int) = {fuse_add_rmsnorm, fuse_residual,
+    static Status (*const patterns[])(Fusing *, int) = {fuse_add_norm, fuse_residual,
                                                         fuse_cross_entropy, fuse_accumulate};
     f->fused = false;
     for (int k = 0; k < COUNT_OF(patterns) && !f->fused; k++) TRY(patterns[k](f, i));

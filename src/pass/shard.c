@@ -81,7 +81,7 @@ static Status cut_parts(const ShardPlan *plan, Value *v, int dim)
     int64_t sum = 0;
     for (int k = 0; k < v->n_parts; k++) {
         StatePart *part = &v->part[k];
-        int n = plan->n * (part->halves > 1 && at == part->shape.rank - 1 ? part->halves : 1);
+        int n = plan->n * part_blocks(part, at);
         if (part->shape.dim[at] % n) return cannot_cut(plan, part->name, &part->shape, at, n);
         part->shape.dim[at] /= plan->n;
         sum += part->shape.dim[at];

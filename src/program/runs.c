@@ -24,7 +24,7 @@ static void find_flat_range(Walk *w)
 static int64_t global_of(const Walk *w, const StatePart *part, int dim, int64_t at)
 {
     int64_t length = part->shape.dim[dim], whole = part->whole.dim[dim];
-    int64_t blocks = part->halves > 1 && dim == part->shape.rank - 1 ? part->halves : 1;
+    int64_t blocks = part_blocks(part, dim);
     int64_t in_block = at % (length / blocks), block = at / (length / blocks), first = 0;
     for (int nested = 0; nested < MESH_AXES; nested++) { /* experts may be cut by two mesh axes */
         int a = 0;
@@ -57,7 +57,7 @@ static int64_t run_at(const Walk *w, const StatePart *part, int dim, int64_t at,
     }
     for (int i = 0; i <= dim; i++)
         offset = offset * part->whole.dim[i] + global_of(w, part, i, coordinate[i]);
-    int64_t blocks = part->halves > 1 && dim == part->shape.rank - 1 ? part->halves : 1;
+    int64_t blocks = part_blocks(part, dim);
     int64_t length = part->shape.dim[dim] / blocks, left = length - coordinate[dim] % length;
     *global = offset * inner + at % inner;
     return left * inner - at % inner;

@@ -106,6 +106,27 @@ static void test_halves(void **state)
     assert_memory_equal(times, expected, sizeof times);
 }
 
+/* q, k and v below one another, two rows of two columns each: rank 1 of 2 has the second row of
+ * each. */
+static void test_blocks_of_rows(void **state)
+{
+    (void)state;
+    StatePart part = {.name = "w",
+                      .whole = shape_make(2, (int64_t[]){6, 2}, NULL),
+                      .shape = shape_make(2, (int64_t[]){3, 2}, NULL),
+                      .halves = 3,
+                      .halves_first = true};
+    StateEntry e = {.dtype = DTYPE_F32, .part = &part, .n_parts = 1, .shape = part.shape};
+    e.place[MESH_TP] = (Place){PLACE_CUT, 0};
+    Store store = {
+        .entry = &e, .n_entries = 1, .mesh = {.size = {[MESH_TP] = 2}, .coord = {[MESH_TP] = 1}}};
+    int times[12] = {0};
+    bool filled[6] = {0};
+    Seen seen = {.entry = &e, .times = {times}, .filled = filled, .n_local = 6};
+    assert_int_equal(store_each_run(&store, 0, see, &seen), OK);
+    for (int i = 0; i < 12; i++) assert_int_equal(times[i], i / 2 % 2);
+}
+
 /* Experts that two mesh axes share out: tp takes the larger pieces. Rank (ep 1, tp 0) of 2 x 2 has
  * the second quarter. */
 static void test_two_axes(void **state)
@@ -128,8 +149,8 @@ static void test_two_axes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_coverage),
-                                       cmocka_unit_test(test_halves),
-                                       cmocka_unit_test(test_two_axes)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_coverage), cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_blocks_of_rows), cmocka_unit_test(test_two_axes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,6 +31,14 @@ Status attention_check(const InferCtx *ctx)
     if (!(attr->scale > 0) || !(attr->softcap >= 0) || attr->chunk < 0)
         return fail(ERR_ARG, "%s: scale %g, softcap %g, chunk %lld; wanted > 0, >= 0, >= 0", op,
                     (double)attr->scale, (double)attr->softcap, (long long)attr->chunk);
+    if (!(attr->alibi >= 0) || (attr->alibi > 0 && attr->softcap > 0) || attr->alibi_first < 0 ||
+        attr->alibi_heads < 0 ||
+        (attr->alibi_heads && attr->alibi_first + q->shape.dim[2] > attr->alibi_heads))
+        return fail(ERR_ARG,
+                    "%s: alibi %g, softcap %g, heads %lld to %lld of %d; wanted >= 0, not both, "
+                    "some of all heads",
+                    op, (double)attr->alibi, (double)attr->softcap, (long long)attr->alibi_first,
+                    (long long)(attr->alibi_first + q->shape.dim[2] - 1), (int)attr->alibi_heads);
     return OK;
 }
 
@@ -72,11 +80,20 @@ static Status grad(GradCtx *ctx)
     return OK;
 }
 
+static void cut_heads(const CutCtx *ctx, AttentionAttr *attr)
+{
+    int64_t heads = ctx->in[0]->shape.dim[2]; /* this rank's */
+    if (!attr->alibi_heads) attr->alibi_heads = (int32_t)(heads * ctx->n);
+    attr->alibi_first += ctx->rank * heads;
+}
+
 /* Two blocks of the sequence, one from its beginning and one from its end (pass/context): as many
  * keys are seen by every rank. */
-Status attention_cut_slice(const CutCtx *ctx, void *attribute)
+Status attention_cut_attr(const CutCtx *ctx, void *attribute)
 {
     AttentionAttr *attr = attribute;
+    if (attr->alibi > 0 && place_is_cut(ctx->want[0]) && ctx->want[0].dim == 2)
+        cut_heads(ctx, attr);
     if (ctx->axis != MESH_CP || !place_is_cut(ctx->want[0]) || ctx->want[0].dim != 1) return OK;
     int64_t tokens = ctx->in[0]->shape.dim[1], half = tokens / 2;
     if (attr->slice.split)
@@ -128,6 +145,9 @@ void attention_attr_text(const void *attr, Str *out)
     const AttentionAttr *a = attr;
     str_printf(out, "scale=%g", (double)a->scale);
     if (a->softcap > 0) str_printf(out, " softcap=%g", (double)a->softcap);
+    if (a->alibi > 0) str_printf(out, " alibi=%g", (double)a->alibi);
+    if (a->alibi_heads)
+        str_printf(out, " from head %lld of %d", (long long)a->alibi_first, (int)a->alibi_heads);
     if (a->chunk > 0) str_printf(out, " chunk=%lld", (long long)a->chunk);
 }
 
@@ -141,7 +161,7 @@ const OpDef op_def_attention = {
     .strided_out = 1,
     .infer = infer,
     .cut = "bthd! bs!hd! bs!hd! bt -> bthd! bht",
-    .cut_attr = attention_cut_slice,
+    .cut_attr = attention_cut_attr,
     .grad = grad,
     .cost = cost,
     .attr_text = attention_attr_text,

@@ -44,6 +44,7 @@ const OpDef op_def_attention_cached = {
     .strided_out = 1,
     .infer = infer,
     .cut = "bn!hd! bs!hd! bs!hd! bn! -> bn!hd!",
+    .cut_attr = attention_cut_attr,
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention_cached),

@@ -29,6 +29,10 @@ static void query(const Case *c, double *const *in, double *o, const int64_t at[
                     z[j] += q[i] * in[1][row + i] * (double)c->attr.scale;
                 if (c->attr.softcap > 0)
                     z[j] = (double)c->attr.softcap * tanh(z[j] / (double)c->attr.softcap);
+                if (c->attr.alibi > 0) /* heads are a power of two here */
+                    z[j] += pow(2,
+                                -(double)c->attr.alibi * (double)(at[2] + 1) / (double)c->heads) *
+                            (double)(j - pos);
                 top = fmax(top, z[j]);
             } else {
                 double p = exp(z[j] - top);
@@ -114,6 +118,36 @@ static void test_ring(void **state)
     check_all(c);
 }
 
+/* Decoding and prompts, also far along. */
+static void test_alibi(void **state)
+{
+    (void)state;
+    check_all((Case){.batch = 3,
+                     .n = 1,
+                     .heads = 4,
+                     .kv_heads = 2,
+                     .d = 16,
+                     .rows = 700,
+                     .start = {0, 699, -1},
+                     .attr = {.alibi = 8}});
+    check_all((Case){.batch = 2,
+                     .n = 33,
+                     .heads = 2,
+                     .kv_heads = 1,
+                     .d = 8,
+                     .rows = 400,
+                     .start = {350, 17},
+                     .attr = {.alibi = 8}});
+    check_all((Case){.batch = 1,
+                     .n = 1,
+                     .heads = 2,
+                     .kv_heads = 1,
+                     .d = 16,
+                     .rows = 64,
+                     .start = {64 * 1000 + 63},
+                     .attr = {.alibi = 8, .chunk = 64}});
+}
+
 static void test_softcap(void **state)
 {
     (void)state;
@@ -188,9 +222,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_decode), cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_ring),   cmocka_unit_test(test_softcap),
-        cmocka_unit_test(test_append), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_decode),   cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_ring),     cmocka_unit_test(test_softcap),
+        cmocka_unit_test(test_alibi),    cmocka_unit_test(test_append),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,6 +75,21 @@ static void job_cut(Job *job, int64_t max_keys, int threads)
 
 /* ---- softmax of one row ----------------------------------------------------------------- */
 
+/* What scores are multiplied with where they stay as the product gave them; where they are capped
+ * or have slopes that is done by then. */
+SIMD float score_unit(const Job *job)
+{
+    return job->softcap > 0 || job->mask.alibi > 0 ? 1 : job->scale;
+}
+
+/* scores [first, end) of row r to scale * score + slope * (key's row - query's row) */
+SIMD void slope_row(const Job *job, const Tile *tile, int64_t r, float *s)
+{
+    Vf scale = vf_set(job->scale);
+    for (int64_t i = tile->first[r] / VL * VL; i < tile->end[r]; i += VL)
+        vf_store(s + i, vf_fma(vf_load(s + i), scale, tile_alibi(tile, r, i)));
+}
+
 /* scores [first, end) to softcap * tanh(scale * score / softcap) */
 SIMD void cap_row(float *s, int64_t first, int64_t end, float scale, float cap)
 {
@@ -117,17 +132,15 @@ SIMD float row_exp(float *s, KeyRange row, KeyRange store, float unit, float shi
 SIMD void softmax_row(const Job *job, const Tile *tile, const Space *w, int64_t r, int64_t state)
 {
     int64_t g = r / MR;
-    float *s = w->s + r * w->lds, unit = job->scale;
+    float *s = w->s + r * w->lds, unit = score_unit(job);
     KeyRange row = {tile->first[r], tile->end[r]};
     KeyRange store = {tile->group_first[g] / VL * VL, vectors_up(tile->group_end[g])};
     if (row.first >= row.end) {
         row_exp(s, row, store, 0, 0, job->pairs);
         return;
     }
-    if (job->softcap > 0) {
-        cap_row(s, row.first, row.end, job->scale, job->softcap);
-        unit = 1;
-    }
+    if (job->softcap > 0) cap_row(s, row.first, row.end, job->scale, job->softcap);
+    if (job->mask.alibi > 0) slope_row(job, tile, r, s);
     float old = w->max[state], top = row_max(s, row.first, row.end);
     if (top < old) top = old;
     unit *= log2_e;
@@ -208,7 +221,7 @@ SIMD int64_t row_lse(const Job *job, const Piece *piece, int64_t row)
  * to. */
 static void state_begin(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
 {
-    float unit = job->softcap > 0 ? 1 : job->scale;
+    float unit = score_unit(job);
     memset(w->o, 0, (size_t)((n + 1) * w->lanes) * sizeof(float));
     for (int64_t r = 0; r < n; r++) {
         float lse = job->before.data ? job->lse_before[row_lse(job, piece, row + r)] : -INFINITY;
@@ -227,7 +240,7 @@ static void state_begin(const Job *job, const Piece *piece, const Space *w, int6
 static void state_store(const Job *job, const Piece *piece, const Space *w, int64_t row, int64_t n)
 {
     int bf16 = job->o.dtype == DTYPE_BF16;
-    float unit = job->softcap > 0 ? 1 : job->scale;
+    float unit = score_unit(job);
     for (int64_t r = 0; r < n; r++) {
         int64_t t = row_token(job, piece, row + r), head = row_head(job, piece, row + r);
         char *o = job->o.data +
@@ -330,7 +343,10 @@ static Job job_make(const Shape *q, const Shape *k, bool cached, const Attention
                       .chunk = attr->chunk,
                       .cache_rows = cached ? k->dim[1] : 0,
                       .slice = attr->slice,
-                      .n_keys = k->dim[1]};
+                      .n_keys = k->dim[1],
+                      .alibi = attr->alibi,
+                      .alibi_heads = attr->alibi_heads ? attr->alibi_heads : q->dim[2],
+                      .alibi_first = attr->alibi_first};
     job_cut(&job, k->dim[1], threads);
     return job;
 }

@@ -1,5 +1,5 @@
 /* attention_grad: from q k v, the output o, its log-sum-exp and the output's gradient do:
- *   p = exp(z - lse), z = scale q k^T (capped);  dv = p^T do;  dp = do v^T;
+ *   p = exp(z - lse), z = scale q k^T (capped, or with ALiBi's slopes);  dv = p^T do;  dp = do v^T;
  *   dz = p (dp - sum(do o)) scale (1 - (z / softcap)^2);  dq = dz k;  dk = dz^T q
  * (Dao 2022). The scores are made again block by block. */
 #include "ops/attention/attention_internal.h"
@@ -62,7 +62,7 @@ const OpDef op_def_attention_grad = {
     .strided_out = 7,
     .infer = infer,
     .cut = "bthd! bs!hd! bs!hd! bt bthd! bht bthd! -> bthd! bs!hd! bs!hd!",
-    .cut_attr = attention_cut_slice,
+    .cut_attr = attention_cut_attr,
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention_grad),

@@ -126,6 +126,9 @@ SIMD void slopes(const Job *job, const Tile *tile, const Space *w, int64_t r, in
         Vf part = z * vf_set(1 / job->softcap);
         factor *= vf_set(1.0f) - part * part;
         p = exp2_low(vf_fma(z, vf_set(log2_e), -spread(&w->shift[r])));
+    } else if (job->mask.alibi > 0) {
+        Vf z = vf_fma(s, factor, tile_alibi(tile, r, i));
+        p = exp2_low(vf_fma(z, vf_set(log2_e), -spread(&w->shift[r])));
     } else {
         p = exp2_low(vf_fma(s, vf_set(job->scale * log2_e), -spread(&w->shift[r])));
     }
@@ -411,8 +414,13 @@ static Job job_make(const Shape *q, const Shape *k, const AttentionAttr *attr,
                .scale = attr->scale,
                .softcap = attr->softcap,
                .pairs = pairs};
-    job.mask = (Mask){
-        .tokens = q->dim[1], .chunk = attr->chunk, .slice = attr->slice, .n_keys = k->dim[1]};
+    job.mask = (Mask){.tokens = q->dim[1],
+                      .chunk = attr->chunk,
+                      .slice = attr->slice,
+                      .n_keys = k->dim[1],
+                      .alibi = attr->alibi,
+                      .alibi_heads = attr->alibi_heads ? attr->alibi_heads : q->dim[2],
+                      .alibi_first = attr->alibi_first};
     if (part) job.mask.keys = part->keys;
     job.in_parts = part != NULL;
     job_cut(&job, threads);

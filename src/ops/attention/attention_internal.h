@@ -12,6 +12,8 @@
 
 #include "ops/ops.h"
 
+#include <math.h>
+
 extern const OpDef op_def_attention, op_def_attention_grad, op_def_attention_part,
     op_def_attention_grad_part, op_def_attention_cached, op_def_cache_append;
 
@@ -27,6 +29,18 @@ enum {
     ATTENTION_DO,
     ATTENTION_DQ
 };
+
+/* The slope of head number `head` of all (AttentionAttr.alibi). */
+static inline float attention_slope(float alibi, int64_t heads, int64_t head)
+{
+    int64_t power = 1, half;
+    while (power < heads) power *= 2;
+    half = power / 2;
+    int64_t place = power == heads ? head + 1
+                    : head < half  ? 2 * (head + 1)
+                                   : 2 * (head - half) + 1;
+    return exp2f(-alibi * (float)place / (float)power);
+}
 
 /* Keys first..end-1 are seen. */
 typedef struct KeyRange {
@@ -66,8 +80,9 @@ static inline KeyRange attention_cached_range(int64_t pos, int64_t chunk, int64_
 
 /* Shared by the shape rules: operands 0..3 are q, k, v and positions. */
 Status attention_check(const InferCtx *ctx);
-/* Along the axis that cuts sequences a rank has some queries and all keys. */
-Status attention_cut_slice(const CutCtx *ctx, void *attr);
+/* Along the axis that cuts sequences a rank has some queries and all keys; along one that cuts
+ * heads, the slopes of its own. */
+Status attention_cut_attr(const CutCtx *ctx, void *attr);
 void attention_attr_text(const void *attr, Str *out);
 /* (query, key) pairs of one head over a sequence that is one document: what costs are counted by.
  * The positions are not known when they are asked for; packed documents cost less than this. */

@@ -76,10 +76,19 @@ static int64_t key_at(const Case *c, const Query *x, int p, int64_t s)
     return ((x->b * keys + s) * c->kv_heads + x->h / (c->heads / c->kv_heads)) * c->d;
 }
 
-static double score(const Case *c, const Query *x, const double *k)
+/* Of a key that stands so many rows before the query. */
+static double score(const Case *c, const Query *x, const double *k, int64_t before)
 {
     double z = dot(x->q, k, c->d) * (double)c->attr.scale, cap = (double)c->attr.softcap;
+    if (c->attr.alibi > 0) /* heads are a power of two here */
+        z -= pow(2, -(double)c->attr.alibi * (double)(x->h + 1) / (double)c->heads) *
+             (double)before;
     return cap > 0 ? cap * tanh(z / cap) : z;
+}
+
+static int64_t before(const Case *c, const Query *x, int p, int64_t s)
+{
+    return x->end - 1 - row_of(c, c->part[p], c->halves[p], s);
 }
 
 static void query_forward(const Case *c, const Query *x, double *const *in)
@@ -89,7 +98,7 @@ static void query_forward(const Case *c, const Query *x, double *const *in)
         for (int64_t s = 0; s < c->half * halves_count(c->halves[p]); s++) {
             int64_t at = key_at(c, x, p, s);
             if (at < 0) continue;
-            double e = exp(score(c, x, in[IN_K + 2 * p] + at));
+            double e = exp(score(c, x, in[IN_K + 2 * p] + at, before(c, x, p, s)));
             add_scaled(x->o, e, in[IN_K + 2 * p + 1] + at, c->d);
             sum += e;
         }
@@ -105,7 +114,7 @@ static void query_backward(const Case *c, const Query *x, double *const *in, dou
             int64_t at = key_at(c, x, p, s);
             if (at < 0) continue;
             const double *k = in[IN_K + 2 * p] + at, *v = in[IN_K + 2 * p + 1] + at;
-            double z = score(c, x, k), e = exp(z - *x->lse);
+            double z = score(c, x, k, before(c, x, p, s)), e = exp(z - *x->lse);
             double slope = e * (dot(x->dout, v, c->d) - delta) * (double)c->attr.scale;
             if (cap > 0) slope *= 1 - z / cap * (z / cap);
             add_scaled(x->dq, slope, k, c->d);
@@ -309,6 +318,27 @@ static void test_softcap(void **state)
     check_case(c, DTYPE_F32, false);
 }
 
+/* Parts of two blocks of keys, whose rows are not neighbours, within one block of the kernel. */
+static void test_alibi(void **state)
+{
+    (void)state;
+    static const int64_t half[] = {7, 40, 150};
+    for (int i = 0; i < COUNT_OF(half); i++)
+        for (int rank = 0; rank < 3; rank++) {
+            Case c = ring_case(3, rank);
+            c.half = half[i];
+            c.batch = half[i] < 100 ? 2 : 1;
+            c.attr.alibi = 8;
+            check_case(c, DTYPE_F32, false);
+            if (half[i] < 100) check_case(c, DTYPE_BF16, true);
+        }
+    Case c = ring_case(4, 2);
+    c.half = 13;
+    c.document = 41;
+    c.attr.alibi = 2;
+    check_both(c);
+}
+
 /* ---- costs and refusals ----------------------------------------------------------------- */
 
 static double count_pairs(const AttentionPart *p, int64_t tokens, int64_t keys)
@@ -371,10 +401,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ring),     cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_shapes),   cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_softcap),  cmocka_unit_test(test_pairs),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_ring),    cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_shapes),  cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_softcap), cmocka_unit_test(test_alibi),
+        cmocka_unit_test(test_pairs),   cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,6 +13,16 @@ typedef struct Case {
     AttentionAttr attr;
 } Case;
 
+/* As Press, Smith and Lewis's own code has it: of a number that is no power of two the slopes of
+ * the power of two below it, then every second of those of the one above. */
+static double slope_of(int64_t head, int64_t heads, double alibi)
+{
+    int64_t below = 1;
+    while (2 * below <= heads) below *= 2;
+    if (head < below) return pow(2, -alibi * (double)(head + 1) / (double)below);
+    return pow(2, -alibi * (double)(2 * (head - below) + 1) / (double)(2 * below));
+}
+
 /* probabilities of query t of head h into p[0..t]; the log-sum-exp */
 static double probabilities(const Case *c, double *const *in, const int64_t at[3], double *p)
 {
@@ -28,6 +38,11 @@ static double probabilities(const Case *c, double *const *in, const int64_t at[3
         for (int64_t i = 0; i < d; i++) p[j] += q[i] * k[i];
         p[j] *= (double)c->attr.scale;
         if (cap > 0) p[j] = cap * tanh(p[j] / cap);
+        if (c->attr.alibi > 0)
+            p[j] += slope_of(h + c->attr.alibi_first,
+                             c->attr.alibi_heads ? c->attr.alibi_heads : c->heads,
+                             (double)c->attr.alibi) *
+                    (double)(j - t);
         if (j >= first) top = fmax(top, p[j]);
     }
     for (int64_t j = 0; j <= t; j++) sum += p[j] = j >= first ? exp(p[j] - top) : 0;
@@ -255,6 +270,46 @@ static void test_softcap(void **state)
                  DTYPE_F32);
 }
 
+/* Slopes by head, over documents and several blocks of keys; 3, 6 and 12 heads are no power of two.
+ */
+static void test_alibi(void **state)
+{
+    (void)state;
+    Case c = {.batch = 2, .tokens = 150, .heads = 6, .kv_heads = 2, .d = 16, .attr = {.alibi = 8}};
+    check_both(c);
+    c.document = 41;
+    check_both(c);
+    c.heads = c.kv_heads = 8;
+    check_both(c);
+    c.attr.chunk = 16;
+    check_both(c);
+    check_case(
+        (Case){
+            .batch = 1, .tokens = 1100, .heads = 3, .kv_heads = 1, .d = 8, .attr = {.alibi = 4.5f}},
+        DTYPE_F32, true);
+    check_slopes((Case){.batch = 2,
+                        .tokens = 9,
+                        .heads = 4,
+                        .kv_heads = 2,
+                        .d = 8,
+                        .document = 6,
+                        .attr = {.alibi = 8}},
+                 DTYPE_F32);
+}
+
+/* A rank's heads have the slopes that they have among all. */
+static void test_alibi_of_some_heads(void **state)
+{
+    (void)state;
+    for (int first = 0; first < 12; first += 3)
+        check_both((Case){.batch = 1,
+                          .tokens = 40,
+                          .heads = 3,
+                          .kv_heads = 1,
+                          .d = 8,
+                          .attr = {.alibi = 8, .alibi_heads = 12, .alibi_first = first}});
+}
+
 static void test_strided(void **state)
 {
     (void)state;
@@ -310,6 +365,10 @@ static void test_refusals(void **state)
     optest_refused(op_attention(t->graph, q, q, q, q, attr, &o), ERR_SHAPE, "wanted i32 [B T]");
     attr.scale = 0;
     optest_refused(op_attention(t->graph, q, q, q, pos, attr, &o), ERR_ARG, "scale 0");
+    attr = (AttentionAttr){.scale = 1, .alibi = 8, .softcap = 30};
+    optest_refused(op_attention(t->graph, q, q, q, pos, attr, &o), ERR_ARG, "not both");
+    attr = (AttentionAttr){.scale = 1, .alibi = 8, .alibi_heads = 8, .alibi_first = 6};
+    optest_refused(op_attention(t->graph, q, q, q, pos, attr, &o), ERR_ARG, "heads 6 to 8 of 8");
     optest_destroy(t);
 }
 
@@ -319,6 +378,7 @@ int main(void)
         cmocka_unit_test(test_gradient_rule),  cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_head_dims),      cmocka_unit_test(test_groups),
         cmocka_unit_test(test_masks),          cmocka_unit_test(test_softcap),
+        cmocka_unit_test(test_alibi),          cmocka_unit_test(test_alibi_of_some_heads),
         cmocka_unit_test(test_strided),        cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_wild_positions), cmocka_unit_test(test_refusals),
     };

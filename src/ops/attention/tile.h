@@ -458,6 +458,9 @@ typedef struct Tile {
     int64_t rows;                             /* real ones; products see them rounded up to even */
     int32_t first[TILE_ROWS], end[TILE_ROWS]; /* visible keys of each row; empty: 0, 0 */
     int32_t group_first[TILE_GROUPS], group_end[TILE_GROUPS];
+    /* ALiBi: key k of the block adds slope * (k + offset): where it stands behind the query, which
+     * is as many rows. Keys from `split` on may stand elsewhere. */
+    float slope[TILE_ROWS], offset[2][TILE_ROWS], split;
 } Tile;
 
 /* Which keys each token sees. */
@@ -469,6 +472,8 @@ typedef struct Mask {
     AttentionSlice slice; /* where the tokens stand in the sequence */
     AttentionSlice keys;  /* where the keys do; zeroed: they are the sequence */
     int64_t n_keys;       /* of a sequence */
+    float alibi;          /* > 0: rows have slopes */
+    int64_t alibi_heads, alibi_first;
 } Mask;
 
 static inline KeyRange mask_range(const Mask *mask, int64_t b, int64_t t)
@@ -525,6 +530,40 @@ static inline bool tile_finish(Tile *tile)
     return any;
 }
 
+/* The row of token t of sequence b, as keys count theirs. */
+static inline int64_t mask_query_row(const Mask *mask, int64_t b, int64_t t)
+{
+    return mask->cache_rows ? mask->pos[b * mask->tokens + t] : attention_row(&mask->slice, t);
+}
+
+/* Differences of rows are whole numbers, exact in f32 up to 2^24; their products with slopes are
+ * made of these, and not of rows, so that nothing cancels. */
+static inline void tile_slopes_make(const Mask *mask, const Piece *piece, int64_t group,
+                                    int64_t row, int64_t first_key, Tile *tile)
+{
+    tile->split = (float)(mask->keys.split - first_key);
+    for (int64_t r = 0; r < tile->rows; r++) {
+        int64_t head = piece->h * group + (row + r) % group;
+        int64_t behind = first_key -
+                         mask_query_row(mask, piece->b, piece->first + (row + r) / group);
+        tile->slope[r] = attention_slope(mask->alibi, mask->alibi_heads, mask->alibi_first + head);
+        tile->offset[0][r] = (float)(behind + mask->keys.first);
+        tile->offset[1][r] = (float)(behind + mask->keys.second);
+    }
+}
+
+/* What key numbers i.. of the block add to the scores of row r. */
+SIMD Vf tile_alibi(const Tile *tile, int64_t r, int64_t i)
+{
+    Vf key;
+    for (int l = 0; l < VL; l++) key[l] = (float)l;
+    key += vf_set((float)i);
+    Vi low = key < vf_set(tile->split);
+    Vf offset = vf_bits((vi_bits(vf_set(tile->offset[0][r])) & low) |
+                        (vi_bits(vf_set(tile->offset[1][r])) & ~low));
+    return vf_set(tile->slope[r]) * (key + offset);
+}
+
 /* Rows row..row+TILE_ROWS-1 of the piece against the keys of a block; false: none is seen. */
 static inline bool tile_make(const Mask *mask, const Piece *piece, int64_t group, int64_t row,
                              KeyRange block, Tile *tile)
@@ -537,6 +576,7 @@ static inline bool tile_make(const Mask *mask, const Piece *piece, int64_t group
         tile->end[r] = first < end ? (int32_t)(end - block.first) : 0;
     }
     if (tile->rows % 2) tile->first[tile->rows] = tile->end[tile->rows] = 0;
+    if (mask->alibi > 0) tile_slopes_make(mask, piece, group, row, block.first, tile);
     return tile_finish(tile);
 }
 
