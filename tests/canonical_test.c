@@ -268,6 +268,18 @@ static void test_others(void **state)
     check_all(llama3, "chunks8 bf16", some, COUNT_OF(some));
 }
 
+/* Biases, LayerNorm, slopes of heads, and matrices of blocks in both orientations. */
+static void test_gpt(void **state)
+{
+    (void)state;
+    static const char *const list[] = {"tp2",     "tp4",       "fsdp2 tp2",
+                                       "cp2 tp2", "dp2 zero2", "full tp2"};
+    check_all(gpt2, "chunks4", list, COUNT_OF(list));
+    check_all(mpt, "chunks4", list, COUNT_OF(list));
+    check_all(gpt, "chunks4", list, 2);
+    check_all(gpt, "chunks4", &pipelines[4], 2);
+}
+
 /* What is sent is what the nodes declare. */
 static void test_wire(void **state)
 {
@@ -307,8 +319,9 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3), cmocka_unit_test(test_llama4),
-                                       cmocka_unit_test(test_others), cmocka_unit_test(test_wire),
-                                       cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_llama3), cmocka_unit_test(test_llama4),
+        cmocka_unit_test(test_others), cmocka_unit_test(test_gpt),
+        cmocka_unit_test(test_wire),   cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -420,7 +420,28 @@ for balance in bias aux; do
   cmp "$sp" "$work/grok-$balance-on/ckpt/step-00000002/tokenizer.model" || failed=1
 done
 
+# ---- GPT blocks: trained, written to, converted with every bit, trained on ----
+expect 0 '' train model=gpt-nano model.n_layer=2 name=gpt "dir=$work/gpt" "${short[@]}" tokenizer.train.vocab_size=400
+expect 0 'made in' generate "$work/gpt" --prompt 'int main' --max-tokens 6 --temperature 0
+expect 0 'made in' generate "$work/gpt" --prompt 'int main' --max-tokens 6 --temperature 0 --tp 2
+expect 3 'learned 1024 positions' train model=gpt-nano name=long "dir=$work/long" "${short[@]}" tokenizer.train.vocab_size=400 train.seq=2048
+expect 0 '' train "model={model_type: mpt, vocab_size: 400, d_model: 24, n_layers: 2, n_heads: 3}" name=mpt "dir=$work/mpt" "${short[@]}" tokenizer.train.vocab_size=400
+expect 0 'made in' generate "$work/mpt" --prompt 'int main' --max-tokens 6 --temperature 0
+for case in gpt2-plain gpt2-unscaled mpt-six-heads; do
+  expect 0 '' convert "$golden/$case" "$work/$case"
+  for d in "$golden/$case" "$work/$case"; do
+    expect 0 '' logits "$d" --ids "$golden/$case/ids.json" --out "$work/$case.$(basename "$(dirname "$d")").safetensors"
+  done
+  cmp "$work/$case.golden.safetensors" "$work/$case.$(basename "$work").safetensors" || failed=1
+done
+
 # ---- inspect ----
+expect 0 '' inspect "$golden/gpt2-plain" --tensors
+says 'feed-forward +width 128, two matrices, biases'
+says 'positions +40, learned'
+says 'transformer.h.1.attn.c_attn.weight'
+expect 0 '' inspect "$golden/mpt-six-heads"
+says 'positions +64, slopes of scores'
 expect 0 '' inspect "$golden/llama4-scout"
 says 'experts +4'
 says '^files: 3, .*numbers'

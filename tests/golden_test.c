@@ -249,9 +249,22 @@ static void grok1(void **state)
     all_cases("grok1-", 7);
 }
 
+static void gpt2(void **state)
+{
+    (void)state;
+    all_cases("gpt2-", 4);
+}
+
+static void mpt(void **state)
+{
+    (void)state;
+    all_cases("mpt-", 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(llama3), cmocka_unit_test(llama4),
-                                       cmocka_unit_test(grok1)};
+                                       cmocka_unit_test(grok1), cmocka_unit_test(gpt2),
+                                       cmocka_unit_test(mpt)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,30 +10,7 @@ static const char *name_of(const char *model)
 
 static int check_layout(const char *model_text, const char *text)
 {
-    ModelConfig model;
-    char message[600] = "";
-    Job many = parse_job(text), one = many;
-    bool deep = mesh_size(&many.options.layout.mesh, MESH_PP) == 4 ||
-                pipeline_default_stages(many.schedule) > 1;
-    if (model_text == grok1 && deep && !many.layers)
-        many.layers = 4; /* it has 3, enough for two stages */
-    make_model(model_text, many.layers, &model);
-    one.model = many.model = &model;
-    one.options.micro_batch *= mesh_data_ranks(&one.options.layout.mesh);
-    one.options.layout = (Layout){0};
-    Status status = run_job(&one, message);
-    if (status == OK) status = run_job(&many, message);
-    double difference = status == OK ? compare(&many, &one) : (double)INFINITY;
-    bool good = difference < (one.options.dtype == DTYPE_F32 ? 1e-5 : 5e-3);
-    if (!good || getenv("LAYOUT_VERBOSE")) { /* LAYOUT="tp2 seq" picks one */
-        print_message("%s: %s: difference %.2e %s\n", name_of(model_text), text, difference,
-                      message);
-        for (int s = 0; s < STEPS && status == OK; s++)
-            print_message("  step %d: loss %.7f and %.7f, norm %.7f and %.7f\n", s, many.loss[s],
-                          one.loss[s], many.norm[s], one.norm[s]);
-    }
-    model_config_deinit(&model);
-    return good ? 0 : 1;
+    return check_against_one_rank(name_of(model_text), model_text, text);
 }
 
 static const char *const layouts[] = {

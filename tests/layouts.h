@@ -37,6 +37,20 @@ static const char *const grok1 =
     "\"embedding_multiplier_scale\": 5.6, "
     "\"output_multiplier_scale\": 0.57, \"tie_word_embeddings\": true}";
 
+/* GPT blocks: learned positions, biases, q k v as one matrix of [in, out]; ALiBi, q k v as one of
+ * [out, in]; rotary positions, fewer key heads, an untied head. */
+static const char *const gpt2 = "{\"model_type\": \"gpt2\", \"vocab_size\": 128, \"n_embd\": 32, "
+                                "\"n_layer\": 4, \"n_head\": 8, "
+                                "\"n_inner\": 48, \"n_positions\": 32}";
+static const char *const mpt = "{\"model_type\": \"mpt\", \"vocab_size\": 128, \"d_model\": 32, "
+                               "\"n_layers\": 4, \"n_heads\": 8, "
+                               "\"expansion_ratio\": 2}";
+static const char *const gpt =
+    "{\"model_type\": \"gpt\", \"vocab_size\": 128, \"hidden_size\": 32, \"num_hidden_layers\": 4, "
+    "\"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"head_dim\": 8, "
+    "\"intermediate_size\": 48, \"hidden_act\": \"relu2\", \"position_embedding_type\": \"rope\", "
+    "\"tie_word_embeddings\": false}";
+
 /* ---- one job: some ranks, some steps ---------------------------------------------------- */
 
 typedef struct Job {
@@ -458,7 +472,10 @@ static void make_model(const char *text, int layers, ModelConfig *config)
 {
     json_t *json = json_loads(text, 0, NULL);
     assert_non_null(json);
-    if (layers) json_object_set_new(json, "num_hidden_layers", json_integer(layers));
+    static const char *const keys[] = {"num_hidden_layers", "n_layer", "n_layers"};
+    for (int i = 0; layers && i < COUNT_OF(keys); i++)
+        if (json_object_get(json, keys[i]))
+            json_object_set_new(json, keys[i], json_integer(layers));
     assert_int_equal(model_config_from_json(json, config), OK);
     json_decref(json);
     config->expert_bias = config->n_experts > 0;
@@ -475,6 +492,34 @@ static inline double compare(const Job *a, const Job *b)
         worst = fmax(worst, fabs(a->norm[s] / b->norm[s] - 1));
     }
     return isfinite(worst) ? worst : (double)INFINITY;
+}
+
+/* 0 when the layout computes what one rank does, in the steps that LAYOUT_VERBOSE shows. */
+static inline int check_against_one_rank(const char *name, const char *model_text, const char *text)
+{
+    ModelConfig model;
+    char message[600] = "";
+    Job many = parse_job(text), one = many;
+    bool deep = mesh_size(&many.options.layout.mesh, MESH_PP) == 4 ||
+                pipeline_default_stages(many.schedule) > 1;
+    if (model_text == grok1 && deep && !many.layers)
+        many.layers = 4; /* it has 3, enough for two stages */
+    make_model(model_text, many.layers, &model);
+    one.model = many.model = &model;
+    one.options.micro_batch *= mesh_data_ranks(&one.options.layout.mesh);
+    one.options.layout = (Layout){0};
+    Status status = run_job(&one, message);
+    if (status == OK) status = run_job(&many, message);
+    double difference = status == OK ? compare(&many, &one) : (double)INFINITY;
+    bool good = difference < (one.options.dtype == DTYPE_F32 ? 1e-5 : 5e-3);
+    if (!good || getenv("LAYOUT_VERBOSE")) { /* LAYOUT="tp2 seq" picks one */
+        print_message("%s: %s: difference %.2e %s\n", name, text, difference, message);
+        for (int s = 0; s < STEPS && status == OK; s++)
+            print_message("  step %d: loss %.7f and %.7f, norm %.7f and %.7f\n", s, many.loss[s],
+                          one.loss[s], many.norm[s], one.norm[s]);
+    }
+    model_config_deinit(&model);
+    return good ? 0 : 1;
 }
 
 #endif

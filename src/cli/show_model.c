@@ -28,7 +28,21 @@ static void show_layers(const ModelConfig *c, Str *out)
                    (long long)c->ffn_expert, c->shared_expert ? ", and a shared one" : "",
                    c->expert_bias ? "; balanced by bias" : "");
     if (moe < c->n_layers)
-        str_printf(out, "  feed-forward    width %lld\n", (long long)c->ffn_dense);
+        str_printf(out, "  feed-forward    width %lld%s%s\n", (long long)c->ffn_dense,
+                   c->gated ? "" : ", two matrices", c->bias ? ", biases" : "");
+}
+
+static void show_positions(const ModelConfig *c, Str *out)
+{
+    str_printf(out, "  positions       %lld", (long long)c->max_positions);
+    if (c->positions == POSITIONS_LEARNED) str_add(out, ", learned");
+    if (c->positions == POSITIONS_ALIBI)
+        str_printf(out, ", slopes of scores (ALiBi, up to %g)", c->alibi);
+    if (c->positions == POSITIONS_ROTARY) str_printf(out, ", theta %g", c->rope_theta);
+    if (c->rope_scaling.factor > 1)
+        str_printf(out, ", scaled by %g (%s)", (double)c->rope_scaling.factor,
+                   c->rope_scaling.original_max_position > 0 ? "llama3" : "linear");
+    str_add(out, "\n");
 }
 
 void show_config(const ModelConfig *c, Str *out)
@@ -49,11 +63,7 @@ void show_config(const ModelConfig *c, Str *out)
                c->temperature_tuning ? ", query temperature" : "");
     if (c->attention_softcap > 0)
         str_printf(out, "  scores          capped at %g\n", c->attention_softcap);
-    str_printf(out, "  positions       %lld, theta %g", (long long)c->max_positions, c->rope_theta);
-    if (c->rope_scaling.factor > 1)
-        str_printf(out, ", scaled by %g (%s)", (double)c->rope_scaling.factor,
-                   c->rope_scaling.original_max_position > 0 ? "llama3" : "linear");
-    str_add(out, "\n");
+    show_positions(c, out);
 }
 
 /* ---- tensors ---------------------------------------------------------------------------- */

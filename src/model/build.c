@@ -6,12 +6,15 @@
 
 #include "pass/pass.h"
 
+const ModelNames model_names_llama = {
+    .layer = "model.layers", .embedding = "model.embed_tokens", .norm = "model.norm"};
+
 /* ---- weights ---------------------------------------------------------------------------- */
 
 static const char *full_name(ModelBuilder *b, const char *name)
 {
     if (b->layer < 0) return arena_printf(&b->g->arena, "%s", name);
-    return arena_printf(&b->g->arena, "model.layers.%d.%s", b->layer, name);
+    return arena_printf(&b->g->arena, "%s.%d.%s", b->config->def->names->layer, b->layer, name);
 }
 
 static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape shape,
@@ -22,6 +25,7 @@ static ValueId make_state(ModelBuilder *b, const char *name, DType dtype, Shape 
     v->part[0].init_deviation = init.deviation;
     v->part[0].init_value = init.value;
     v->part[0].halves = init.halves;
+    v->part[0].halves_first = init.halves_first;
     return w;
 }
 
@@ -51,6 +55,7 @@ ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit 
     w = graph_state(b->g, copy, b->o.dtype, shape, STATE_COPY);
     graph_value(b->g, w)->master = master;
     graph_value(b->g, w)->part[0].halves = init.halves;
+    graph_value(b->g, w)->part[0].halves_first = init.halves_first;
     return w;
 }
 
@@ -73,18 +78,34 @@ Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, A
                     WeightInit init, ValueId *y)
 {
     const Shape *s = &graph_value(b->g, x)->shape;
-    int last = s->rank - 1;
-    Shape shape = shape_make(2, (int64_t[]){out, s->dim[last]}, (Axis[]){axis, s->axis[last]});
-    return op_linear(
-        b->g, x, model_weight(b, arena_printf(&b->g->arena, "%s.weight", name), shape, init), y);
+    bool in_out = b->config->def->in_out;
+    int64_t dim[2] = {out, s->dim[s->rank - 1]};
+    Axis axes[2] = {axis, s->axis[s->rank - 1]};
+    init.halves_first = !in_out;
+    Shape shape = in_out ? shape_make(2, (int64_t[]){dim[1], dim[0]}, (Axis[]){axes[1], axes[0]})
+                         : shape_make(2, dim, axes);
+    ValueId w = model_weight(b, arena_printf(&b->g->arena, "%s.weight", name), shape, init);
+    TRY(in_out ? op_linear_dx(b->g, x, w, y) : op_linear(b->g, x, w, y));
+    if (!b->config->bias) return OK;
+    ValueId bias = model_weight_f32(b, arena_printf(&b->g->arena, "%s.bias", name),
+                                    shape_make(1, &out, &axis), (WeightInit){.halves = init.halves},
+                                    false);
+    return op_add_bias(b->g, *y, bias, y);
 }
 
-Status model_rmsnorm(ModelBuilder *b, const char *name, ValueId x, ValueId *y)
+Status model_norm(ModelBuilder *b, const char *name, ValueId x, ValueId *y)
 {
     Shape shape = shape_make(1, (int64_t[]){b->config->embed}, (Axis[]){AXIS_EMBED});
-    const char *weight = arena_printf(&b->g->arena, "%s.%s", name, b->config->def->norm_suffix);
-    return op_rmsnorm(b->g, x, model_weight_f32(b, weight, shape, (WeightInit){.value = 1}, false),
-                      (float)b->config->norm_eps, y);
+    const ModelConfig *c = b->config;
+    float eps = (float)c->norm_eps;
+    ValueId bias = NO_VALUE;
+    ValueId w = model_weight_f32(b, arena_printf(&b->g->arena, "%s.%s", name, c->def->norm_suffix),
+                                 shape, (WeightInit){.value = 1}, false);
+    if (!c->layer_norm) return op_rmsnorm(b->g, x, w, eps, y);
+    if (c->norm_bias)
+        bias = model_weight_f32(b, arena_printf(&b->g->arena, "%s.bias", name), shape,
+                                (WeightInit){0}, false);
+    return op_layernorm(b->g, x, w, bias, eps, y);
 }
 
 Status model_swiglu(ModelBuilder *b, const char *prefix, ValueId x, int64_t width, ValueId *y)
@@ -139,6 +160,7 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
     const ModelConfig *c = b->config;
     AttentionAttr attr = {.scale = (float)c->attention_scale,
                           .softcap = (float)c->attention_softcap,
+                          .alibi = c->positions == POSITIONS_ALIBI ? (float)c->alibi : 0,
                           .chunk = c->layer[b->layer].chunk};
     if (!cached(b)) return op_attention(b->g, q, k, v, b->pos, attr, o);
     ValueId k_cache = cache_state(b, "k"), v_cache = cache_state(b, "v");
@@ -146,28 +168,39 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
     return op_attention_cached(b->g, q, k_cache, v_cache, b->pos, attr, o);
 }
 
-/* A product of x, seen as heads. */
-static Status project(ModelBuilder *b, const char *name, ValueId x, int64_t heads, Axis axis,
-                      ValueId *y)
+Status model_as_heads(ModelBuilder *b, ValueId x, int64_t heads, Axis axis, ValueId *y)
+{
+    return op_reshape(b->g, x, heads_shape(b, heads, axis), y);
+}
+
+Status model_project(ModelBuilder *b, const char *name, ValueId x, int64_t heads, Axis axis,
+                     ValueId *y)
 {
     TRY(model_linear(b, name, x, heads * b->config->head_dim, axis, model_init(b), y));
-    return op_reshape(b->g, *y, heads_shape(b, heads, axis), y);
+    return model_as_heads(b, *y, heads, axis, y);
+}
+
+Status model_attend(ModelBuilder *b, const ValueId qkv[3], const char *name, ValueId *y)
+{
+    const ModelConfig *c = b->config;
+    ValueId o;
+    TRY(attend(b, qkv[0], qkv[1], qkv[2], &o));
+    TRY(op_reshape(b->g, o, token_shape(b, c->n_heads * c->head_dim, AXIS_HEADS), &o));
+    return model_linear(b, name, o, c->embed, AXIS_EMBED, model_init_residual(b), y);
 }
 
 Status model_attention(ModelBuilder *b, const char *prefix, ValueId x, QkStep step, ValueId *y)
 {
     const ModelConfig *c = b->config;
     Arena *arena = &b->g->arena;
-    ValueId q, k, v, o;
+    static const char *const names[] = {"q_proj", "k_proj", "v_proj"};
+    ValueId qkv[3];
     graph_set_scope(b->g, prefix);
-    TRY(project(b, arena_printf(arena, "%s.q_proj", prefix), x, c->n_heads, AXIS_HEADS, &q));
-    TRY(project(b, arena_printf(arena, "%s.k_proj", prefix), x, c->n_kv_heads, AXIS_KV_HEADS, &k));
-    TRY(project(b, arena_printf(arena, "%s.v_proj", prefix), x, c->n_kv_heads, AXIS_KV_HEADS, &v));
-    TRY(step(b, &q, &k));
-    TRY(attend(b, q, k, v, &o));
-    TRY(op_reshape(b->g, o, token_shape(b, c->n_heads * c->head_dim, AXIS_HEADS), &o));
-    return model_linear(b, arena_printf(arena, "%s.o_proj", prefix), o, c->embed, AXIS_EMBED,
-                        model_init_residual(b), y);
+    for (int i = 0; i < 3; i++)
+        TRY(model_project(b, arena_printf(arena, "%s.%s", prefix, names[i]), x,
+                          i ? c->n_kv_heads : c->n_heads, i ? AXIS_KV_HEADS : AXIS_HEADS, &qkv[i]));
+    if (step) TRY(step(b, &qkv[0], &qkv[1]));
+    return model_attend(b, qkv, arena_printf(arena, "%s.o_proj", prefix), y);
 }
 
 /* ---- the whole -------------------------------------------------------------------------- */
@@ -175,12 +208,27 @@ Status model_attention(ModelBuilder *b, const char *prefix, ValueId x, QkStep st
 static ValueId embedding(ModelBuilder *b)
 {
     const ModelConfig *c = b->config;
+    const char *name = arena_printf(&b->g->arena, "%s.weight", c->def->names->embedding);
     Shape shape = shape_make(2, (int64_t[]){c->vocab, c->embed}, (Axis[]){AXIS_VOCAB, AXIS_EMBED});
     /* untied, the look-up reads the master: it needs no working copy; tied, the head's copy serves
      * both */
-    if (c->tied || b->o.no_master)
-        return model_weight(b, "model.embed_tokens.weight", shape, model_init(b));
-    return model_weight_f32(b, "model.embed_tokens.weight", shape, model_init(b), true);
+    if (c->tied || b->o.no_master) return model_weight(b, name, shape, model_init(b));
+    return model_weight_f32(b, name, shape, model_init(b), true);
+}
+
+/* h += the vector of each token's position in its document. Nothing multiplies with them, so they
+ * need no working copy. */
+static Status add_positions(ModelBuilder *b, ValueId *h)
+{
+    const ModelConfig *c = b->config;
+    const char *name = arena_printf(&b->g->arena, "%s.weight", c->def->names->positions);
+    Shape shape = shape_make(2, (int64_t[]){c->max_positions, c->embed},
+                             (Axis[]){AXIS_ANY, AXIS_EMBED});
+    ValueId w = b->o.no_master ? model_weight(b, name, shape, model_init(b))
+                               : model_weight_f32(b, name, shape, model_init(b), true),
+            p;
+    TRY(op_embed(b->g, b->pos, w, b->o.dtype, &p));
+    return op_add(b->g, *h, p, h);
 }
 
 static ValueId head(ModelBuilder *b)
@@ -243,18 +291,28 @@ static Status build(ModelBuilder *b)
     graph_set_scope(b->g, "embed");
     TRY(op_embed(b->g, b->ids, embedding(b), b->o.dtype, &h));
     if (c->embedding_multiplier != 1) TRY(op_scale(b->g, h, (float)c->embedding_multiplier, &h));
-    TRY(op_rope_table(b->g, b->pos, c->head_dim, c->rope_theta, c->rope_scaling, &b->rope_table));
+    if (c->positions == POSITIONS_LEARNED) TRY(add_positions(b, &h));
+    if (c->positions == POSITIONS_ROTARY)
+        TRY(op_rope_table(b->g, b->pos, c->head_dim, c->rope_theta, c->rope_scaling,
+                          &b->rope_table));
     TRY(make_layers(b, &h));
     if (b->o.purpose == MODEL_PREFILL) {
         graph_output(b->g, "done", h);
         return OK;
     }
     graph_set_scope(b->g, "norm");
-    TRY(model_rmsnorm(b, "model.norm", h, &h));
+    TRY(model_norm(b, c->def->names->norm, h, &h));
     /* before the head, not behind it: the loss never holds all logits, and so both see the same
      * ones */
     if (c->output_multiplier != 1) TRY(op_scale(b->g, h, (float)c->output_multiplier, &h));
     return b->o.purpose == MODEL_LOSS ? make_loss(b, h) : make_logits(b, h);
+}
+
+/* Positions that a graph like this may see. */
+static int64_t most_positions(const ModelOptions *o)
+{
+    bool cache = o->purpose == MODEL_DECODE || o->purpose == MODEL_PREFILL;
+    return cache ? o->cache : o->seq;
 }
 
 Status model_build(const ModelConfig *config, ModelOptions options, Graph **graph)
@@ -263,6 +321,12 @@ Status model_build(const ModelConfig *config, ModelOptions options, Graph **grap
     if (options.batch < 1 || options.seq < 1)
         return fail(ERR_ARG, "a batch of %lld sequences of %lld tokens", (long long)options.batch,
                     (long long)options.seq);
+    int64_t most = most_positions(&options);
+    if (config->positions == POSITIONS_LEARNED && most > config->max_positions)
+        return fail(ERR_REFUSED,
+                    "the model has learned %lld positions, but sequences of %lld are wanted; "
+                    "shorter ones fit, or a model with more",
+                    (long long)config->max_positions, (long long)most);
     ModelBuilder b = {
         .g = graph_create(names[options.purpose]), .config = config, .o = options, .layer = -1};
     Status status = build(&b);

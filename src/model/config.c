@@ -78,6 +78,31 @@ Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t m
     return OK;
 }
 
+const char *config_key(const ModelConfig *c, const char *usual)
+{
+    for (const char *const(*pair)[2] = c->def->keys; pair && (*pair)[0]; pair++)
+        if (!strcmp((*pair)[0], usual)) return (*pair)[1];
+    return usual;
+}
+
+/* A field by its usual name; nothing where the family has none. */
+typedef struct Field {
+    const ModelConfig *config;
+    const json_t *json;
+} Field;
+
+static Status field_int(const Field *f, const char *usual, int64_t min, int64_t max, int64_t *out)
+{
+    const char *key = config_key(f->config, usual);
+    return key ? config_int(f->json, key, min, max, out) : OK;
+}
+
+static Status field_number(const Field *f, const char *usual, double min, double max, double *out)
+{
+    const char *key = config_key(f->config, usual);
+    return key ? config_number(f->json, key, min, max, out) : OK;
+}
+
 /* ---- positions: rope_theta and rope_scaling, or rope_parameters with both --------------- */
 
 static Status read_rope(ModelConfig *c, const json_t *json)
@@ -141,35 +166,38 @@ static Status read_special_ids(ModelConfig *c, const json_t *json)
 static Status read_common(ModelConfig *c, const json_t *json)
 {
     const int64_t big = 1 << 24;
+    const Field f = {c, json};
     c->max_positions = c->def->max_positions;
     c->rope_theta = c->def->rope_theta;
     c->norm_eps = c->def->norm_eps;
     c->init_deviation = 0.02;
     c->norms_per_layer = 2;
+    c->gated = true;
     c->embedding_multiplier = c->output_multiplier = 1;
-    TRY(config_int(json, "vocab_size", 1, big, &c->vocab));
-    TRY(config_int(json, "hidden_size", 1, big, &c->embed));
-    TRY(config_int(json, "num_hidden_layers", 1, 4096, &c->n_layers));
-    TRY(config_int(json, "num_attention_heads", 1, 65536, &c->n_heads));
+    TRY(field_int(&f, "vocab_size", 1, big, &c->vocab));
+    TRY(field_int(&f, "hidden_size", 1, big, &c->embed));
+    TRY(field_int(&f, "num_hidden_layers", 1, 4096, &c->n_layers));
+    TRY(field_int(&f, "num_attention_heads", 1, 65536, &c->n_heads));
     c->n_kv_heads = c->n_heads;
-    TRY(config_int(json, "num_key_value_heads", 1, 65536, &c->n_kv_heads));
-    TRY(config_int(json, "intermediate_size", 1, big, &c->ffn_dense));
+    TRY(field_int(&f, "num_key_value_heads", 1, 65536, &c->n_kv_heads));
+    c->ffn_dense = c->def->ffn_ratio * c->embed;
+    TRY(field_int(&f, "intermediate_size", 1, big, &c->ffn_dense));
     const char *missing = !c->vocab       ? "vocab_size"
                           : !c->embed     ? "hidden_size"
                           : !c->n_layers  ? "num_hidden_layers"
                           : !c->n_heads   ? "num_attention_heads"
                           : !c->ffn_dense ? "intermediate_size"
                                           : NULL;
-    if (missing) return fail(ERR_FORMAT, "config: %s is missing", missing);
+    if (missing) return fail(ERR_FORMAT, "config: %s is missing", config_key(c, missing));
     c->head_dim = c->embed / c->n_heads;
-    TRY(config_int(json, "head_dim", 1, 65536, &c->head_dim));
+    TRY(field_int(&f, "head_dim", 1, 65536, &c->head_dim));
     c->attention_scale = 1 / sqrt((double)c->head_dim);
-    TRY(config_int(json, "max_position_embeddings", 1, (int64_t)1 << 40, &c->max_positions));
-    TRY(config_number(json, "rms_norm_eps", 0, 1, &c->norm_eps));
-    TRY(config_number(json, "initializer_range", 0, 10, &c->init_deviation));
+    TRY(field_int(&f, "max_position_embeddings", 1, (int64_t)1 << 40, &c->max_positions));
+    TRY(field_number(&f, "rms_norm_eps", 0, 1, &c->norm_eps));
+    TRY(field_number(&f, "initializer_range", 0, 10, &c->init_deviation));
     TRY(config_bool(json, "tie_word_embeddings", &c->tied));
     TRY(config_bool(json, "drover_expert_bias", &c->expert_bias));
-    TRY(read_rope(c, json));
+    if (config_key(c, "rope_theta")) TRY(read_rope(c, json));
     return read_special_ids(c, json);
 }
 
@@ -180,11 +208,6 @@ static Status check(const ModelConfig *c, const json_t *json)
             ERR_REFUSED,
             "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld",
             (long long)c->n_heads, (long long)c->n_kv_heads);
-    if (c->head_dim < 2 || c->head_dim % 2)
-        return fail(
-            ERR_REFUSED,
-            "config: head_dim %lld is not even (hidden_size %lld / num_attention_heads %lld)",
-            (long long)c->head_dim, (long long)c->embed, (long long)c->n_heads);
     for (const char *const *key = (const char *const[]){"attention_bias", "mlp_bias", NULL}; *key;
          key++) {
         bool bias = false;
@@ -193,12 +216,29 @@ static Status check(const ModelConfig *c, const json_t *json)
             return fail(ERR_UNSUPPORTED,
                         "config: %s is true; biases are not part of these families", *key);
     }
-    const char *act = json_string_value(json_object_get(json, "hidden_act"));
+    const char *key = config_key(c, "hidden_act");
+    const char *act = key ? json_string_value(json_object_get(json, key)) : NULL;
     for (const char *const *known = c->def->activations; act && *known; known++)
         if (!strcmp(act, *known)) return OK;
-    return act ? fail(ERR_UNSUPPORTED, "config: hidden_act is %s, only %s is known here", act,
+    return act ? fail(ERR_UNSUPPORTED, "config: %s is %s, only %s is known here", key, act,
                       c->def->activations[0])
                : OK;
+}
+
+/* Rotary positions turn pairs; learned ones are rows of a matrix. */
+static Status check_positions(const ModelConfig *c)
+{
+    enum { MOST_LEARNED = 1 << 24 };
+    if (c->positions == POSITIONS_LEARNED && c->max_positions > MOST_LEARNED)
+        return fail(ERR_REFUSED, "config: %s is %lld, at most %d can be learned",
+                    config_key(c, "max_position_embeddings"), (long long)c->max_positions,
+                    MOST_LEARNED);
+    bool pairs = c->positions == POSITIONS_ROTARY;
+    if (c->head_dim >= 1 && (!pairs || c->head_dim % 2 == 0)) return OK;
+    return fail(ERR_REFUSED,
+                "config: head_dim %lld is not %s (hidden_size %lld / num_attention_heads %lld)",
+                (long long)c->head_dim, pairs ? "even" : "positive", (long long)c->embed,
+                (long long)c->n_heads);
 }
 
 static Status find_family(const char *type, const ModelDef **def)
@@ -250,6 +290,7 @@ Status model_config_from_json(const json_t *json, ModelConfig *config)
     if (status == OK) {
         config->layer = xcalloc((size_t)config->n_layers, sizeof *config->layer);
         status = config->def->read(config, text);
+        if (status == OK) status = check_positions(config);
     }
     if (status != OK) model_config_deinit(config);
     return status;
@@ -305,24 +346,35 @@ static void write_dtype(json_t *json, DType stored)
     if (new || !old) json_object_set_new(json, "dtype", json_string(name));
 }
 
+/* By its usual name; takes the value. */
+static void complete_field(const ModelConfig *c, json_t *json, const char *usual, json_t *value)
+{
+    const char *key = config_key(c, usual);
+    if (key)
+        config_complete(json, key, value);
+    else
+        json_decref(value);
+}
+
 static void write_common(const ModelConfig *c, json_t *json)
 {
-    config_complete(json, "num_key_value_heads", json_integer(c->n_kv_heads));
-    config_complete(json, "head_dim", json_integer(c->head_dim));
-    config_complete(json, "hidden_act", json_string(c->def->activations[0]));
-    config_complete(json, "max_position_embeddings", json_integer(c->max_positions));
-    config_complete(json, "rms_norm_eps", json_real(c->norm_eps));
-    config_complete(json, "initializer_range", json_real(c->init_deviation));
-    config_complete(json, "tie_word_embeddings", json_boolean(c->tied));
+    complete_field(c, json, "num_key_value_heads", json_integer(c->n_kv_heads));
+    complete_field(c, json, "head_dim", json_integer(c->head_dim));
+    complete_field(c, json, "hidden_act", json_string(c->def->activations[0]));
+    complete_field(c, json, "max_position_embeddings", json_integer(c->max_positions));
+    complete_field(c, json, "rms_norm_eps", json_real(c->norm_eps));
+    complete_field(c, json, "initializer_range", json_real(c->init_deviation));
+    complete_field(c, json, "tie_word_embeddings", json_boolean(c->tied));
     if (!json_is_object(json_object_get(json, "rope_parameters")))
-        config_complete(json, "rope_theta", json_real(c->rope_theta));
+        complete_field(c, json, "rope_theta", json_real(c->rope_theta));
 }
 
 char *model_config_text(const ModelConfig *config, DType stored)
 {
     json_t *json = json_deep_copy(config->json);
     json_t *part = (json_t *)(uintptr_t)model_config_text_part(json);
-    config_complete(json, "architectures", json_pack("[s]", config->def->architecture));
+    if (config->def->architecture)
+        config_complete(json, "architectures", json_pack("[s]", config->def->architecture));
     write_common(config, part);
     if (config->def->write) config->def->write(config, part);
     write_dtype(json, stored);

@@ -92,7 +92,7 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
 static Status norm(ModelBuilder *b, const char *name, ValueId x, ValueId *y)
 {
     graph_set_scope(b->g, name);
-    return model_rmsnorm(b, name, x, y);
+    return model_norm(b, name, x, y);
 }
 
 static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
@@ -113,6 +113,7 @@ const ModelDef model_def_grok1 = {
     .architecture = "Grok1ModelForCausalLM",
     .activations = (const char *const[]){"gelu", "gelu_new", "gelu_pytorch_tanh", NULL},
     .norm_suffix = "scale",
+    .names = &model_names_llama,
     .read = read_grok1,
     .layer = layer,
     .write = write_grok1,

@@ -2,3 +2,6 @@
 MODEL(llama)
 MODEL(llama4_text)
 MODEL(grok1)
+MODEL(gpt)
+MODEL(gpt2)
+MODEL(mpt)

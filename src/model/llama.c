@@ -13,11 +13,11 @@ static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
 {
     ValueId a, o, m;
     graph_set_scope(b->g, "input_layernorm");
-    TRY(model_rmsnorm(b, "input_layernorm", h, &a));
+    TRY(model_norm(b, "input_layernorm", h, &a));
     TRY(model_attention(b, "self_attn", a, model_rotate, &o));
     TRY(op_add(b->g, h, o, &h));
     graph_set_scope(b->g, "post_attention_layernorm");
-    TRY(model_rmsnorm(b, "post_attention_layernorm", h, &a));
+    TRY(model_norm(b, "post_attention_layernorm", h, &a));
     TRY(model_swiglu(b, "mlp", a, b->config->ffn_dense, &m));
     return op_add(b->g, h, m, out);
 }
@@ -27,6 +27,7 @@ const ModelDef model_def_llama = {
     .architecture = "LlamaForCausalLM",
     .activations = (const char *const[]){"silu", "swish", NULL},
     .norm_suffix = "weight",
+    .names = &model_names_llama,
     .read = read_llama,
     .layer = layer,
     .rope_interleaved = false,

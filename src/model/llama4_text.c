@@ -192,11 +192,11 @@ static Status layer(ModelBuilder *b, ValueId h, ValueId *out)
 {
     ValueId a, o, m;
     graph_set_scope(b->g, "input_layernorm");
-    TRY(model_rmsnorm(b, "input_layernorm", h, &a));
+    TRY(model_norm(b, "input_layernorm", h, &a));
     TRY(model_attention(b, "self_attn", a, position_step, &o));
     TRY(op_add(b->g, h, o, &h));
     graph_set_scope(b->g, "post_attention_layernorm");
-    TRY(model_rmsnorm(b, "post_attention_layernorm", h, &a));
+    TRY(model_norm(b, "post_attention_layernorm", h, &a));
     if (b->config->layer[b->layer].moe)
         TRY(experts(b, a, &m));
     else
@@ -209,6 +209,7 @@ const ModelDef model_def_llama4_text = {
     .architecture = "Llama4ForCausalLM",
     .activations = (const char *const[]){"silu", "swish", NULL},
     .norm_suffix = "weight",
+    .names = &model_names_llama,
     .read = read_llama4,
     .layer = layer,
     .write = write_llama4,

@@ -31,6 +31,12 @@ typedef struct LayerConfig {
     int64_t chunk;
 } LayerConfig;
 
+typedef enum PositionKind {
+    POSITIONS_ROTARY,
+    POSITIONS_LEARNED, /* a vector for each, added to the token's */
+    POSITIONS_ALIBI,   /* slopes of attention's scores */
+} PositionKind;
+
 typedef struct ModelConfig {
     const ModelDef *def;
     json_t *json; /* as read, with everything that we do not know */
@@ -38,8 +44,14 @@ typedef struct ModelConfig {
     int64_t ffn_dense;  /* width of dense feed-forwards */
     int64_t ffn_expert; /* width of each expert and of the shared one */
     int64_t n_experts, n_experts_per_token;
-    bool shared_expert;  /* one more expert, that every token meets */
-    int norms_per_layer; /* of hidden_size weights each */
+    bool shared_expert;   /* one more expert, that every token meets */
+    int norms_per_layer;  /* of hidden_size weights each */
+    bool layer_norm;      /* LayerNorm; else RMSNorm */
+    bool norm_bias, bias; /* of norms; of products */
+    bool gated;           /* feed-forwards have three matrices; else two and `activation` */
+    ActivationKind activation;
+    PositionKind positions;
+    double alibi; /* AttentionAttr's */
     int64_t max_positions;
     double rope_theta, norm_eps, init_deviation;
     RopeScaling rope_scaling;

@@ -15,11 +15,35 @@ typedef struct ModelBuilder {
     int layer;
 } ModelBuilder;
 
+/* How checkpoints of the family call what all families have. */
+typedef struct ModelNames {
+    const char *layer;     /* in front of a layer's number */
+    const char *embedding; /* of tokens */
+    const char *positions; /* embedding of positions; NULL: the family has none */
+    const char *norm;      /* the last one */
+} ModelNames;
+extern const ModelNames model_names_llama; /* what most do */
+
+/* How GPT blocks are published (gpt.c). */
+typedef struct GptForm {
+    const char *attention_norm, *attention;
+    const char
+        *qkv; /* one matrix for q, k and v, below one another; NULL: ATTENTION.q_proj and so on */
+    const char *attention_out, *mlp_norm, *up, *down;
+} GptForm;
+
 struct ModelDef {
     const char *model_type;
-    const char *architecture;       /* for config.json */
+    const char *architecture;       /* for config.json; NULL: nobody else knows the family */
     const char *const *activations; /* what hidden_act may be, up to NULL */
     const char *norm_suffix;        /* norms are called NAME.norm_suffix */
+    const ModelNames *names;
+    const char *const (*keys)[2]; /* fields of config.json that have another name than Llama's, and
+                                     that name, NULL: the family lacks it; up to NULL */
+    bool in_out;                  /* matrices of products are stored as [in, out] */
+    const GptForm *gpt;           /* of GPT blocks */
+    int64_t ffn_ratio; /* of a feed-forward's width to the model's, where config.json does not say
+                          the width; 0: it must */
     Status (*read)(ModelConfig *config,
                    const json_t *json); /* the family's own fields and layers */
     void (*write)(const ModelConfig *config,
@@ -46,16 +70,20 @@ Status config_int_list(const json_t *json, const char *key, int64_t n, int64_t m
 /* Sets json[key] where it is absent or null; takes the value. */
 void config_complete(json_t *json, const char *key, json_t *value);
 
+/* What the family's config.json calls a field that Llama's calls `usual`; NULL: it has none. */
+const char *config_key(const ModelConfig *config, const char *usual);
+
 /* ---- building (build.c) ----------------------------------------------------------------- */
 
 typedef struct WeightInit {
     float deviation; /* of a normal distribution; 0: value everywhere */
     float value;
-    int halves; /* 2: the last axis holds two blocks that a layout cuts each by itself */
+    int halves;        /* 2: the last axis holds two blocks that a layout cuts each by itself */
+    bool halves_first; /* the first axis does */
 } WeightInit;
 
 /* A matrix [out, in] in the compute dtype; its master is f32. The name gets the layer's prefix when
- * b->layer >= 0: model.layers.{i}.NAME. */
+ * b->layer >= 0: model.layers.{i}.NAME, or as the family has it. */
 ValueId model_weight(ModelBuilder *b, const char *name, Shape shape, WeightInit init);
 /* A vector or a matrix that stays f32 whatever the compute dtype: norms, routers. */
 ValueId model_weight_f32(ModelBuilder *b, const char *name, Shape shape, WeightInit init,
@@ -63,11 +91,12 @@ ValueId model_weight_f32(ModelBuilder *b, const char *name, Shape shape, WeightI
 WeightInit model_init(const ModelBuilder *b); /* normal(0, initializer_range) */
 WeightInit model_init_residual(
     const ModelBuilder *b); /* the same over sqrt(2 layers): writes into the residual */
-/* y = x w^T with the weight NAME.weight [out, in]. */
+/* y = x w^T with the weight NAME.weight [out, in], or x w with one of [in, out] where the family
+ * stores it so; plus NAME.bias, if products have one. init.halves: of out. */
 Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, Axis axis,
                     WeightInit init, ValueId *y);
-/* The norm NAME.weight, or whatever the family's suffix is. */
-Status model_rmsnorm(ModelBuilder *b, const char *name, ValueId x, ValueId *y);
+/* The norm NAME.weight, or whatever the family's suffix is, and NAME.bias where norms have one. */
+Status model_norm(ModelBuilder *b, const char *name, ValueId x, ValueId *y);
 /* y = down(silu(gate x) * (up x)), weights PREFIX.gate_proj and so on. */
 Status model_swiglu(ModelBuilder *b, const char *prefix, ValueId x, int64_t width, ValueId *y);
 /* q, k, v products, positions as `step` wants, attention (cached when decoding), output product;
@@ -76,6 +105,22 @@ typedef Status (*QkStep)(ModelBuilder *b, ValueId *q, ValueId *k);
 Status model_attention(ModelBuilder *b, const char *prefix, ValueId x, QkStep step, ValueId *y);
 Status model_rotate(ModelBuilder *b, ValueId *q,
                     ValueId *k); /* a QkStep: rotary positions, nothing else */
+/* Its parts. A product of x, seen as heads; what is seen as `heads` of them already; attention with
+ * the output product NAME. */
+Status model_project(ModelBuilder *b, const char *name, ValueId x, int64_t heads, Axis axis,
+                     ValueId *y);
+Status model_as_heads(ModelBuilder *b, ValueId x, int64_t heads, Axis axis, ValueId *y);
+Status model_attend(ModelBuilder *b, const ValueId qkv[3], const char *name, ValueId *y);
+
+/* ---- GPT blocks (gpt.c) ----------------------------------------------------------------- */
+
+Status model_gpt_layer(ModelBuilder *b, ValueId h, ValueId *out);
+/* What the families of GPT blocks have in common, before they say what is different. */
+void model_gpt_begin(ModelConfig *config);
+/* Sets `activation` by hidden_act or what the family calls it. */
+Status model_gpt_activation(ModelConfig *config, const json_t *json);
+/* That heads share the width out. */
+Status model_gpt_check_heads(const ModelConfig *config);
 
 /* ---- experts (experts.c) ---------------------------------------------------------------- */
 

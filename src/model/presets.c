@@ -1,5 +1,6 @@
-/* Presets: every published shape of Llama 3, Llama 4 and Grok-1, and small ones that train on a
- * laptop. Each is a config.json, read like any other (models.md 1.1, 2.1 and 5.1). */
+/* Presets: every published shape of Llama 3, Llama 4 and Grok-1, those of GPT-2, GPT-3 and MPT that
+ * people compare with, and small ones that train on a laptop. Each is a config.json, read like any
+ * other (models.md 1.1, 2.1 and 5.1; Radford 2019, Brown 2020, MosaicML 2023). */
 #include "model/model_internal.h"
 
 #include <stdlib.h>
@@ -113,6 +114,54 @@ static const ModelPreset presets[] = {
              "\"rope_theta\": 500000.0, \"hidden_act\": \"silu\", \"initializer_range\": 0.02, "
              "\"tie_word_embeddings\": false, \"bos_token_id\": 200000, \"eos_token_id\": 200001, "
              "\"pad_token_id\": 200018}"},
+    {.name = "gpt2",
+     .about = "GPT-2, 124M: learned positions, LayerNorm, GELU, tied head",
+     .json = "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_embd\": 768, "
+             "\"n_layer\": 12, \"n_head\": 12, \"n_positions\": 1024, "
+             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"bos_token_id\": "
+             "50256, \"eos_token_id\": 50256}"},
+    {.name = "gpt2-medium",
+     .about = "GPT-2 medium, 355M",
+     .json = "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_embd\": 1024, "
+             "\"n_layer\": 24, \"n_head\": 16, \"n_positions\": 1024, "
+             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"bos_token_id\": "
+             "50256, \"eos_token_id\": 50256}"},
+    {.name = "gpt2-large",
+     .about = "GPT-2 large, 774M",
+     .json = "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_embd\": 1280, "
+             "\"n_layer\": 36, \"n_head\": 20, \"n_positions\": 1024, "
+             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"bos_token_id\": "
+             "50256, \"eos_token_id\": 50256}"},
+    {.name = "gpt2-xl",
+     .about = "GPT-2 XL, 1.6B",
+     .json = "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_embd\": 1600, "
+             "\"n_layer\": 48, \"n_head\": 25, \"n_positions\": 1024, "
+             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"bos_token_id\": "
+             "50256, \"eos_token_id\": 50256}"},
+    {.name = "gpt3-175b",
+     .about = "GPT-3 175B, all of its attention dense; vocabulary padded to 51,200, which ranks "
+              "can share",
+     .json = "{\"model_type\": \"gpt2\", \"vocab_size\": 51200, \"n_embd\": 12288, "
+             "\"n_layer\": 96, \"n_head\": 96, \"n_positions\": 2048, "
+             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true, \"bos_token_id\": "
+             "50256, \"eos_token_id\": 50256}"},
+    {.name = "mpt-7b",
+     .about = "MPT 7B: ALiBi, no biases, tied head",
+     .json = "{\"model_type\": \"mpt\", \"vocab_size\": 50432, \"d_model\": 4096, "
+             "\"n_layers\": 32, \"n_heads\": 32, \"expansion_ratio\": 4, \"max_seq_len\": "
+             "2048, \"layer_norm_epsilon\": 1e-05, \"initializer_range\": 0.02, "
+             "\"no_bias\": true, \"attn_config\": {\"alibi\": true, \"alibi_bias_max\": 8}}"},
+    {.name = "mpt-30b",
+     .about = "MPT 30B, 8,192 positions",
+     .json = "{\"model_type\": \"mpt\", \"vocab_size\": 50432, \"d_model\": 7168, "
+             "\"n_layers\": 48, \"n_heads\": 64, \"expansion_ratio\": 4, \"max_seq_len\": "
+             "8192, \"layer_norm_epsilon\": 1e-05, \"initializer_range\": 0.02, "
+             "\"no_bias\": true, \"attn_config\": {\"alibi\": true, \"alibi_bias_max\": 8}}"},
     {.name = "llama3-nano",
      .about = "a small Llama 3 for minutes on two cores",
      .json = "{\"model_type\": \"llama\", \"vocab_size\": 4096, \"hidden_size\": 128, "
@@ -188,6 +237,12 @@ static const ModelPreset presets[] = {
              "\"attn_output_multiplier\": 0.125, \"embedding_multiplier_scale\": 16.0, "
              "\"output_multiplier_scale\": 0.5773502691896257, \"max_position_embeddings\": 4096, "
              "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, "
+             "\"initializer_range\": 0.02, \"tie_word_embeddings\": true}"},
+    {.name = "gpt-nano",
+     .about = "a small GPT-2 for minutes on two cores",
+     .json = "{\"model_type\": \"gpt2\", \"vocab_size\": 4096, \"n_embd\": 128, "
+             "\"n_layer\": 4, \"n_head\": 2, \"n_positions\": 1024, "
+             "\"activation_function\": \"gelu_new\", \"layer_norm_epsilon\": 1e-05, "
              "\"initializer_range\": 0.02, \"tie_word_embeddings\": true}"},
     {.name = "bench-small",
      .about = "the benchmark's small dense model",

@@ -85,11 +85,19 @@ static void demote_scales(Scan *scan, ItemVec *all)
     }
 }
 
+/* GPT-2 was published as the model without its head, which is tied: all names lack this. */
+static const char *find_missing(const ModelDir *dir)
+{
+    return modeldir_find(dir, "wte.weight") ? "transformer." : "";
+}
+
 static void push_tensor(Weights *w, const SafetensorsEntry *entry, ItemVec *all)
 {
-    NameParts parts = hf_name_parts(&w->arena, entry->name, w->prefix);
-    const char *own = entry->name +
-                      (!strncmp(entry->name, w->prefix, strlen(w->prefix)) ? strlen(w->prefix) : 0);
+    bool lacks = *w->missing && strncmp(entry->name, "lm_head.", strlen("lm_head.")) != 0;
+    const char *name = lacks ? arena_printf(&w->arena, "%s%s", w->missing, entry->name)
+                             : entry->name;
+    NameParts parts = hf_name_parts(&w->arena, name, w->prefix);
+    const char *own = name + (!strncmp(name, w->prefix, strlen(w->prefix)) ? strlen(w->prefix) : 0);
     if (parts.kind == NAME_IGNORED)
         w->n_ignored++;
     else
@@ -116,6 +124,7 @@ static void collect(Scan *scan, const ModelDir *dir)
     ItemVec all = {0};
     Weights *w = scan->weights;
     w->prefix = find_prefix(dir);
+    w->missing = find_missing(dir);
     for (int i = 0; i < modeldir_count(dir); i++) {
         push_tensor(w, modeldir_at(dir, i), &all);
         push_bias(w, modeldir_at(dir, i)->name, &all);

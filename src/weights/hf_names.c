@@ -14,8 +14,9 @@ static bool ends_with(const char *text, const char *end)
 static bool is_ignored(const char *name)
 {
     static const char *const ends[] = {
-        ".rotary_emb.inv_freq", ".input_scale", ".activation_scale", ".input_scale_ub",
-        ".output_scale",        ".k_scale",     ".v_scale",          ".q_scale"};
+        ".rotary_emb.inv_freq", ".input_scale",     ".activation_scale", ".input_scale_ub",
+        ".output_scale",        ".k_scale",         ".v_scale",          ".q_scale",
+        ".attn.bias",           ".attn.masked_bias"}; /* GPT-2's causal mask */
     static const char *const begins[] = {"vision_model.", "multi_modal_projector.",
                                          "vision_tower."};
     for (int i = 0; i < COUNT_OF(ends); i++)

@@ -356,13 +356,36 @@ static void test_match(void **state)
     kit_end(&kit);
 }
 
+/* GPT-2's own release: no "transformer.", and causal masks among the weights. */
+static void test_gpt2_release(void **state)
+{
+    (void)state;
+    Kit kit;
+    Weights *weights;
+    kit_begin(&kit);
+    kit_add(&kit, "wte.weight", DTYPE_F32, 2, (int64_t[]){OUT, IN}, stored_value);
+    kit_add(&kit, "h.0.attn.bias", DTYPE_F32, 4, (int64_t[]){1, 1, 4, 4}, stored_value);
+    kit_add(&kit, "h.0.attn.masked_bias", DTYPE_F32, 0, NULL, stored_value);
+    kit_add(&kit, "h.0.attn.c_attn.bias", DTYPE_F32, 1, (int64_t[]){3 * IN}, stored_value);
+    kit_add(&kit, "lm_head.weight", DTYPE_F32, 2, (int64_t[]){OUT, IN}, stored_value);
+    kit_write(&kit, NULL);
+    assert_ok(weights_open(kit.dir, CKPT_VERIFY_SIZES, &weights));
+    assert_int_equal(weights_count(weights), 3);
+    assert_int_equal(weights_ignored(weights), 2);
+    assert_non_null(weights_find(weights, "transformer.wte.weight"));
+    assert_non_null(weights_find(weights, "transformer.h.0.attn.c_attn.bias"));
+    assert_non_null(weights_find(weights, "lm_head.weight"));
+    weights_close(weights);
+    kit_end(&kit);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_scales),          cmocka_unit_test(test_fused_experts),
         cmocka_unit_test(test_unfused_experts), cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_bits_stay),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_match),
+        cmocka_unit_test(test_match),           cmocka_unit_test(test_gpt2_release),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,7 +45,8 @@ struct Weights {
     Arena arena; /* of names, stored tensors, scales, pieces */
     char *path;
     const char *prefix, *form;
-    Weight *weight; /* sorted by name */
+    const char *missing; /* what the names in the files lack in front: "", "transformer." */
+    Weight *weight;      /* sorted by name */
     int n, cap;
     uint64_t bytes;
     int n_ignored;

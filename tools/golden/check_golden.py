@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the golden files with a second implementation of Llama 3, Llama 4 text and Grok-1, in double precision.
+"""Checks the golden files with a second implementation of Llama 3, Llama 4 text, Grok-1, GPT-2 and MPT, in double precision.
 
 Written from the description of the models, without transformers or JAX: token by token where that is plainest, nothing fused.
 Angles of the rotary positions are formed in f32 as the reference does; all else is f64. Each case's logits, loss and
@@ -79,8 +79,9 @@ def rotate(x, freqs, interleaved):
     return torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
 
 
-def attend(q, k, v, chunk, scale=None, cap=0):
-    """Token p of head h sees the keys from the start of its chunk (0 if no chunks) to p; kv head h / (heads / kv heads)."""
+def attend(q, k, v, chunk, scale=None, cap=0, slopes=None):
+    """Token p of head h sees the keys from the start of its chunk (0 if no chunks) to p; kv head h / (heads / kv heads). A key
+    d tokens before the query loses slope * d."""
     group, scale = q.shape[1] // k.shape[1], scale or 1 / math.sqrt(q.shape[-1])
     rows = []
     for p in range(q.shape[0]):
@@ -90,6 +91,8 @@ def attend(q, k, v, chunk, scale=None, cap=0):
             score = k[start:p + 1, h // group] @ q[p, h] * scale
             if cap:
                 score = cap * torch.tanh(score / cap)
+            if slopes:
+                score = score - slopes[h] * torch.arange(p - start, -1, -1, dtype=torch.float64)
             heads.append(torch.softmax(score, 0) @ v[start:p + 1, h // group])
         rows.append(torch.cat(heads))
     return torch.stack(rows)
@@ -195,6 +198,56 @@ def forward_grok1(c, w, ids):
     return (rms(h, eps) * w["model.norm.scale"]) @ head.T * c["output_multiplier_scale"]
 
 
+def layer_norm(x, w, name, eps):
+    x = x - x.mean(-1, keepdim=True)
+    y = x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * w[name + ".weight"]
+    return y + w[name + ".bias"] if name + ".bias" in w else y
+
+
+def gelu(x, tanh):
+    share = 1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)) if tanh else torch.erfc(-x / math.sqrt(2))
+    return x / 2 * share
+
+
+def forward_gpt2(c, w, ids):
+    """logits [n, vocab] of one row; matrices are [in, out]"""
+    eps, n, heads, wte = c["layer_norm_epsilon"], len(ids), c["n_head"], w["transformer.wte.weight"]
+    tanh = c["activation_function"] != "gelu"
+    scale = None if c["scale_attn_weights"] else 1.0
+    h = wte[ids] + w["transformer.wpe.weight"][:n]
+    for i in range(c["n_layer"]):
+        at = f"transformer.h.{i}."
+        linear = lambda x, name: x @ w[f"{at}{name}.weight"] + w[f"{at}{name}.bias"]
+        q, k, v = (t.view(n, heads, -1) for t in linear(layer_norm(h, w, at + "ln_1", eps), "attn.c_attn").chunk(3, -1))
+        h = h + linear(attend(q, k, v, 0, scale), "attn.c_proj")
+        h = h + linear(gelu(linear(layer_norm(h, w, at + "ln_2", eps), "mlp.c_fc"), tanh), "mlp.c_proj")
+    return layer_norm(h, w, "transformer.ln_f", eps) @ (wte if c["tie_word_embeddings"] else w["lm_head.weight"]).T
+
+
+def alibi_slopes(heads):
+    """Press, Smith and Lewis: of a power of two a geometric series down to 2^-8; else that of the power below, then every
+    second one of that above."""
+    below = 2 ** int(math.log2(heads))
+    series = lambda n: [2 ** (-8 * (i + 1) / n) for i in range(n)]
+    return series(below) + series(2 * below)[0::2][:heads - below]
+
+
+def forward_mpt(c, w, ids):
+    """logits [n, vocab] of one row; no biases"""
+    eps, n, heads, wte = c["layer_norm_epsilon"], len(ids), c["n_heads"], w["transformer.wte.weight"]
+    slopes, h = alibi_slopes(heads), wte[ids]
+    for i in range(c["n_layers"]):
+        at = f"transformer.blocks.{i}."
+        linear = lambda x, name: x @ w[f"{at}{name}.weight"].T
+        q, k, v = (t.view(n, heads, -1) for t in linear(layer_norm(h, w, at + "norm_1", eps), "attn.Wqkv").chunk(3, -1))
+        h = h + linear(attend(q, k, v, 0, c["attn_config"]["softmax_scale"], 0, slopes), "attn.out_proj")
+        h = h + linear(gelu(linear(layer_norm(h, w, at + "norm_2", eps), "ffn.up_proj"), False), "ffn.down_proj")
+    return layer_norm(h, w, "transformer.norm_f", eps) @ wte.T
+
+
+FORWARD = {"grok-1": forward_grok1, "gpt2": forward_gpt2, "mpt": forward_mpt}
+
+
 def check(path):
     """-> largest differences of logits, loss and gradients (relative to the largest entry of that gradient)"""
     with open(os.path.join(path, "ids.json")) as f:
@@ -208,7 +261,7 @@ def check(path):
             continue
         with open(os.path.join(path, name)) as f:
             config = json.load(f)
-        run = forward_grok1 if config["model_type"] == "grok-1" else forward
+        run = FORWARD.get(config["model_type"], forward)
         logits = torch.stack([run(config, weights, ids) for ids in rows])
         labels = torch.tensor([ids[1:] for ids in rows])
         loss = -torch.log_softmax(logits[:, :-1], -1).gather(-1, labels[..., None]).mean()

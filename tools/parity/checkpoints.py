@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What drover trains opens in transformers without a word: from scratch (Llama 3, Llama 4, and one whose experts are
-balanced by a bias), and continued from a bf16 directory of transformers. Same logits, same token ids, what was there
+"""What drover trains opens in transformers without a word: from scratch (Llama 3, Llama 4, one whose experts are balanced by
+a bias, GPT-2 and MPT), and continued from a bf16 directory of transformers. Same logits, same token ids, what was there
 is kept."""
 import json
 import os
@@ -17,6 +17,8 @@ SMALL = ("vocab_size: 512, hidden_size: 48, num_hidden_layers: 3, num_attention_
 LLAMA = "model={model_type: llama, %s, a_key_of_nobody: kept}" % SMALL
 LLAMA4 = ("model={model_type: llama4_text, %s, num_local_experts: 4, interleave_moe_layer_step: 2, attention_chunk_size: 16, "
           "floor_scale: 8, a_key_of_nobody: kept}" % SMALL)
+GPT2 = "model={model_type: gpt2, vocab_size: 512, n_embd: 48, n_layer: 3, n_head: 4, n_positions: 256, a_key_of_nobody: kept}"
+MPT = "model={model_type: mpt, vocab_size: 512, d_model: 48, n_layers: 3, n_heads: 6, max_seq_len: 256, a_key_of_nobody: kept}"
 
 
 def train(shop, name, *settings):
@@ -122,6 +124,10 @@ def main():
         llama4 = train(shop, "llama4", LLAMA4, vocab, "tokenizer.chat_template=drover")
         check(report, "llama 4 from scratch", llama4, shop)
         speaks(report, "llama 4 from scratch", llama4, shop)
+        for name, model in (("gpt2", GPT2), ("mpt", MPT)):
+            path = train(shop, name, model, vocab)
+            check(report, f"{name} from scratch", path, shop)
+            kept(report, f"{name} from scratch", path)
         bias = train(shop, "bias", LLAMA4, vocab, "train.balance=bias", "train.balance_rate=0.3")
         check(report, "llama 4 balanced by bias", bias, shop, logits=False)
         plain = os.path.join(shop, "without-bias")

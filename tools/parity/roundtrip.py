@@ -5,13 +5,14 @@ import os
 import sys
 
 from common import ROOT, Report, drover, f32, in_transformers, read_tensors, workshop
-import make_golden as golden
+import make_golden
+import make_gpt
 import numpy as np
 import torch
 from transformers.utils import logging
 
 SAVED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-CASES = ["llama3-tied", "llama3-sharded", "llama4-scout"]
+CASES = ["llama3-tied", "llama3-sharded", "llama4-scout", "gpt2-untied", "mpt-six-heads"]
 BESIDE = {"generation_config.json": '{"eos_token_id": [1, 2], "temperature": 0.25, "do_sample": true, "our_key": 3}\n',
           "chat_template.jinja": "{% for m in messages %}{{ m.content }}{% endfor %}\n",
           "special_tokens_map.json": "{}\n", "README.md": "# a card\n"}
@@ -22,7 +23,7 @@ def same_bits(a, b):
 
 
 def save(case, dtype, path):
-    model, *_ = golden.build(case)
+    model, *_ = (make_gpt if case in make_gpt.CASES else make_golden).build(case)
     model.to(dtype).save_pretrained(path, max_shard_size="20KB")
     with open(os.path.join(path, "config.json")) as f:
         config = json.load(f)
