@@ -84,6 +84,22 @@ static Status read_experts(const Record *r, PublishedModel *m)
     return OK;
 }
 
+/* What the papers say of GPT blocks, which models.csv has no column for: GPT-2's and Megatron-LM's
+ * have learned positions, GELU and biases; MPT and BLOOM have ALiBi, MPT no biases; Nemotron-4 has
+ * rotary positions, a squared ReLU, no biases, and a head of its own (MosaicML 2023; BigScience
+ * 2022; Parmar 2024). The published counts have two embeddings throughout; in all but Nemotron's
+ * one serves as head. */
+void published_gpt_blocks(PublishedModel *m)
+{
+    bool nemotron = !strncmp(m->key, "NM", 2), mpt = !strncmp(m->key, "MPT", 3),
+         bloom = !strncmp(m->key, "BLOOM", 5);
+    if (m->gated) return;
+    m->positions = nemotron ? "rope" : mpt || bloom ? "alibi" : "learned";
+    m->activation = nemotron ? "relu2" : "gelu";
+    m->bias = !nemotron && !mpt;
+    m->tied = !nemotron;
+}
+
 /* ---- models ----------------------------------------------------------------------------- */
 
 static Status read_model(const Record *r, PublishedModel *m)
@@ -111,9 +127,7 @@ static Status read_model(const Record *r, PublishedModel *m)
     TRY(record_number(r, "active B", &active));
     m->params = params * 1e9;
     m->active_params = active * 1e9;
-    /* the published counts have two embeddings throughout; GPT's serve as heads in all of these but
-     * the Nemotrons */
-    m->tied = !m->gated && strncmp(m->key, "NM", 2) != 0;
+    published_gpt_blocks(m);
     return OK;
 }
 

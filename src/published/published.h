@@ -43,8 +43,10 @@ typedef struct PublishedModel {
     int64_t layers, hidden, heads, kv_heads, head_dim, vocab;
     int64_t ffn; /* of dense layers; 0: there are none */
     bool gated;  /* three matrices in a feed-forward, RMSNorm and rotary positions; else GPT's: two,
-                    LayerNorm */
-    bool tied;   /* the head is the embedding */
+                    LayerNorm, and the next three */
+    const char *positions, *activation; /* learned, alibi, rope; gelu, relu2: as config.json says */
+    bool bias;                          /* of products and norms */
+    bool tied;                          /* the head is the embedding */
     int64_t experts, experts_per_token, expert_ffn, shared_ffn, moe_layers; /* 0 experts: dense */
     int64_t window; /* every other layer sees so many keys; 0: all see all */
     bool mla;

@@ -23,5 +23,7 @@ Status record_fail(const Record *r, const char *column, const char *wanted);
  * the nearest. */
 Status published_model_find(const Csv *models, Arena *arena, const char *key,
                             PublishedModel *model);
+/* Positions, activation, biases and head of a model of GPT blocks, by its key; others stay. */
+void published_gpt_blocks(PublishedModel *model);
 
 #endif

@@ -37,10 +37,14 @@ static void test_calibration(void **state)
     assert_int_equal(r->micro_batch, 1);
     assert_near(r->step_s, 13.75, 1e-12);
     assert_int_equal(r->model.layers, 96);
-    assert_true(r->model.tied && !r->model.gated);
+    assert_true(r->model.tied && !r->model.gated && r->model.bias);
+    assert_string_equal(r->model.positions, "learned");
     assert_true(find(&rows, "KOR-03")->layout.no_sequence);
     r = find(&rows, "NAR-01");
     assert_int_equal(r->micro_batch, 0);
+    r = find(&rows, "DG15-33");
+    assert_true(!r->model.tied && !r->model.bias && !strcmp(r->model.positions, "rope"));
+    assert_string_equal(r->model.activation, "relu2");
     r = find(&rows, "MCW-01");
     assert_int_equal(r->recompute, RECOMPUTED_OPEN);
     assert_int_equal(r->layout.zero, 1);
@@ -85,6 +89,8 @@ static void test_grids(void **state)
     assert_near(r->peak_bytes, 49e9, 1e-12);
     assert_near(r->step_s, 123.69, 1e-12);
     assert_string_equal(r->grid, "bloom g2");
+    assert_string_equal(r->model.positions, "alibi");
+    assert_true(r->model.bias && r->model.tied);
     assert_int_equal(r->model.head_dim, 224);
     assert_int_equal(r->layout.zero, 1);
     rows = load(&arena, "grid_3_1.csv");
@@ -93,6 +99,7 @@ static void test_grids(void **state)
     assert_int_equal(r->layout.fsdp, 64);
     assert_int_equal(r->model.hidden, 8192);
     assert_string_equal(r->cluster, "mosaic-h100");
+    assert_true(r->model.tied && !r->model.bias && !strcmp(r->model.positions, "alibi"));
     rows = load(&arena, "grid_3_3_1.csv");
     r = find(&rows, "INF-12");
     assert_int_equal(r->batch, 64);

@@ -8,13 +8,20 @@
 static const char *model_skip(const PublishedModel *m)
 {
     if (m->mla) return "multi-head latent attention is not modelled";
-    if (!m->gated) return "GPT's blocks (LayerNorm, two matrices) are not modelled";
     if (m->window) return "attention of alternating windows is not modelled";
     if (m->experts && !m->shared_ffn && strncmp(m->key, "GROK1", 5) != 0)
         return "experts without a shared one are not modelled";
     if (m->experts && m->shared_ffn && m->shared_ffn != m->expert_ffn)
         return "a shared expert of another width is not modelled";
     return NULL;
+}
+
+/* Megatron-LM pads a vocabulary to what its ranks can share: a multiple of 128 each. */
+static int64_t padded_vocab(const PublishedRow *r)
+{
+    int64_t multiple = 128 * r->layout.tp;
+    if (r->model.vocab % r->layout.tp == 0) return r->model.vocab;
+    return (r->model.vocab + multiple - 1) / multiple * multiple;
 }
 
 static const char *common_fields(Arena *arena, const PublishedRow *r)
@@ -24,15 +31,26 @@ static const char *common_fields(Arena *arena, const PublishedRow *r)
                         "vocab_size: %lld, hidden_size: %lld, num_hidden_layers: %lld, "
                         "num_attention_heads: %lld, num_key_value_heads: %lld, "
                         "head_dim: %lld, max_position_embeddings: %lld",
-                        (long long)m->vocab, (long long)m->hidden, (long long)m->layers,
+                        (long long)padded_vocab(r), (long long)m->hidden, (long long)m->layers,
                         (long long)m->heads, (long long)m->kv_heads, (long long)m->head_dim,
-                        (long long)max_i64(r->seq, 8192));
+                        (long long)(m->gated ? max_i64(r->seq, 8192) : r->seq));
+}
+
+static const char *gpt_fields(Arena *arena, const PublishedRow *r)
+{
+    const PublishedModel *m = &r->model;
+    return arena_printf(arena,
+                        "model={model_type: gpt, %s, intermediate_size: %lld, hidden_act: %s, "
+                        "position_embedding_type: %s, use_bias: %s, tie_word_embeddings: %s}",
+                        common_fields(arena, r), (long long)m->ffn, m->activation, m->positions,
+                        m->bias ? "true" : "false", m->tied ? "true" : "false");
 }
 
 static const char *model_fields(Arena *arena, const PublishedRow *r)
 {
     const PublishedModel *m = &r->model;
     const char *common = common_fields(arena, r);
+    if (!m->gated) return gpt_fields(arena, r);
     if (!m->experts)
         return arena_printf(arena,
                             "model={model_type: llama, %s, intermediate_size: %lld, rms_norm_eps: "
