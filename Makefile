@@ -5,7 +5,7 @@
 #   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
-#   make validate  published training runs against the planner
+#   make validate   published training runs against the planner; make residuals: the error bars of plans, from them
 #   make soak       ranks of a run are killed, TRIALS=200 times (make test: 8)
 #   make test-slurm a Slurm cluster on this machine; a job loses a node (as root)
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
@@ -21,7 +21,7 @@ SECONDS ?= 60
 TRIALS ?= 200
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
-.PHONY: all run test validate soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
+.PHONY: all run test validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -37,6 +37,9 @@ test: all
 
 validate: all
 	@for f in calibration grid_3_1 grid_3_2 grid_3_3_1 grid_3_4; do echo "== $$f"; build/drover validate data/validation/$$f.csv; done
+
+residuals: all
+	@build/drover validate data/validation/calibration.csv data/validation/grid_*.csv --residuals src/planner/residuals.yaml
 
 soak: all
 	@tests/kill_ranks_test.sh build/drover . $(TRIALS)

@@ -180,8 +180,10 @@ static Status make(const RunConfig *config, const ModelConfig *model, const Clus
     ModelCounts counts = model_counts(model);
     plan->weights = (double)counts.total;
     plan->active_weights = (double)counts.active;
+    plan->experts = model->n_experts > 0;
     plan->simulate_s = clock_s() - start - plan->build_s;
     Status status = options->trace ? plan_write_trace(&job, options->trace) : OK;
+    if (status == OK && options->timeline) plan_fill_timeline(&job, options->timeline);
     plan_job_deinit(&job);
     return status;
 }

@@ -45,6 +45,14 @@ typedef struct StepTime {
     double flop;                /* of products and attention, all ranks of one pipeline */
 } StepTime;
 
+/* The breakdown as a list that is always the same and in the same order. */
+enum { STEP_PARTS = SIM_WORKS + MESH_AXES + 4 };
+typedef struct StepPart {
+    const char *name;         /* "products", "waiting for tp" */
+    double seconds, hidden_s; /* hidden_s: beside kernels */
+} StepPart;
+void step_parts(const StepTime *time, StepPart part[STEP_PARTS]);
+
 /* An action of a pipeline's rank, or what a rank does without one; for traces. */
 typedef struct StepSpan {
     int rank, stage, micro; /* along pp; -1: no stage, no micro-batch */
@@ -58,11 +66,55 @@ typedef void StepWatch(void *context, const StepSpan *span);
 StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *options,
                    StepWatch *watch, void *context);
 
+/* A step to be drawn: all actions, and what two neighbouring layers do on every stream. */
+typedef enum TimelineWork {
+    TIMELINE_FORWARD,
+    TIMELINE_BACKWARD, /* the gradient of inputs, and that of weights where they are not apart */
+    TIMELINE_WEIGHTS,
+    TIMELINE_UPDATE,
+    TIMELINE_WORKS
+} TimelineWork;
+const char *timeline_work_name(TimelineWork work);
+
+typedef struct TimelineAction {
+    int rank, stage, micro; /* along pp; -1: no stage, no micro-batch */
+    TimelineWork work;
+    double begin_s, end_s;
+    double exposed_s; /* of it: kernels wait for exchanges */
+} TimelineAction;
+
+typedef struct TimelineEvent {
+    int track;        /* SIM_TRACK_KERNELS, or 1 + axis */
+    SimWork work;     /* of a kernel */
+    const char *name; /* "attn.qkv: linear"; the timeline's */
+    double begin_s, end_s;
+} TimelineEvent;
+
+/* Of the first micro-batch on the rank in the middle, in the time of two layers (or of all, where
+ * there are fewer): whatever runs meanwhile. */
+typedef struct TimelineWindow {
+    int layers;            /* 0: nothing was simulated */
+    double begin_s, end_s; /* since the action began */
+    TimelineEvent *event;  /* [n] by track, there by when they begin */
+    int n;
+} TimelineWindow;
+
+typedef struct Timeline {
+    int n_ranks;
+    double step_s;          /* without jitter */
+    TimelineAction *action; /* [n] in the order of the simulation */
+    int n;
+    TimelineWindow window[2]; /* forward; backward */
+    Arena arena;
+} Timeline;
+void timeline_deinit(Timeline *timeline);
+
 /* ---- one layout ------------------------------------------------------------------------- */
 
 typedef struct PlanOptions {
     const char
         *trace; /* file for chrome://tracing: a step of a rank of each pipeline stage; NULL: none */
+    Timeline *timeline; /* filled, for the caller to deinit; NULL: none */
     /* standard deviation of a rank's compute time, relative; negative: PLAN_JITTER */
     double jitter;
 } PlanOptions;
@@ -94,7 +146,8 @@ typedef struct Plan {
     double tflops_per_gpu,
         mfu; /* by model_train_flop_per_token: causal attention, nothing made again */
     double weights, active_weights; /* counts */
-    double build_s, simulate_s;     /* that the plan itself took */
+    bool experts;
+    double build_s, simulate_s; /* that the plan itself took */
 } Plan;
 
 /* ERR_REFUSED where the layout does not divide, is for more devices than the cluster has, or has no
@@ -104,8 +157,36 @@ Status plan_make(const RunConfig *config, const Cluster *cluster, const PlanOpti
 void plan_deinit(Plan *plan);
 void plan_text(const Plan *plan, Str *out); /* for people */
 void plan_json(const Plan *plan, Str *out); /* the fields of one object, without its braces */
+void plan_layout_words(const Plan *plan,
+                       Str *out); /* "tp 8, pp 16 (interleaved, 4 stages a rank)" */
 /* One line: what does not fit, and by how much. */
 Status plan_refuse(const Plan *plan);
+
+/* ---- how wrong plans are ---------------------------------------------------------------- */
+
+/* Published rows of one family are wrong in like ways. */
+typedef enum PlanFamily {
+    FAMILY_DENSE,
+    FAMILY_EXPERTS,
+    FAMILY_LONG, /* 16K tokens and more, dense or not */
+    PLAN_FAMILIES
+} PlanFamily;
+const char *plan_family_name(PlanFamily family);
+PlanFamily plan_family(int64_t seq, bool experts);
+
+/* Measured over planned step time of a family's published rows, a tenth of them cut off at either
+ * end: `within` of `rows` lie between low and high. */
+typedef struct PlanResiduals {
+    int64_t rows, within; /* 0 rows: none of the family is planned */
+    double low, high;
+} PlanResiduals;
+/* As `drover validate --residuals` writes them; ERR_FORMAT names the line. */
+Status plan_residuals_parse(Bytes text, const char *name, PlanResiduals out[PLAN_FAMILIES]);
+/* Those that this program was built with (planner/residuals.csv). */
+PlanResiduals plan_residuals(PlanFamily family);
+PlanFamily plan_family_of(const Plan *plan);
+/* The step's time as that of published rows like it would lie around it; false: there are none. */
+bool plan_step_range(const Plan *plan, double *low_s, double *high_s);
 
 /* ---- search ----------------------------------------------------------------------------- */
 
@@ -113,6 +194,7 @@ typedef struct SearchOptions {
     int64_t devices;   /* that the layout uses, all of them */
     int64_t max_batch; /* sequences in a step at most; the largest batch within it is taken */
     int simulate;      /* how many of the best estimates are planned */
+    int front;         /* and how many of those that need least memory for their time */
     int threads;       /* 0: all cores */
 } SearchOptions;
 

@@ -4,6 +4,14 @@
 
 #include "planner/planner.h"
 
+/* Put into the program by the build (CMakeLists.txt). */
+typedef struct PlannerFile {
+    const char *name;
+    const unsigned char *text;
+    size_t n;
+} PlannerFile;
+extern const PlannerFile planner_files[];
+
 /* Of one layout all that is simulated. */
 typedef struct PlanJob {
     Sim sim;
@@ -25,5 +33,6 @@ Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Clu
 /* A step of a rank of each pipeline stage: all actions, and of the first micro-batch and the update
  * all instructions. */
 Status plan_write_trace(const PlanJob *job, const char *path);
+void plan_fill_timeline(const PlanJob *job, Timeline *timeline);
 
 #endif

@@ -21,6 +21,9 @@ enum {
 
 /* Estimates may be wrong by so much: what seems to need more is not tried. */
 static const double memory_margin = 1.15;
+/* Of two neighbours on the front of time and memory the slower one needs less than this of the
+ * other's memory. */
+static const double front_step = 0.93;
 
 typedef struct Candidate {
     LayerCut cut;
@@ -223,6 +226,23 @@ static void plan_one(Search *s, size_t i)
                               &s->plan[i]);
 }
 
+/* Behind the n chosen ones, which are the fastest: up to `most` that each need less memory than all
+ * before them. Candidates are sorted by time. Returns how many. */
+static size_t choose_front(Search *s, size_t n, size_t most)
+{
+    double least = (double)INFINITY;
+    size_t more = 0;
+    for (size_t i = 0; i < s->candidate.n && more < most; i++) {
+        Candidate c = s->candidate.at[i];
+        bool less = c.estimate.bytes < front_step * least;
+        least = fmin(least, c.estimate.bytes);
+        if (!less || i < n + more) continue;
+        s->candidate.at[i] = s->candidate.at[n + more];
+        s->candidate.at[n + more++] = c;
+    }
+    return more;
+}
+
 static double time_of_token(const Plan *p) { return p->time.step_s / p->tokens; }
 
 static int by_rate(const void *a, const void *b)
@@ -237,6 +257,7 @@ static void make_plans(Search *s, SearchResult *out)
     if (s->candidate.n) qsort(s->candidate.at, s->candidate.n, sizeof *s->candidate.at, by_time);
     s->n_chosen = s->candidate.n < (size_t)s->options->simulate ? s->candidate.n
                                                                 : (size_t)s->options->simulate;
+    s->n_chosen += choose_front(s, s->n_chosen, (size_t)s->options->front);
     s->plan = xcalloc(s->n_chosen + 1, sizeof *s->plan);
     s->made = xcalloc(s->n_chosen + 1, sizeof *s->made);
     run_all(s, s->n_chosen, plan_one);

@@ -5,6 +5,7 @@
 #include "planner/planner.h"
 
 static const double noticeable = 0.0005; /* share of the step */
+enum { FEW = 5 };                        /* rows that say little */
 
 static const char *const recompute_words[] = {"nothing made again", "selective recompute",
                                               "full recompute"};
@@ -12,38 +13,41 @@ static const char *const recompute_names[] = {"none", "selective", "full"};
 
 /* ---- layout ----------------------------------------------------------------------------- */
 
-static void add_axis(Str *out, const char *name, int64_t n)
+static void add_size(Str *out, const char *name, int64_t n)
 {
-    if (n > 1) str_printf(out, " %s %lld", name, (long long)n);
+    if (n > 1) str_printf(out, "%s%s %lld", out->n ? ", " : "", name, (long long)n);
+}
+
+void plan_layout_words(const Plan *plan, Str *out)
+{
+    const RunParallel *p = &plan->config.parallel;
+    Str text = {0};
+    add_size(&text, "tp", p->tp);
+    add_size(&text, "cp", p->cp);
+    add_size(&text, "ep", p->ep);
+    add_size(&text, "fsdp", p->fsdp);
+    add_size(&text, "dp", p->dp);
+    add_size(&text, "pp", p->pp);
+    if (p->pp > 1) {
+        int64_t stages = p->virtual_stages ? p->virtual_stages
+                                           : pipeline_default_stages(p->schedule);
+        str_printf(&text, " (%s, %lld stage%s on a rank)", p->schedule, (long long)stages,
+                   stages == 1 ? "" : "s");
+    }
+    if (p->zero) str_printf(&text, "%szero %lld", text.n ? ", " : "", (long long)p->zero);
+    str_add(out, text.n ? text.at : "one rank");
+    str_deinit(&text);
 }
 
 static void layout_text(const Plan *plan, Str *out)
 {
-    const RunParallel *p = &plan->config.parallel;
     const RunTrain *r = &plan->config.train;
     char tokens[32];
-    str_add(out, "layout  ");
-    add_axis(out, "tp", p->tp);
-    add_axis(out, "cp", p->cp);
-    add_axis(out, "ep", p->ep);
-    add_axis(out, "fsdp", p->fsdp);
-    add_axis(out, "dp", p->dp);
-    add_axis(out, "pp", p->pp);
-    if (plan->ranks == 1) str_add(out, " one rank");
-    if (p->pp > 1) {
-        int64_t stages = p->virtual_stages ? p->virtual_stages
-                                           : pipeline_default_stages(p->schedule);
-        str_printf(out, " (%s, %lld stage%s on a rank)", p->schedule, (long long)stages,
-                   stages == 1 ? "" : "s");
-    }
-    str_printf(out, "%s\n",
-               p->zero ? p->zero == 1   ? ", zero 1"
-                         : p->zero == 2 ? ", zero 2"
-                                        : ", zero 3"
-                       : "");
+    str_add(out, "layout   ");
+    plan_layout_words(plan, out);
     str_printf(
         out,
-        "         batch %lld x %lld = %s tokens: %lld micro-batch%s of %lld on a rank; %s, %s\n",
+        "\n         batch %lld x %lld = %s tokens: %lld micro-batch%s of %lld on a rank; %s, %s\n",
         (long long)r->batch, (long long)r->seq, format_count(plan->tokens, tokens),
         (long long)run_n_micro(&plan->config), run_n_micro(&plan->config) == 1 ? "" : "es",
         (long long)run_micro_batch(&plan->config), r->precision == RUN_BF16 ? "bf16" : "f32",
@@ -98,31 +102,56 @@ static void memory_text(const Plan *plan, Str *out)
 
 /* ---- time ------------------------------------------------------------------------------- */
 
-static void part(const Plan *plan, const char *what, double seconds, double hidden_s, Str *out)
+void step_parts(const StepTime *t, StepPart part[STEP_PARTS])
 {
-    double step = plan->time.step_s;
-    if (seconds < noticeable * step && hidden_s < noticeable * step) return;
-    str_printf(out, "           %-28s %9.4g s %6.1f%%", what, seconds, 100 * seconds / step);
-    if (hidden_s >= noticeable * step) str_printf(out, "   and %.4g s beside kernels", hidden_s);
+    static const char *const work[] = {"products", "attention", "what memory limits"};
+    static const char *const waits[MESH_AXES] = {"waiting for messages (pp)",
+                                                 "waiting for dp",
+                                                 "waiting for fsdp",
+                                                 "waiting for ep",
+                                                 "waiting for cp",
+                                                 "waiting for tp"};
+    int n = 0;
+    for (int w = 0; w < SIM_WORKS; w++) part[n++] = (StepPart){work[w], t->part.work_s[w], 0};
+    part[n++] = (StepPart){"launching kernels", t->part.launch_s, 0};
+    for (int a = MESH_AXES - 1; a >= 0; a--)
+        part[n++] = (StepPart){waits[a], t->part.exposed_s[a], t->hidden_s[a]};
+    part[n++] = (StepPart){"waiting for other stages", t->part.bubble_s, 0};
+    part[n++] = (StepPart){"optimizer", t->part.optimizer_s, 0};
+    part[n++] = (StepPart){"waiting for the slowest rank", t->part.jitter_s, 0};
+}
+
+static void part_text(const StepPart *p, double step_s, Str *out)
+{
+    if (p->seconds < noticeable * step_s && p->hidden_s < noticeable * step_s) return;
+    str_printf(out, "           %-28s %9.4g s %6.1f%%", p->name, p->seconds,
+               100 * p->seconds / step_s);
+    if (p->hidden_s >= noticeable * step_s)
+        str_printf(out, "   and %.4g s beside kernels", p->hidden_s);
+    str_add(out, "\n");
+}
+
+/* With the error that plans of the family have. */
+static void step_text(const Plan *plan, Str *out)
+{
+    static const char *const families[] = {"dense models", "models with experts", "long sequences"};
+    PlanFamily family = plan_family_of(plan);
+    PlanResiduals r = plan_residuals(family);
+    double low, high;
+    str_printf(out, "step     %.4g s", plan->time.step_s);
+    if (plan_step_range(plan, &low, &high))
+        str_printf(out, " (%.4g to %.4g; %s%lld of %lld published rows of %s lie within)", low,
+                   high, r.rows < FEW ? "only " : "", (long long)r.within, (long long)r.rows,
+                   families[family]);
     str_add(out, "\n");
 }
 
 static void time_text(const Plan *plan, Str *out)
 {
-    static const char *const work[] = {"products", "attention", "what memory limits"};
-    const StepTime *t = &plan->time;
-    char name[64];
-    str_printf(out, "step     %.4g s\n", t->step_s);
-    for (int w = 0; w < SIM_WORKS; w++) part(plan, work[w], t->part.work_s[w], 0, out);
-    part(plan, "launching kernels", t->part.launch_s, 0, out);
-    for (int a = MESH_AXES - 1; a >= 0; a--) {
-        snprintf(name, sizeof name, "waiting for %s",
-                 a == MESH_PP ? "messages (pp)" : mesh_axis_name((MeshAxis)a));
-        part(plan, name, t->part.exposed_s[a], t->hidden_s[a], out);
-    }
-    part(plan, "waiting for other stages", t->part.bubble_s, 0, out);
-    part(plan, "optimizer", t->part.optimizer_s, 0, out);
-    part(plan, "waiting for the slowest rank", t->part.jitter_s, 0, out);
+    StepPart part[STEP_PARTS];
+    step_text(plan, out);
+    step_parts(&plan->time, part);
+    for (int i = 0; i < STEP_PARTS; i++) part_text(&part[i], plan->time.step_s, out);
 }
 
 static void rate_text(const Plan *plan, Str *out)
@@ -214,12 +243,25 @@ static void memory_json(const Plan *plan, Str *out)
     str_add(out, "], ");
 }
 
+static void step_range_json(const Plan *plan, Str *out)
+{
+    PlanResiduals r = plan_residuals(plan_family_of(plan));
+    double low, high;
+    if (plan_step_range(plan, &low, &high))
+        str_printf(out, "\"step_s_range\": [%.17g, %.17g], ", low, high);
+    else
+        str_add(out, "\"step_s_range\": null, ");
+    str_printf(out, "\"published_rows\": {\"family\": \"%s\", \"rows\": %lld, \"within\": %lld}, ",
+               plan_family_name(plan_family_of(plan)), (long long)r.rows, (long long)r.within);
+}
+
 void plan_json(const Plan *plan, Str *out)
 {
     str_printf(out, "\"fits\": %s, \"peak_bytes\": %zu, \"limit_bytes\": %zu, \"ranks\": %lld, ",
                plan->fits ? "true" : "false", plan->memory[plan->largest].total, plan->limit_bytes,
                (long long)plan->ranks);
     number(out, "step_s", plan->time.step_s);
+    step_range_json(plan, out);
     number(out, "tokens_per_step", plan->tokens);
     number(out, "tokens_per_s", plan->tokens_per_s);
     number(out, "tokens_per_s_per_gpu", plan->tokens_per_s / (double)plan->ranks);

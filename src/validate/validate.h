@@ -79,6 +79,9 @@ void validate_text(const ValidateResult *result, Str *out);
 /* One object: rows (id, measured_s, predicted_s, error, skipped), and the summary. */
 void validate_json(const ValidateResult *result, Str *out);
 
+/* The table of planner/residuals.yaml, from all rows of n results; `command`: what wrote it. */
+void validate_residuals_text(const ValidateResult *result, int n, const char *command, Str *out);
+
 /* ---- parts ------------------------------------------------------------------------------ */
 
 /* The row as a run file. *skip says what of it cannot be planned, and config is not made then. */
@@ -88,5 +91,6 @@ Status validate_config(Arena *arena, const PublishedRow *row, int64_t micro_batc
  * constant. */
 double validate_rank_correlation(const double *a, const double *b, int n);
 double validate_median(double *values, int n); /* sorts them; 0 of none */
+PlanResiduals validate_residuals(double *ratio, int n); /* measured over planned; sorts them */
 
 #endif
