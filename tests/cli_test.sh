@@ -486,6 +486,35 @@ grep -E 'pp|tp|dp' "$work/found.yaml" >/dev/null || { echo "the run file of a pl
 (cd "$work" && "$drover" train found.yaml train.batch=64 train.threads=1 >"$work/out" 2>"$work/err") || { echo "a plan's run file does not train: $(cat "$work/err")"; failed=1; }
 says '2 steps'
 
+# ---- what follows from plans ----
+expect 3 'it fits with parallel.zero=1 \([0-9.]+ GB, [0-9.]+ s a step\)|it fits with ' plan "${big[@]}" parallel.dp=64
+one_line
+expect 3 'train.batch=128 would do' plan "${big[@]}" parallel.tp=2 parallel.dp=32 train.batch=120 # the nearest that divides
+expect 3 'less than one batch of .*train.batch=' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --tokens 100k
+expect 3 'less than one sequence of train.seq' plan "${big[@]}" --search --max-batch 1k
+one_line
+nano=(--model llama3-nano --cluster "8 h100, 8 per node" train.seq=64 --max-batch 16k --simulate 2)
+expect 0 '' plan "${nano[@]}" --report "$work/plan.html" --tokens 1B
+grep -q '<svg' "$work/plan.html" && ! grep -q 'http' "$work/plan.html" || { echo "the page has no pictures, or fetches something"; failed=1; }
+expect 0 '' plan "${nano[@]}" --tokens 10T --days 400
+says '^smallest +[0-9]+ h100: '
+expect 0 '' plan "${nano[@]}" --tokens 10T --days 400 --json
+says '^\{"days_wanted": 400, "devices": '
+expect 2 'days needs --tokens' plan "${nano[@]}" --days 40
+expect 2 'largest needs --days' plan "${nano[@]}" --largest
+expect 0 '' plan "${nano[@]}" --doubling
+says '^doubling buys [0-9.]+x useful tokens/s with batches of at most'
+expect 2 'one question at a time' plan "${nano[@]}" --doubling --days 3
+expect 0 '' plan --compare "$work/found.yaml" search --cluster "8 h100, 8 per node" --simulate 2
+says '(is better than|come to the same)'
+expect 0 '' plan --model llama3-nano --compare "8 h100, 8 per node" hgx train.seq=64 --max-batch 16k --simulate 2 --json
+says '"better": [01], "why": '
+expect 2 'needs two or more of' plan --compare "$work/found.yaml"
+expect 2 'takes several' plan "$work/found.yaml" "$work/found.yaml" --cluster hgx
+expect 0 '' validate "$source/data/validation/calibration.csv" "$source/data/validation/grid_3_3_1.csv" --only GR --residuals "$work/residuals.yaml"
+says '^dense: \{rows: [0-9]+, within: '
+expect 2 'several only with --residuals' validate "$source/data/validation/calibration.csv" "$source/data/validation/grid_3_3_1.csv"
+
 # ---- a full disk on standard output ----
 if [ -e /dev/full ]; then
   "$drover" inspect llama4-nano >/dev/full 2>"$work/err" && { echo "a full disk on stdout went unnoticed"; failed=1; }

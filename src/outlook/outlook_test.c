@@ -1,0 +1,358 @@
+/* What is said to fit fits, what is said to be better is, and sizes that are found are the least or
+ * largest that do. */
+#include <jansson.h>
+
+#include "base/testing.h"
+#include "outlook/outlook_internal.h"
+
+#define MODEL                                                                                      \
+    "model={preset: llama3-micro, hidden_size: 1024, num_attention_heads: 8, "                     \
+    "num_key_value_heads: 8, head_dim: 128, intermediate_size: 4096, num_hidden_layers: 12}"
+#define COMMON MODEL, "data=[{synthetic: uniform}]", "train.seq=2048", "train.micro_batch=1"
+#define BIG                                                                                        \
+    "model=llama3.1-8b", "data=[{synthetic: uniform}]", "train.seq=8192", "train.micro_batch=1"
+static const char *const cluster_line = "64 h100, 8 per node, 400G";
+
+#define SETTINGS(...)                                                                              \
+    (const char *const[]){__VA_ARGS__}, COUNT_OF(((const char *const[]){__VA_ARGS__}))
+
+static void load(const char *const *settings, int n, RunConfig *config, Cluster *cluster)
+{
+    assert_ok(run_config_load(NULL, settings, n, config));
+    assert_ok(cluster_load(cluster_line, cluster));
+}
+
+static void unload(RunConfig *config, Cluster *cluster)
+{
+    run_config_deinit(config);
+    cluster_deinit(cluster);
+}
+
+static void make(const RunConfig *config, const Cluster *cluster, double tokens, Outlook *o)
+{
+    assert_ok(outlook_make(config, cluster, &(PlanOptions){.jitter = -1}, tokens, o));
+}
+
+static void assert_says(const char *words)
+{
+    if (!strstr(status_message(), words)) fail_msg("no '%s' in: %s", words, status_message());
+}
+
+/* ---- ladders ---------------------------------------------------------------------------- */
+
+typedef struct Steps {
+    Ladder ladder;
+    int least, tries, patience;
+} Steps;
+
+static bool high_enough(Ladder *ladder, int at)
+{
+    Steps *s = (Steps *)(void *)ladder;
+    s->tries++;
+    if (s->patience && s->tries >= s->patience) ladder->hopeless = true;
+    return at >= s->least;
+}
+
+static void test_ladder(void **state)
+{
+    (void)state;
+    for (int least = 0; least <= 50; least++)
+        for (int guess = -1; guess <= 51; guess++) {
+            Steps s = {{.n = 50, .good = high_enough}, .least = least};
+            assert_int_equal(outlook_climb(&s.ladder, guess), least < 50 ? least : -1);
+            assert_true(s.tries <= 12);
+            if (abs(least - guess) <= 1) assert_true(s.tries <= 4);
+        }
+    Steps s = {{.n = 50, .good = high_enough}, .least = 50, .patience = 3};
+    assert_int_equal(outlook_climb(&s.ladder, 0), -1);
+    assert_int_equal(s.tries, 3);
+}
+
+/* ---- one plan --------------------------------------------------------------------------- */
+
+static void test_outlook(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    Outlook o;
+    Str text = {0};
+    load(SETTINGS(COMMON, "train.batch=64", "parallel.dp=64"), &config, &cluster);
+    make(&config, &cluster, 1e12, &o);
+    assert_true(o.has_fleet && o.plan.fits);
+    assert_true(outlook_days(&o) > 1e12 / o.plan.tokens_per_s / 86400); /* failures take time */
+    str_add(&text, "{");
+    outlook_json(&o, &text);
+    str_add(&text, "}");
+    json_t *json = json_loads(text.at, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(json);
+    json_decref(json);
+    outlook_deinit(&o);
+    str_deinit(&text);
+    assert_int_equal(outlook_make(&config, &cluster, &(PlanOptions){.jitter = -1}, 1e5, &o),
+                     ERR_REFUSED);
+    assert_says("train.batch=48 would be one step");
+    assert_int_equal(outlook_make(&config, &cluster, &(PlanOptions){.jitter = -1}, 100, &o),
+                     ERR_REFUSED);
+    assert_says("less than one sequence");
+    unload(&config, &cluster);
+}
+
+static void test_scale(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    Outlook o;
+    Scaling s;
+    load(SETTINGS(COMMON, "train.batch=64", "parallel.dp=16", "parallel.tp=2"), &config, &cluster);
+    make(&config, &cluster, 1e12, &o);
+    outlook_scale(&o, &s);
+    assert_true(s.n >= 5);
+    assert_int_equal(s.point[s.here].devices, 32);
+    assert_near(s.point[s.here].tokens_per_s, o.plan.tokens_per_s, 1e-9);
+    for (int i = 1; i < s.n; i++) {
+        double more = (double)s.point[i].devices / (double)s.point[i - 1].devices;
+        assert_true(more == 2 && s.point[i].step_s < s.point[i - 1].step_s);
+        assert_true(s.point[i].mfu < s.point[i - 1].mfu); /* the batch does not grow */
+    }
+    assert_int_equal(s.point[s.n - 1].devices, 128); /* 64 sequences on 64 replicas */
+    outlook_deinit(&o);
+    unload(&config, &cluster);
+}
+
+/* ---- what would do ---------------------------------------------------------------------- */
+
+/* Each remedy of the sentence, taken at its word, fits. */
+static void check_remedies(const char *sentence, const char *const *settings, int n)
+{
+    int found = 0;
+    for (const char *at = strstr(sentence, "fits with "); at; at = strstr(at, "or with ")) {
+        const char *all[16];
+        char words[256];
+        int more = n;
+        at = strstr(at, "with ") + 5;
+        const char *end = strchr(at, '(');
+        assert_true(n <= 8 && end && end - at < (long)sizeof words);
+        snprintf(words, sizeof words, "%.*s", (int)(end - at), at);
+        memcpy(all, settings, (size_t)n * sizeof *all);
+        char *rest = words;
+        for (char *word; (word = strsep(&rest, " ")) && more < COUNT_OF(all);)
+            if (*word) all[more++] = word;
+        RunConfig config;
+        Cluster cluster;
+        Outlook o;
+        load(all, more, &config, &cluster);
+        make(&config, &cluster, 0, &o);
+        if (!o.plan.fits) fail_msg("does not fit: %.*s", (int)(end - at), at);
+        outlook_deinit(&o);
+        unload(&config, &cluster);
+        found++;
+    }
+    assert_true(found > 0 && found <= 3);
+}
+
+static void test_remedies(void **state)
+{
+    (void)state;
+    static const char *const replicas[] = {BIG, "train.batch=64", "parallel.dp=64"};
+    static const char *const wide[] = {BIG, "train.batch=64", "parallel.tp=2", "parallel.dp=2",
+                                       "train.memory_limit=60GB"};
+    const struct {
+        const char *const *settings;
+        int n;
+    } cases[] = {{replicas, COUNT_OF(replicas)}, {wide, COUNT_OF(wide)}};
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        RunConfig config;
+        Cluster cluster;
+        Outlook o;
+        load(cases[i].settings, cases[i].n, &config, &cluster);
+        make(&config, &cluster, 0, &o);
+        assert_false(o.plan.fits);
+        assert_int_equal(outlook_refuse(&o), ERR_REFUSED);
+        char *sentence = strdup(status_message());
+        assert_null(strchr(sentence, '\n'));
+        check_remedies(sentence, cases[i].settings, cases[i].n);
+        free(sentence);
+        outlook_deinit(&o);
+        unload(&config, &cluster);
+    }
+}
+
+/* One device holds no 8B model whatever is done. */
+static void test_no_remedy(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    Outlook o;
+    load(SETTINGS(BIG, "train.batch=1"), &config, &cluster);
+    make(&config, &cluster, 0, &o);
+    assert_int_equal(outlook_refuse(&o), ERR_REFUSED);
+    assert_says("no layout of 1 devices was found to fit");
+    outlook_deinit(&o);
+    unload(&config, &cluster);
+}
+
+static void test_divides(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *batch, *dp, *words;
+    } cases[] = {{"train.batch=100", "parallel.dp=64", "train.batch=128 would do"},
+                 {"train.batch=16", "parallel.dp=64", "train.batch=64 would do"},
+                 {"train.batch=128", "parallel.dp=128", "parallel.dp=64 would do"},
+                 {"train.batch=96", "parallel.dp=96", "parallel.dp=48 would do"}};
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        RunConfig config;
+        Cluster cluster;
+        Outlook o;
+        load(SETTINGS(COMMON, cases[i].batch, cases[i].dp), &config, &cluster);
+        assert_int_equal(outlook_make(&config, &cluster, &(PlanOptions){.jitter = -1}, 0, &o),
+                         ERR_REFUSED);
+        assert_says(cases[i].words);
+        unload(&config, &cluster);
+    }
+}
+
+/* ---- comparisons ------------------------------------------------------------------------ */
+
+static void test_compare(void **state)
+{
+    (void)state;
+    RunConfig config[3];
+    Cluster cluster[3];
+    Contender c[3] = {{.label = "stages"}, {.label = "more \"batches\""}, {.label = "large"}};
+    CompareRow row[COMPARE_ROWS];
+    Str text = {0};
+    int first_part;
+    load(SETTINGS(COMMON, "train.batch=16", "parallel.pp=4", "parallel.dp=2"), &config[0],
+         &cluster[0]);
+    load(SETTINGS(COMMON, "train.batch=16", "parallel.dp=8"), &config[1], &cluster[1]);
+    load(SETTINGS(BIG, "train.batch=8", "parallel.dp=8"), &config[2], &cluster[2]);
+    for (int i = 0; i < 3; i++) make(&config[i], &cluster[i], 0, &c[i].outlook);
+    assert_int_equal(outlook_better(c, 2), 1);
+    outlook_why(c, 2, &text);
+    assert_non_null(strstr(text.at, "more \"batches\" is better than stages: "));
+    assert_non_null(strstr(text.at, ": waiting for other stages "));
+    int n = outlook_compare_rows(c, 2, row, &first_part);
+    double sum[2] = {0};
+    for (int i = first_part; i < n; i++)
+        for (int k = 0; k < 2; k++) sum[k] += row[i].value[k];
+    for (int k = 0; k < 2; k++) assert_near(sum[k], c[k].outlook.plan.time.step_s, 1e-9);
+    assert_non_null(strstr(outlook_part_unit(c, 2), "of the step"));
+    str_clear(&text);
+    str_add(&text, "{");
+    outlook_compare_json(c, 3, &text);
+    str_add(&text, "}");
+    json_t *json = json_loads(text.at, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(json);
+    assert_int_equal(json_array_size(json_object_get(json, "compared")), 3);
+    assert_int_equal(json_integer_value(json_object_get(json, "better")), 1);
+    json_decref(json);
+    str_clear(&text);
+    outlook_why(c + 1, 2, &text); /* the large one does not fit */
+    assert_non_null(strstr(text.at, "is better: large does not fit"));
+    str_clear(&text);
+    outlook_compare_text(c, 3, &text);
+    assert_non_null(strstr(text.at, "DOES NOT FIT"));
+    for (int i = 0; i < 3; i++) {
+        outlook_deinit(&c[i].outlook);
+        unload(&config[i], &cluster[i]);
+    }
+    str_deinit(&text);
+}
+
+/* ---- the other way round ---------------------------------------------------------------- */
+
+static Question ask(const RunConfig *config, const Cluster *cluster, double tokens, double days)
+{
+    return (Question){.config = config,
+                      .cluster = cluster,
+                      .max_batch = 256,
+                      .tokens = tokens,
+                      .days = days,
+                      .simulate = 4,
+                      .threads = 2};
+}
+
+static void test_smallest(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    SmallestAnswer s;
+    load(SETTINGS(COMMON, "train.batch=256"), &config, &cluster);
+    Question q = ask(&config, &cluster, 2e12, 1);
+    assert_ok(outlook_smallest(&q, &s));
+    assert_true(outlook_days(&s.answer->outlook) <= 1 && s.days_below > 1);
+    assert_true(s.devices_below > 0 && s.devices_below < s.answer->devices);
+    assert_int_equal(s.answer->outlook.plan.ranks, s.answer->devices);
+    int64_t devices = s.answer->devices;
+    outlook_answer_destroy(s.answer);
+    q.days = 0.7;
+    assert_ok(outlook_smallest(&q, &s));
+    assert_true(s.answer->devices > devices);
+    outlook_answer_destroy(s.answer);
+    q.days = 0.001;
+    assert_int_equal(outlook_smallest(&q, &s), ERR_REFUSED);
+    assert_says("come nearest; take --days");
+    unload(&config, &cluster);
+}
+
+static void test_doubling(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    Doubling d;
+    load(SETTINGS(COMMON, "train.batch=256"), &config, &cluster);
+    Question q = ask(&config, &cluster, 0, NAN);
+    assert_ok(outlook_doubling(&q, &d));
+    assert_int_equal(d.of[DOUBLED]->devices, 128);
+    assert_true(d.of[DOUBLED]->outlook.plan.tokens <= 256 * 2048.0);
+    assert_true(outlook_speedup(&d, AS_IT_IS) == 1);
+    assert_true(outlook_speedup(&d, DOUBLED) > 1 &&
+                outlook_speedup(&d, DOUBLED) < outlook_speedup(&d, DOUBLED_BATCH));
+    assert_true(outlook_speedup(&d, DOUBLED_BATCH) < 2.02);
+    outlook_doubling_deinit(&d);
+    unload(&config, &cluster);
+}
+
+static void test_largest(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    Arena arena = {0};
+    double before = 0;
+    static const char *const settings[] = {COMMON, "train.batch=256"};
+    const ConfigSource source = {NULL, settings, COUNT_OF(settings)};
+    load(settings, COUNT_OF(settings), &config, &cluster);
+    for (double days = 2; days <= 8; days *= 4) {
+        LargestAnswer l;
+        Question q = ask(&config, &cluster, 0, days);
+        assert_ok(outlook_largest(&arena, &q, &source, 20, &l));
+        const Outlook *o = &l.answer->outlook;
+        assert_true(outlook_days(o) <= days && outlook_days(o) > 0.3 * days);
+        assert_near(l.tokens, 20 * o->plan.active_weights, 1e-12);
+        assert_int_equal(o->plan.ranks, 64);
+        assert_true(o->plan.weights > 1.5 * before);
+        before = o->plan.weights;
+        outlook_largest_deinit(&l);
+    }
+    arena_deinit(&arena);
+    unload(&config, &cluster);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ladder),    cmocka_unit_test(test_outlook),
+        cmocka_unit_test(test_scale),     cmocka_unit_test(test_remedies),
+        cmocka_unit_test(test_no_remedy), cmocka_unit_test(test_divides),
+        cmocka_unit_test(test_compare),   cmocka_unit_test(test_smallest),
+        cmocka_unit_test(test_doubling),  cmocka_unit_test(test_largest),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

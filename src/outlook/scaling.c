@@ -1,0 +1,63 @@
+/* The same layout with more and with fewer replicas, the same batch: what devices buy when the
+ * batch may not grow. */
+#include "outlook/outlook.h"
+
+#include <stdlib.h>
+
+enum { MAX_FACTOR = 32 };
+
+/* The axis of replicas that can be halved and doubled. */
+static int64_t *replicas_of(RunConfig *config)
+{
+    RunParallel *p = &config->parallel;
+    return p->dp > 1 || p->fsdp == 1 ? &p->dp : &p->fsdp;
+}
+
+/* false: such a layout is none, or for no whole nodes. */
+static bool make_point(const RunConfig *config, const Cluster *cluster, double tokens,
+                       ScalePoint *point)
+{
+    Cluster other = *cluster; /* its texts and lists are borrowed; its arena stays as it is */
+    int64_t ranks = run_ranks(config);
+    Outlook o;
+    other.arena = (Arena){0};
+    if (run_layout_check(config, ranks) != OK) return false;
+    if (ranks > cluster_devices(cluster) && cluster_resize(&other, ranks) != OK) return false;
+    bool made = outlook_make(config, &other, &(PlanOptions){.jitter = -1}, tokens, &o) == OK;
+    bool known = made && o.plan.time.step_s > 0; /* not of more ranks than a processor has cores */
+    if (known)
+        *point = (ScalePoint){
+            .devices = ranks,
+            .fits = o.plan.fits,
+            .step_s = o.plan.time.step_s,
+            .tokens_per_s = o.plan.tokens_per_s,
+            .mfu = o.plan.mfu,
+            .days = outlook_days(&o),
+            .goodput = o.has_fleet ? o.fleet.goodput[o.fleet.scheme].mean : 0,
+            .usd_per_trillion_tokens = o.has_fleet ? o.fleet.usd_per_trillion_tokens : (Range){0}};
+    if (made) outlook_deinit(&o);
+    return known;
+}
+
+void outlook_scale(const Outlook *o, Scaling *out)
+{
+    *out = (Scaling){0};
+    for (int64_t down = MAX_FACTOR; down > 1; down /= 2) {
+        RunConfig config = o->plan.config;
+        int64_t *replicas = replicas_of(&config);
+        if (*replicas % down) continue;
+        *replicas /= down;
+        out->n += make_point(&config, o->cluster, o->tokens, &out->point[out->n]);
+    }
+    out->here = out->n;
+    for (int64_t up = 1; up <= MAX_FACTOR; up *= 2) {
+        RunConfig config = o->plan.config;
+        *replicas_of(&config) *= up;
+        bool made = make_point(&config, o->cluster, o->tokens, &out->point[out->n]);
+        out->n += made;
+        if (up == 1 && !made) {
+            out->n = 0; /* the plan itself says nothing */
+            return;
+        }
+    }
+}
