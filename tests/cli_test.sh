@@ -490,6 +490,9 @@ says '2 steps'
 expect 3 'it fits with parallel.zero=1 \([0-9.]+ GB, [0-9.]+ s a step\)|it fits with ' plan "${big[@]}" parallel.dp=64
 one_line
 expect 3 'train.batch=128 would do' plan "${big[@]}" parallel.tp=2 parallel.dp=32 train.batch=120 # the nearest that divides
+expect 3 'parallel.cp=2 would do' plan "${big[@]}" parallel.cp=3
+expect 3 '[0-9]+ devices would do, with ' plan --model llama3.1-70b --cluster hgx --simulate 4
+one_line
 expect 3 'less than one batch of .*train.batch=' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --tokens 100k
 expect 3 'less than one sequence of train.seq' plan "${big[@]}" --search --max-batch 1k
 one_line

@@ -4,7 +4,7 @@
 
 #include "cli/plan.h"
 
-enum { DEFAULT_SEQ = 8192, FRONT = 12 };
+enum { DEFAULT_SEQ = 8192, FRONT = 12, FEW = 4 };
 static const double default_max_batch = 16e6; /* tokens, with --model */
 
 Status plan_read_count(const char *option, const char *text, double *out)
@@ -95,5 +95,8 @@ Status plan_find(const RunConfig *config, const Cluster *cluster, const PlanFlag
                          .simulate = (int)flags->simulate,
                          .front = flags->report ? FRONT : 0};
     TRY(plan_max_batch(config, flags, &how.max_batch));
-    return plan_search(config, cluster, &how, found);
+    Status status = plan_search(config, cluster, &how, found);
+    Question more = {
+        .config = config, .cluster = cluster, .max_batch = how.max_batch, .simulate = FEW};
+    return status == ERR_REFUSED ? outlook_refuse_search(&more, status) : status;
 }

@@ -6,6 +6,8 @@
 #include "outlook/outlook.h"
 #include "setting/setting.h"
 
+static const double noticeable = 0.0005; /* share of a step */
+
 /* What the devices do for a token: their seconds over its number. Batches and devices may differ.
  */
 static double token_s(const Plan *p) { return p->time.step_s * (double)p->ranks / p->tokens; }
@@ -153,10 +155,11 @@ static const struct {
     {"MW at the meter", "meter_mw", f_power},
 };
 
-/* A row of the comparison: false where none of them has the figure. */
+/* A row of the comparison: false where none of them has the figure, or a part to speak of. */
 static bool row_values(const Contender *c, int n, int row, bool same, CompareRow *out)
 {
     bool any = false;
+    double least[MAX_CONTENDERS] = {0};
     if (row < COUNT_OF(figures)) {
         out->name = figures[row].name;
         for (int i = 0; i < n; i++) out->value[i] = figures[row].figure(&c[i].outlook);
@@ -167,9 +170,10 @@ static bool row_values(const Contender *c, int n, int row, bool same, CompareRow
             step_parts(&p->time, part);
             out->name = part[row - COUNT_OF(figures)].name;
             out->value[i] = part[row - COUNT_OF(figures)].seconds * scale_of(p, same);
+            least[i] = noticeable * p->time.step_s * scale_of(p, same);
         }
     }
-    for (int i = 0; i < n; i++) any |= out->value[i] > 0;
+    for (int i = 0; i < n; i++) any |= out->value[i] > least[i];
     return any;
 }
 
@@ -198,7 +202,7 @@ static void text_row(const CompareRow *row, int n, Str *out)
     str_printf(out, "%-*s", NAME, row->name);
     for (int i = 0; i < n; i++) {
         char value[32], change[32] = "";
-        if (fabs(row->value[i]) >= 1e5)
+        if (fabs(row->value[i]) >= 9999.5)
             format_count(row->value[i], value);
         else
             snprintf(value, sizeof value, "%.4g", row->value[i]);

@@ -122,6 +122,10 @@ typedef struct SmallestAnswer {
 } SmallestAnswer;
 Status outlook_smallest(const Question *question, SmallestAnswer *out);
 
+/* The sentence of a search that was refused with this status since nothing fits, and how many
+ * devices would do. */
+Status outlook_refuse_search(const Question *question, Status status);
+
 /* From what a run file was loaded, so that it can be loaded with other sizes. */
 typedef struct ConfigSource {
     const char *path; /* NULL: none */

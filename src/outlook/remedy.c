@@ -222,13 +222,42 @@ static bool fewer_replicas(Remedies *r, RunConfig c)
     return false;
 }
 
+static bool try_axis(Remedies *r, RunConfig c, size_t axis, int64_t value)
+{
+    Plan plan;
+    *(int64_t *)(void *)((char *)&c.parallel + axis) = value;
+    if (plan_make(&c, r->cluster, &(PlanOptions){.jitter = -1}, &plan) != OK) return false;
+    plan_deinit(&plan);
+    r->found[r->n++] = (Remedy){.config = c};
+    return true;
+}
+
+/* One axis by the powers of two around it, then by ever smaller ones. */
+static bool nearest_axis(Remedies *r)
+{
+    static const size_t axes[] = {offsetof(RunParallel, cp),   offsetof(RunParallel, ep),
+                                  offsetof(RunParallel, tp),   offsetof(RunParallel, pp),
+                                  offsetof(RunParallel, fsdp), offsetof(RunParallel, dp)};
+    for (int i = 0; i < COUNT_OF(axes); i++) {
+        const char *parallel = (const char *)&r->before->parallel;
+        int64_t value = *(const int64_t *)(const void *)(parallel + axes[i]), below = 1;
+        if (value < 2) continue;
+        while (2 * below < value) below *= 2;
+        if (try_axis(r, *r->before, axes[i], below)) return true;
+        if (2 * below != value && try_axis(r, *r->before, axes[i], 2 * below)) return true;
+        while ((below /= 2) >= 1)
+            if (try_axis(r, *r->before, axes[i], below)) return true;
+    }
+    return false;
+}
+
 Status outlook_refuse_layout(const RunConfig *config, const Cluster *cluster, Status status)
 {
     char *sentence = xstrdup(status_message());
     Remedies *r = xcalloc(1, sizeof *r);
     *r = (Remedies){.before = config, .cluster = cluster};
     bool found = !strstr(sentence, "would") && !strstr(sentence, "; take ") &&
-                 (nearest_batch(r, *config) || fewer_replicas(r, *config));
+                 (nearest_batch(r, *config) || fewer_replicas(r, *config) || nearest_axis(r));
     Str changes = {0};
     if (found) outlook_changes(config, &r->found[0].config, &changes);
     status = found ? fail(status, "%s; %s would do", sentence, changes.at)

@@ -40,7 +40,7 @@ static const char rules[] =
     ".memory,.weights{fill:var(--memory)}.launch{fill:var(--launch)}.tp,.backward{fill:var(--tp)}"
     ".cp{fill:var(--cp)}.ep{fill:var(--ep)}.fsdp{fill:var(--fsdp)}.dp{fill:var(--dp)}"
     ".pp{fill:var(--pp)}.wait,.track{fill:var(--wait)}.optimizer,.update{fill:var(--optimizer)}"
-    ".jitter{fill:var(--jitter)}\n"
+    ".jitter{fill:var(--jitter)}.exposed{fill:#26282c;stroke:var(--axis);stroke-width:.3}\n"
     "table{border-collapse:collapse;font-size:14px;margin:8px 0}th,td{text-align:left;"
     "padding:3px 16px 3px 0;vertical-align:top;border-bottom:1px solid var(--grid);"
     "font-weight:normal}th{color:var(--soft)}td.n,th.n{text-align:right}"

@@ -36,7 +36,7 @@ static int legend(const Timeline *t, LegendItem item[TIMELINE_WORKS + 2])
     }
     for (int w = 0; w < TIMELINE_WORKS; w++)
         if (there[w]) item[n++] = (LegendItem){classes[w], timeline_work_name((TimelineWork)w)};
-    if (exposed) item[n++] = (LegendItem){"jitter", "of it waiting for exchanges"};
+    if (exposed) item[n++] = (LegendItem){"exposed", "of it waiting for exchanges"};
     item[n++] = (LegendItem){"wait", "waiting for other ranks"};
     return n;
 }
@@ -164,7 +164,7 @@ static void draw_cell(const TimelineAction *a, const Chart *c, double y, double 
     str_deinit(&what);
     double exposed = (x1 - x0 - gap) * a->exposed_s / (a->end_s - a->begin_s);
     if (exposed > 0.3)
-        svg_rect(out, x1 - gap - exposed, y + height - 3, exposed, 3, "jitter", "%s", "");
+        svg_rect(out, x1 - gap - exposed, y + height - 3, exposed, 3, "exposed", "%s", "");
     double digits = a->micro < 10 ? 1 : a->micro < 100 ? 2 : 3;
     if (a->micro >= 0 && x1 - x0 > 5.5 * digits + 3)
         svg_text(out, (x0 + x1) / 2, y + height / 2 + 3, "middle",
