@@ -314,6 +314,33 @@ static void test_same_bits(void **state)
     }
 }
 
+/* Ranks of tensor parallelism hold the same rows, and each sends its part of their columns: in all
+ * as many bytes as without them. */
+static void test_rows_are_sent_once(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {"ep2", "ep2 tp2", "ep2 tp2 seq", "ep2 tp4"},
+                             *const models[] = {llama4, grok1};
+    for (int m = 0; m < COUNT_OF(models); m++) {
+        int64_t alone = 0;
+        for (int i = 0; i < COUNT_OF(texts); i++) {
+            ModelConfig model;
+            char message[600] = "";
+            Job job = parse_job(texts[i]);
+            make_model(models[m], job.layers, &model);
+            job.model = &model;
+            if (run_job(&job, message) != OK) fail_msg("%s: %s", texts[i], message);
+            int64_t sum = 0;
+            for (int r = 0; r < mesh_ranks(&job.options.layout.mesh); r++) sum += job.rows_bytes[r];
+            if (i == 0) alone = sum;
+            assert_true(alone > 0);
+            if (sum != alone)
+                fail_msg("%s: %lld bytes, alone %lld", texts[i], (long long)sum, (long long)alone);
+            model_config_deinit(&model);
+        }
+    }
+}
+
 /* What experts exchange depends on the data. */
 static void test_wire(void **state)
 {
@@ -423,11 +450,16 @@ static void test_grok1(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama3),         cmocka_unit_test(test_llama4),
-        cmocka_unit_test(test_grok1),          cmocka_unit_test(test_schedules),
-        cmocka_unit_test(test_random_tables),  cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_wire),           cmocka_unit_test(test_shares_of_memory),
-        cmocka_unit_test(test_pipeline_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3),
+                                       cmocka_unit_test(test_llama4),
+                                       cmocka_unit_test(test_grok1),
+                                       cmocka_unit_test(test_schedules),
+                                       cmocka_unit_test(test_random_tables),
+                                       cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_rows_are_sent_once),
+                                       cmocka_unit_test(test_rows_are_sent_once),
+                                       cmocka_unit_test(test_wire),
+                                       cmocka_unit_test(test_shares_of_memory),
+                                       cmocka_unit_test(test_pipeline_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -68,6 +68,7 @@ typedef struct Job {
                      Session *session); /* of each rank, behind its steps; or NULL */
     void *context;
     double loss[STEPS], norm[STEPS]; /* as rank 0 sees them */
+    int64_t rows_bytes[MAX_RANKS];   /* that each rank sent to the owners of experts and back */
 } Job;
 
 typedef struct RankJob {
@@ -265,6 +266,15 @@ static inline Status check_wire(Device *device, const StepOptions *o, const Step
     return fail(ERR_COMM, "%.0f bytes were sent, the nodes declare %.0f", sent, declared);
 }
 
+static inline Status count_rows(Device *device, const StepOptions *o, int64_t *bytes)
+{
+    Comm *group;
+    if (mesh_size(&o->layout.mesh, MESH_EP) < 2) return OK;
+    TRY(device_group(device, 1u << MESH_EP, &group));
+    *bytes = (int64_t)comm_stats(group).kind[COMM_ALL_TO_ALL].sent_bytes;
+    return OK;
+}
+
 /* A weight that two ranks of a pipeline hold has the same bits on both, its moments too. */
 static inline Status check_twins(Device *device, const StepOptions *o, const StepPrograms *p,
                                  Session *session)
@@ -325,6 +335,7 @@ static Status run_rank(RankJob *r)
             if (status == OK && job->at_end) status = job->at_end(job, &programs, session);
             session_destroy(session); /* waits for what is still on its way */
             if (status == OK && job->check_wire) status = check_wire(device, &o, &programs);
+            if (status == OK) status = count_rows(device, &o, &job->rows_bytes[r->rank]);
         }
         step_programs_destroy(&programs);
     }

@@ -139,10 +139,8 @@ static double slowed_end(const Run *r, SimWork work, double seconds)
     return done >= seconds ? r->now + seconds / (1 - taken) : busy + seconds - done;
 }
 
-static void kernel(Run *r, const Instr *instr, const Cost *c)
+static void compute(Run *r, const Instr *instr, SimWork work, double seconds)
 {
-    SimWork work = work_of(c);
-    double seconds = sim_kernel_s(r->sim, instr->op->name, c);
     r->host += r->sim->device.host_launch_s;
     if (r->host > r->now) {
         r->time.launch_s += r->host - r->now;
@@ -152,8 +150,26 @@ static void kernel(Run *r, const Instr *instr, const Cost *c)
     tell(r, instr, SIM_TRACK_KERNELS, r->now, end);
     r->time.work_s[work] += end - r->now;
     r->time.slowed_s += end - r->now - seconds;
-    if (work != SIM_MEMORY) r->time.flop += c->flop;
     r->now = end;
+}
+
+/* Heads and routers stay as they are. */
+static bool reads_8_bits(const Run *r, const Instr *instr, const Cost *c)
+{
+    return r->sim->fp8 && c->kind == COST_MATMUL && c->dtype == DTYPE_BF16 &&
+           instr->node->layer >= 0;
+}
+
+static void kernel(Run *r, const Instr *instr, const Cost *c)
+{
+    SimWork work = work_of(c);
+    Cost priced = *c;
+    if (reads_8_bits(r, instr, c)) {
+        compute(r, instr, SIM_MEMORY, sim_cast_s(r->sim, c));
+        priced.dtype = DTYPE_F8_E4M3;
+    }
+    compute(r, instr, work, sim_kernel_s(r->sim, instr->op->name, &priced));
+    if (work != SIM_MEMORY) r->time.flop += c->flop;
 }
 
 /* ---- instructions ----------------------------------------------------------------------- */

@@ -19,6 +19,9 @@ typedef struct Sim {
         device; /* as one rank has it: of a processor, the share of as many ranks as a host runs */
     Mesh mesh;  /* sizes: rank r is the cluster's device r, neighbours along tp side by side */
     double derating; /* of the network's bandwidth in training */
+    /* Products of bf16 inside layers are priced as if they read 8 bits: the sheet's fp8 curve, and
+     * a cast in front of each. No program computes so. */
+    bool fp8;
 } Sim;
 /* ERR_REFUSED: the cluster has fewer devices than the mesh has ranks. */
 Status sim_init(const Cluster *cluster, const Mesh *mesh, Sim *sim);
@@ -59,6 +62,10 @@ SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last,
 
 /* A kernel alone on the device. */
 double sim_kernel_s(const Sim *sim, const char *op, const Cost *cost);
+/* The cast of a product's first operand from 16 to 8 bits (of fp8, each product casts one; the
+ * other is a weight, cast once for all micro-batches, or what the layer's other product has cast).
+ */
+double sim_cast_s(const Sim *sim, const Cost *cost);
 /* An exchange among the ranks along these axes, which have the links to themselves. whole_bytes:
  * Cost.whole_bytes. */
 double sim_exchange_s(const Sim *sim, CommKind kind, unsigned axes, double whole_bytes);

@@ -26,7 +26,7 @@ static double product_s(const DeviceSheet *d, const Cost *c)
     double eta = padded * cluster_matrix_efficiency(d, math, (int64_t)(m * c->count / padded),
                                                     (int64_t)n, (int64_t)k);
     double flop_s = 2 * m * n * k * c->count / (d->matrix[math].peak_flop_per_s * eta);
-    double bytes_s = move_s(d, c->count * size * (m * k + k * n + m * n));
+    double bytes_s = move_s(d, c->count * (size * (m * k + k * n) + fmax(2, size) * m * n));
     return fmax(flop_s, bytes_s);
 }
 
@@ -36,6 +36,11 @@ static double attention_s(const DeviceSheet *d, const Cost *c)
                                               c->kind == COST_ATTENTION_GRAD);
     double flop_s = c->flop / (d->matrix[MATH_BF16].peak_flop_per_s * eta);
     return fmax(flop_s, move_s(d, c->read_bytes + c->write_bytes));
+}
+
+double sim_cast_s(const Sim *sim, const Cost *c)
+{
+    return sim->device.launch_s + move_s(&sim->device, 3 * c->count * c->m * c->k);
 }
 
 double sim_kernel_s(const Sim *sim, const char *op, const Cost *c)

@@ -205,9 +205,11 @@ static void solve(Solver *s)
 
 void graph_cut_text(CutCtx *ctx, const char *text)
 {
-    Solver s = {.ctx = ctx, .text = text, .term = xcalloc((size_t)ctx->n_in + 1, sizeof *s.term)};
+    Term few[GRAPH_FEW];
+    Solver s = {.ctx = ctx, .text = text, .term = few};
+    if (ctx->n_in > GRAPH_FEW) s.term = xcalloc((size_t)ctx->n_in, sizeof *s.term);
     solve(&s);
-    free(s.term);
+    if (s.term != few) free(s.term);
 }
 
 /* Nothing is cut: every rank does all of it. */
@@ -268,10 +270,24 @@ static Status check_operands(const CutCtx *c)
     return OK;
 }
 
+static Status place_node(CutCtx *c, const Node *node, Place out[NODE_MAX_OUT])
+{
+    for (int i = 0; i < node->n_in; i++) {
+        c->in[i] = value_ok(node->in[i]) ? graph_value(c->graph, node->in[i]) : NULL;
+        c->place[i] = c->in[i] ? c->in[i]->place[c->axis] : (Place){PLACE_SAME, 0};
+    }
+    TRY(graph_cut(c));
+    TRY(check_operands(c));
+    memcpy(out, c->out, sizeof c->out);
+    return OK;
+}
+
 Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis,
                         Place out[NODE_MAX_OUT])
 {
     int n = node->n_in;
+    const Value *few[GRAPH_FEW];
+    Place few_places[2 * GRAPH_FEW];
     CutCtx c = {.graph = graph,
                 .op = node->op,
                 .attr = node->attr,
@@ -280,17 +296,12 @@ Status graph_place_node(const Graph *graph, const Node *node, MeshAxis axis,
                 .rank = graph->mesh.coord[axis],
                 .localized = true,
                 .n_in = n};
-    c.in = xcalloc((size_t)n + 1, sizeof *c.in);
-    c.place = xcalloc(2 * (size_t)n + 1, sizeof *c.place);
+    bool is_few = n <= GRAPH_FEW;
+    c.in = is_few ? few : xcalloc((size_t)n, sizeof *c.in);
+    c.place = is_few ? few_places : xcalloc(2 * (size_t)n, sizeof *c.place);
     c.want = c.place + n;
-    for (int i = 0; i < n; i++) {
-        if (!value_ok(node->in[i])) continue;
-        c.in[i] = graph_value(graph, node->in[i]);
-        c.place[i] = c.in[i]->place[axis];
-    }
-    Status status = graph_cut(&c);
-    if (status == OK) status = check_operands(&c);
-    if (status == OK) memcpy(out, c.out, sizeof c.out);
+    Status status = place_node(&c, node, out);
+    if (is_few) return status;
     free(c.in);
     free(c.place);
     return status;

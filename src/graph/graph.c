@@ -156,26 +156,34 @@ static void refused(const Graph *graph, const InferCtx *ctx)
     str_deinit(&text);
 }
 
+static Status infer(const Graph *graph, const ValueId *in, InferCtx *ctx)
+{
+    const OpDef *op = ctx->op;
+    for (int i = 0; i < ctx->n_in; i++) {
+        if (!value_ok(in[i]) && !(i < 32 && op->optional_in >> i & 1))
+            return fail(ERR_ARG, "%s: operand %d is missing", op->name, i);
+        ctx->in[i] = value_ok(in[i]) ? graph_value(graph, in[i]) : NULL;
+    }
+    for (int i = 0; i < op->n_out; i++) ctx->out[i] = (InferOut){.wanted = true, .alias = -1};
+    Status status = op->infer(ctx);
+    if (status != OK) refused(graph, ctx);
+    return status;
+}
+
 Status graph_infer(const Graph *graph, const OpDef *op, const void *attr, const ValueId *in,
                    int n_in, InferCtx *ctx)
 {
+    const Value *few[GRAPH_FEW];
     if (n_in < op->min_in || (op->max_in >= 0 && n_in > op->max_in))
         return fail(ERR_ARG, "%s takes %d to %d operands, got %d", op->name, op->min_in, op->max_in,
                     n_in);
-    *ctx = (InferCtx){.graph = graph, .op = op, .n_in = n_in, .attr = attr};
-    ctx->in = xcalloc((size_t)n_in + 1, sizeof *ctx->in);
-    for (int i = 0; i < n_in; i++) {
-        if (!value_ok(in[i]) && !(i < 32 && op->optional_in >> i & 1)) {
-            free(ctx->in);
-            return fail(ERR_ARG, "%s: operand %d is missing", op->name, i);
-        }
-        ctx->in[i] = value_ok(in[i]) ? graph_value(graph, in[i]) : NULL;
-    }
-    for (int i = 0; i < NODE_MAX_OUT; i++)
-        ctx->out[i] = (InferOut){.wanted = i < op->n_out, .alias = -1};
-    Status status = op->infer(ctx);
-    if (status != OK) refused(graph, ctx);
-    free(ctx->in);
+    ctx->graph = graph; /* one by one: the results' places, which are much larger, are set later */
+    ctx->op = op;
+    ctx->n_in = n_in;
+    ctx->attr = attr;
+    ctx->in = n_in <= GRAPH_FEW ? few : xcalloc((size_t)n_in, sizeof *ctx->in);
+    Status status = infer(graph, in, ctx);
+    if (ctx->in != few) free(ctx->in);
     ctx->in = NULL;
     return status;
 }

@@ -192,11 +192,13 @@ struct Graph {
         ValueId value;
     } * output; /* what the host reads after a run; kept alive to the end */
     int n_outputs, output_cap;
-    Mesh mesh;      /* whose rank's graph this is */
-    bool canonical; /* every sum is made in one order, however the graph is cut: partial sums along
-                       MESH_TP are made whole before anything else happens to them, along MESH_CP
-                       there are none (what would make them sees whole sequences), and each part of
-                       the batch has router losses of its own */
+    Mesh mesh;       /* whose rank's graph this is */
+    bool canonical;  /* every sum is made in one order, however the graph is cut: partial sums along
+                        MESH_TP are made whole before anything else happens to them, along MESH_CP
+                        there are none (what would make them sees whole sequences), and each part of
+                        the batch has router losses of its own */
+    int expert_room; /* ranks that own experts have room for so many times the rows that come on
+                        average; 0: for all that may come */
     /* stamped on every node that is added */
     Phase phase;
     int layer;
@@ -411,7 +413,8 @@ void graph_set_scope(Graph *graph, const char *name);
 typedef struct Rewrite {
     const Graph *from;
     Graph *to;
-    ValueId *map; /* old value id -> new value */
+    ValueId *map;         /* old value id -> new value */
+    const char *scope[2]; /* the node's name that was copied last, and its copy */
 } Rewrite;
 void rewrite_begin(Rewrite *rewrite, const Graph *from);
 /* Without the states for which keep[] is false, of which no node that is copied may read, nor a
@@ -420,6 +423,8 @@ void rewrite_begin_of(Rewrite *rewrite, const Graph *from, const bool *keep);
 ValueId rewrite_get(const Rewrite *rewrite, ValueId old);
 void rewrite_set(Rewrite *rewrite, ValueId old, ValueId fresh);
 Status rewrite_copy_node(Rewrite *rewrite, NodeId node);
+/* A node's name (or NULL) in the new graph; nodes behind each other with the same share it. */
+const char *rewrite_scope(Rewrite *rewrite, const char *name);
 /* Copies outputs; frees the map; *graph (== rewrite->from) is replaced by the new one. */
 Status rewrite_end(Rewrite *rewrite, Graph **graph);
 void rewrite_abort(Rewrite *rewrite);

@@ -4,6 +4,8 @@
 
 #include "graph/graph.h"
 
+enum { GRAPH_FEW = 12 }; /* operands for which no memory is asked: nodes are added by the million */
+
 ValueId graph_new_value(Graph *graph); /* zeroed; pointers into graph->value move */
 Node *graph_new_node(Graph *graph);    /* zeroed; pointers into graph->node move */
 /* Runs the shape rule; on refusal the sentence names op, place and operands. ctx->in is gone after.

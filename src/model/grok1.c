@@ -82,7 +82,7 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
     TRY(op_grouped_linear(b->g, rows, model_expert_matrices(b, &in), d.offsets, EXPERTS_OUT_IN,
                           &both));
     TRY(op_split(b->g, both, 2, halves, axes, part));
-    TRY(op_geglu(b->g, part[0], part[1], &act));
+    TRY(op_geglu_rows(b->g, part[0], part[1], d.offsets, &act));
     TRY(op_grouped_linear(b->g, act, model_expert_matrices(b, &out), d.offsets, EXPERTS_OUT_IN,
                           &rows));
     Shape tokens = graph_value(b->g, x)->shape;

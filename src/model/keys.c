@@ -28,6 +28,7 @@ static const char *const keys[] = {
     "eos_token_id",
     "pad_token_id",
     "drover_expert_bias",
+    "drover_shared_expert",
     /* read by families */
     "intermediate_size_mlp",
     "num_local_experts",

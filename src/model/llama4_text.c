@@ -88,6 +88,7 @@ static Status read_chunks(ModelConfig *c, const json_t *json)
 static Status read_llama4(ModelConfig *c, const json_t *json)
 {
     c->shared_expert = true;
+    TRY(config_bool(json, "drover_shared_expert", &c->shared_expert));
     c->qk_norm = true;
     c->temperature_tuning = true;
     c->temperature_scale = 0.1;
@@ -171,8 +172,8 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
     int64_t f = c->ffn_expert, halves[2] = {f, f};
     Axis axes[2] = {AXIS_FFN, AXIS_FFN};
     Dispatch d;
-    ValueId rows, both, part[2], act, shared;
-    TRY(model_swiglu(b, "feed_forward.shared_expert", x, f, &shared));
+    ValueId rows, both, part[2], act, shared = NO_VALUE;
+    if (c->shared_expert) TRY(model_swiglu(b, "feed_forward.shared_expert", x, f, &shared));
     TRY(model_route(b, "feed_forward.router", ROUTER_SIGMOID, x, &d));
     graph_set_scope(b->g, "feed_forward.experts");
     TRY(op_expert_gather(b->g, x, d.score, d.source, d.place, &rows));
@@ -180,7 +181,7 @@ static Status experts(ModelBuilder *b, ValueId x, ValueId *y)
         b->g, rows, expert_weight(b, "feed_forward.experts.gate_up_proj", c->embed, 2 * f, false),
         d.offsets, EXPERTS_IN_OUT, &both));
     TRY(op_split(b->g, both, 2, halves, axes, part));
-    TRY(op_swiglu(b->g, part[0], part[1], &act));
+    TRY(op_swiglu_rows(b->g, part[0], part[1], d.offsets, &act));
     TRY(op_grouped_linear(b->g, act,
                           expert_weight(b, "feed_forward.experts.down_proj", f, c->embed, true),
                           d.offsets, EXPERTS_IN_OUT, &rows));

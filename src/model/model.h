@@ -44,7 +44,8 @@ typedef struct ModelConfig {
     int64_t ffn_dense;  /* width of dense feed-forwards */
     int64_t ffn_expert; /* width of each expert and of the shared one */
     int64_t n_experts, n_experts_per_token;
-    bool shared_expert;   /* one more expert, that every token meets */
+    bool shared_expert;   /* one more expert, that every token meets; our key drover_shared_expert:
+                             false leaves it out of Llama 4, which transformers cannot */
     int norms_per_layer;  /* of hidden_size weights each */
     bool layer_norm;      /* LayerNorm; else RMSNorm */
     bool norm_bias, bias; /* of norms; of products */

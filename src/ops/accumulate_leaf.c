@@ -24,9 +24,11 @@ int op_accumulate_leaf_parts(int64_t n_micro)
     return levels > 1 ? levels - 1 : 0;
 }
 
+extern const OpDef op_def_accumulate, op_def_accumulate_leaf;
+
 bool op_adds_to_state(const Node *node)
 {
-    return node->op == op_find("accumulate") || node->op == op_find("accumulate_leaf");
+    return node->op == &op_def_accumulate || node->op == &op_def_accumulate_leaf;
 }
 
 static Status infer(InferCtx *ctx)

@@ -22,6 +22,7 @@ typedef struct ExchangeAttr {
     int n, rank; /* along MESH_EP */
     int apart; /* not 0: rows of an expert that came from several ranks are told apart, for sums in
                   canonical order */
+    int columns; /* not 0: along MESH_TP each rank has a part of the columns of all rows */
 } ExchangeAttr;
 
 /* ---- placements ------------------------------------------------------------------------- */
@@ -41,6 +42,8 @@ static Status cut_plan(CutCtx *c)
  * experts are shared out along that axis too (expert_fold.c), of the same owners. */
 static void cut_along(CutCtx *c)
 {
+    if (c->axis == MESH_TP && ((const ExchangeAttr *)c->attr)->columns)
+        c->want[0] = (Place){PLACE_CUT, 1};
     bool cut = place_equal(c->want[0], of_tokens) || place_equal(c->want[0], of_owners);
     c->out[0] = c->want[0];
     c->want[1] = cut ? c->want[0] : same;
@@ -99,13 +102,18 @@ static Status check_rows(const InferCtx *ctx)
     return ctx->in[0]->shape.rank == 2 ? OK : fail(ERR_SHAPE, "rows must be [rows width]");
 }
 
+/* Times as many rows as a rank sends. */
+static int64_t room_of(const InferCtx *ctx)
+{
+    int n = ((const ExchangeAttr *)ctx->attr)->n, room = ctx->graph->expert_room;
+    return room && room < n ? room : n;
+}
+
 static Status infer_dispatch(InferCtx *ctx)
 {
     TRY(check_rows(ctx));
     ctx->out[0] = infer_like(ctx->in[0]);
-    if (__builtin_mul_overflow(ctx->in[0]->shape.dim[0],
-                               (int64_t)((const ExchangeAttr *)ctx->attr)->n,
-                               &ctx->out[0].shape.dim[0]) ||
+    if (__builtin_mul_overflow(ctx->in[0]->shape.dim[0], room_of(ctx), &ctx->out[0].shape.dim[0]) ||
         ctx->out[0].shape.dim[0] > INT32_MAX)
         return fail(ERR_SHAPE, "more rows than i32 can count");
     return OK;
@@ -115,7 +123,7 @@ static Status infer_collect(InferCtx *ctx)
 {
     TRY(check_rows(ctx));
     ctx->out[0] = infer_like(ctx->in[0]);
-    ctx->out[0].shape.dim[0] /= ((const ExchangeAttr *)ctx->attr)->n;
+    ctx->out[0].shape.dim[0] /= room_of(ctx);
     return OK;
 }
 
@@ -384,6 +392,11 @@ const OpDef op_def_expert_collect = {
     .cpu = CPU_KERNEL_ANY(&collect_kernel),
 };
 
+bool op_expert_sends_columns(const Node *node)
+{
+    return node->op == &op_def_expert_dispatch && ((const ExchangeAttr *)node->attr)->columns;
+}
+
 /* ---- builders --------------------------------------------------------------------------- */
 
 Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned)
@@ -396,14 +409,14 @@ Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned)
     return OK;
 }
 
-Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, ValueId *of_experts)
+Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, bool columns, ValueId *of_experts)
 {
-    ExchangeAttr attr = {.n = 1};
+    ExchangeAttr attr = {.n = 1, .columns = columns};
     return graph_add(g, &op_def_expert_dispatch, &attr, (ValueId[]){rows, table}, 2, of_experts);
 }
 
-Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, ValueId *rows)
+Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, bool columns, ValueId *rows)
 {
-    ExchangeAttr attr = {.n = 1};
+    ExchangeAttr attr = {.n = 1, .columns = columns};
     return graph_add(g, &op_def_expert_collect, &attr, (ValueId[]){of_experts, table}, 2, rows);
 }

@@ -42,17 +42,29 @@ static void gelu_grad_bf16(const Piece *p) { EACH_VECTOR(p->n, step_grad, p, GEL
 
 typedef void (*OnPiece)(const Piece *p);
 
+/* The same with as many rows as the offsets say, if there are any. */
+static Tensor with_rows(const Tensor *t, const KernelArgs *args, int offsets)
+{
+    Tensor some = *t;
+    if (args->n_in > offsets) {
+        const int32_t *offset = args->in[offsets].data;
+        some.shape.dim[0] = offset[tensor_count(&args->in[offsets]) - 1];
+    }
+    return some;
+}
+
 static Status forward(KernelArgs *args, OnPiece f32, OnPiece bf16)
 {
-    Walk w = {.tensor = {&args->out[0], &args->in[0], &args->in[1]}, .n = 3};
+    Tensor y = with_rows(&args->out[0], args, 2);
+    Walk w = {.tensor = {&y, &args->in[0], &args->in[1]}, .n = 3};
     walk(&w, args->threads, args->out[0].dtype == DTYPE_BF16 ? bf16 : f32);
     return OK;
 }
 
 static Status backward(KernelArgs *args, OnPiece f32, OnPiece bf16)
 {
-    Walk w = {.tensor = {&args->in[0], &args->in[1], &args->in[2], &args->out[0], &args->out[1]},
-              .n = 5};
+    Tensor gate = with_rows(&args->in[0], args, 3);
+    Walk w = {.tensor = {&gate, &args->in[1], &args->in[2], &args->out[0], &args->out[1]}, .n = 5};
     walk(&w, args->threads, args->in[0].dtype == DTYPE_BF16 ? bf16 : f32);
     return OK;
 }

@@ -87,10 +87,8 @@ Cost grouped_cost(const Graph *g, const Node *node)
     const Value *rows = graph_value(g, node->in[0]), *offsets = graph_value(g, node->in[2]);
     const Value *other = graph_value(g, node->in[1]), *out = graph_value(g, node->out[0]);
     bool forward = other->shape.rank == 3;
-    double owners = 1,
+    double owners = expert_room(g, rows),
            senders = rows->place[MESH_EP].kind == PLACE_OWNED ? mesh_size(&g->mesh, MESH_EP) : 1;
-    for (int a = 0; a < MESH_AXES; a++)
-        owners *= rows->place[a].kind == PLACE_OWNED ? mesh_size(&g->mesh, (MeshAxis)a) : 1;
     double experts = (double)(offsets->shape.dim[0] - 1);
     double used = fmax(0, (double)rows->shape.dim[0] / owners -
                               experts * senders * EXPERT_ROW_ALIGN / 2);

@@ -51,6 +51,10 @@ Status op_swiglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
 /* y = gelu(gate) * up; gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Operands as
  * op_swiglu's. */
 Status op_geglu(Graph *g, ValueId gate, ValueId up, ValueId *y);
+/* The same of rows of experts [R F], as many as their offsets say; those behind are left as they
+ * are. */
+Status op_swiglu_rows(Graph *g, ValueId gate, ValueId up, ValueId offsets, ValueId *y);
+Status op_geglu_rows(Graph *g, ValueId gate, ValueId up, ValueId offsets, ValueId *y);
 /* y = f(x) without a gate: x/2 erfc(-x / sqrt 2), op_geglu's gelu, or max(x, 0)^2. */
 typedef enum ActivationKind {
     ACTIVATION_GELU,
@@ -214,10 +218,14 @@ Status op_expert_combine(Graph *g, ValueId rows, ValueId source, ValueId place, 
                          ValueId base, Shape token_shape, ValueId *y);
 /* Between tokens' ranks and experts' ranks (expert_exchange.c). offsets as expert_sort makes them;
  * table is for the other two; owned: offsets of the rows that dispatch brings together, for
- * op_grouped_linear. */
+ * op_grouped_linear. columns: ranks that hold the same rows carry parts of their columns
+ * (expert_columns.c), which unite and divide stand around the products for. */
 Status op_expert_plan(Graph *g, ValueId offsets, ValueId *table, ValueId *owned);
-Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, ValueId *of_experts);
-Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, ValueId *rows);
+Status op_expert_dispatch(Graph *g, ValueId rows, ValueId table, bool columns, ValueId *of_experts);
+Status op_expert_collect(Graph *g, ValueId of_experts, ValueId table, bool columns, ValueId *rows);
+bool op_expert_sends_columns(const Node *node); /* a dispatch that wants parts of columns */
+Status op_expert_unite(Graph *g, ValueId part, ValueId owned, ValueId *rows);
+Status op_expert_divide(Graph *g, ValueId rows, ValueId owned, ValueId *part);
 /* Where experts are shared out over ranks that hold the same rows (expert_fold.c): owned says where
  * this rank's lie. */
 Status op_expert_share(Graph *g, ValueId offsets, ValueId *owned);

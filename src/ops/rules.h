@@ -83,6 +83,18 @@ static inline Cost cost_streaming(const Graph *g, const Node *node, double flop_
     return cost;
 }
 
+/* How many times the rows of experts that come on average a buffer has room for: owners of experts
+ * have it for what all ranks send. */
+static inline double expert_room(const Graph *g, const Value *rows)
+{
+    double owners = 1;
+    for (int a = 0; a < MESH_AXES; a++) {
+        int n = rows->place[a].kind == PLACE_OWNED ? mesh_size(&g->mesh, (MeshAxis)a) : 1;
+        owners *= a == MESH_EP && g->expert_room && g->expert_room < n ? g->expert_room : n;
+    }
+    return owners;
+}
+
 static inline void cost_exchange(Cost *cost, CommKind kind, unsigned axes, double whole_bytes)
 {
     cost->kind = COST_EXCHANGE;

@@ -2,7 +2,11 @@
  * Rows go to the owners of their experts before the experts' products, and back behind them
  * (Lepikhin 2020; dropless, as in Gale 2022).
  *
- * Folded, over the ranks of the tensor axis too, which hold the same rows: each takes those of its
+ * Ranks of the tensor axis hold the same rows and cut the experts' products: on the way between
+ * ranks each carries a part of the rows' columns, and what arrives is united in front of the
+ * products (ops/expert_columns.c), so that a row crosses the network once.
+ *
+ * Folded, experts are shared out over the ranks of the tensor axis too: each takes the rows of its
  * experts, and sends them on to the owners among the ranks of the expert axis. */
 #include "pass/pass_internal.h"
 #include "pass/shard.h"
@@ -10,6 +14,7 @@
 typedef struct Exchange {
     Rewrite rewrite;
     bool folded;
+    int columns;     /* ranks that carry parts of the rows' columns; 1: none */
     ValueId offsets; /* of the layer at hand */
     ValueId
         way; /* what says which rows go where: the ranks' table; folded: the offsets as they were */
@@ -21,6 +26,13 @@ static void stamp(Exchange *x, const Node *node)
     g->phase = node->phase;
     g->layer = node->layer;
     graph_set_scope(g, node->name);
+}
+
+/* In canonical mode sums of ranks are made whole before anything else happens to them. */
+static bool has_columns(const Exchange *x, ValueId rows)
+{
+    const Graph *g = x->rewrite.to;
+    return x->columns > 1 && !g->canonical && graph_value(g, rows)->shape.dim[1] % x->columns == 0;
 }
 
 /* Behind the gathering of tokens into rows: to the owners. */
@@ -35,8 +47,10 @@ static Status send_rows(Exchange *x, const Node *gather)
         TRY(op_expert_share(g, offsets, &owned));
         TRY(op_expert_pick(g, rows, x->way, &rows));
     } else {
+        bool columns = has_columns(x, rows);
         TRY(op_expert_plan(g, offsets, &x->way, &owned));
-        TRY(op_expert_dispatch(g, rows, x->way, &rows));
+        TRY(op_expert_dispatch(g, rows, x->way, columns, &rows));
+        if (columns) TRY(op_expert_unite(g, rows, owned, &rows));
     }
     rewrite_set(&x->rewrite, gather->out[0], rows);
     rewrite_set(&x->rewrite, x->offsets, owned); /* the experts' products go by these */
@@ -46,12 +60,16 @@ static Status send_rows(Exchange *x, const Node *gather)
 /* In front of the combination: back. */
 static Status return_rows(Exchange *x, const Node *combine)
 {
+    Graph *g = x->rewrite.to;
     ValueId rows = rewrite_get(&x->rewrite, combine->in[0]);
+    bool columns = has_columns(x, rows);
     stamp(x, combine);
+    if (columns && !x->folded)
+        TRY(op_expert_divide(g, rows, rewrite_get(&x->rewrite, x->offsets), &rows));
     if (x->folded)
-        TRY(op_expert_put(x->rewrite.to, rows, x->way, &rows));
+        TRY(op_expert_put(g, rows, x->way, &rows));
     else
-        TRY(op_expert_collect(x->rewrite.to, rows, x->way, &rows));
+        TRY(op_expert_collect(g, rows, x->way, columns, &rows));
     rewrite_set(&x->rewrite, combine->in[0], rows);
     return OK;
 }
@@ -69,9 +87,9 @@ static Status rewrite_all(Exchange *x)
     return OK;
 }
 
-static Status exchange(Graph **graph, bool folded)
+static Status exchange(Graph **graph, bool folded, int columns)
 {
-    Exchange x = {.folded = folded};
+    Exchange x = {.folded = folded, .columns = columns};
     rewrite_begin(&x.rewrite, *graph);
     Status status = rewrite_all(&x);
     if (status != OK) {
@@ -86,8 +104,10 @@ static Status exchange(Graph **graph, bool folded)
  * nearer to the tokens. */
 Status pass_expert_prepare(Graph **graph, const Layout *layout)
 {
-    if (mesh_size(&layout->mesh, MESH_EP) > 1) TRY(exchange(graph, false));
-    if (mesh_size(&layout->mesh, MESH_TP) > 1 && layout->fold_experts) TRY(exchange(graph, true));
+    int tp = mesh_size(&layout->mesh, MESH_TP);
+    if (mesh_size(&layout->mesh, MESH_EP) > 1)
+        TRY(exchange(graph, false, layout->fold_experts ? 1 : tp));
+    if (tp > 1 && layout->fold_experts) TRY(exchange(graph, true, 1));
     return OK;
 }
 

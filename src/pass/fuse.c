@@ -15,6 +15,7 @@
 typedef struct Fusing {
     const Graph *graph;
     int *uses;
+    Readers readers;
     bool *done; /* per node: already emitted as part of another */
     Rewrite rewrite;
     bool fused; /* the pattern at hand applied */
@@ -25,11 +26,11 @@ enum { NORM_GRAD_RESIDUAL = 3 }; /* operand index: dy, x, w, residual */
 /* The first node after i that has `op` and reads v as operand k; 0 if none. */
 static int find_reader(const Fusing *f, int i, ValueId v, const char *op, int k)
 {
-    const OpDef *def = op_find(op);
-    if (!def || !value_ok(v)) return 0;
-    for (int j = i + 1; j < f->graph->n_nodes; j++) {
-        const Node *node = &f->graph->node[j];
-        if (node->op == def && node->n_in > k && node->in[k].id == v.id) return j;
+    const Readers *r = &f->readers;
+    for (int at = r->begin[v.id]; value_ok(v) && at < r->begin[v.id + 1]; at++) {
+        const Node *node = &f->graph->node[r->at[at]];
+        if (r->at[at] > i && node->n_in > k && node->in[k].id == v.id && node_is(node, op))
+            return r->at[at];
     }
     return 0;
 }
@@ -159,12 +160,14 @@ Status pass_fuse(Graph **graph)
 {
     Fusing f = {.graph = *graph};
     f.uses = pass_count_uses(f.graph);
+    f.readers = pass_find_readers(f.graph);
     f.done = xcalloc((size_t)f.graph->n_nodes, sizeof *f.done);
     rewrite_begin(&f.rewrite, f.graph);
     Status status = OK;
     for (int i = 1; i < f.graph->n_nodes && status == OK; i++)
         if (!f.done[i]) status = fuse_node(&f, i);
     free(f.uses);
+    readers_deinit(&f.readers);
     free(f.done);
     if (status != OK) {
         rewrite_abort(&f.rewrite);

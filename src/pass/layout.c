@@ -9,6 +9,7 @@ int64_t shard_flat_part(int64_t count, int n) { return collective_flat_part(coun
 Status pass_layout_prepare(Graph **graph, const Layout *layout)
 {
     (*graph)->canonical = layout->chunks > 0;
+    (*graph)->expert_room = layout->expert_room;
     TRY(pass_expert_prepare(graph, layout));
     return pass_tensor_prepare(graph, layout);
 }

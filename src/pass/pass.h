@@ -59,9 +59,11 @@ typedef struct Layout {
     bool ring; /* context parallel ranks pass keys and values round instead of gathering them */
     int zero;  /* what the ranks of dp share: 0 nothing, 1 the update's states, 2 sums of gradients
                   too (data.c) */
-    bool blocking; /* collectives are waited for where they stand */
-    int chunks;    /* canonical mode: into how many pieces contractions are cut that tp may cut, a
-                      power of two; 0: no such    mode */
+    int expert_room; /* Graph.expert_room; only for plans: no program with less than 0 runs safely
+                      */
+    bool blocking;   /* collectives are waited for where they stand */
+    int chunks;      /* canonical mode: into how many pieces contractions are cut that tp may cut, a
+                        power of two; 0: no such    mode */
     size_t bucket_bytes;       /* gradients that are summed together; 0: LAYOUT_BUCKET_BYTES */
     const Pipeline *pipeline;  /* with several ranks along pp: which stages they have, and what they
                                   do when; borrowed */
@@ -69,6 +71,9 @@ typedef struct Layout {
                                   its layers, rising. A stage that is left out is like one of those
                                   there, and the next one in the list stands for a neighbour. NULL:
                                   layers are shared out evenly. Borrowed */
+    const int *stage_like; /* with stage_of_layer: of each stage the one that is built in its place,
+                              an earlier one of the same rank with the same layers; itself where it
+                              is built itself. NULL: all stages of a rank are built. Borrowed */
 } Layout;
 enum { LAYOUT_BUCKET_BYTES = 25 << 20 };
 
@@ -104,6 +109,9 @@ Status pass_pipeline(const Graph *whole, const Layout *layout, int stage, bool o
                      Graph **out);
 /* A graph of nothing but the states of these. */
 Graph *pass_pipeline_states(Graph *const *stage, int n);
+/* The same of one stage, with `prefix` in front of their names: those of another stage that is like
+ * it. */
+Graph *pass_pipeline_twin(const Graph *stage, const char *prefix);
 /* In the update: the norms of all stages are joined. */
 void pass_pipeline_norms(Graph *graph, const Layout *layout);
 /* After autodiff and the optimizer: each makes the graph that of this rank along its mesh axis, and

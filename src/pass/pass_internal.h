@@ -2,11 +2,24 @@
 #ifndef PASS_PASS_INTERNAL_H
 #define PASS_PASS_INTERNAL_H
 
+#include <string.h>
+
 #include "pass/pass.h"
 
 /* Reads of each value by nodes and outputs: n_values entries on the heap. */
 int *pass_count_uses(const Graph *graph);
-static inline bool node_is(const Node *node, const char *op) { return node->op == op_find(op); }
+/* The nodes that read each value, in their order: at[begin[v]] .. at[begin[v + 1] - 1]. */
+typedef struct Readers {
+    int *begin, *at;
+} Readers;
+Readers pass_find_readers(const Graph *graph);
+void readers_deinit(Readers *readers);
+
+static inline bool node_is(const Node *node, const char *op)
+{
+    /* asked of every node by every pass: most differ in the first letter */
+    return node->op && node->op->name[0] == op[0] && !strcmp(node->op->name, op);
+}
 
 /* In the update: a gradient of which another pipeline rank has a summand too is made whole. */
 Status pass_pipeline_join(Graph *graph, ValueId grad, ValueId *joined);

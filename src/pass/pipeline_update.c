@@ -7,12 +7,17 @@
 
 /* ---- states of several stages ----------------------------------------------------------- */
 
-static void add_state(Graph *to, const Graph *from, const Value *old)
+static const char *name_with(Graph *to, const char *prefix, const char *name)
 {
-    if (old->kind != VALUE_STATE || old->role == STATE_NONE ||
-        value_ok(graph_find_state(to, old->name)))
-        return;
-    ValueId id = graph_state(to, old->name, old->dtype, old->shape, old->role);
+    return *prefix ? arena_printf(&to->arena, "%s%s", prefix, name) : name;
+}
+
+static void add_state(Graph *to, const Graph *from, const Value *old, const char *prefix)
+{
+    if (old->kind != VALUE_STATE || old->role == STATE_NONE) return;
+    const char *wanted = name_with(to, prefix, old->name);
+    if (value_ok(graph_find_state(to, wanted))) return;
+    ValueId id = graph_state(to, wanted, old->dtype, old->shape, old->role);
     Value *v = graph_value(to, id);
     const char *name = v->name;
     NodeId none = v->producer;
@@ -25,8 +30,8 @@ static void add_state(Graph *to, const Graph *from, const Value *old)
         v->part[k].name = arena_strdup(&to->arena, old->part[k].name);
     if (!value_ok(old->master)) return;
     const Value *master = graph_value(from, old->master);
-    add_state(to, from, master);
-    graph_value(to, id)->master = graph_find_state(to, master->name);
+    add_state(to, from, master, prefix);
+    graph_value(to, id)->master = graph_find_state(to, name_with(to, prefix, master->name));
 }
 
 Graph *pass_pipeline_states(Graph *const *stage, int n)
@@ -35,8 +40,18 @@ Graph *pass_pipeline_states(Graph *const *stage, int n)
     all->mesh = stage[0]->mesh;
     all->canonical = stage[0]->canonical;
     for (int s = 0; s < n; s++)
-        for (int i = 1; i < stage[s]->n_values; i++) add_state(all, stage[s], &stage[s]->value[i]);
+        for (int i = 1; i < stage[s]->n_values; i++)
+            add_state(all, stage[s], &stage[s]->value[i], "");
     return all;
+}
+
+Graph *pass_pipeline_twin(const Graph *stage, const char *prefix)
+{
+    Graph *twin = graph_create("twin");
+    twin->mesh = stage->mesh;
+    twin->canonical = stage->canonical;
+    for (int i = 1; i < stage->n_values; i++) add_state(twin, stage, &stage->value[i], prefix);
+    return twin;
 }
 
 /* ---- weights on two ranks --------------------------------------------------------------- */

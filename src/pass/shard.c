@@ -24,6 +24,7 @@ typedef struct Moved {
 typedef struct Sharding {
     const ShardPlan *plan;
     Rewrite rewrite;
+    bool *has_copy; /* per leaf of the new graph: some state is its working copy */
     bool *is_wanted;
     Place *wanted; /* per old value: how it is to lie as soon as it is made */
     ValueId *sum;  /* per old value: the state itself (or its version), where readers are given its
@@ -123,24 +124,27 @@ static bool decided_later(const Value *v)
     return v->role == STATE_GRAD || v->role == STATE_GRAD_PART || v->role == STATE_LOAD;
 }
 
-static bool has_copy(const Graph *g, const Value *param)
+static void find_copies(Sharding *s)
 {
+    const Graph *g = s->rewrite.to;
+    s->has_copy = xcalloc((size_t)g->n_values, sizeof *s->has_copy);
     for (int i = 1; i < g->n_values; i++)
-        if (g->value[i].role == STATE_COPY && graph_value(g, g->value[i].master) == param)
-            return true;
-    return false;
+        if (g->value[i].role == STATE_COPY) s->has_copy[g->value[i].master.id] = true;
 }
 
 /* With working copies nothing but the update reads the weights themselves. */
-static bool is_flat(const ShardPlan *plan, const Graph *g, const Value *v)
+static bool is_flat(const Sharding *s, const Value *v)
 {
+    const ShardPlan *plan = s->plan;
     if (!plan->zero) return plan->flat && follows_weight(v);
     return v->role == STATE_ADAM_M || v->role == STATE_ADAM_V ||
-           (v->role == STATE_PARAM && has_copy(g, v));
+           (v->role == STATE_PARAM && s->has_copy[v - s->rewrite.to->value]);
 }
 
-static Status cut_state(const ShardPlan *plan, const Graph *g, Value *v)
+static Status cut_state(const Sharding *s, Value *v)
 {
+    const ShardPlan *plan = s->plan;
+    const Graph *g = s->rewrite.to;
     if (decided_later(v)) {
         ValueId twin = plan->like ? graph_find_state(plan->like, v->name) : NO_VALUE;
         return value_ok(twin) ? cut_leaf(plan, v, graph_value(plan->like, twin)->place[plan->axis])
@@ -164,16 +168,17 @@ static Status cut_state(const ShardPlan *plan, const Graph *g, Value *v)
     else if (dim >= 0)
         dim += stacked_axes(v);
     if (dim >= 0) return cut_leaf(plan, v, (Place){PLACE_CUT, (int8_t)dim});
-    return is_flat(plan, g, v) ? cut_leaf(plan, v, (Place){PLACE_CUT, PLACE_FLAT}) : OK;
+    return is_flat(s, v) ? cut_leaf(plan, v, (Place){PLACE_CUT, PLACE_FLAT}) : OK;
 }
 
 static Status cut_leaves(Sharding *s)
 {
     Graph *g = s->rewrite.to;
+    find_copies(s);
     for (int i = 1; i < g->n_values; i++) {
         Value *v = &g->value[i];
         if (v->kind == VALUE_STATE) {
-            TRY(cut_state(s->plan, g, v));
+            TRY(cut_state(s, v));
         } else if (v->kind == VALUE_INPUT) {
             int dim = axis_in(&v->shape, s->plan->input_axes);
             if (dim >= 0) TRY(cut_leaf(s->plan, v, (Place){PLACE_CUT, (int8_t)dim}));
@@ -254,6 +259,10 @@ static void find_wanted(Sharding *s)
     const Graph *g = s->rewrite.from;
     for (int i = 1; i < g->n_nodes; i++) {
         const Node *node = &g->node[i];
+        /* tokens are cut, before they become rows: those are padded, and what cuts them later along
+         * the batch could not tell how many there are */
+        if (s->plan->axis == MESH_TP && op_expert_sends_columns(node))
+            want(s, node->in[0], (Place){PLACE_CUT, 1});
         if (node_is(node, "adamw")) want(s, node->in[ADAMW_GRAD], place_of(s, node->in[ADAMW_M]));
         if (!op_adds_to_state(node)) continue;
         ValueId master = graph_value(g, graph_root(g, node->in[0]))->master;
@@ -318,10 +327,14 @@ typedef struct Operands {
 
 static Operands operands_of(const Sharding *s, const Node *node)
 {
-    size_t n = (size_t)node->n_in + 1;
-    Operands o = {xcalloc(n, sizeof *o.in),    xcalloc(n, sizeof *o.value),
-                  xcalloc(n, sizeof *o.place), xcalloc(n, sizeof *o.want),
-                  xcalloc(n, sizeof *o.drop),  node->n_in};
+    size_t n = (size_t)node->n_in + 1; /* one piece of memory for all five lists */
+    Operands o = {
+        .value = xcalloc(n, sizeof *o.value + sizeof *o.in + 2 * sizeof *o.place + sizeof *o.drop),
+        .n = node->n_in};
+    o.in = (ValueId *)(void *)(o.value + n);
+    o.place = (Place *)(void *)(o.in + n);
+    o.want = o.place + n;
+    o.drop = (bool *)(o.want + n);
     for (int i = 0; i < node->n_in; i++) o.in[i] = rewrite_get(&s->rewrite, node->in[i]);
     if (node_is(node, "clear"))
         o.in[0] = s->sum[node->in[0].id].id ? s->sum[node->in[0].id] : o.in[0];
@@ -337,14 +350,7 @@ static void read_places(const Sharding *s, Operands *o)
     }
 }
 
-static void free_operands(Operands *o)
-{
-    free(o->in);
-    free(o->value);
-    free(o->place);
-    free(o->want);
-    free(o->drop);
-}
+static void free_operands(Operands *o) { free(o->value); /* the others lie behind it */ }
 
 /* Collectives in front of the node; pointers to values move while they are added. */
 static Status move_operands(Sharding *s, Operands *o)
@@ -446,7 +452,7 @@ static Status shard_node(Sharding *s, int index)
     Graph *g = s->rewrite.to;
     g->phase = old->phase;
     g->layer = old->layer;
-    g->scope = old->name ? arena_strdup(&g->arena, old->name) : NULL;
+    g->scope = rewrite_scope(&s->rewrite, old->name);
     Operands o = operands_of(s, old);
     Status status = decide_sum(s, old, o.in);
     if (status == OK)
@@ -491,6 +497,7 @@ Status pass_shard(Graph **graph, const ShardPlan *plan)
     free(s.is_wanted);
     free(s.wanted);
     free(s.sum);
+    free(s.has_copy);
     VEC_FREE(&s.moved);
     if (status != OK) {
         rewrite_abort(&s.rewrite);

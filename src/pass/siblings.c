@@ -15,43 +15,52 @@ typedef struct Siblings {
     int n;
 } Siblings;
 
+typedef struct Fusing {
+    const Graph *graph;
+    int *uses;
+    Readers readers;
+    bool *output; /* per value */
+    bool *done;   /* per node */
+} Fusing;
+
 /* What reads y, also through views of it, can read rows of a wider result. */
-static bool readers_take_rows(const Graph *g, int producer, ValueId y)
+static bool readers_take_rows(const Fusing *f, ValueId y)
 {
-    for (int i = producer + 1; i < g->n_nodes; i++) {
-        const Node *node = &g->node[i];
+    for (int at = f->readers.begin[y.id]; at < f->readers.begin[y.id + 1]; at++) {
+        const Node *node = &f->graph->node[f->readers.at[at]];
         for (int k = 0; k < node->n_in; k++) {
             if (node->in[k].id != y.id) continue;
-            bool takes = node->op->flags & OP_VIEW ? readers_take_rows(g, i, node->out[0])
+            bool takes = node->op->flags & OP_VIEW ? readers_take_rows(f, node->out[0])
                                                    : k < 32 && node->op->strided_in >> k & 1;
             if (!takes) return false;
         }
     }
-    for (int i = 0; i < g->n_outputs; i++)
-        if (g->output[i].value.id == y.id) return false;
-    return true;
+    return !f->output[y.id];
 }
 
-static bool is_fusable(const Graph *g, const int *uses, int i)
+static bool is_fusable(const Fusing *f, int i)
 {
+    const Graph *g = f->graph;
     const Node *node = &g->node[i];
     if (!node_is(node, "linear")) return false;
     const Value *w = graph_value(g, node->in[1]), *x = graph_value(g, node->in[0]);
     const Value *y = graph_value(g, node->out[0]);
     bool leaf = w->kind == VALUE_STATE && !value_ok(w->base) &&
                 (w->role == STATE_PARAM || w->role == STATE_COPY);
-    return leaf && uses[node->in[1].id] == 1 && x->dtype == y->dtype && w->dtype == x->dtype &&
-           readers_take_rows(g, i, node->out[0]);
+    return leaf && f->uses[node->in[1].id] == 1 && x->dtype == y->dtype && w->dtype == x->dtype &&
+           readers_take_rows(f, node->out[0]);
 }
 
 /* The fusable products that read the same input as node i, from i on, in the same layer. */
-static Siblings find_siblings(const Graph *g, const int *uses, int i)
+static Siblings find_siblings(const Fusing *f, int i)
 {
+    const Graph *g = f->graph;
     Siblings s = {{i}, 1};
     for (int j = i + 1; j < g->n_nodes && s.n < MAX_SIBLINGS; j++) {
         const Node *node = &g->node[j];
         if (node->layer != g->node[i].layer || node->phase != g->node[i].phase) break;
-        if (is_fusable(g, uses, j) && node->in[0].id == g->node[i].in[0].id) s.node[s.n++] = j;
+        bool same = node->n_in > 0 && node->in[0].id == g->node[i].in[0].id;
+        if (same && is_fusable(f, j)) s.node[s.n++] = j;
     }
     return s;
 }
@@ -122,27 +131,36 @@ static Status emit_fused(Rewrite *rewrite, const Siblings *s)
     return OK;
 }
 
+static Status fuse_all(Fusing *f, Rewrite *rewrite)
+{
+    for (int i = 1; i < f->graph->n_nodes; i++) {
+        if (f->done[i]) continue;
+        Siblings s = {.n = 0};
+        if (is_fusable(f, i)) s = find_siblings(f, i);
+        if (s.n < 2) {
+            TRY(rewrite_copy_node(rewrite, (NodeId){i}));
+            continue;
+        }
+        for (int k = 0; k < s.n; k++) f->done[s.node[k]] = true;
+        TRY(emit_fused(rewrite, &s));
+    }
+    return OK;
+}
+
 Status pass_fuse_siblings(Graph **graph)
 {
     const Graph *g = *graph;
-    int *uses = pass_count_uses(g);
-    bool *done = xcalloc((size_t)g->n_nodes, sizeof *done);
+    Fusing f = {.graph = g, .uses = pass_count_uses(g), .readers = pass_find_readers(g)};
+    f.output = xcalloc((size_t)g->n_values, sizeof *f.output);
+    f.done = xcalloc((size_t)g->n_nodes, sizeof *f.done);
+    for (int i = 0; i < g->n_outputs; i++) f.output[g->output[i].value.id] = true;
     Rewrite rewrite;
     rewrite_begin(&rewrite, g);
-    Status status = OK;
-    for (int i = 1; i < g->n_nodes && status == OK; i++) {
-        if (done[i]) continue;
-        Siblings s = {.n = 0};
-        if (is_fusable(g, uses, i)) s = find_siblings(g, uses, i);
-        if (s.n < 2) {
-            status = rewrite_copy_node(&rewrite, (NodeId){i});
-            continue;
-        }
-        for (int k = 0; k < s.n; k++) done[s.node[k]] = true;
-        status = emit_fused(&rewrite, &s);
-    }
-    free(uses);
-    free(done);
+    Status status = fuse_all(&f, &rewrite);
+    free(f.uses);
+    readers_deinit(&f.readers);
+    free(f.output);
+    free(f.done);
     if (status != OK) {
         rewrite_abort(&rewrite);
         return status;

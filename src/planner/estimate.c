@@ -44,10 +44,10 @@ static const size_t sums[] = {
 
 static double *at(StageProfile *s, size_t offset) { return (double *)(void *)((char *)s + offset); }
 
-/* `end` has what the embedding or the loss adds to a stage of layers alone. */
-static void add_end(StageProfile *rank, const Profile *p, const StageProfile *end)
+/* `end` has what the embedding or the loss adds to a layer alone. */
+static void add_end(StageProfile *rank, const StageProfile *end, const StageProfile *layer)
 {
-    StageProfile with = *end, without = p->middle;
+    StageProfile with = *end, without = *layer;
     for (int i = 0; i < COUNT_OF(sums); i++)
         *at(rank, sums[i]) += *at(&with, sums[i]) - *at(&without, sums[i]);
     rank->step_bytes = fmax(rank->step_bytes, end->step_bytes);
@@ -55,10 +55,19 @@ static void add_end(StageProfile *rank, const Profile *p, const StageProfile *en
     rank->input_bytes = fmax(rank->input_bytes, end->input_bytes);
 }
 
-static StageProfile layers_of(const Profile *p, double periods)
+/* Of so many layers, of each kind as many as in the whole model on average. */
+static StageProfile layers_of(const Profile *p, double layers)
 {
-    StageProfile rank = p->middle;
-    for (int i = 0; i < COUNT_OF(sums); i++) *at(&rank, sums[i]) *= periods;
+    StageProfile rank = {0};
+    for (int k = 0; k < p->kinds.n; k++) {
+        StageProfile kind = p->kind[k];
+        for (int i = 0; i < COUNT_OF(sums); i++)
+            *at(&rank, sums[i]) += layers * p->kinds.share[k] * *at(&kind, sums[i]);
+        rank.step_bytes = fmax(rank.step_bytes, kind.step_bytes);
+        rank.message_bytes = fmax(rank.message_bytes, kind.message_bytes);
+        rank.input_bytes = fmax(rank.input_bytes, kind.input_bytes);
+        rank.largest_layer = fmax(rank.largest_layer, kind.largest_layer);
+    }
     return rank;
 }
 
@@ -136,15 +145,16 @@ static Estimate rank_estimate(const Sim *sim, const StageProfile *r, const Sprea
 Estimate estimate_layout(const Sim *sim, const Profile *p, const Spread *s, int64_t n_layers)
 {
     int64_t stages = s->pp * s->virtual_stages, per_stage = (n_layers + stages - 1) / stages;
-    StageProfile middle = layers_of(p, (double)(per_stage * s->virtual_stages) / (double)p->period),
-                 first = middle, last = middle;
-    add_end(&first, p, &p->first);
+    StageProfile middle = layers_of(p, (double)(per_stage * s->virtual_stages)), first = middle,
+                 last = middle;
+    const StageProfile *last_kind = &p->kind[p->kinds.last];
+    add_end(&first, &p->first, &p->kind[p->kinds.first]);
     if (s->pp == 1) { /* both ends on one rank */
-        add_end(&first, p, &p->last);
+        add_end(&first, &p->last, last_kind);
         first.message_bytes = 0;
         return rank_estimate(sim, &first, s);
     }
-    add_end(&last, p, &p->last);
+    add_end(&last, &p->last, last_kind);
     Estimate a = rank_estimate(sim, &first, s), b = rank_estimate(sim, &middle, s),
              c = rank_estimate(sim, &last, s);
     return (Estimate){fmax(a.bytes, fmax(b.bytes, c.bytes)),

@@ -22,7 +22,15 @@ static DType dtype_of(const RunConfig *config, const Target *target)
 {
     RunPrecision p = config->train.precision;
     bool fast = target->gpu || target->isa == ISA_AVX512BF16;
-    return p == RUN_BF16 || (p == RUN_AUTO && fast) ? DTYPE_BF16 : DTYPE_F32;
+    return p == RUN_BF16 || p == RUN_FP8 || (p == RUN_AUTO && fast) ? DTYPE_BF16 : DTYPE_F32;
+}
+
+static Status check_precision(const RunConfig *config, const DeviceSheet *device)
+{
+    if (config->train.precision != RUN_FP8 || device->matrix[MATH_FP8].peak_flop_per_s > 0)
+        return OK;
+    return fail(ERR_REFUSED, "train.precision fp8: a %s has no products of 8 bits; take bf16",
+                device->name);
 }
 
 Status plan_read_model(const RunConfig *config, ModelConfig *model)
@@ -63,17 +71,20 @@ static Status build_roles(PlanJob *job)
 }
 
 Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
-                     PlanJob *job)
+                     bool balanced, PlanJob *job)
 {
     *job = (PlanJob){.model = model};
     TRY(run_layout_check(config, run_ranks(config)));
     Layout layout = train_layout(config, 0);
     TRY(sim_init(cluster, &layout.mesh, &job->sim));
+    TRY(check_precision(config, &job->sim.device));
+    job->sim.fp8 = config->train.precision == RUN_FP8;
     job->target = target_of(&job->sim);
     if (config->train.threads && !job->target.gpu) job->target.threads = (int)config->train.threads;
     Status status = train_check_divides(config, model);
     if (status == OK) status = train_pipeline(config, run_n_micro(config), &job->pipeline);
     layout.pipeline = job->pipeline;
+    layout.expert_room = balanced;
     if (status == OK) {
         job->options = train_step_options(config, &layout, dtype_of(config, &job->target),
                                           train_expects_validation(config));
@@ -160,7 +171,8 @@ static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOpt
     plan->tokens_per_s = plan->tokens / plan->time.step_s;
     plan->model_flop_per_token = model_train_flop_per_token(job->model, r->seq);
     double rate = plan->tokens_per_s * plan->model_flop_per_token / (double)plan->ranks;
-    double peak = d->matrix[cluster_math(job->options.dtype)].peak_flop_per_s;
+    MathKind math = job->sim.fp8 ? MATH_FP8 : cluster_math(job->options.dtype);
+    double peak = d->matrix[math].peak_flop_per_s;
     plan->tflops_per_gpu = rate * 1e-12;
     plan->mfu = peak > 0 ? rate / peak : 0;
 }
@@ -172,8 +184,10 @@ static Status make(const RunConfig *config, const ModelConfig *model, const Clus
 {
     PlanJob job;
     double start = clock_s();
-    TRY(plan_job_init(config, model, cluster, &job));
-    plan->config.train.precision = job.options.dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
+    TRY(plan_job_init(config, model, cluster, options->balanced, &job));
+    plan->config.train.precision = job.sim.fp8                       ? RUN_FP8
+                                   : job.options.dtype == DTYPE_BF16 ? RUN_BF16
+                                                                     : RUN_F32;
     plan_memory(config, &job, plan);
     plan->build_s = clock_s() - start;
     plan_time(config, &job, options, plan);

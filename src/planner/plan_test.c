@@ -137,6 +137,68 @@ static void test_refused(void **state)
     done(&plan, &config, &cluster);
 }
 
+/* Eight bits are priced, not run: products of layers at the sheet's fp8 rate, all else and all
+ * memory as in bf16. */
+static void test_fp8(void **state)
+{
+    (void)state;
+    Plan plan[2];
+    RunConfig config;
+    Cluster cluster;
+    static const char *const precision[] = {"train.precision=bf16", "train.precision=fp8"};
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(
+            make(SETTINGS(BIG, "parallel.tp=2", "parallel.dp=64", "parallel.zero=1", precision[i]),
+                 node_text, &plan[i], &config, &cluster),
+            OK);
+        run_config_deinit(&config);
+        cluster_deinit(&cluster);
+    }
+    const StepBreakdown *a = &plan[0].time.part, *b = &plan[1].time.part;
+    assert_int_equal(plan[0].memory[0].total, plan[1].memory[0].total);
+    assert_true(b->work_s[SIM_MATRIX] < 0.75 * a->work_s[SIM_MATRIX] &&
+                b->work_s[SIM_MATRIX] > 0.5 * a->work_s[SIM_MATRIX]);
+    assert_true(b->work_s[SIM_MEMORY] > a->work_s[SIM_MEMORY]); /* casts */
+    /* but for what exchanges beside it take */
+    assert_true(fabs(b->work_s[SIM_ATTENTION] / a->work_s[SIM_ATTENTION] - 1) < 0.05);
+    assert_true(plan[1].time.step_s < plan[0].time.step_s);
+    assert_true(fabs(plan[1].mfu * 1979 / plan[1].tflops_per_gpu - 1) < 1e-9);
+    plan_deinit(&plan[0]);
+    plan_deinit(&plan[1]);
+    assert_int_equal(make(SETTINGS(BIG, "parallel.dp=8", precision[1]), "8 a100, 8 per node",
+                          &plan[0], &config, &cluster),
+                     ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "a a100 has no products of 8 bits"));
+    run_config_deinit(&config);
+    cluster_deinit(&cluster);
+}
+
+/* Owners of experts have room for all rows that may come, or, where these come evenly, for as many
+ * as a rank has. That is memory and no time. */
+static void test_balanced(void **state)
+{
+    (void)state;
+    Plan plan[2];
+    RunConfig config;
+    Cluster cluster;
+    for (int i = 0; i < 2; i++) {
+        load(SETTINGS("model=llama4-scout", "data=[{synthetic: uniform}]", "train.seq=4096",
+                      "train.batch=64", "train.micro_batch=1", "parallel.ep=16", "parallel.tp=2",
+                      "parallel.dp=4"),
+             node_text, &config, &cluster);
+        assert_int_equal(
+            plan_make(&config, &cluster, &(PlanOptions){.jitter = -1, .balanced = i > 0}, &plan[i]),
+            OK);
+        run_config_deinit(&config);
+        cluster_deinit(&cluster);
+    }
+    assert_true(plan[0].memory[0].activations + plan[0].memory[0].step >
+                2 * (plan[1].memory[0].activations + plan[1].memory[0].step));
+    assert_true(fabs(plan[1].time.step_s / plan[0].time.step_s - 1) < 0.01);
+    plan_deinit(&plan[0]);
+    plan_deinit(&plan[1]);
+}
+
 /* More of the same hardware is never slower, and a slower network never faster. */
 static void test_monotone(void **state)
 {
@@ -237,6 +299,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_states),   cmocka_unit_test(test_rates),
         cmocka_unit_test(test_json),     cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_fp8),      cmocka_unit_test(test_balanced),
         cmocka_unit_test(test_monotone), cmocka_unit_test(test_trace),
         cmocka_unit_test(test_search)};
     return cmocka_run_group_tests(tests, NULL, NULL);

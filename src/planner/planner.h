@@ -117,6 +117,9 @@ typedef struct PlanOptions {
     Timeline *timeline; /* filled, for the caller to deinit; NULL: none */
     /* standard deviation of a rank's compute time, relative; negative: PLAN_JITTER */
     double jitter;
+    bool balanced; /* experts' rows come evenly, and owners of experts have room for no more: memory
+                      of a benchmark that forces them to. Else for all rows that may come, which the
+                      trainer has */
 } PlanOptions;
 /* Synchronous steps wait for the slowest of n ranks: mean + deviation sqrt(2 ln n). Weak scaling of
  * published runs (64 to 2,048 devices: 0 to 4%) is what no more than a few per cent explain. */

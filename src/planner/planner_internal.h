@@ -22,10 +22,10 @@ typedef struct PlanJob {
     StepRoles roles;
 } PlanJob;
 
-/* `model` is that of the run file, with router biases where it balances by them (plan_read_model).
- */
+/* `model` is that of the run file, with router biases where it balances by them (plan_read_model);
+ * `balanced` as in PlanOptions. */
 Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
-                     PlanJob *job);
+                     bool balanced, PlanJob *job);
 Status plan_read_model(const RunConfig *config, ModelConfig *model);
 void plan_job_deinit(PlanJob *job);
 Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,

@@ -4,42 +4,44 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STAGES = 3 }; /* the first, one in the middle, the last */
-
 static bool same_kind(const LayerConfig *a, const LayerConfig *b)
 {
     return a->moe == b->moe && a->rope == b->rope && a->chunk == b->chunk;
 }
 
-static bool repeats(const ModelConfig *m, int64_t period)
+Status profile_kinds(const ModelConfig *m, LayerKinds *out)
 {
-    for (int64_t i = period; i < m->n_layers; i++)
-        if (!same_kind(&m->layer[i], &m->layer[i - period])) return false;
-    return true;
+    LayerKinds k = {0};
+    for (int64_t i = 0; i < m->n_layers; i++) {
+        int at = 0;
+        while (at < k.n && !same_kind(&m->layer[k.layer[at]], &m->layer[i])) at++;
+        if (at == PROFILE_KINDS)
+            return fail(ERR_UNSUPPORTED, "more than %d kinds of layers are not searched over",
+                        PROFILE_KINDS);
+        if (at == k.n) k.layer[k.n++] = i;
+        k.share[at] += 1 / (double)m->n_layers;
+        if (i == 0) k.first = at;
+        k.last = at;
+    }
+    *out = k;
+    return OK;
 }
 
-int64_t profile_period(const ModelConfig *m)
-{
-    int64_t period = 1;
-    while (period < m->n_layers && !repeats(m, period)) period++;
-    return period;
-}
-
-/* The run with a pipeline of three stages, a period of layers on each. */
-static RunConfig short_run(const RunConfig *config, LayerCut cut)
+/* The run with a pipeline of so many stages, a layer on each. */
+static RunConfig short_run(const RunConfig *config, LayerCut cut, int64_t stages)
 {
     RunConfig c = *config;
     c.parallel = (RunParallel){.dp = 1,
                                .fsdp = 1,
                                .tp = cut.tp,
-                               .pp = STAGES,
+                               .pp = stages,
                                .schedule = cut.splits ? "zb-h1" : "1f1b",
                                .cp = cut.cp,
                                .ep = cut.ep,
                                .overlap = config->parallel.overlap,
                                .bucket = config->parallel.bucket};
     c.train.micro_batch = cut.micro_batch;
-    c.train.batch = cut.micro_batch * cut.ep * STAGES;
+    c.train.batch = cut.micro_batch * cut.ep * stages;
     c.train.recompute = cut.recompute;
     return c;
 }
@@ -87,20 +89,24 @@ static StageProfile profile_of(const PlanJob *job, int rank)
 Status profile_make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
                     LayerCut cut, Profile *out)
 {
-    RunConfig c = short_run(config, cut);
-    ModelConfig brief = *model;
     PlanJob job;
-    *out = (Profile){.cut = cut, .period = profile_period(model)};
-    if (STAGES * out->period > model->n_layers)
-        return fail(ERR_UNSUPPORTED, "the model's layers do not repeat");
-    brief.n_layers = STAGES * out->period;
-    Status status = plan_job_init(&c, &brief, cluster, &job);
+    *out = (Profile){.cut = cut};
+    TRY(profile_kinds(model, &out->kinds));
+    int n = out->kinds.n, last = n + 1; /* its stage */
+    LayerConfig layer[PROFILE_KINDS + 2] = {[0] = model->layer[0]};
+    for (int k = 0; k < n; k++) layer[1 + k] = model->layer[out->kinds.layer[k]];
+    layer[last] = model->layer[model->n_layers - 1];
+    ModelConfig brief = *model;
+    brief.layer = layer;
+    brief.n_layers = last + 1;
+    RunConfig c = short_run(config, cut, brief.n_layers);
+    Status status = plan_job_init(&c, &brief, cluster, false, &job);
     if (status == ERR_REFUSED) return OK;
     TRY(status);
     out->good = true;
     out->first = profile_of(&job, 0);
-    out->middle = profile_of(&job, 1);
-    out->last = profile_of(&job, STAGES - 1);
+    for (int k = 0; k < n; k++) out->kind[k] = profile_of(&job, 1 + k);
+    out->last = profile_of(&job, last);
     plan_job_deinit(&job);
     return OK;
 }

@@ -14,7 +14,7 @@ typedef struct LayerCut {
                     read */
 } LayerCut;
 
-/* A stage of one period of layers, one micro-batch, without replicas. */
+/* A stage of one layer, one micro-batch, without replicas. */
 typedef struct StageProfile {
     double forward_s, backward_s; /* backward: with gradients of weights */
     double held_bytes;            /* for one micro-batch that is in flight */
@@ -25,15 +25,23 @@ typedef struct StageProfile {
                              time */
 } StageProfile;
 
+/* Layers that are alike: experts or none, positions or none, the same chunks. */
+enum { PROFILE_KINDS = 8 };
+typedef struct LayerKinds {
+    int64_t layer[PROFILE_KINDS]; /* the first of each */
+    double share[PROFILE_KINDS];  /* of all layers */
+    int n, first, last;           /* first, last: of the first and of the last layer */
+} LayerKinds;
+/* ERR_UNSUPPORTED: there are more. */
+Status profile_kinds(const ModelConfig *model, LayerKinds *out);
+
 typedef struct Profile {
     LayerCut cut;
     bool good; /* such a cut divides */
-    StageProfile first, middle, last;
-    int64_t period; /* layers of each */
+    LayerKinds kinds;
+    StageProfile kind[PROFILE_KINDS], first, last; /* first: with the embedding; last: the loss */
 } Profile;
 
-/* Layers after which their kinds repeat. */
-int64_t profile_period(const ModelConfig *model);
 /* A cut that does not divide is OK and not `good`. */
 Status profile_make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
                     LayerCut cut, Profile *out);

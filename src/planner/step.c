@@ -65,6 +65,15 @@ static StageTime time_stage(const Stepper *s, const Program *program)
     return t;
 }
 
+/* Of stages that have one program the first is simulated. */
+static StageTime time_own_stage(const Stepper *s, const StepPrograms *p, const int *own, int k)
+{
+    Program *const *at = &p->at[p->index[PROGRAM_STEP]];
+    for (int j = 0; j < k; j++)
+        if (at[j] == at[k]) return s->stage[own[j]];
+    return time_stage(s, at[k]);
+}
+
 /* A role's stages are simulated once, for all its ranks. */
 static void time_stages(Stepper *s)
 {
@@ -78,9 +87,7 @@ static void time_stages(Stepper *s)
         pipeline_stages_of(p, built, like);
         for (int k = 0; k < n; k++) {
             s->local[own[k]] = k;
-            s->stage[own[k]] = built < r
-                                   ? s->stage[like[k]]
-                                   : time_stage(s, programs->at[programs->index[PROGRAM_STEP] + k]);
+            s->stage[own[k]] = built < r ? s->stage[like[k]] : time_own_stage(s, programs, own, k);
         }
     }
     free(own);

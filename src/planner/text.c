@@ -50,7 +50,7 @@ static void layout_text(const Plan *plan, Str *out)
         "\n         batch %lld x %lld = %s tokens: %lld micro-batch%s of %lld on a rank; %s, %s\n",
         (long long)r->batch, (long long)r->seq, format_count(plan->tokens, tokens),
         (long long)run_n_micro(&plan->config), run_n_micro(&plan->config) == 1 ? "" : "es",
-        (long long)run_micro_batch(&plan->config), r->precision == RUN_BF16 ? "bf16" : "f32",
+        (long long)run_micro_batch(&plan->config), run_precision_name(r->precision),
         recompute_words[r->recompute]);
 }
 
@@ -227,7 +227,7 @@ static void layout_json(const Plan *plan, Str *out)
                                      : 1),
                (long long)r->batch, (long long)r->seq, (long long)run_micro_batch(&plan->config),
                (long long)run_n_micro(&plan->config), recompute_names[r->recompute],
-               r->precision == RUN_BF16 ? "bf16" : "f32");
+               run_precision_name(r->precision));
 }
 
 static void memory_json(const Plan *plan, Str *out)

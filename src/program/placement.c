@@ -61,7 +61,9 @@ static void start_from_graph(Placement *p)
 static bool readers_take_strides(const Placement *p, int v)
 {
     const Graph *g = p->graph;
-    for (int i = g->value[v].producer.id + 1; i < g->n_nodes; i++) {
+    int last = p->views[v] > 0 ? g->n_nodes - 1 : p->at[v].last_read;
+    if (last >= g->n_nodes) return false; /* the host reads it */
+    for (int i = g->value[v].producer.id + 1; i <= last; i++) {
         const Node *node = &g->node[i];
         for (int k = 0; k < node->n_in; k++) {
             if (node->in[k].id != v) continue;

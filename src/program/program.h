@@ -55,6 +55,9 @@ int store_find(const Store *store, const char *name); /* entry index or -1 */
 /* Adds the states that nodes of the graph read (and their masters); those known already must agree.
  */
 Status store_add_graph(Store *store, const Graph *graph);
+/* The same once more, with `prefix` in front of all names: for who runs the same on other states.
+ */
+Status store_add_twin(Store *store, const Graph *graph, const char *prefix);
 /* A run of elements that lies in one piece both here and in a published tensor. */
 typedef struct StateRun {
     int part;

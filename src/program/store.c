@@ -48,20 +48,22 @@ static Status check_same(const StateEntry *e, const Value *v)
                 shape_text(&v->shape, b));
 }
 
-static Status add_state(Store *store, const Graph *graph, ValueId id, int *index)
+static Status add_state(Store *store, const Graph *graph, ValueId id, const char *prefix,
+                        int *index)
 {
     const Value *v = graph_value(graph, id);
-    int master = -1, found = store_find(store, v->name);
+    const char *name = *prefix ? arena_printf(&store->arena, "%s%s", prefix, v->name) : v->name;
+    int master = -1, found = store_find(store, name);
     *index = found;
     if (found >= 0) return check_same(&store->entry[found], v);
-    if (value_ok(v->master)) TRY(add_state(store, graph, v->master, &master));
+    if (value_ok(v->master)) TRY(add_state(store, graph, v->master, prefix, &master));
     if (store->n_entries == store->cap) {
         store->cap = store->cap ? 2 * store->cap : 64;
         store->entry = xrealloc(store->entry, sizeof *store->entry * (size_t)store->cap);
     }
     *index = store->n_entries;
     StateEntry *e = &store->entry[store->n_entries++];
-    *e = (StateEntry){.name = arena_strdup(&store->arena, v->name),
+    *e = (StateEntry){.name = arena_strdup(&store->arena, name),
                       .dtype = v->dtype,
                       .shape = v->shape,
                       .role = v->role,
@@ -83,6 +85,11 @@ static Status add_state(Store *store, const Graph *graph, ValueId id, int *index
 
 Status store_add_graph(Store *store, const Graph *graph)
 {
+    return store_add_twin(store, graph, "");
+}
+
+Status store_add_twin(Store *store, const Graph *graph, const char *prefix)
+{
     int ignored;
     store->mesh = graph->mesh;
     for (int i = 1; i < graph->n_nodes; i++)
@@ -91,7 +98,7 @@ Status store_add_graph(Store *store, const Graph *graph)
             if (!value_ok(in)) continue;
             ValueId root = graph_root(graph, in);
             if (graph_value(graph, root)->kind == VALUE_STATE)
-                TRY(add_state(store, graph, root, &ignored));
+                TRY(add_state(store, graph, root, prefix, &ignored));
         }
     return OK;
 }

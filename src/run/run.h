@@ -22,7 +22,8 @@
 
 /* ---- what a run file says --------------------------------------------------------------- */
 
-typedef enum RunPrecision { RUN_AUTO, RUN_F32, RUN_BF16 } RunPrecision;
+typedef enum RunPrecision { RUN_AUTO, RUN_F32, RUN_BF16, RUN_FP8 } RunPrecision;
+const char *run_precision_name(RunPrecision precision);
 typedef enum RunSchedule { RUN_WSD, RUN_COSINE, RUN_CONSTANT } RunSchedule;
 typedef enum RunRecompute {
     RUN_RECOMPUTE_NONE,

@@ -83,8 +83,9 @@ static const Setting settings[] = {
     INT("train.micro_batch", "sequences", 0, 1 << 30, "0", train.micro_batch,
         "sequences computed at once; divides the batch; 0: the whole batch, in canonical mode one"),
     INT("train.seq", "tokens", 1, 1 << 24, "256", train.seq, "tokens per sequence"),
-    CHOICE("train.precision", "auto|f32|bf16", "auto", train.precision,
-           "of computation; master weights are f32; auto: bf16 where the processor has it"),
+    CHOICE("train.precision", "auto|f32|bf16|fp8", "auto", train.precision,
+           "of computation; master weights are f32; auto: bf16 where the processor has it; fp8: "
+           "products of layers, which plans price and no device here computes"),
     FLOAT("train.lr", "", 1e-12, 10, "3e-4", train.lr, "highest learning rate"),
     FLOAT("train.min_lr_ratio", "of lr", 0, 1, "0.1", train.min_lr_ratio,
           "the last learning rate, as a part of lr"),
@@ -309,4 +310,10 @@ void run_settings_markdown(Str *out)
                    range.at, s->sentence);
     }
     str_deinit(&range);
+}
+
+const char *run_precision_name(RunPrecision precision)
+{
+    static const char *const names[] = {"auto", "f32", "bf16", "fp8"};
+    return names[precision];
 }

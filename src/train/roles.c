@@ -3,8 +3,9 @@
  *
  * Ranks along pp have the same role when their stages have the same kinds of layers. Only a rank of
  * each role is built, on a short model that has the layers of these ranks alone
- * (Layout.stage_of_layer). What still differs between ranks of a role are two numbers that the
- * schedule tells: how many micro-batches a rank holds, and how many messages are on their way.
+ * (Layout.stage_of_layer), and of its stages with the same layers only the first (stage_like). What
+ * still differs between ranks of a role are two numbers that the schedule tells: how many
+ * micro-batches a rank holds, and how many messages are on their way.
  * Where keys and values go round a ring ranks along cp differ too: roles are then those of one
  * coordinate of options' mesh. */
 #include <stdlib.h>
@@ -20,6 +21,7 @@ typedef struct Builder {
     int *own, *other;    /* [stages] of a rank */
     ModelConfig brief;   /* the short model; its layers are the builder's */
     int *stage_of_layer; /* of the short model */
+    int *stage_like;     /* of each stage: which is built in its place */
 } Builder;
 
 /* ---- which ranks are alike -------------------------------------------------------------- */
@@ -86,19 +88,32 @@ static void find_roles(Builder *b, bool share)
 
 /* ---- the short model -------------------------------------------------------------------- */
 
+/* Of a rank's stages with the same layers the first is built. */
+static void find_twins(Builder *b)
+{
+    const Pipeline *p = b->pipeline;
+    b->stage_like = xcalloc((size_t)p->n_stages, sizeof *b->stage_like);
+    for (int s = 0; s < p->n_stages; s++) {
+        int like = 0;
+        while (like < s && !(p->rank_of[like] == p->rank_of[s] && same_stage(b, s, like))) like++;
+        b->stage_like[s] = like;
+    }
+}
+
 /* The layers of the ranks that are built, in their order. */
 static void make_brief(Builder *b)
 {
     const Pipeline *p = b->pipeline;
     bool *built = xcalloc((size_t)b->out->n_ranks, sizeof *built);
     for (int i = 0; i < b->out->n; i++) built[b->out->role[i].built_for] = true;
+    find_twins(b);
     b->brief = *b->model;
     b->brief.n_layers = 0;
     b->brief.layer = xcalloc((size_t)b->model->n_layers, sizeof *b->brief.layer);
     b->stage_of_layer = xcalloc((size_t)b->model->n_layers, sizeof *b->stage_of_layer);
     for (int s = 0; s < p->n_stages; s++) {
-        for (int64_t l = first_layer(b, s); l < first_layer(b, s + 1) && built[p->rank_of[s]];
-             l++) {
+        bool here = built[p->rank_of[s]] && b->stage_like[s] == s;
+        for (int64_t l = first_layer(b, s); l < first_layer(b, s + 1) && here; l++) {
             b->stage_of_layer[b->brief.n_layers] = s;
             b->brief.layer[b->brief.n_layers++] = b->model->layer[l];
         }
@@ -111,6 +126,7 @@ static Status build_roles(Builder *b, Target target)
     StepWhole whole;
     StepOptions o = *b->options;
     o.layout.stage_of_layer = b->stage_of_layer;
+    o.layout.stage_like = b->stage_like;
     const ModelConfig *model = b->stage_of_layer ? &b->brief : b->model;
     TRY(step_whole_build(model, &o, &whole));
     Status status = OK;
@@ -133,10 +149,14 @@ static bool sends(const Graph *g, const Node *node)
            graph_value(g, node->in[0])->role != STATE_PIPE;
 }
 
-/* Bytes of the buffers in which a stage sends, whose program stands for it. check: the program is
- * that of this very stage, and must have as many. */
-static Status stage_buffers(const Builder *b, const Program *program, int stage, bool check,
-                            size_t *bytes)
+/* Bytes of the buffers in which a stage sends, and in which the program does that stands for it.
+ * own: the program is that of this very stage, and must have as many. */
+typedef struct Buffers {
+    size_t wanted, built;
+} Buffers;
+
+static Status stage_buffers(const Builder *b, const Program *program, int stage, bool own,
+                            Buffers *out)
 {
     const Graph *g = program->graph;
     for (int i = 1; i < g->n_nodes; i++) {
@@ -146,23 +166,38 @@ static Status stage_buffers(const Builder *b, const Program *program, int stage,
         PipelineWork work = forward ? PIPELINE_FORWARD : PIPELINE_BACKWARD;
         const Value *v = graph_value(g, node->in[1]);
         int depth = pipeline_depth(b->pipeline, stage, work, forward ? stage + 1 : stage - 1, work);
-        if (check && depth != node->n_in - 1)
+        size_t bytes = round_up((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype),
+                                TENSOR_ALIGN);
+        if (own && depth != node->n_in - 1)
             return fail(ERR_UNSUPPORTED,
                         "a message of stage %d is not for its neighbour's same phase", stage);
-        *bytes += (size_t)depth *
-                  round_up((size_t)shape_count(&v->shape) * dtype_bytes(v->dtype), TENSOR_ALIGN);
+        out->wanted += (size_t)depth * bytes;
+        out->built += (size_t)(node->n_in - 1) * bytes;
     }
     return OK;
 }
 
-static Status rank_buffers(const Builder *b, int rank, bool check, size_t *bytes)
+static Status rank_buffers(const Builder *b, int rank, Buffers *out)
 {
-    const StepPrograms *p = &b->out->role[b->out->role_of[rank]].programs;
+    const StepRole *role = &b->out->role[b->out->role_of[rank]];
+    const StepPrograms *p = &role->programs;
     int n = pipeline_stages_of(b->pipeline, rank, b->own);
-    *bytes = 0;
-    for (int k = 0; k < n; k++)
-        TRY(stage_buffers(b, p->at[p->index[PROGRAM_STEP] + k], b->own[k], check, bytes));
+    *out = (Buffers){0};
+    for (int k = 0; k < n; k++) {
+        int stage = b->own[k];
+        bool own = rank == role->built_for && !(b->stage_like && b->stage_like[stage] != stage);
+        TRY(stage_buffers(b, p->at[p->index[PROGRAM_STEP] + k], stage, own, out));
+    }
     return OK;
+}
+
+/* The rank's programs stand for others' stages, or others' for its own. */
+static bool shares(const Builder *b, int rank)
+{
+    int n = b->pipeline ? pipeline_stages_of(b->pipeline, rank, b->own) : 0;
+    bool twins = false;
+    for (int k = 0; k < n && b->stage_like; k++) twins |= b->stage_like[b->own[k]] != b->own[k];
+    return twins || b->out->role[b->out->role_of[rank]].n_ranks > 1;
 }
 
 /* As session_plan of the rank's own programs would say. */
@@ -172,19 +207,19 @@ static Status plan_rank(const Builder *b, int rank)
     Program *at[COUNT_OF(role->programs.at)],
         *copy = xcalloc((size_t)role->programs.n, sizeof *copy);
     Store store = *role->programs.store;
-    size_t here = 0, there = 0;
+    Buffers buffers = {0};
     bool stands_for = rank != role->built_for; /* else it is the rank itself */
-    Status status = stands_for ? rank_buffers(b, role->built_for, true, &there) : OK;
-    if (status == OK && stands_for) status = rank_buffers(b, rank, false, &here);
+    Status status = b->pipeline && shares(b, rank) ? rank_buffers(b, rank, &buffers) : OK;
     for (int i = 0; i < role->programs.n && status == OK; i++) {
         copy[i] = *role->programs.at[i];
         at[i] = &copy[i];
         for (int span = 0; stands_for && copy[i].slotted && span < PIPELINE_SPANS; span++)
             copy[i].n_slots[span] = pipeline_slots(b->pipeline, rank, (PipelineSpan)span);
     }
-    store.bytes += here - there;
+    store.bytes += buffers.wanted - buffers.built;
     if (status == OK) b->out->memory[rank] = session_plan(&store, at, role->programs.n);
-    b->out->message_bytes[rank] = store_role_bytes(role->programs.store, STATE_PIPE) + here - there;
+    b->out->message_bytes[rank] = store_role_bytes(role->programs.store, STATE_PIPE) +
+                                  buffers.wanted - buffers.built;
     free(copy);
     return status;
 }
@@ -206,8 +241,9 @@ static Status build(Builder *b, bool share, Target target)
     for (int r = 0; r < b->out->n_ranks && status == OK; r++) status = plan_rank(b, r);
     free(b->brief.layer);
     free(b->stage_of_layer);
+    free(b->stage_like);
     b->brief.layer = NULL;
-    b->stage_of_layer = NULL;
+    b->stage_of_layer = b->stage_like = NULL;
     return status;
 }
 

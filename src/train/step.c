@@ -47,6 +47,8 @@ static Status finish(Graph **g, const StepOptions *o, bool splits, const Graph *
 /* The graphs of a rank, one for each of its stages; one of the whole where there is no pipeline. */
 typedef struct StageGraphs {
     Graph *at[MAX_OWN_STAGES];
+    int like[MAX_OWN_STAGES]; /* itself; or an earlier one that is built in its place: then its own
+                                 graph has nothing but its states */
     int n;
 } StageGraphs;
 
@@ -73,6 +75,22 @@ Status step_check_pipeline(const StepOptions *o)
     return OK;
 }
 
+/* How the names of the states begin of a stage for which another is built. */
+static const char *twin_prefix(int k, char text[16])
+{
+    snprintf(text, 16, "twin %d ", k);
+    return text;
+}
+
+/* Which of the rank's stages is built for its k-th. */
+static int built_for(const Layout *layout, const int *stage, int k)
+{
+    int like = k;
+    for (int j = k - 1; j >= 0 && layout->stage_like; j--)
+        if (layout->stage_like[stage[k]] == stage[j]) like = j;
+    return like;
+}
+
 /* The graphs of this rank's stages; without a pipeline the whole itself, which is then *whole no
  * longer. */
 static Status cut_stages(Graph **whole, const StepOptions *o, bool one_at_a_time, StageGraphs *out)
@@ -80,47 +98,82 @@ static Status cut_stages(Graph **whole, const StepOptions *o, bool one_at_a_time
     const Pipeline *p = o->layout.pipeline;
     Status status = OK;
     if (mesh_size(&o->layout.mesh, MESH_PP) < 2) {
-        *out = (StageGraphs){{*whole}, 1};
+        *out = (StageGraphs){.at = {*whole}, .n = 1};
         *whole = NULL;
         return OK;
     }
     int *stage = xcalloc((size_t)p->n_stages, sizeof *stage),
         n = pipeline_stages_of(p, o->layout.mesh.coord[MESH_PP], stage);
     for (int k = 0; k < n && status == OK; k++) {
-        status = pass_pipeline(*whole, &o->layout, stage[k], one_at_a_time, &out->at[k]);
+        char prefix[16];
+        out->like[k] = built_for(&o->layout, stage, k);
+        if (out->like[k] < k)
+            out->at[k] = pass_pipeline_twin(out->at[out->like[k]], twin_prefix(k, prefix));
+        else
+            status = pass_pipeline(*whole, &o->layout, stage[k], one_at_a_time, &out->at[k]);
         if (status == OK) out->n = k + 1;
     }
     free(stage);
     return status;
 }
 
-static Status finish_stages(StageGraphs *graphs, const StepOptions *o)
+static Status finish_stages(StageGraphs *graphs, const StepOptions *o, bool splits)
 {
-    bool splits = mesh_size(&o->layout.mesh, MESH_PP) > 1 && o->layout.pipeline->splits;
-    for (int k = 0; k < graphs->n; k++) TRY(finish(&graphs->at[k], o, splits, NULL));
+    for (int k = 0; k < graphs->n; k++) {
+        char prefix[16];
+        int like = graphs->like[k];
+        if (like == k) {
+            TRY(finish(&graphs->at[k], o, splits, NULL));
+            continue;
+        }
+        graph_destroy(graphs->at[k]);
+        graphs->at[k] = pass_pipeline_twin(graphs->at[like], twin_prefix(k, prefix));
+    }
     return OK;
+}
+
+/* The k-th stage's program: of its graph, which it takes; or that of the stage which is built for
+ * it, on states of its own. */
+static Status add_stage(StepPrograms *out, int first, const StageGraphs *graphs, int k,
+                        Target target, const int *slots)
+{
+    Program **at = &out->at[out->n];
+    char prefix[16];
+    if (graphs->like[k] == k) {
+        TRY(program_compile_slots(graphs->at[k], target, out->store, slots, at));
+    } else {
+        graph_destroy(graphs->at[k]);
+        *at = out->at[first + graphs->like[k]];
+        TRY(store_add_twin(out->store, (*at)->graph, twin_prefix(k, prefix)));
+    }
+    out->n++;
+    return OK;
+}
+
+static Status add_all(StepPrograms *out, StageGraphs *graphs, Target target, const int *slots)
+{
+    int first = out->n, n = graphs->n;
+    Status status = OK;
+    graphs->n = 0; /* each is its program's from now on */
+    for (int k = 0; k < n; k++) {
+        if (status == OK)
+            status = add_stage(out, first, graphs, k, target, slots);
+        else
+            graph_destroy(graphs->at[k]);
+    }
+    return status;
 }
 
 static Status add_stages(StepPrograms *out, const StepOptions *o, StageGraphs *graphs,
                          Target target)
 {
     const Pipeline *p = mesh_size(&o->layout.mesh, MESH_PP) > 1 ? o->layout.pipeline : NULL;
-    int n = graphs->n, slots[PIPELINE_SPANS];
-    Status status = OK;
+    int slots[PIPELINE_SPANS];
     for (int span = 0; p && span < PIPELINE_SPANS; span++)
         slots[span] = pipeline_slots(p, o->layout.mesh.coord[MESH_PP], (PipelineSpan)span);
-    graphs->n = 0; /* each is its program's from now on */
     out->index[PROGRAM_STEP] = out->n;
-    out->n_stages = n;
-    for (int k = 0; k < n; k++) {
-        if (status != OK)
-            graph_destroy(graphs->at[k]);
-        else
-            status = program_compile_slots(graphs->at[k], target, out->store, p ? slots : NULL,
-                                           &out->at[out->n]);
-        if (status == OK) out->n++;
-    }
-    return status;
+    out->n_stages = graphs->n;
+    return add_all(out, graphs, target, p ? slots : NULL);
 }
 
 /* ---- step ------------------------------------------------------------------------------- */
@@ -195,7 +248,8 @@ static Status build_step(const ModelConfig *model, const StepOptions *o, Graph *
     TRY(step_check_pipeline(o));
     Status status = cut_stages(whole, o, false, &stages);
     if (status == OK && sums && !last) status = make_update(&stages, o, &update);
-    if (status == OK) status = finish_stages(&stages, o);
+    bool splits = has_pipeline(o) && o->layout.pipeline->splits;
+    if (status == OK) status = finish_stages(&stages, o, splits);
     if (status == OK) status = finish_update(&stages, o, &update);
     if (status == OK) status = add_stages(out, o, &stages, target);
     destroy_graphs(&stages);
@@ -222,16 +276,10 @@ static Status build_eval(const StepOptions *o, Graph **whole, Target target, Ste
 {
     StageGraphs stages = {0};
     Status status = cut_stages(whole, o, true, &stages);
-    for (int k = 0; k < stages.n && status == OK; k++)
-        status = finish(&stages.at[k], o, false, NULL);
-    int n = stages.n, first = out->n;
-    for (int k = 0; k < n && status == OK; k++) {
-        Graph *graph = stages.at[k];
-        stages.at[k] = NULL; /* the program's */
-        status = add_program(out, PROGRAM_EVAL, graph, target);
-    }
+    if (status == OK) status = finish_stages(&stages, o, false);
+    out->index[PROGRAM_EVAL] = out->n;
+    if (status == OK) status = add_all(out, &stages, target, NULL);
     destroy_graphs(&stages);
-    out->index[PROGRAM_EVAL] = first;
     return status;
 }
 
@@ -280,7 +328,11 @@ Status step_programs_build(const ModelConfig *model, const StepOptions *options,
 
 void step_programs_destroy(StepPrograms *programs)
 {
-    for (int i = 0; i < programs->n; i++) program_destroy(programs->at[i]);
+    for (int i = programs->n - 1; i >= 0; i--) { /* one may serve several stages */
+        bool again = false;
+        for (int k = 0; k < i; k++) again |= programs->at[k] == programs->at[i];
+        if (!again) program_destroy(programs->at[i]);
+    }
     store_destroy(programs->store);
     *programs = (StepPrograms){0};
 }

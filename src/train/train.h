@@ -86,7 +86,8 @@ Status train_check_divides(const RunConfig *config, const ModelConfig *model);
  * axes. */
 typedef struct StepRole {
     StepPrograms programs; /* of one of them; in a pipeline layers are numbered as they were built,
-                              fewer than the model has */
+                              fewer than the model has, and stages with the same layers have one
+                              program in several places of at[], each with states of its own */
     int built_for;         /* that rank along pp */
     int n_ranks;           /* along pp */
 } StepRole;

@@ -24,6 +24,10 @@ static Status open_device(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
     int threads = (int)r->threads;
+    if (r->precision == RUN_FP8)
+        return fail(ERR_UNSUPPORTED,
+                    "train.precision fp8 is priced by drover plan, but no device here computes it; "
+                    "take train.precision=bf16");
     if (threads == 0 && t->ranks_here > 1)
         threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
     TRY(device_create_cpu(
