@@ -36,7 +36,7 @@ test: all
 	@ctest --test-dir build --output-on-failure -j 2
 
 validate: all
-	@for f in calibration grid_3_1 grid_3_2 grid_3_3_1 grid_3_4; do echo "== $$f"; build/drover validate data/validation/$$f.csv; done
+	@build/drover validate data/validation/calibration.csv data/validation/grid_*.csv
 
 residuals: all
 	@build/drover validate data/validation/calibration.csv data/validation/grid_*.csv --residuals src/planner/residuals.yaml

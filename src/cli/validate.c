@@ -57,13 +57,11 @@ static Status run(const void *opaque, Operands operands)
 {
     const ValidateFlags *f = opaque;
     if (f->residuals) return write_residuals(f, operands);
-    if (operands.n > 1)
-        return fail(ERR_ARG, "validate takes one file, and several only with --residuals");
     Arena arena = {0};
     Str text = {0};
     ValidateResult result;
-    Status status = validate_file(
-        &arena, operands.at[0],
+    Status status = validate_files(
+        &arena, operands.at, operands.n,
         &(ValidateOptions){.only = f->only, .raw = f->raw, .progress = show_progress}, &result);
     if (status == OK) {
         if (f->json)

@@ -8,9 +8,6 @@
 static const char *model_skip(const PublishedModel *m)
 {
     if (m->mla) return "multi-head latent attention is not modelled";
-    if (m->window) return "attention of alternating windows is not modelled";
-    if (m->experts && !m->shared_ffn && strncmp(m->key, "GROK1", 5) != 0)
-        return "experts without a shared one are not modelled";
     if (m->experts && m->shared_ffn && m->shared_ffn != m->expert_ffn)
         return "a shared expert of another width is not modelled";
     return NULL;
@@ -46,6 +43,44 @@ static const char *gpt_fields(Arena *arena, const PublishedRow *r)
                         m->bias ? "true" : "false", m->tied ? "true" : "false");
 }
 
+static bool is_grok(const PublishedModel *m)
+{
+    return m->experts && !m->shared_ffn && !strncmp(m->key, "GROK1", 5);
+}
+
+/* Every other layer sees a window of keys. Chunks of twice its width let as many be seen on
+ * average: the same work, though not the same keys. */
+static const char *window_fields(Arena *arena, const PublishedModel *m)
+{
+    Str types = {0};
+    for (int64_t i = 0; i < m->layers; i++)
+        str_printf(&types, "%s%s_attention", i ? ", " : "", i % 2 ? "full" : "chunked");
+    const char *fields = arena_printf(arena, "attention_chunk_size: %lld, layer_types: [%s]",
+                                      (long long)(2 * m->window), types.at);
+    str_deinit(&types);
+    return fields;
+}
+
+/* Top-k experts in every layer and none that is shared: Llama 4's layers without theirs, with
+ * positions everywhere and no chunks. Their router is a softmax, Llama 4's a sigmoid, which costs
+ * as much. */
+static const char *plain_experts(Arena *arena, const PublishedRow *r, const char *common)
+{
+    const PublishedModel *m = &r->model;
+    const char *keys = m->window ? window_fields(arena, m)
+                                 : arena_printf(arena, "attention_chunk_size: %lld",
+                                                (long long)max_i64(r->seq, 8192));
+    return arena_printf(
+        arena,
+        "model={model_type: llama4_text, %s, intermediate_size: %lld, intermediate_size_mlp: %lld, "
+        "num_local_experts: %lld, num_experts_per_tok: %lld, interleave_moe_layer_step: %lld, "
+        "drover_shared_expert: false, no_rope_layer_interval: 0, attn_temperature_tuning: false, "
+        "use_qk_norm: %s, %s}",
+        common, (long long)m->expert_ffn, (long long)max_i64(m->ffn, m->expert_ffn),
+        (long long)m->experts, (long long)m->experts_per_token,
+        (long long)max_i64(1, m->layers / m->moe_layers), *m->key == 'Q' ? "true" : "false", keys);
+}
+
 static const char *model_fields(Arena *arena, const PublishedRow *r)
 {
     const PublishedModel *m = &r->model;
@@ -56,6 +91,7 @@ static const char *model_fields(Arena *arena, const PublishedRow *r)
                             "model={model_type: llama, %s, intermediate_size: %lld, rms_norm_eps: "
                             "1e-5, rope_theta: 500000.0, tie_word_embeddings: %s}",
                             common, (long long)m->ffn, m->tied ? "true" : "false");
+    if (!m->shared_ffn && !is_grok(m)) return plain_experts(arena, r, common);
     if (!m->shared_ffn)
         return arena_printf(arena,
                             "model={model_type: grok-1, %s, intermediate_size: %lld, num_experts: "
@@ -79,10 +115,11 @@ static const char *model_fields(Arena *arena, const PublishedRow *r)
 
 typedef struct Axes {
     int64_t dp, fsdp, ep, zero;
+    bool fold;
 } Axes;
 
 /* Their experts lie on data-parallel (and context-parallel) ranks; ours have an axis of the mesh
- * that cuts the batch too. */
+ * that cuts the batch too, and may be folded over the ranks of tensor parallelism. */
 static const char *axes_of(const PublishedRow *r, Axes *a)
 {
     const PublishedLayout *l = &r->layout;
@@ -91,8 +128,10 @@ static const char *axes_of(const PublishedRow *r, Axes *a)
     if (l->expert_tp > 1)
         return "experts cut along tensor-parallel ranks of their own are not modelled";
     if (l->ep > 1) {
-        if (data % l->ep != 0) return "experts lie on ranks of tensor or context parallelism";
-        a->dp = data / l->ep;
+        a->fold = data % l->ep != 0 && l->tp > 1 && l->ep % l->tp == 0;
+        if (a->fold) a->ep = l->ep / l->tp;
+        if (data % a->ep != 0) return "experts lie on ranks of context parallelism";
+        a->dp = data / a->ep;
     }
     if (l->zero == 3 || l->fsdp > 1) {
         a->fsdp = l->fsdp > 1 ? min_i64(l->fsdp, a->dp) : a->dp;
@@ -107,9 +146,7 @@ static const char *axes_of(const PublishedRow *r, Axes *a)
 
 static const char *row_skip(const PublishedRow *r)
 {
-    if (r->skip) return r->skip;
-    if (r->precision == PUBLISHED_FP8) return "FP8 is not modelled";
-    return model_skip(&r->model);
+    return r->skip ? r->skip : model_skip(&r->model);
 }
 
 Status validate_config(Arena *arena, const PublishedRow *r, int64_t micro_batch,
@@ -125,7 +162,7 @@ Status validate_config(Arena *arena, const PublishedRow *r, int64_t micro_batch,
     const char *settings[] = {
         "name=row",
         "data=[{synthetic: uniform}]",
-        "train.precision=bf16",
+        r->precision == PUBLISHED_FP8 ? "train.precision=fp8" : "train.precision=bf16",
         "train.steps=10",
         "train.warmup=1",
         model_fields(arena, r),
@@ -135,11 +172,12 @@ Status validate_config(Arena *arena, const PublishedRow *r, int64_t micro_batch,
         arena_printf(arena, "train.recompute=%s", recomputes[recompute]),
         arena_printf(arena,
                      "parallel={dp: %lld, fsdp: %lld, tp: %lld, pp: %lld, cp: %lld, ep: %lld, "
-                     "zero: %lld, schedule: %s, virtual_stages: %lld}",
+                     "zero: %lld, schedule: %s, virtual_stages: %lld, fold_experts: %s}",
                      (long long)axes.dp, (long long)axes.fsdp, (long long)l->tp, (long long)l->pp,
                      (long long)l->cp, (long long)axes.ep, (long long)axes.zero,
                      interleaved ? "interleaved" : "1f1b",
-                     (long long)(interleaved ? l->virtual_stages : 0)),
+                     (long long)(interleaved ? l->virtual_stages : 0),
+                     axes.fold ? "true" : "false"),
     };
     return run_config_load(NULL, settings, COUNT_OF(settings), config);
 }

@@ -40,6 +40,22 @@ static void add_group(const char *name, const ValidateGroup *g, Str *out)
                    name, g->n, 100 * g->median, 100 * g->worst, 100 * g->bias);
 }
 
+static void add_bar(const ValidateBar *b, Str *out)
+{
+    str_printf(out, "%-44s", b->what);
+    if (b->n == 0)
+        str_add(out, " no rows\n");
+    else if (b->is_count)
+        str_printf(out, " %8.0f of %4.0f  %s\n", b->reached, (double)b->n,
+                   validate_bar_met(b) ? "met" : "missed");
+    else if (b->at_least)
+        str_printf(out, " %8.3f >= %4.2f  %s\n", b->reached, b->bar,
+                   validate_bar_met(b) ? "met" : "missed");
+    else
+        str_printf(out, " %7.1f%% <= %3.0f%%  %s\n", 100 * b->reached, 100 * b->bar,
+                   validate_bar_met(b) ? "met" : "missed");
+}
+
 void validate_text(const ValidateResult *v, Str *out)
 {
     str_add(out, "id          GPUs device     measured predicted   error     peak\n");
@@ -57,6 +73,8 @@ void validate_text(const ValidateResult *v, Str *out)
     str_printf(
         out, "memory: %d rows that ran are planned not to fit, %d that were out of memory to fit\n",
         v->n_wrong_refusals, v->n_wrong_fits);
+    str_add(out, "\nbar\n");
+    for (int i = 0; i < v->n_bars; i++) add_bar(&v->bar[i], out);
 }
 
 /* ---- JSON ------------------------------------------------------------------------------- */
@@ -95,6 +113,16 @@ static void json_group(const char *name, const ValidateGroup *g, const char *lea
                lead, name, g->n, g->median, g->worst, g->bias);
 }
 
+static void json_bar(const ValidateBar *b, const char *lead, Str *out)
+{
+    str_printf(out, "%s{\"what\": \"%s\", \"n\": %d, \"bar\": %.6g, \"reached\": ", lead, b->what,
+               b->n, b->bar);
+    if (b->n)
+        str_printf(out, "%.6g, \"met\": %s}", b->reached, validate_bar_met(b) ? "true" : "false");
+    else
+        str_add(out, "null, \"met\": false}");
+}
+
 void validate_json(const ValidateResult *v, Str *out)
 {
     str_add(out, "{\"rows\": [");
@@ -120,5 +148,7 @@ void validate_json(const ValidateResult *v, Str *out)
         else
             str_printf(out, "%.6g}", v->grid[k].correlation);
     }
-    str_add(out, "}}\n");
+    str_add(out, "}, \"bars\": [");
+    for (int i = 0; i < v->n_bars; i++) json_bar(&v->bar[i], i ? ", " : "", out);
+    str_add(out, "]}\n");
 }

@@ -33,8 +33,9 @@ typedef struct ValidateRow {
     double step_s;    /* predicted, also where it does not fit */
     double error;     /* step_s over the measured one, less 1 */
     bool fits;
-    double peak_bytes, limit_bytes; /* of the rank that holds most; of a device */
-    int64_t micro_batch;            /* planned with, and which was open */
+    double static_bytes, peak_bytes, limit_bytes; /* of the rank that holds most, as the row's
+                                                     framework shares states; of a device */
+    int64_t micro_batch;                          /* planned with, and which was open */
     PublishedRecompute recompute;
     bool chose_micro, chose_recompute;
 } ValidateRow;
@@ -51,6 +52,19 @@ typedef struct ValidateGrid {
     double correlation; /* of ranks (Spearman), measured against predicted */
 } ValidateGrid;
 
+/* What is asked of the predictions, and what they reach. */
+typedef struct ValidateBar {
+    const char *what;
+    int n;               /* what it is reached over; 0: nothing */
+    double bar, reached; /* relative; a correlation; a count */
+    bool at_least, is_count;
+} ValidateBar;
+enum { VALIDATE_BARS = 9 };
+static inline bool validate_bar_met(const ValidateBar *b)
+{
+    return b->n > 0 && (b->at_least ? b->reached >= b->bar : b->reached <= b->bar);
+}
+
 typedef struct ValidateResult {
     ValidateRow *row;
     int n, n_predicted, n_skipped;
@@ -59,6 +73,8 @@ typedef struct ValidateResult {
     ValidateGroup kind[ROW_KINDS], framework[FRAMEWORKS];
     ValidateGrid *grid; /* those with at least three predicted rows */
     int n_grids;
+    ValidateBar bar[VALIDATE_BARS];
+    int n_bars;
     double seconds;
 } ValidateResult;
 
@@ -75,6 +91,9 @@ typedef struct ValidateOptions {
 
 Status validate_file(Arena *arena, const char *path, const ValidateOptions *options,
                      ValidateResult *result);
+/* The rows of several files together. */
+Status validate_files(Arena *arena, const char *const *path, int n, const ValidateOptions *options,
+                      ValidateResult *result);
 void validate_text(const ValidateResult *result, Str *out);
 /* One object: rows (id, measured_s, predicted_s, error, skipped), and the summary. */
 void validate_json(const ValidateResult *result, Str *out);

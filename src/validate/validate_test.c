@@ -78,8 +78,7 @@ static void test_gpt(void **state)
 static void test_skipped(void **state)
 {
     (void)state;
-    static const char *const cases[][2] = {
-        {"DSK-03", "latent"}, {"DG8-26", "FP8"}, {"AUT-02", "shared"}, {"MBR-18", "windows"}};
+    static const char *const cases[][2] = {{"DSK-03", "latent"}};
     Arena arena = {0};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         PublishedRow r = row_of(&arena, "calibration.csv", cases[i][0]);
@@ -89,6 +88,56 @@ static void test_skipped(void **state)
         if (!skip || !strstr(skip, cases[i][1]))
             fail_msg("%s: %s", r.id, skip ? skip : "not skipped");
     }
+    arena_deinit(&arena);
+}
+
+/* The models of rows with experts have the weights that are published, in all and at work, and as
+ * many FLOP a token: windows as chunks see as many keys. */
+static void test_expert_models(void **state)
+{
+    (void)state;
+    static const char *const ids[] = {"AUT-02", "MBR-18", "MBR-20", "DGGK-23"};
+    Arena arena = {0};
+    for (int i = 0; i < COUNT_OF(ids); i++) {
+        PublishedRow r = row_of(&arena, "calibration.csv", ids[i]);
+        RunConfig c;
+        ModelConfig model;
+        const char *skip = NULL;
+        assert_ok(validate_config(&arena, &r, 1, RECOMPUTED_NONE, &skip, &c));
+        assert_null(skip);
+        assert_ok(train_expect_model(&c, &model));
+        ModelCounts n = model_counts(&model);
+        const PublishedModel *m = &r.model;
+        double per_layer = (double)(m->expert_ffn * m->hidden * 3 * m->experts),
+               expected = m->params > 0 ? m->params
+                                        : per_layer * (double)m->layers; /* cut to fewer layers */
+        assert_near((double)n.total / expected, 1, m->params > 0 ? 0.005 : 0.06);
+        if (m->active_params > 0) assert_near((double)n.active / m->active_params, 1, 0.01);
+        double keys = 0, wanted = 0;
+        for (int64_t k = 0; k < m->layers; k++) {
+            int64_t chunk = model.layer[k].chunk;
+            keys += chunk && chunk < r.seq ? (double)(chunk + 1) / 2 : (double)(r.seq + 1) / 2;
+            wanted += m->window && k % 2 == 0 ? (double)m->window : (double)(r.seq + 1) / 2;
+        }
+        assert_near(keys / wanted, 1, 0.01);
+        model_config_deinit(&model);
+        run_config_deinit(&c);
+    }
+    arena_deinit(&arena);
+}
+
+/* NVIDIA's log of Llama 3.1 8B on eight H100 (data/validation/README.md, MEM-01): 44.27e9 bytes of
+ * states, 70.83e9 at the peak. */
+static void test_memory(void **state)
+{
+    (void)state;
+    Arena arena = {0};
+    ValidateResult v;
+    assert_ok(validate_file(&arena, arena_printf(&arena, "%scalibration.csv", dir),
+                            &(ValidateOptions){.only = "DG8-21"}, &v));
+    assert_true(v.n == 1 && v.row[0].fits);
+    assert_near(v.row[0].static_bytes / 44.27e9, 1, 0.03);
+    assert_near(v.row[0].peak_bytes / 70.83e9, 1, 0.08);
     arena_deinit(&arena);
 }
 
@@ -119,16 +168,20 @@ static void test_rows(void **state)
     assert_true(v.n == 30 && v.n_predicted >= 4 && v.n_skipped + v.n_predicted == v.n);
     for (int i = 0; i < v.n; i++)
         if (!v.row[i].skip && v.row[i].row->framework == FRAMEWORK_MEGATRON &&
-            v.row[i].kind == ROW_DENSE && fabs(v.row[i].error) > 0.15)
+            v.row[i].kind == ROW_DENSE && v.row[i].row->precision == PUBLISHED_BF16 &&
+            fabs(v.row[i].error) > 0.15)
             fail_msg("%s: %g against %g s", v.row[i].row->id, v.row[i].step_s,
                      v.row[i].row->step_s);
     Str text = {0};
-    validate_text(&v, &text);
-    assert_non_null(strstr(text.at, "DG8-26     skipped: FP8"));
-    str_clear(&text);
     validate_json(&v, &text);
     assert_non_null(strstr(text.at, "{\"id\": \"DG8-21\", \"kind\": \"dense\", \"framework\": "
                                     "\"Megatron\", \"measured_s\": 12.27, \"predicted_s\": "));
+    assert_ok(validate_file(&arena, arena_printf(&arena, "%scalibration.csv", dir),
+                            &(ValidateOptions){.only = "DSK"}, &v));
+    str_clear(&text);
+    validate_text(&v, &text);
+    assert_non_null(strstr(text.at, "DSK-03     skipped: multi-head latent attention"));
+    assert_non_null(strstr(text.at, "median error of dense rows"));
     str_deinit(&text);
     assert_ok(validate_file(&arena, arena_printf(&arena, "%sgrid_3_3_1.csv", dir),
                             &(ValidateOptions){0}, &v));
@@ -145,7 +198,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_run_files), cmocka_unit_test(test_gpt),
-        cmocka_unit_test(test_skipped),   cmocka_unit_test(test_statistics),
+        cmocka_unit_test(test_skipped),   cmocka_unit_test(test_expert_models),
+        cmocka_unit_test(test_memory),    cmocka_unit_test(test_statistics),
         cmocka_unit_test(test_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
