@@ -294,6 +294,24 @@ static void test_search(void **state)
     cluster_deinit(&cluster);
 }
 
+/* Where the best estimates do not fit once they are planned, others are. */
+static void test_search_goes_on(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    SearchResult found;
+    load(SETTINGS(BIG, "train.memory_limit=20GB"), "64 h100, 8 per node, 400G", &config, &cluster);
+    SearchOptions how = {.devices = 64, .max_batch = 512, .simulate = 2, .front = 2, .threads = 2};
+    if (plan_search(&config, &cluster, &how, &found) != OK) fail_msg("%s", status_message());
+    assert_true(found.n_simulated > how.simulate + how.front && found.n > 0);
+    for (int i = 0; i < found.n; i++)
+        assert_true(found.plan[i].memory[found.plan[i].largest].total <= 20000000000u);
+    search_result_deinit(&found);
+    run_config_deinit(&config);
+    cluster_deinit(&cluster);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,6 +319,6 @@ int main(void)
         cmocka_unit_test(test_json),     cmocka_unit_test(test_refused),
         cmocka_unit_test(test_fp8),      cmocka_unit_test(test_balanced),
         cmocka_unit_test(test_monotone), cmocka_unit_test(test_trace),
-        cmocka_unit_test(test_search)};
+        cmocka_unit_test(test_search),   cmocka_unit_test(test_search_goes_on)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

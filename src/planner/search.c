@@ -16,7 +16,10 @@ enum {
     MAX_MICRO_BATCH = 8,
     MAX_STAGES_PER_RANK = 8,
     MIN_COLUMNS = 1024,
-    MAX_TOKENS = 16384
+    MAX_TOKENS = 16384,
+    ROUND = 16,
+    MORE_ROUNDS = 8,
+    FIRST_OF_KIND = 2
 };
 
 /* Estimates may be wrong by so much: what seems to need more is not tried. */
@@ -32,6 +35,14 @@ typedef struct Candidate {
     Estimate estimate;
 } Candidate;
 
+/* By how much plans of one kind need more memory than was estimated; 0: none was made yet. */
+typedef struct Lesson {
+    LayerCut cut;
+    bool pipeline, sharded;
+    double ratio;
+    int chosen; /* before it is known */
+} Lesson;
+
 typedef struct Search {
     const RunConfig *config;
     const ModelConfig *model;
@@ -42,9 +53,12 @@ typedef struct Search {
     VEC(Candidate) candidate;
     size_t limit_bytes;
     int64_t n_layouts;
+    bool *planned;  /* [candidates] */
+    size_t *chosen; /* [candidates]: those of this round */
+    size_t n_chosen;
     Plan *plan; /* [chosen] */
     Status *made;
-    size_t n_chosen;
+    VEC(Lesson) lesson;
     size_t next; /* that no thread has taken yet */
     pthread_mutex_t lock;
 } Search;
@@ -221,26 +235,9 @@ static RunConfig config_of(const Search *s, const Candidate *c)
 
 static void plan_one(Search *s, size_t i)
 {
-    RunConfig config = config_of(s, &s->candidate.at[i]);
+    RunConfig config = config_of(s, &s->candidate.at[s->chosen[i]]);
     s->made[i] = plan_make_of(&config, s->model, s->cluster, &(PlanOptions){.jitter = -1},
                               &s->plan[i]);
-}
-
-/* Behind the n chosen ones, which are the fastest: up to `most` that each need less memory than all
- * before them. Candidates are sorted by time. Returns how many. */
-static size_t choose_front(Search *s, size_t n, size_t most)
-{
-    double least = (double)INFINITY;
-    size_t more = 0;
-    for (size_t i = 0; i < s->candidate.n && more < most; i++) {
-        Candidate c = s->candidate.at[i];
-        bool less = c.estimate.bytes < front_step * least;
-        least = fmin(least, c.estimate.bytes);
-        if (!less || i < n + more) continue;
-        s->candidate.at[i] = s->candidate.at[n + more];
-        s->candidate.at[n + more++] = c;
-    }
-    return more;
 }
 
 static double time_of_token(const Plan *p) { return p->time.step_s / p->tokens; }
@@ -251,27 +248,102 @@ static int by_rate(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The best estimates become plans. */
-static void make_plans(Search *s, SearchResult *out)
+static Lesson *lesson_of(Search *s, const Candidate *c)
 {
-    if (s->candidate.n) qsort(s->candidate.at, s->candidate.n, sizeof *s->candidate.at, by_time);
-    s->n_chosen = s->candidate.n < (size_t)s->options->simulate ? s->candidate.n
-                                                                : (size_t)s->options->simulate;
-    s->n_chosen += choose_front(s, s->n_chosen, (size_t)s->options->front);
+    for (size_t i = 0; i < s->lesson.n; i++) {
+        Lesson *l = &s->lesson.at[i];
+        if (l->cut.tp == c->cut.tp && l->cut.cp == c->cut.cp && l->cut.ep == c->cut.ep &&
+            l->cut.micro_batch == c->cut.micro_batch && l->cut.recompute == c->cut.recompute &&
+            l->cut.splits == c->cut.splits && l->pipeline == (c->spread.pp > 1) &&
+            l->sharded == (c->spread.fsdp > 1))
+            return l;
+    }
+    Lesson first = {.cut = c->cut, .pipeline = c->spread.pp > 1, .sharded = c->spread.fsdp > 1};
+    VEC_PUSH(&s->lesson, first);
+    return &s->lesson.at[s->lesson.n - 1];
+}
+
+static void learn(Search *s, const Candidate *c, const Plan *plan)
+{
+    Lesson *l = lesson_of(s, c);
+    l->ratio = fmax(l->ratio, (double)plan->memory[plan->largest].total / c->estimate.bytes);
+}
+
+/* What was planned of its kind says that it would not fit; or others of it say so soon. */
+static bool hopeless(const Search *s, const Candidate *c, const Lesson *l)
+{
+    return l->ratio > 0 ? c->estimate.bytes * l->ratio > (double)s->limit_bytes
+                        : l->chosen >= FIRST_OF_KIND;
+}
+
+static void choose(Search *s, size_t i)
+{
+    s->planned[i] = true;
+    s->chosen[s->n_chosen++] = i;
+    lesson_of(s, &s->candidate.at[i])->chosen++;
+}
+
+/* The fastest that are not planned yet and not hopeless. */
+static void choose_best(Search *s, size_t most)
+{
+    for (size_t i = 0; i < s->candidate.n && s->n_chosen < most; i++) {
+        const Candidate *c = &s->candidate.at[i];
+        if (!s->planned[i] && !hopeless(s, c, lesson_of(s, c))) choose(s, i);
+    }
+}
+
+/* Those that need less memory than all faster ones. */
+static void choose_front(Search *s, size_t most)
+{
+    double least = (double)INFINITY;
+    for (size_t i = 0; i < s->candidate.n && s->n_chosen < most; i++) {
+        double bytes = s->candidate.at[i].estimate.bytes;
+        if (bytes < front_step * least && !s->planned[i]) choose(s, i);
+        least = fmin(least, bytes);
+    }
+}
+
+static void plan_chosen(Search *s, SearchResult *out)
+{
     s->plan = xcalloc(s->n_chosen + 1, sizeof *s->plan);
     s->made = xcalloc(s->n_chosen + 1, sizeof *s->made);
     run_all(s, s->n_chosen, plan_one);
-    out->plan = xcalloc(s->n_chosen + 1, sizeof *out->plan);
+    out->plan = xrealloc(out->plan, ((size_t)out->n + s->n_chosen + 1) * sizeof *out->plan);
     for (size_t i = 0; i < s->n_chosen; i++) {
-        if (s->made[i] == OK && s->plan[i].fits)
+        if (s->made[i] != OK) continue;
+        out->n_simulated++;
+        learn(s, &s->candidate.at[s->chosen[i]], &s->plan[i]);
+        if (s->plan[i].fits)
             out->plan[out->n++] = s->plan[i];
-        else if (s->made[i] == OK)
+        else
             plan_deinit(&s->plan[i]);
-        out->n_simulated += s->made[i] == OK;
     }
-    if (out->n) qsort(out->plan, (size_t)out->n, sizeof *out->plan, by_rate);
     free(s->plan);
     free(s->made);
+    s->n_chosen = 0;
+}
+
+/* The best estimates become plans, in rounds: what one round says of memory, the next one knows.
+ * Where few fit, more are tried. */
+static void make_plans(Search *s, SearchResult *out)
+{
+    size_t wanted = (size_t)s->options->simulate, most = MORE_ROUNDS * wanted, n = 0;
+    if (s->candidate.n) qsort(s->candidate.at, s->candidate.n, sizeof *s->candidate.at, by_time);
+    s->planned = xcalloc(s->candidate.n + 1, sizeof *s->planned);
+    s->chosen = xcalloc(s->candidate.n + 1, sizeof *s->chosen);
+    while (n < wanted || (n < most && out->n <= (int)wanted / 8)) {
+        size_t round = wanted - n < ROUND ? wanted - n : ROUND;
+        choose_best(s, n < wanted ? round : ROUND);
+        if (!s->n_chosen) break;
+        n += s->n_chosen;
+        plan_chosen(s, out);
+    }
+    choose_front(s, (size_t)s->options->front);
+    plan_chosen(s, out);
+    if (out->n) qsort(out->plan, (size_t)out->n, sizeof *out->plan, by_rate);
+    free(s->planned);
+    free(s->chosen);
+    VEC_FREE(&s->lesson);
 }
 
 static Status search(Search *s, SearchResult *out)
