@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "base/testing.h"
-#include "planner/planner.h"
+#include "planner/profile.h"
 
 #define BIG                                                                                        \
     "model=llama3.1-8b", "data=[{synthetic: uniform}]", "train.seq=8192", "train.batch=512",       \
@@ -294,6 +294,28 @@ static void test_search(void **state)
     cluster_deinit(&cluster);
 }
 
+/* A cut that takes all devices is profiled, although the profile's pipeline takes more of them. */
+static void test_profile_small(void **state)
+{
+    (void)state;
+    for (int64_t tp = 1; tp <= 8; tp *= 8) {
+        RunConfig config;
+        Cluster cluster;
+        ModelConfig model;
+        Profile profile;
+        LayerCut cut = {.tp = tp, .cp = 1, .ep = 1, .micro_batch = 1};
+        load(SETTINGS(BIG), "8 h100, 8 per node, 400G", &config, &cluster);
+        assert_int_equal(cluster_resize(&cluster, tp), OK);
+        assert_int_equal(plan_read_model(&config, &model), OK);
+        assert_int_equal(profile_make(&config, &model, &cluster, cut, &profile), OK);
+        assert_true(profile.good && profile.first.forward_s > 0);
+        assert_int_equal(cluster_devices(&cluster), tp);
+        model_config_deinit(&model);
+        run_config_deinit(&config);
+        cluster_deinit(&cluster);
+    }
+}
+
 /* Where the best estimates do not fit once they are planned, others are. */
 static void test_search_goes_on(void **state)
 {
@@ -315,10 +337,11 @@ static void test_search_goes_on(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),   cmocka_unit_test(test_rates),
-        cmocka_unit_test(test_json),     cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_fp8),      cmocka_unit_test(test_balanced),
-        cmocka_unit_test(test_monotone), cmocka_unit_test(test_trace),
-        cmocka_unit_test(test_search),   cmocka_unit_test(test_search_goes_on)};
+        cmocka_unit_test(test_states),       cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_json),         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_fp8),          cmocka_unit_test(test_balanced),
+        cmocka_unit_test(test_monotone),     cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_search),       cmocka_unit_test(test_search_goes_on),
+        cmocka_unit_test(test_profile_small)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

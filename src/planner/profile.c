@@ -86,6 +86,16 @@ static StageProfile profile_of(const PlanJob *job, int rank)
         .largest_layer = largest_layer(role)};
 }
 
+/* The short pipeline may take more devices than the cluster has: the others are like those. */
+static Cluster with_room(const Cluster *cluster, int64_t ranks)
+{
+    Cluster c = *cluster; /* texts and lists stay the cluster's */
+    int64_t nodes = (ranks + c.node.devices - 1) / c.node.devices;
+    c.arena = (Arena){0};
+    if (c.device.cores || nodes <= c.n_nodes || c.network.n_tiers == 0) return c;
+    return cluster_resize(&c, nodes * c.node.devices) == OK ? c : *cluster;
+}
+
 Status profile_make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
                     LayerCut cut, Profile *out)
 {
@@ -100,7 +110,8 @@ Status profile_make(const RunConfig *config, const ModelConfig *model, const Clu
     brief.layer = layer;
     brief.n_layers = last + 1;
     RunConfig c = short_run(config, cut, brief.n_layers);
-    Status status = plan_job_init(&c, &brief, cluster, false, &job);
+    Cluster room = with_room(cluster, run_ranks(&c));
+    Status status = plan_job_init(&c, &brief, &room, false, &job);
     if (status == ERR_REFUSED) return OK;
     TRY(status);
     out->good = true;

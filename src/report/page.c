@@ -215,9 +215,8 @@ void report_assumptions(const ReportInput *in, Str *out)
         "%lld sequences of %lld tokens; micro-batches on a rank: %lld, sequences in each: %lld",
         (long long)r->batch, (long long)r->seq, (long long)run_n_micro(&plan->config),
         (long long)run_micro_batch(&plan->config));
-    html_row(out, "numbers", "%s; recomputed: %s",
-             r->precision == RUN_BF16 ? "bf16 products, f32 masters" : "f32",
-             recompute[r->recompute]);
+    html_row(out, "numbers", "%s products, f32 masters; recomputed: %s",
+             run_precision_name(r->precision), recompute[r->recompute]);
     html_row(out, "counting",
              "MFU counts 6 FLOP for each weight that is multiplied and causal attention; nothing "
              "that is made again, nothing for embeddings");
