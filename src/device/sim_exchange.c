@@ -31,9 +31,14 @@ typedef struct Spread {
     int64_t inside[MAX_TIERS + 1]; /* of them in the domain below network.tier[k]; the last: n */
 } Spread;
 
-static int64_t domain_devices(const Cluster *c, int tier)
+/* Ranks share a host's processors evenly, and may be more than these have cores. */
+static int64_t domain_ranks(const Sim *sim, int tier)
 {
-    return tier == 0 ? c->node.link_domain : c->network.tier[tier - 1].nodes * c->node.devices;
+    const Cluster *c = sim->cluster;
+    int64_t on_host = sim->device.cores ? (mesh_ranks(&sim->mesh) + c->n_nodes - 1) / c->n_nodes
+                                        : c->node.devices;
+    if (tier > 0) return c->network.tier[tier - 1].nodes * on_host;
+    return sim->device.cores ? on_host : c->node.link_domain;
 }
 
 /* Ranks are numbered by coordinates, the last axis running fastest. */
@@ -60,7 +65,7 @@ static Spread spread_of(const Sim *sim, unsigned axes)
     const Cluster *c = sim->cluster;
     Spread s = {.n = ranks_within(&sim->mesh, axes, INT64_MAX)};
     for (int k = 0; k < c->network.n_tiers; k++)
-        s.inside[k] = ranks_within(&sim->mesh, axes, domain_devices(c, k));
+        s.inside[k] = ranks_within(&sim->mesh, axes, domain_ranks(sim, k));
     s.inside[c->network.n_tiers] = s.n;
     return s;
 }

@@ -121,6 +121,25 @@ static void test_too_many_ranks(void **state)
     cluster_deinit(&cluster);
 }
 
+/* Ranks of a processor share its cores, and may be more of them than that. */
+static void test_crowded(void **state)
+{
+    (void)state;
+    Cluster cluster;
+    double before = 0;
+    for (int ranks = 2; ranks <= 64; ranks *= 2) {
+        Sim sim = make_sim("cpu", &cluster, (Mesh){.size = {[MESH_DP] = ranks}});
+        double s = sim_exchange_s(&sim, COMM_ALL_REDUCE, 1u << MESH_DP, 1e8);
+        assert_true(isfinite(s) && s > before);
+        before = s;
+        cluster_deinit(&cluster);
+        sim = make_sim("cpu", &cluster, (Mesh){.size = {[MESH_PP] = ranks}});
+        s = sim_message_s(&sim, 0, ranks - 1, 1e8);
+        assert_true(isfinite(s) && s > 0);
+        cluster_deinit(&cluster);
+    }
+}
+
 /* ---- the clock -------------------------------------------------------------------------- */
 
 static const Target gpu = {.isa = ISA_GENERIC, .threads = 1, .gpu = true};
@@ -197,7 +216,8 @@ int main(void)
         cmocka_unit_test(test_one_node), cmocka_unit_test(test_many_nodes),
         cmocka_unit_test(test_rails),    cmocka_unit_test(test_oversubscription),
         cmocka_unit_test(test_grows),    cmocka_unit_test(test_too_many_ranks),
-        cmocka_unit_test(test_products), cmocka_unit_test(test_launches),
+        cmocka_unit_test(test_crowded),  cmocka_unit_test(test_products),
+        cmocka_unit_test(test_launches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
