@@ -97,6 +97,7 @@ static void duration_text(const Outlook *o, Str *out)
 void outlook_text(const Outlook *o, Str *out)
 {
     plan_text(&o->plan, out);
+    outlook_jitter_text(o, out);
     if (o->tokens > 0) duration_text(o, out);
     if (o->has_fleet) fleet_report_text(&o->fleet, out);
 }
@@ -104,6 +105,7 @@ void outlook_text(const Outlook *o, Str *out)
 void outlook_json(const Outlook *o, Str *out)
 {
     plan_json(&o->plan, out);
+    outlook_jitter_json(o, out);
     if (o->has_fleet) {
         str_add(out, ", ");
         fleet_report_json(&o->fleet, out);

@@ -43,6 +43,23 @@ void outlook_json(const Outlook *outlook, Str *out); /* members of one object, w
 /* Days for the tokens, failures included where they are known; 0 without a budget. */
 double outlook_days(const Outlook *outlook);
 
+/* ---- steps as a distribution ------------------------------------------------------------ */
+
+#define SLOW_SHARE 0.005 /* of machines, MegaScale's (outlook/jitter.c) */
+#define SLOW_BY    0.1   /* longer kernels */
+
+typedef struct Jitter {
+    double p5_s, p50_s, p95_s; /* of steps, every rank as fast as the others on average */
+    double slow_step_s;        /* a step beside one slow machine or more */
+    double slow_nodes;         /* expected number of them */
+    double any_slow;           /* probability that there is one, unless it is looked for */
+} Jitter;
+void outlook_jitter(const Outlook *outlook, Jitter *out);
+void outlook_jitter_text(const Outlook *outlook, Str *out);
+void outlook_jitter_json(const Outlook *outlook, Str *out); /* a member, with a comma before it */
+/* The largest of n standard normal numbers is below this with probability q. */
+double outlook_slowest_of(double n, double q);
+
 /* ---- what would do instead -------------------------------------------------------------- */
 
 /* ERR_REFUSED with a line: what of the plan does not fit, and the nearest settings that do. */

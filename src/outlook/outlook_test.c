@@ -98,6 +98,37 @@ static void test_outlook(void **state)
     unload(&config, &cluster);
 }
 
+/* Against draws of the largest of n: shares below the quantiles are theirs. */
+static void test_jitter(void **state)
+{
+    (void)state;
+    enum { RANKS = 64, DRAWS = 4000 };
+    int below[3] = {0};
+    static const double q[3] = {0.05, 0.5, 0.95};
+    uint64_t key = rng_key(1, "jitter");
+    for (int i = 0; i < DRAWS; i++) {
+        double most = -100;
+        for (int r = 0; r < RANKS; r++)
+            most = fmax(most, rng_normal(key, (uint64_t)(i * RANKS + r)));
+        for (int k = 0; k < 3; k++) below[k] += most < outlook_slowest_of(RANKS, q[k]);
+    }
+    for (int k = 0; k < 3; k++) assert_true(fabs((double)below[k] / DRAWS - q[k]) < 0.02);
+    assert_near(outlook_slowest_of(1, 0.975), 1.959964, 1e-6);
+    RunConfig config;
+    Cluster cluster;
+    Outlook o;
+    Jitter j;
+    load(SETTINGS(COMMON, "train.batch=64", "parallel.dp=64"), &config, &cluster);
+    make(&config, &cluster, 0, &o);
+    outlook_jitter(&o, &j);
+    assert_true(j.p5_s < j.p50_s && j.p50_s < j.p95_s && j.p95_s < j.slow_step_s);
+    assert_true(j.p5_s > o.plan.time.step_s - o.plan.time.part.jitter_s);
+    assert_near(j.slow_nodes, 8 * 0.005, 1e-12);
+    assert_near(j.any_slow, 1 - pow(0.995, 8), 1e-9);
+    outlook_deinit(&o);
+    unload(&config, &cluster);
+}
+
 static void test_scale(void **state)
 {
     (void)state;
@@ -377,12 +408,12 @@ static void test_largest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ladder),         cmocka_unit_test(test_outlook),
-        cmocka_unit_test(test_scale),          cmocka_unit_test(test_remedies),
-        cmocka_unit_test(test_no_remedy),      cmocka_unit_test(test_divides),
-        cmocka_unit_test(test_compare),        cmocka_unit_test(test_smallest),
-        cmocka_unit_test(test_search_refused), cmocka_unit_test(test_doubling),
-        cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_ladder),   cmocka_unit_test(test_outlook),
+        cmocka_unit_test(test_scale),    cmocka_unit_test(test_jitter),
+        cmocka_unit_test(test_remedies), cmocka_unit_test(test_no_remedy),
+        cmocka_unit_test(test_divides),  cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_smallest), cmocka_unit_test(test_search_refused),
+        cmocka_unit_test(test_doubling), cmocka_unit_test(test_largest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,6 +37,21 @@ static void draw_part(const StepPart *p, const char *class, double y, double ste
              100 * p->seconds / step_s);
 }
 
+/* How steps differ from each other. */
+static void steps_words(const Outlook *o, Str *out)
+{
+    Jitter j;
+    if (o->plan.ranks < 2) return;
+    outlook_jitter(o, &j);
+    str_add(out, "<p>");
+    html_printf(out,
+                "Nine of ten steps take %.4g to %.4g s, as ranks vary from step to step. Beside a "
+                "machine that is %.0f%% slower, as one in %.0f was found to be, a step takes %.4g "
+                "s; of so many nodes %.3g are expected to be, unless they are looked for.",
+                j.p5_s, j.p95_s, 100 * SLOW_BY, 1 / SLOW_SHARE, j.slow_step_s, j.slow_nodes);
+    str_add(out, "</p>\n");
+}
+
 static bool shown(const StepPart *p, const StepTime *t)
 {
     return p->seconds + p->hidden_s >= 0.0005 * t->step_s;
@@ -62,5 +77,6 @@ void report_breakdown(const ReportInput *in, Str *out)
         if (shown(&part[i], t))
             draw_part(&part[i], classes[i], TOP + row++ * ROW, t->step_s, BAR / most, out);
     svg_end(out);
+    steps_words(in->outlook, out);
     html_section_end(out);
 }
