@@ -552,7 +552,8 @@ static inline void tile_slopes_make(const Mask *mask, const Piece *piece, int64_
     }
 }
 
-/* What key numbers i.. of the block add to the scores of row r. */
+/* What key numbers i.. of the block add to the scores of row r. Keys behind the query, which it
+ * does not see, add nothing: powers of theirs are made before they are masked. */
 SIMD Vf tile_alibi(const Tile *tile, int64_t r, int64_t i)
 {
     Vf key;
@@ -561,7 +562,7 @@ SIMD Vf tile_alibi(const Tile *tile, int64_t r, int64_t i)
     Vi low = key < vf_set(tile->split);
     Vf offset = vf_bits((vi_bits(vf_set(tile->offset[0][r])) & low) |
                         (vi_bits(vf_set(tile->offset[1][r])) & ~low));
-    return vf_set(tile->slope[r]) * (key + offset);
+    return vf_set(tile->slope[r]) * vf_min(key + offset, vf_zero());
 }
 
 /* Rows row..row+TILE_ROWS-1 of the piece against the keys of a block; false: none is seen. */
