@@ -26,6 +26,8 @@ static const Option options[] = {
      "the largest model of this shape that this cluster trains in --days"},
     {"tokens-per-weight", OPTION_FLOAT, "N", 0.001, 1e9, "20", NULL,
      offsetof(PlanFlags, tokens_per_weight), "with --largest: of each active weight"},
+    {"max-usd", OPTION_FLOAT, "MILLIONS", 0.001, 1e9, NULL, NULL, offsetof(PlanFlags, max_usd),
+     "with --days: what the run may cost, millions of dollars"},
     {"doubling", OPTION_FLAG, NULL, 0, 0, NULL, NULL, offsetof(PlanFlags, doubling),
      "what twice the cluster buys, with --max-batch as it is and with twice of it"},
     {"json", OPTION_FLAG, NULL, 0, 0, NULL, NULL, offsetof(PlanFlags, json), "one JSON object"},

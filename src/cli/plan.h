@@ -8,7 +8,7 @@
 typedef struct PlanFlags {
     const char *model, *cluster, *trace, *out, *report, *tokens, *max_batch;
     int64_t gpus, simulate;
-    double days, tokens_per_weight;
+    double days, max_usd, tokens_per_weight;
     bool json, search, compare, largest, doubling;
 } PlanFlags;
 

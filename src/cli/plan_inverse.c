@@ -108,21 +108,23 @@ static const char *const doublings[DOUBLINGS] = {"as it is", "twice the devices"
                                                  "and twice the batch"};
 static const char *const doubling_keys[DOUBLINGS] = {"now", "doubled", "doubled_batch"};
 
+static double rate_of(const Doubling *d, int i) { return d->of[i]->outlook.plan.tokens_per_s; }
+
 static void doubling_text(const Doubling *d, const Question *q, Str *out)
 {
     char batch[32], rate[32], limit[32];
-    str_printf(out, "%-20s %9s %8s %9s %9s %6s %8s %9s %8s%s\n", "", "devices", "batch", "step, s",
-               "tokens/s", "MFU", "goodput", "useful", "M$ per T",
+    str_printf(out, "%-20s %9s %8s %9s %9s %6s %8s %9s %9s %8s%s\n", "", "devices", "batch",
+               "step, s", "tokens/s", "MFU", "goodput", "useful", "elastic", "M$ per T",
                q->tokens > 0 ? "     days" : "");
     for (int i = 0; i < DOUBLINGS; i++) {
         const Outlook *o = &d->of[i]->outlook;
         const Plan *p = &o->plan;
         const FleetReport *f = &o->fleet;
         double goodput = o->has_fleet ? f->goodput[f->scheme].mean : 1;
-        str_printf(out, "%-20s %9lld %8s %9.4g %9s %5.1f%% %7.1f%% %8.2fx", doublings[i],
+        str_printf(out, "%-20s %9lld %8s %9.4g %9s %5.1f%% %7.1f%% %8.2fx %8.2fx", doublings[i],
                    (long long)p->ranks, format_count(p->tokens, batch), p->time.step_s,
                    format_count(p->tokens_per_s, rate), 100 * p->mfu, 100 * goodput,
-                   outlook_speedup(d, i));
+                   outlook_speedup(d, i), outlook_elastic_speedup(d, i));
         if (o->has_fleet)
             str_printf(out, " %8.4g", f->usd_per_trillion_tokens.central / 1e6);
         else
@@ -130,12 +132,15 @@ static void doubling_text(const Doubling *d, const Question *q, Str *out)
         if (q->tokens > 0) str_printf(out, " %8.4g", outlook_days(o));
         str_add(out, "\n");
     }
-    str_printf(out,
-               "doubling buys %.2fx useful tokens/s with batches of at most %s tokens; %.2fx if "
-               "twice as many in a batch train as well\n",
-               outlook_speedup(d, DOUBLED),
-               format_count((double)q->max_batch * (double)q->config->train.seq, limit),
-               outlook_speedup(d, DOUBLED_BATCH));
+    str_printf(
+        out,
+        "doubling buys %.2fx useful tokens/s with batches of at most %s tokens; %.2fx if "
+        "twice as many in a batch train as well; steps alone become %.2fx and %.2fx as fast, "
+        "the rest is goodput (elastic: if replicas went on without one that is lost)\n",
+        outlook_speedup(d, DOUBLED),
+        format_count((double)q->max_batch * (double)q->config->train.seq, limit),
+        outlook_speedup(d, DOUBLED_BATCH), rate_of(d, DOUBLED) / rate_of(d, AS_IT_IS),
+        rate_of(d, DOUBLED_BATCH) / rate_of(d, AS_IT_IS));
 }
 
 static Status doubling(const PlanFlags *f, const Question *q)
@@ -146,8 +151,9 @@ static Status doubling(const PlanFlags *f, const Question *q)
     if (f->json) {
         str_add(&text, "{");
         for (int i = 0; i < DOUBLINGS; i++) {
-            str_printf(&text, "%s\"%s\": {\"speedup\": %.9g, ", i ? ",\n" : "", doubling_keys[i],
-                       outlook_speedup(&d, i));
+            str_printf(&text, "%s\"%s\": {\"speedup\": %.9g, \"elastic_speedup\": %.9g, ",
+                       i ? ",\n" : "", doubling_keys[i], outlook_speedup(&d, i),
+                       outlook_elastic_speedup(&d, i));
             outlook_json(&d.of[i]->outlook, &text);
             str_add(&text, "}");
         }
@@ -167,6 +173,7 @@ Status plan_inverse(const PlanFlags *f, const ConfigSource *source, const RunCon
     Question q = {.config = config,
                   .cluster = cluster,
                   .days = f->days,
+                  .max_usd = isnan(f->max_usd) ? 0 : 1e6 * f->max_usd,
                   .simulate = (int)min_i64(f->simulate, 16)};
     if (f->report || f->trace)
         return fail(ERR_ARG, "--report and --trace are of one plan: take --out FILE, and plan it");

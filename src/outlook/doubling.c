@@ -9,7 +9,14 @@ static double useful(const Answer *a)
 
 double outlook_speedup(const Doubling *d, int which)
 {
-    return useful(d->of[which]) / useful(d->of[0]);
+    return useful(d->of[which]) / useful(d->of[AS_IT_IS]);
+}
+
+double outlook_elastic_speedup(const Doubling *d, int which)
+{
+    const Outlook *o = &d->of[which]->outlook;
+    double goodput = o->has_fleet ? o->fleet.goodput[RECOVER_REPLICAS].mean : 1;
+    return o->plan.tokens_per_s * goodput / useful(d->of[AS_IT_IS]);
 }
 
 Status outlook_doubling(const Question *q, Doubling *out)

@@ -115,7 +115,10 @@ static bool small_enough(Ladder *ladder, int at)
     double days = outlook_days(&a.answer->outlook);
     char weights[32];
     log_info("%s weights: %.4g days", format_count(a.answer->outlook.plan.weights, weights), days);
-    bool good = days <= l->q->days, keep = good && (l->best_at < 0 || at < l->best_at);
+    const FleetReport *f = &a.answer->outlook.fleet;
+    bool priced = a.answer->outlook.has_fleet && f->has_time && l->q->max_usd > 0;
+    bool good = days <= l->q->days && (!priced || f->run_usd.central <= l->q->max_usd),
+         keep = good && (l->best_at < 0 || at < l->best_at);
     if (keep) {
         LargestAnswer drop = l->best;
         l->best = a;
@@ -158,7 +161,7 @@ Status outlook_largest(Arena *arena, const Question *q, const ConfigSource *sour
         if (status == OK && at < 0)
             status = fail(ERR_REFUSED,
                           "no model of this shape, down to a %.0f-th of its width, trains on %lld "
-                          "devices in %.4g days with %.4g tokens a weight; take more --days",
+                          "devices in %.4g days with %.4g tokens a weight%s; take more --days",
                           1 / factor_of(RUNGS - 1), (long long)cluster_devices(q->cluster), q->days,
                           tokens_per_weight);
     }

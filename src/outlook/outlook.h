@@ -120,6 +120,7 @@ typedef struct Question {
     const Cluster *cluster;  /* of the kind */
     int64_t max_batch;       /* sequences in a step at most */
     double tokens, days;
+    double max_usd;        /* that the run may cost; 0: any */
     int simulate, threads; /* of each search */
 } Question;
 
@@ -171,5 +172,7 @@ Status outlook_doubling(const Question *question, Doubling *out);
 void outlook_doubling_deinit(Doubling *doubling);
 /* Useful tokens per second over those of the cluster as it is. */
 double outlook_speedup(const Doubling *doubling, int which);
+/* The same if replicas went on without one that is lost, which drover does not do today. */
+double outlook_elastic_speedup(const Doubling *doubling, int which);
 
 #endif

@@ -325,6 +325,10 @@ static void test_smallest(void **state)
     assert_int_equal(s.answer->outlook.plan.ranks, s.answer->devices);
     int64_t devices = s.answer->devices;
     outlook_answer_destroy(s.answer);
+    q.max_usd = 100;
+    assert_int_equal(outlook_smallest(&q, &s), ERR_REFUSED);
+    assert_says("above the limit of 0.0001; take --max-usd 1, or more --days");
+    q.max_usd = 0;
     q.days = 0.7;
     assert_ok(outlook_smallest(&q, &s));
     assert_true(s.answer->devices > devices);
@@ -375,6 +379,11 @@ static void test_doubling(void **state)
     assert_true(outlook_speedup(&d, DOUBLED) > 1 &&
                 outlook_speedup(&d, DOUBLED) < outlook_speedup(&d, DOUBLED_BATCH));
     assert_true(outlook_speedup(&d, DOUBLED_BATCH) < 2.02);
+    const Outlook *twice = &d.of[DOUBLED]->outlook;
+    assert_near(outlook_elastic_speedup(&d, DOUBLED) / outlook_speedup(&d, DOUBLED),
+                twice->fleet.goodput[RECOVER_REPLICAS].mean /
+                    twice->fleet.goodput[twice->fleet.scheme].mean,
+                1e-9);
     outlook_doubling_deinit(&d);
     unload(&config, &cluster);
 }
@@ -389,6 +398,7 @@ static void test_largest(void **state)
     static const char *const settings[] = {COMMON, "train.batch=256"};
     const ConfigSource source = {NULL, settings, COUNT_OF(settings)};
     load(settings, COUNT_OF(settings), &config, &cluster);
+    double usd = 0;
     for (double days = 2; days <= 8; days *= 4) {
         LargestAnswer l;
         Question q = ask(&config, &cluster, 0, days);
@@ -399,8 +409,16 @@ static void test_largest(void **state)
         assert_int_equal(o->plan.ranks, 64);
         assert_true(o->plan.weights > 1.5 * before);
         before = o->plan.weights;
+        usd = o->fleet.run_usd.central;
         outlook_largest_deinit(&l);
     }
+    LargestAnswer less;
+    Question poor = ask(&config, &cluster, 0, 8);
+    poor.max_usd = usd / 2;
+    assert_ok(outlook_largest(&arena, &poor, &source, 20, &less));
+    assert_true(less.answer->outlook.fleet.run_usd.central <= usd / 2);
+    assert_true(less.answer->outlook.plan.weights < before);
+    outlook_largest_deinit(&less);
     arena_deinit(&arena);
     unload(&config, &cluster);
 }

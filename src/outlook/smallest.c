@@ -145,6 +145,19 @@ static int look_around(Smallest *s)
     return -1;
 }
 
+/* Fewer devices than the smallest that are quick enough may cost less, and take longer. */
+static Status check_money(const Smallest *s)
+{
+    const Outlook *o = &s->best->outlook;
+    double usd = o->has_fleet && o->fleet.has_time ? o->fleet.run_usd.central : 0;
+    if (s->q->max_usd <= 0 || usd <= s->q->max_usd) return OK;
+    return fail(ERR_REFUSED,
+                "the smallest cluster that is quick enough, of %lld %s, costs %.4g M$ for these "
+                "tokens, above the limit of %.4g; take --max-usd %.0f, or more --days",
+                (long long)s->best->devices, s->q->cluster->device.name, usd * 1e-6,
+                s->q->max_usd * 1e-6, ceil(usd * 1e-6));
+}
+
 static Status climb(Smallest *s, SmallestAnswer *out)
 {
     const Question *q = s->q;
@@ -159,6 +172,7 @@ static Status climb(Smallest *s, SmallestAnswer *out)
     int at = outlook_climb(&s->ladder, guess);
     if (at < 0) at = look_around(s);
     if (at < 0) return nothing_is_fast_enough(s);
+    TRY(check_money(s));
     *out = (SmallestAnswer){.answer = s->best};
     for (int below = at - 1; below >= 0 && !out->devices_below; below--) {
         if (s->days[below] == 0) continue; /* not tried */
@@ -173,6 +187,7 @@ Status outlook_smallest(const Question *q, SmallestAnswer *out)
     Smallest *s = xcalloc(1, sizeof *s);
     *s = (Smallest){.ladder.good = soon_enough, .q = q, .fastest = -1};
     Status status = climb(s, out);
+    if (status != OK) outlook_answer_destroy(s->best);
     free(s);
     return status;
 }
