@@ -163,7 +163,7 @@ Status outlook_largest(Arena *arena, const Question *q, const ConfigSource *sour
                           "no model of this shape, down to a %.0f-th of its width, trains on %lld "
                           "devices in %.4g days with %.4g tokens a weight%s; take more --days",
                           1 / factor_of(RUNGS - 1), (long long)cluster_devices(q->cluster), q->days,
-                          tokens_per_weight);
+                          tokens_per_weight, q->max_usd > 0 ? " for that money" : "");
     }
     if (status == OK)
         *out = l.best;

@@ -419,6 +419,9 @@ static void test_largest(void **state)
     assert_true(less.answer->outlook.fleet.run_usd.central <= usd / 2);
     assert_true(less.answer->outlook.plan.weights < before);
     outlook_largest_deinit(&less);
+    poor.max_usd = 1e-3;
+    assert_int_equal(outlook_largest(&arena, &poor, &source, 20, &less), ERR_REFUSED);
+    assert_says("20 tokens a weight for that money; take more --days");
     arena_deinit(&arena);
     unload(&config, &cluster);
 }
