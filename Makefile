@@ -6,7 +6,7 @@
 #   make bench      the tables of speed and memory   make format   clang-format in place
 #   make packages   install what is missing, only    make clean    remove what was built
 #   make validate   published training runs against the planner; make residuals: the error bars of plans, from them
-#   make soak       ranks of a run are killed, TRIALS=200 times (make test: 8)
+#   make soak       ranks are killed 200 times and hang 100 times, 200 layouts, 10,000 steps: SOAK="kill hang layout slow"
 #   make test-slurm a Slurm cluster on this machine; a job loses a node (as root)
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
 #   make parity-tokenizers   token ids against tiktoken, tokenizers, sentencepiece: TOKENIZERS=dir (needs PyPI)
@@ -18,7 +18,7 @@ DATA ?=
 TEMPLATES ?=
 MINUTES ?=
 SECONDS ?= 60
-TRIALS ?= 200
+SOAK ?= kill hang layout slow
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
 
 .PHONY: all run test validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
@@ -42,7 +42,7 @@ residuals: all
 	@build/drover validate data/validation/calibration.csv data/validation/grid_*.csv --residuals src/planner/residuals.yaml
 
 soak: all
-	@tests/kill_ranks_test.sh build/drover . $(TRIALS)
+	@tests/soak.sh build/drover . $(SOAK)
 
 test-slurm: all
 	@tools/packages slurm

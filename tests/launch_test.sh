@@ -57,6 +57,12 @@ mkdir "$work/empty" && only_path="PATH=$work/empty" refuse 1 'mpirun is not in P
 "$drover" launch "dir=$work/dry" "${settings[@]}" -n 2 --dry-run 2>/dev/null | grep -q '^mpirun .*-n 2 .*drover train .* parallel.dp=2 ' || { echo "FAIL: --dry-run"; failed=1; }
 "$drover" launch "dir=$work/dry" "${settings[@]}" -n 4 --slurm --tasks-per-node 2 --dry-run 2>/dev/null | grep -q '^#SBATCH --nodes=2$' || { echo "FAIL: --slurm --dry-run"; failed=1; }
 
+# ---- what is wrong before the ranks have met is said by one of them
+checks=$((checks + 1))
+OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 3 --oversubscribe "$drover" train "${settings[@]}" train.bach=4 2>"$work/err" &&
+  { echo "FAIL: three ranks with a wrong setting end well"; failed=1; }
+[ "$(grep -c 'did you mean train.batch' "$work/err")" = 1 ] || { echo "FAIL: not one line of three ranks:"; cat "$work/err"; failed=1; }
+
 # ---- a rank on another host hangs: named within a second of the deadline, by one line, and the run goes on
 good calm parallel.dp=3
 export DROVER_TEST_HOSTS=1

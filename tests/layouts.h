@@ -349,7 +349,7 @@ static void *rank_main(void *at)
     r->status = run_rank(r);
     if (r->status == OK) return NULL;
     snprintf(r->message, sizeof r->message, "%s", status_message());
-    if (r->job->world) comm_abort(comm_of_rank(r->job->world, r->rank));
+    if (r->job->world) comm_abort(comm_of_rank(r->job->world, r->rank), ERR_COMM);
     return NULL;
 }
 

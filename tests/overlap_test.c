@@ -146,7 +146,7 @@ static void *run_last_rank(void *at)
         step_programs_destroy(&p);
         device_destroy(device);
     }
-    if (r->status != OK) comm_abort(comm_of_rank(r->job->world, r->rank));
+    if (r->status != OK) comm_abort(comm_of_rank(r->job->world, r->rank), ERR_COMM);
     return NULL;
 }
 

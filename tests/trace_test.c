@@ -24,7 +24,7 @@ static void *run_rank(void *at)
         r->status = trainer_run(trainer, &outcome);
         trainer_destroy(trainer);
     }
-    if (r->status != OK) comm_abort(r->world);
+    if (r->status != OK) comm_abort(r->world, ERR_COMM);
     return NULL;
 }
 

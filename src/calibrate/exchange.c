@@ -53,7 +53,7 @@ static void *rank_main(void *opaque)
     r->status = measure(r);
     if (r->status == OK) return NULL;
     snprintf(r->message, sizeof r->message, "%s", status_message());
-    comm_abort(r->all);
+    comm_abort(r->all, ERR_COMM);
     return NULL;
 }
 
@@ -68,7 +68,7 @@ static Status run_threads(int ranks, RankExchange *first)
         runs[started].all = comm_of_rank(world, started);
         if (!pthread_create(&runs[started].thread, NULL, rank_main, &runs[started])) continue;
         status = fail(ERR_MEMORY, "no thread for rank %d of %d", started, ranks);
-        comm_abort(runs[started--].all);
+        comm_abort(runs[started--].all, ERR_COMM);
     }
     for (int i = 0; i < started; i++) {
         pthread_join(runs[i].thread, NULL);

@@ -196,7 +196,7 @@ static void *rank_main(void *opaque)
     r->status = run_rank(r);
     if (r->status == OK) return NULL;
     snprintf(r->message, sizeof r->message, "%s", status_message());
-    if (r->world) comm_abort(comm_of_rank(r->world, r->rank));
+    if (r->world) comm_abort(comm_of_rank(r->world, r->rank), ERR_COMM);
     return NULL;
 }
 
@@ -242,7 +242,7 @@ Status calibrate_run_job(const CalibrateJob *job, int ranks, int threads, int ro
         if (!pthread_create(&runs[started].thread, NULL, rank_main, &runs[started])) continue;
         status = fail(ERR_MEMORY, "no thread for rank %d of %d", started, ranks);
         free(runs[started].step_s);
-        if (world) comm_abort(comm_of_rank(world, started));
+        if (world) comm_abort(comm_of_rank(world, started), ERR_COMM);
         break;
     }
     for (int i = 0; i < started; i++) pthread_join(runs[i].thread, NULL);

@@ -11,7 +11,9 @@
  * Invariants.   Special tokens come from the format alone: a message that spells "<|eot_id|>" is
  *               ten
  *               letters of text, whoever wrote it. The text between two special tokens is encoded
- * as one stretch, as a tokenizer does with a rendered template. A token of which one byte was said
+ *               as one
+ *               stretch, as a tokenizer does with a rendered template. A token of which one byte
+ *               was said
  *               by the assistant counts as said by the assistant.
  * Use:
  *     Chat chat = {0}; ChatFormat *format; ChatTokens tokens = {0};

@@ -2,12 +2,15 @@
  *
  * What it is.   safetensors files, Hugging Face model directories, and a run's checkpoints: written
  *               beside by one rank or many, synced, verified, renamed; found again by hash after
- * any crash. Saving goes on in a thread, from a snapshot. Copies in memory that outlive a process.
+ *               any
+ *               crash. Saving goes on in a thread, from a snapshot. Copies in memory that outlive a
+ *               process.
  * Depends on.   base, tensor, jansson, xxhash
  * Owns.         Opened files own their maps and names. A CkptStore owns the lock of a run's
  *               checkpoint directory (on the first rank), the snapshot buffer and the writer
- * thread. Tensors belong to the caller throughout. Nothing here talks to other ranks: the caller
- * does (ckpt_rests, ckpt_go_on).
+ *               thread.
+ *               Tensors belong to the caller throughout. Nothing here talks to other ranks: the
+ *               caller does (ckpt_rests, ckpt_go_on).
  * Invariants.   Nothing of a file is used before its header was checked completely. A directory
  *               called step-* was complete, synced and verified when it got that name. `latest`
  *               names a verified checkpoint; it and one more are never removed.

@@ -108,7 +108,8 @@ static Status write_index(Commit *c)
         VEC_PUSH(&models, written);
     }
     /* always with an index, even for one shard: loaders that take every *.safetensors of a
-     * directory without one would read the optimizer's too */
+     * directory
+     * without one would read the optimizer's too */
     Status status = fileset_write_index(&models, 0);
     if (status == OK) {
         WrittenFile index = models.at[models.n - 1];

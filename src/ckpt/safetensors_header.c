@@ -382,7 +382,8 @@ static Status scan_entries(Scan *s, Safetensors *file, size_t capacity, uint64_t
 Status safetensors_parse_header(Safetensors *file, size_t n)
 {
     /* the shortest entry, "":{"dtype":"U8","shape":[],"data_offsets":[0,0]} and a comma, has 50
-     * bytes; an entry that fails half way may be one more */
+     * bytes;
+     * an entry that fails half way may be one more */
     enum { SHORTEST_ENTRY = 49 };
     Scan s = {.path = file->map.path, .text = file->text, .n = n};
     uint64_t data_bytes = file->map.n - file->header_bytes;

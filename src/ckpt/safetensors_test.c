@@ -341,7 +341,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         /* first: it needs the handler of SIGBUS that the first mapping installs, and cmocka puts
-         * its own in that place before each test */
+         * its own in
+         * that place before each test */
         cmocka_unit_test(test_cut_while_open), cmocka_unit_test(test_headers),
         cmocka_unit_test(test_every_prefix),   cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_deep_and_wide),  cmocka_unit_test(test_not_a_file),

@@ -13,11 +13,13 @@
  * Use:
  *     static const Option options[] = {
  *         {"max-tokens", OPTION_INT, "N", 1, 1 << 30, "256", NULL, offsetof(Mine, max_tokens),
- * "tokens to make at most"},
+ *         "tokens to make at most"},
  *     };
  *     const Command command_mine = {.name = "mine", .operands = "MODEL", .min_operands = 1,
- * .max_operands = 1, .sentence = "do it", COMMAND_OPTIONS(Mine, options), .run = run}; (and a line
- * COMMAND(mine) in cli/list.h)
+ *     .max_operands = 1,
+ *                                   .sentence = "do it", COMMAND_OPTIONS(Mine, options), .run =
+ *                                   run};
+ *     (and a line COMMAND(mine) in cli/list.h)
  */
 #ifndef CLI_CLI_H
 #define CLI_CLI_H

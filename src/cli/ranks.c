@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 /* The one whose failure it is, or that noticed it, tells of it. */
 static void say_failure(Comm *world, Status status, const char *sentence)
@@ -25,7 +26,7 @@ static Status run_rank(Rank rank, bool process, RankMain main, void *context)
     rank.later = &later;
     Status status = main(&rank, context);
     if (status != OK) snprintf(sentence, sizeof sentence, "%s", status_message());
-    if (status != OK && rank.world) comm_abort(rank.world);
+    if (status != OK && rank.world) comm_abort(rank.world, status);
     if (status != OK && rank.world && process) say_failure(rank.world, status, sentence);
     if (later.fn) later.fn(later.context);
     return status == OK ? OK : fail(status, "%s", sentence);
@@ -56,11 +57,10 @@ static void *thread_main(void *opaque)
 
 static Status first_failure(const RankThread *ranks, int n)
 {
-    const RankThread *worst = NULL;
-    for (int r = 0; r < n; r++)
-        if (ranks[r].status != OK &&
-            (!worst || (worst->status == ERR_COMM && ranks[r].status != ERR_COMM)))
-            worst = &ranks[r];
+    int told = comm_failed_rank(ranks[0].rank.world);
+    const RankThread *worst = told >= 0 && ranks[told].status != OK ? &ranks[told] : NULL;
+    for (int r = 0; r < n && !worst; r++)
+        if (ranks[r].status != OK) worst = &ranks[r];
     if (!worst) return OK;
     bool all = worst->status == ERR_REFUSED ||
                worst->status == ERR_ARG; /* a refusal is every rank's */
@@ -88,7 +88,7 @@ static Status run_threads(int n, RankMain main, void *context)
             .context = context};
         if (pthread_create(&ranks[started].thread, NULL, thread_main, &ranks[started])) {
             status = fail(ERR_MEMORY, "no thread for rank %d of %d", started, n);
-            comm_abort(comm_of_rank(world, started--));
+            comm_abort(comm_of_rank(world, started--), status);
         }
     }
     for (int r = 0; r < started; r++) pthread_join(ranks[r].thread, NULL);
@@ -99,6 +99,8 @@ static Status run_threads(int n, RankMain main, void *context)
 }
 
 /* ---- processes -------------------------------------------------------------------------- */
+
+static bool met; /* this process has met the others */
 
 static int number_in(const char *const *names)
 {
@@ -119,6 +121,17 @@ int ranks_launched(void)
     return n;
 }
 
+/* The launcher ends the others as soon as the first rank ends with a failure; one that is still
+ * here after a moment has a failure of its own. */
+void ranks_wait_turn(void)
+{
+    enum { MOMENT_S = 2 };
+    int number = number_in(
+        (const char *const[]){"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", NULL});
+    if (met || ranks_launched() < 2 || number == 0) return;
+    nanosleep(&(struct timespec){.tv_sec = MOMENT_S}, NULL);
+}
+
 /* A supervisor reads in its directory, on the host where it runs; Slurm's name of a host is the one
  * that people know. */
 static CommOptions comm_options(void)
@@ -134,6 +147,7 @@ static Status run_process(int n, RankMain main, void *context)
     int number;
     CommOptions options = comm_options();
     TRY(comm_world_create_mpi(&options, &world));
+    met = true;
     comm_world_here(world, &number);
     log_set_thread_quiet(number > 0);
     fault_set_rank(number, true);

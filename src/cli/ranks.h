@@ -29,6 +29,9 @@ int ranks_launched(void);
  * told; the failure that theirs follow from is the result. Of processes one writes the line of it,
  * at once; the others are silent. */
 Status ranks_run(int n, RankMain main, void *context);
+/* Before the line of a failure is written: where it came before the ranks had met, as with a wrong
+ * run file, all have the same, and the first one says it. */
+void ranks_wait_turn(void);
 
 /* A line that the first rank has read, on every rank: n bytes and a zero in *line, which is grown
  * as getline does; n < 0: there is no more. Waits for as long as it takes somebody to type. */

@@ -5,6 +5,8 @@
 #include <signal.h>
 #include <string.h>
 
+#include "cli/ranks.h"
+
 /* Exit codes of a status: 2 wrong usage, 3 refused by a check, 75 interrupted, 1 all others. */
 static int exit_code(Status status)
 {
@@ -47,7 +49,10 @@ int cli_main(int argc, const char *const *argv)
                            strerror(errno ? errno : EIO));
         if (status == OK) status = lost;
     }
-    if (status != OK) log_error("%s", status_message());
+    if (status != OK) {
+        ranks_wait_turn();
+        log_error("%s", status_message());
+    }
     arena_deinit(&arena);
     return exit_code(status);
 }

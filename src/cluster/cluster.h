@@ -3,14 +3,16 @@
  * What it is.   Device sheets (peaks, efficiency curves, memory, power), nodes, network tiers,
  *               site, failure rates,
  *               times of repair and recovery, prices; presets and files of them, a one-line form,
- * checks.
+ *               checks.
  * Depends on.   base, tensor, setting
  * Owns.         A Cluster owns the arena in which its texts and lists live.
  * Invariants.   A cluster that was loaded is complete, inside its ranges and free of
  *               contradictions. SI units:
  *               bytes, seconds, FLOP (multiply and add are two), watts, US dollars; rates per
- * direction. Decimal gigabytes. Every value that a preset sets has words that say where it comes
- * from. Use: Cluster c;
+ *               direction. Decimal
+ *               gigabytes. Every value that a preset sets has words that say where it comes from.
+ * Use:
+ *     Cluster c;
  *     TRY(cluster_load("meta-24k", &c));               (or a file, or "1024 h100, 8 per node, 400G,
  *                                                      spine 1:4")
  *     Link link = cluster_link(&c, 0, 4096);

@@ -57,11 +57,12 @@ bool comm_board_read(const CommBoard *board, int rank, CommRow *row)
     return false; /* its owner was stopped in the middle of a write */
 }
 
-bool comm_board_fail(CommBoard *board, int rank, const char *sentence)
+bool comm_board_fail(CommBoard *board, int rank, Status status, const char *sentence)
 {
     uint32_t none = 0;
     if (!atomic_compare_exchange_strong(&board->failed, &none, 1)) return false;
     board->failed_rank = rank;
+    board->failed_status = (int32_t)status;
     snprintf(board->sentence, sizeof board->sentence, "%s", sentence);
     atomic_store_explicit(&board->failed, 2, memory_order_release);
     return true;

@@ -3,7 +3,8 @@
  * What it is.   A world of ranks, groups of them, and collectives on a group: started, then waited
  *               for. Ranks
  *               are threads of one process (local) or processes on one or many hosts (MPI), behind
- * one header. Another transport is one more CommTransport (comm_internal.h).
+ *               one
+ *               header. Another transport is one more CommTransport (comm_internal.h).
  * Depends on.   base, tensor; MPI where it was found when building.
  * Owns.         The world owns every group and all that the transport needs; a request belongs to
  *               its rank
@@ -11,19 +12,26 @@
  * Invariants.   A sum over n ranks is one binary tree over the order of ranks: sum(lo, hi) =
  *               sum(lo, mid) +
  *               sum(mid, hi), mid = lo + the largest power of two below hi - lo. So a group of 2^k
- * ranks is a balanced tree, each aligned half of it a subtree, and the bits depend neither on
- * transport nor on timing nor on size. Sums of bf16 are formed in f32 and rounded once. Collectives
- * of a group run in the order in which they were started, which must be the same on all its ranks,
- * nodes included; groups do not wait for each other, nor do messages (send, recv) for collectives.
- * After the first failure (time-out, mismatch, abort) the world is lost: every call returns
- * ERR_COMM with the same sentence, and what remains is to destroy it. Use: CommWorld *world; Comm
- * *tp; CommRequest *request;
+ *               ranks is a
+ *               balanced tree, each aligned half of it a subtree, and the bits depend neither on
+ *               transport nor
+ *               on timing nor on size. Sums of bf16 are formed in f32 and rounded once. Collectives
+ *               of a
+ *               group run in the order in which they were started, which must be the same on all
+ *               its ranks, nodes
+ *               included; groups do not wait for each other, nor do messages (send, recv) for
+ *               collectives. After the
+ *               first failure (time-out, mismatch, abort) the world is lost: every call returns
+ *               ERR_COMM
+ *               with the same sentence, and what remains is to destroy it.
+ * Use:
+ *     CommWorld *world; Comm *tp; CommRequest *request;
  *     TRY(comm_world_create_local(8, NULL, &world));                    rank r is a thread, which
  *     takes
  *     Comm *all = comm_of_rank(world, r);
  *     TRY(comm_group(all, "tp", (int[]){4, 5, 6, 7}, 4, &tp));          on ranks 4 to 7
  *     TRY(comm_start(tp, &(CommOp){COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = n,
- * .node = "mlp.down"}, &request));
+ *     .node = "mlp.down"}, &request));
  *     TRY(comm_wait(request));                                          in between, compute
  */
 #ifndef COMM_COMM_H
@@ -59,10 +67,11 @@ enum { COMM_TAG_LIMIT = 4096, COMM_GROUP_LIMIT = 1000, COMM_NAME_BYTES = 24, COM
  *   counts   n parts, the same on all ranks, of REDUCE_SCATTER and ALL_GATHER; NULL: n parts of
  *            `count`
  *   ALL_TO_ALL: send_counts[j] go to rank j, recv_counts[i] come from rank i; NULL counts: `count`
- * each; NULL offsets: one part behind the other In place: recv == send in ALL_REDUCE and at the
- * root of BROADCAST; this rank's part inside the other buffer in REDUCE_SCATTER and ALL_GATHER.
- * Otherwise the buffers may not overlap. Reduced are f32, bf16 and i32 (sums of i32 wrap); moved is
- * any type of whole bytes, U8 for plain bytes. */
+ *   each; NULL
+ *               offsets: one part behind the other
+ * In place: recv == send in ALL_REDUCE and at the root of BROADCAST; this rank's part inside the
+ * other buffer in REDUCE_SCATTER and ALL_GATHER. Otherwise the buffers may not overlap. Reduced are
+ * f32, bf16 and i32 (sums of i32 wrap); moved is any type of whole bytes, U8 for plain bytes. */
 typedef struct CommOp {
     CommKind kind;
     DType dtype;
@@ -138,8 +147,9 @@ void comm_set_deadline(Comm *comm,
 void comm_note(Comm *comm, const char *doing, int64_t step);
 
 /* Tells all ranks that this one cannot go on: their present and later calls return ERR_COMM with
- * this thread's sentence (status_message). The first failure of a world is the one that counts. */
-void comm_abort(Comm *comm);
+ * this thread's sentence (status_message). The first failure of a world is the one that counts. A
+ * refusal (why: ERR_REFUSED, ERR_ARG) is every rank's, and theirs too: a job has one exit code. */
+void comm_abort(Comm *comm, Status why);
 /* The rank whose failure it is that all ranks return, or that noticed it: the one that should tell
  * the user, so that one line is written. -1: the world is not lost. */
 int comm_failed_rank(const Comm *comm);

@@ -54,7 +54,7 @@ typedef struct CommBoard {
     char magic[8];
     uint32_t n, slot_bytes, header_bytes;
     _Atomic uint32_t failed; /* 0; 1 while the sentence is written; 2 */
-    int32_t failed_rank, unused;
+    int32_t failed_rank, failed_status;
     char sentence[COMM_SENTENCE_BYTES];
     CommSlot slot[];
 } CommBoard;
@@ -65,7 +65,7 @@ void comm_board_write(CommBoard *board, int rank, const CommRow *row);
 bool comm_board_read(const CommBoard *board, int rank,
                      CommRow *row); /* false: nothing written yet, or never whole */
 /* The first failure stays; false when there was one already. */
-bool comm_board_fail(CommBoard *board, int rank, const char *sentence);
+bool comm_board_fail(CommBoard *board, int rank, Status status, const char *sentence);
 static inline bool comm_board_failed(const CommBoard *board)
 {
     return atomic_load_explicit(&board->failed, memory_order_acquire) == 2;
@@ -150,15 +150,19 @@ struct CommTransport {
     void (*close)(Comm *group); /* at the end of the world */
     Status (*start)(CommRequest *request);
     /* Until done, failed, or until_s has passed: then the transport calls comm_fail_late. After it
-     * the buffers are the caller's again. */
+     * the
+     * buffers are the
+     * caller's again. */
     Status (*wait)(CommRequest *request);
     /* What is known of these ranks of the world, within a fraction of a second. */
     void (*look)(CommWorld *world, const int *ranks, int n, CommSeen *seen);
     /* Takes in what other ranks say, until the board has a failure or the time has passed. */
     void (*listen)(CommWorld *world, double seconds);
     /* Puts a failure of rank `rank` on all boards, unless they have one. Rank `chair` decides
-     * between failures that come at the same time. */
-    void (*report)(CommWorld *world, int rank, int chair, const char *sentence);
+     * between
+     * failures
+     * that come at the same time. */
+    void (*report)(CommWorld *world, int rank, int chair, Status status, const char *sentence);
     void (*destroy)(CommWorld *world);
 };
 

@@ -19,7 +19,10 @@ static const double silent_s = 0.9; /* without a word of a host, which is to be 
 static const double patience_s =
     0.55; /* longer than a look at silent ranks takes, and its report */
 
-Status comm_failure(const CommWorld *world) { return fail(ERR_COMM, "%s", world->board->sentence); }
+Status comm_failure(const CommWorld *world)
+{
+    return fail((Status)world->board->failed_status, "%s", world->board->sentence);
+}
 
 int comm_failed_rank(const Comm *comm)
 {
@@ -27,24 +30,28 @@ int comm_failed_rank(const Comm *comm)
     return comm_board_failed(board) ? board->failed_rank : -1;
 }
 
-static Status report(Comm *comm, int chair, const char *sentence)
+static Status report(Comm *comm, int chair, Status status, const char *sentence)
 {
     CommWorld *world = comm->world;
     if (comm_board_failed(world->board)) return comm_failure(world);
-    world->transport->report(world, comm->self, chair, sentence);
+    world->transport->report(world, comm->self, chair, status, sentence);
     world->transport->listen(world,
                              1); /* another rank may be writing its sentence, or died of it */
     return comm_failure(world);
 }
 
-Status comm_fail_world(Comm *comm, const char *sentence) { return report(comm, 0, sentence); }
+Status comm_fail_world(Comm *comm, const char *sentence)
+{
+    return report(comm, 0, ERR_COMM, sentence);
+}
 
-void comm_abort(Comm *comm)
+void comm_abort(Comm *comm, Status why)
 {
     char text[COMM_SENTENCE_BYTES];
     snprintf(text, sizeof text, "rank %d on %s gave up: %s", comm->self,
              comm->world->host[comm->self], status_message());
-    (void)comm_fail_world(comm, text);
+    bool of_all = why == ERR_REFUSED || why == ERR_ARG;
+    (void)report(comm, 0, of_all ? why : ERR_COMM, text);
 }
 
 Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs)
@@ -203,7 +210,7 @@ Status comm_fail_late(CommRequest *request, const bool *missing, bool arrived, d
                (long long)request->number, op, waited_s, c->self,
                arrived ? "started there too, but no data comes from" : "not arrived");
     add_late(&s, c->world, &late);
-    Status status = report(c, choose_chair(&late), s.at);
+    Status status = report(c, choose_chair(&late), ERR_COMM, s.at);
     str_deinit(&s);
     return status;
 }

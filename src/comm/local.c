@@ -279,10 +279,10 @@ static void listen_for(CommWorld *world, double seconds)
 }
 
 /* All ranks share the board: the first to write is the chair. */
-static void report(CommWorld *world, int rank, int chair, const char *sentence)
+static void report(CommWorld *world, int rank, int chair, Status status, const char *sentence)
 {
     (void)chair;
-    if (!comm_board_fail(world->board, rank, sentence)) return;
+    if (!comm_board_fail(world->board, rank, status, sentence)) return;
     LocalWorld *w = world->state;
     pthread_mutex_lock(&w->lock);
     for (LocalGroup *g = w->groups; g; g = g->next) pthread_cond_broadcast(&g->changed);

@@ -21,7 +21,7 @@ static void *run_rank(void *context)
     r->status = r->body(r->comm, r->argument, &r->arena);
     if (r->status == OK) return NULL;
     snprintf(r->sentence, sizeof r->sentence, "%s", status_message());
-    comm_abort(r->comm); /* the others must not wait for this one */
+    comm_abort(r->comm, r->status); /* the others must not wait for this one */
     return NULL;
 }
 
@@ -446,8 +446,7 @@ static void test_mismatch(void **state)
 
 static Status body_abort(Comm *world, int64_t argument, Arena *arena)
 {
-    (void)argument;
-    if (comm_rank(world) == 2) return fail(ERR_SHAPE, "the roof is on fire");
+    if (comm_rank(world) == 2) return fail((Status)argument, "the roof is on fire");
     float *x = ARENA_ARRAY(arena, float, 1);
     for (int i = 0; i < 1000; i++) TRY(run_sum(world, x, x, 1));
     return OK;
@@ -457,9 +456,12 @@ static void test_abort(void **state)
 {
     (void)state;
     double start_s = clock_s();
-    RankRun *run = run_ranks(8, 20, body_abort, 0);
+    RankRun *run = run_ranks(8, 20, body_abort, ERR_SHAPE);
     assert_true(clock_s() - start_s < 5);
     expect_lost(run, 8, 2, (const char *[]){"rank 2 on ", "gave up: the roof is on fire", NULL});
+    free(run);
+    run = run_ranks(3, 20, body_abort, ERR_REFUSED); /* is what all of them return */
+    for (int r = 0; r < 3; r++) assert_int_equal(run[r].status, ERR_REFUSED);
     free(run);
 }
 

@@ -168,7 +168,8 @@ void mpi_lost_listen(CommWorld *world, double seconds)
 static void spread(MpiWorld *w)
 {
     const CommBoard *b = w->world->board;
-    MpiControl message = {.what = CONTROL_FAILURE, .rank = b->failed_rank};
+    MpiControl message = {
+        .what = CONTROL_FAILURE, .rank = b->failed_rank, .status = b->failed_status};
     snprintf(message.sentence, sizeof message.sentence, "%s", b->sentence);
     bool others = false;
     for (int r = 0; r < w->world->n; r++) {
@@ -183,17 +184,17 @@ static void spread(MpiWorld *w)
     }
 }
 
-static void decide(MpiWorld *w, int rank, const char *sentence)
+static void decide(MpiWorld *w, int rank, Status status, const char *sentence)
 {
-    if (comm_board_fail(w->world->board, rank, sentence)) spread(w);
+    if (comm_board_fail(w->world->board, rank, status, sentence)) spread(w);
 }
 
 /* A chair on another host that does not react in time is no chair. */
-void mpi_lost_report(CommWorld *world, int rank, int chair, const char *sentence)
+void mpi_lost_report(CommWorld *world, int rank, int chair, Status status, const char *sentence)
 {
     MpiWorld *w = world->state;
     if (!is_here(w, chair)) {
-        MpiControl message = {.what = CONTROL_REPORT, .rank = rank};
+        MpiControl message = {.what = CONTROL_REPORT, .rank = rank, .status = (int32_t)status};
         snprintf(message.sentence, sizeof message.sentence, "%s", sentence);
         pthread_mutex_lock(&w->lock);
         mpi_control_send(w, &message, sizeof message, chair);
@@ -201,7 +202,7 @@ void mpi_lost_report(CommWorld *world, int rank, int chair, const char *sentence
         mpi_lost_listen(world, chair_s);
     }
     pthread_mutex_lock(&w->lock);
-    decide(w, rank, sentence);
+    decide(w, rank, status, sentence);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -209,12 +210,13 @@ void mpi_lost_report(CommWorld *world, int rank, int chair, const char *sentence
 void mpi_lost_take(MpiWorld *w, const MpiControl *m, int from)
 {
     char sentence[COMM_SENTENCE_BYTES] = "";
+    Status status = m->status == ERR_REFUSED || m->status == ERR_ARG ? (Status)m->status : ERR_COMM;
     if (m->rank < 0 || m->rank >= w->world->n) return;
     if (m->what == CONTROL_FAILURE || m->what == CONTROL_REPORT)
         snprintf(sentence, sizeof sentence, "%.*s", (int)sizeof m->sentence - 1, m->sentence);
     switch ((MpiControlKind)m->what) {
-    case CONTROL_FAILURE: (void)comm_board_fail(w->world->board, m->rank, sentence); break;
-    case CONTROL_REPORT: decide(w, m->rank, sentence); break;
+    case CONTROL_FAILURE: (void)comm_board_fail(w->world->board, m->rank, status, sentence); break;
+    case CONTROL_REPORT: decide(w, m->rank, status, sentence); break;
     case CONTROL_QUESTION: send_seen(w, CONTROL_ANSWER, m->rank, from); break;
     case CONTROL_ANSWER: note_answer(w, m); break;
     case CONTROL_BEAT: note_beat(w, m); break;

@@ -4,8 +4,10 @@
  *     mpirun -n 4 build/comm_mpi_test            everything that must go well
  *     mpirun -n 3 build/comm_mpi_test SCENARIO [hosts | DIRECTORY]
  *                                                a world that is lost, see tests/comm_mpi_test.sh;
- * with hosts each rank says it were on a host of its own, in DIRECTORY lies the status file;
- * SYNC_DIR is an empty directory */
+ *                                                with hosts each rank says it
+ *                                                were on a host of its own, in DIRECTORY lies the
+ *                                                status file; SYNC_DIR is an
+ *                                                empty directory */
 #include "comm/comm_testkit.h"
 #include "comm/mpi_transport.h"
 
@@ -49,7 +51,7 @@ static int run_case(Comm *world, const Case *c)
         if (status != OK) {
             fprintf(stderr, "rank %d: %s, seed %d: %s\n", comm_rank(world), c->name, seed,
                     status_message());
-            comm_abort(world);
+            comm_abort(world, ERR_COMM);
             return 1;
         }
         arena_deinit(&arena);
@@ -210,7 +212,7 @@ int main(int argc, char **argv)
     Comm *all = comm_of_rank(world, first);
     if (scenario && lose_measured(all, scenario) != OK) {
         fprintf(stderr, "rank %d: %s\n", first, status_message());
-        comm_abort(all);
+        comm_abort(all, ERR_COMM);
         code = 42;
     }
     for (int i = 0; !scenario && !code && i < COUNT_OF(cases); i++) code = run_case(all, &cases[i]);

@@ -58,7 +58,7 @@ typedef enum MpiControlKind {
 typedef struct MpiControl { /* small messages beside the operations */
     int32_t what, index;
     uint64_t key;
-    int32_t rank, unused;
+    int32_t rank, status; /* of a failure */
     union {
         char sentence[COMM_SENTENCE_BYTES];
         CommSeen seen;
@@ -139,7 +139,7 @@ void mpi_lost_take(MpiWorld *w, const MpiControl *message, int from);
 void mpi_lost_beat(MpiWorld *w);
 void mpi_lost_look(CommWorld *world, const int *ranks, int n, CommSeen *seen);
 void mpi_lost_listen(CommWorld *world, double seconds);
-void mpi_lost_report(CommWorld *world, int rank, int chair, const char *sentence);
+void mpi_lost_report(CommWorld *world, int rank, int chair, Status status, const char *sentence);
 
 /* mpi_op.c */
 MpiOp *mpi_op_create(CommRequest *request);

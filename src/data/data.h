@@ -3,19 +3,25 @@
  * What it is.   Sources (files, directories, globs, JSON lines, compressed or not) are tokenised
  *               once
  *               into shards in a cache directory, split by document into training and held-out
- * text, mixed by weight, packed into sequences and handed out as batches.
+ *               text,
+ *               mixed by weight, packed into sequences and handed out as batches.
  * Depends on.   base, text; jansson, zlib, zstd.
  * Owns.         Data: the mapped shards. DataLoader: a small scratch; one thread at a time.
  *               DataPrefetch: its thread and buffers, with a loader borrowed.
  * Invariants.   What stands in row r of step s is a pure function of (data, tokenizer, seed, batch,
  *               seq,
  *               s, r): not of micro-batches, ranks, threads or of what was read before. Each token
- * of a source is read once an epoch. Held-out documents depend on their text alone. Use: DataSource
- * source = {.path = "/usr/include", .weight = 1, .key = "text"}; DataOptions options = {.sources =
- * &source, .n_sources = 1, .tokenizer = tokenizer, .cache_dir = "cache", .holdout = 0.01, .bos =
- * true, .eos = true, .shuffle = true}; TRY(data_open(&options, &data));
+ *               of a
+ *               source is read once an epoch. Held-out documents depend on their text alone.
+ * Use:
+ *     DataSource source = {.path = "/usr/include", .weight = 1, .key = "text"};
+ *     DataOptions options = {.sources = &source, .n_sources = 1, .tokenizer = tokenizer, .cache_dir
+ *     = "cache",
+ *                            .holdout = 0.01, .bos = true, .eos = true, .shuffle = true};
+ *     TRY(data_open(&options, &data));
  *     TRY(data_loader_create(data, &(DataPlan){.batch = 16, .micro_batch = 16, .seq = 256},
- * &loader)); TRY(data_fill(loader, step, 0, &(DataBatch){ids, targets, pos, weights}));
+ *     &loader));
+ *     TRY(data_fill(loader, step, 0, &(DataBatch){ids, targets, pos, weights}));
  */
 #ifndef DATA_DATA_H
 #define DATA_DATA_H

@@ -7,7 +7,10 @@
  *               and the store are borrowed and must outlive it.
  * Invariants.   Nothing is allocated and nothing is looked up between session_create and
  *               session_destroy: a run walks an array of kernels with ready pointers. What a
- * session allocates is session_plan's total, to the byte. Use: Device *device;
+ *               session
+ *               allocates is session_plan's total, to the byte.
+ * Use:
+ *     Device *device;
  *     TRY(device_create_cpu((CpuOptions){.threads = 2}, &device));
  *     TRY(program_compile(graph, device_target(device), store, &program));
  *     TRY(session_create(device, store, &program, 1, &session));

@@ -3,19 +3,21 @@
  * What it is.   Three tasks: perplexity (how likely texts are), choice (which of several answers is
  *               the
  *               likeliest), exact (whether what it writes is the answer); batches, figures with
- * their errors.
+ *               their errors.
  * Depends on.   base, text, data, infer; jansson
  * Owns.         Nothing across calls.
  * Invariants.   Every line is looked at before the model is loaded: bad ones are named, counted,
  *               and refused
  *               above a share. A figure does not depend on the batch, beyond rounding.
- * Log-likelihoods come from the training graph; none of a sequence's logits are held. Use:
+ *               Log-likelihoods
+ *               come from the training graph; none of a sequence's logits are held.
+ * Use:
  *     EvalOptions options = {.task = EVAL_CHOICE, .data = "questions.jsonl", .bos = true};
  *     TRY(infer_model_open("runs/demo", &model));
  *     TRY(eval_run(&model, &options, &result));
  *     for (int i = 0; i < result.n_figures; i++)
  *         printf("%s %g +- %g\n", result.figure[i].name, result.figure[i].value,
- * result.figure[i].error);
+ *         result.figure[i].error);
  */
 #ifndef EVAL_EVAL_H
 #define EVAL_EVAL_H

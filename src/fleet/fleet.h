@@ -4,7 +4,7 @@
  * What it is.   Rates of failure by cause, checkpoint intervals, spares, goodput as a distribution
  *               over simulated
  *               months; power of a step's phases and its swings; capital, running cost, time and
- * money for tokens.
+ *               money for tokens.
  * Depends on.   base, setting, cluster
  * Owns.         Nothing: results are values, or lists in the caller's arena.
  * Invariants.   Pure functions of their arguments (and a seed). A job is given by its figures: who
@@ -12,7 +12,9 @@
  *               a step is made up, is known elsewhere.
  * Use:
  *     GoodputJob job = {.cluster = &c, .nodes = 12500, .replicas = 12, .state_bytes = 28e12,
- * .months = 200}; Goodput g; TRY(fleet_goodput(&job, RECOVER_REPLICAS, &arena, &g));
+ *     .months = 200};
+ *     Goodput g;
+ *     TRY(fleet_goodput(&job, RECOVER_REPLICAS, &arena, &g));
  *     log_info("%.1f%% useful (%.1f to %.1f)", 100 * g.mean, 100 * g.p5, 100 * g.p95);
  */
 #ifndef FLEET_FLEET_H

@@ -16,7 +16,8 @@
  *     Graph *g = graph_create("tiny");
  *     ValueId x = graph_input(g, "x", DTYPE_F32, shape_make(2, (int64_t[]){8, 4}, NULL));
  *     ValueId w = graph_state(g, "w", DTYPE_F32, shape_make(2, (int64_t[]){16, 4}, NULL),
- * STATE_PARAM); ValueId y;
+ *     STATE_PARAM);
+ *     ValueId y;
  *     TRY(op_linear(g, x, w, &y));            (builders: ops/ops.h)
  *     graph_output(g, "y", y);
  */

@@ -15,7 +15,8 @@
  *     TRY(infer_model_open("runs/demo", &model));
  *     TRY(infer_create(&model, (InferOptions){.batch = 1, .context = 512}, &infer));
  *     GenerateRequest request = {.prompt = ids.at, .n_prompt = ids.n, .max_tokens = 100, .sampler =
- * model.sampler}; TRY(infer_generate(infer, &request, 1, &stats));
+ *     model.sampler};
+ *     TRY(infer_generate(infer, &request, 1, &stats));
  *     TRY(tokenizer_decode(model.tokenizer, request.tokens.at, request.tokens.n, &text));
  */
 #ifndef INFER_INFER_H
@@ -89,8 +90,10 @@ typedef struct InferOptions {
     int64_t context;      /* positions of a slot's cache; 0: all that the model can */
     int64_t prefill;      /* tokens of a slot taken at once; 0: 64 */
     /* Several ranks may share the model's weights, caches and work. Each of them then creates an
-     * Infer, and all make the same calls with the same arguments; each gets every answer. Slots and
-     * rows are dealt out along dp, fsdp and ep. */
+     * Infer,
+     * and all make the
+     * same calls with the same arguments; each gets every answer. Slots and rows are dealt out
+     * along dp, fsdp and ep. */
     Comm *world;    /* this rank among them; NULL: one rank does all */
     Layout layout;  /* sizes of the mesh; this rank's place in it follows */
     int ranks_here; /* in this process or on this host, which share its cores and memory; 0: 1 */

@@ -134,7 +134,7 @@ static void *rank_main(void *context)
     run->status = ask(run);
     if (run->status == OK) return NULL;
     snprintf(run->message, sizeof run->message, "%s", status_message());
-    comm_abort(run->world);
+    comm_abort(run->world, ERR_COMM);
     return NULL;
 }
 

@@ -10,9 +10,13 @@
  * Invariants.   Nothing is started before everything that can be known is checked. Every wait has a
  *               deadline. What is started is
  *               ended, however the supervisor ends. Checkpoints are the only thing that a start
- * leaves to the next one. Use: LaunchJob job = {.config = &config, .program = "/usr/bin/drover",
- * .run_file = "run.yaml", .ranks = 8, ...}; TRY(launch_hosts_parse(&arena, "node0:4,node1:4",
- * &job.hosts)); TRY(launch_check(&job)); TRY(launch_supervise(&job, &exit_code));
+ *               leaves to the next one.
+ * Use:
+ *     LaunchJob job = {.config = &config, .program = "/usr/bin/drover", .run_file = "run.yaml",
+ *     .ranks = 8, ...};
+ *     TRY(launch_hosts_parse(&arena, "node0:4,node1:4", &job.hosts));
+ *     TRY(launch_check(&job));
+ *     TRY(launch_supervise(&job, &exit_code));
  */
 #ifndef LAUNCH_LAUNCH_H
 #define LAUNCH_LAUNCH_H

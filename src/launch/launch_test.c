@@ -250,6 +250,8 @@ static const char stand_in[] = "#!/bin/sh\n"
                                "echo \"$FAULT $*\" >>starts\n"
                                "eval \"$(sed -n \"$(wc -l <starts)p\" plan)\"\n";
 
+static const char *fault = "comm:99";
+
 static void prepare(const char *plan)
 {
     write_text(in_scratch("mpirun"), stand_in);
@@ -259,7 +261,7 @@ static void prepare(const char *plan)
     unlink(in_scratch("node1.down"));
     setenv("PATH", arena_printf(&arena, "%s:%s", scratch, "/usr/bin:/bin"), 1);
     setenv("STAND_IN", scratch, 1);
-    setenv("FAULT", "comm:99", 1);
+    setenv("FAULT", fault, 1);
 }
 
 static const char *starts(void)
@@ -307,6 +309,12 @@ static void test_restarts(void **state)
     assert_non_null(strstr(starts(), "\n --quiet"));
     assert_int_equal(supervise("exit 3\n", &(LaunchJob){0}), 3);
     assert_int_equal(n_starts(), 1);
+    fault = "comm:98;;comm:97";
+    supervise("kill -9 $$\nkill -9 $$\nkill -9 $$\nexit 0\n", &(LaunchJob){0});
+    fault = "comm:99";
+    assert_int_equal(strncmp(starts(), "comm:98 ", 8), 0); /* to each start its own */
+    assert_non_null(strstr(starts(), "\n --quiet"));
+    assert_non_null(strstr(starts(), "\ncomm:97 "));
     assert_int_equal(supervise("exit 75\n", &(LaunchJob){0}), 75);
     assert_int_equal(supervise("exit 1\nexit 1\nexit 1\nexit 0\n", &(LaunchJob){0}), 1);
     assert_int_equal(n_starts(), LAUNCH_SAME_STEP);

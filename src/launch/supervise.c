@@ -36,15 +36,36 @@ static void sleep_s(double seconds)
 
 /* ---- the child -------------------------------------------------------------------------- */
 
-/* In the child: FAULT is for the first FAULT_STARTS starts (1), so that what it breaks breaks once.
- */
+/* In the child: of a FAULT with several parts the `number`-th start (0: the first) gets its own;
+ * one
+ * without is for the first FAULT_STARTS starts (1), so that what it breaks breaks once. */
+static void choose_fault(int number)
+{
+    const char *fault = getenv("FAULT"), *starts = getenv("FAULT_STARTS");
+    int64_t n = 1;
+    if (!fault) return;
+    if (!strchr(fault, ';')) {
+        if (starts && !parse_i64(starts, &n)) n = 1;
+        if (number >= n) unsetenv("FAULT");
+        return;
+    }
+    for (int i = 0; i < number && fault; i++) {
+        fault = strchr(fault, ';');
+        fault += fault != NULL;
+    }
+    if (!fault) {
+        unsetenv("FAULT");
+        return;
+    }
+    char *part = strndup(fault, strcspn(fault, ";"));
+    setenv("FAULT", part ? part : "", 1);
+    free(part);
+}
+
 static _Noreturn void become_starter(const Start *s, const char *const *argv, int number)
 {
-    const char *starts = getenv("FAULT_STARTS");
     Str hosts = {0};
-    int64_t n = 1;
-    if (starts && !parse_i64(starts, &n)) n = 1;
-    if (number >= n) unsetenv("FAULT");
+    choose_fault(number);
     if (s->dir[0]) setenv("DROVER_STATUS_DIR", s->dir, 1);
     launch_hosts_text(&s->job->hosts, &hosts);
     if (s->job->pretended && hosts.n) setenv("DROVER_TEST_HOSTS", hosts.at, 1);

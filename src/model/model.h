@@ -8,7 +8,11 @@
  * Invariants.   A family's file describes layers and names weights as published; it knows nothing
  *               of
  *               devices, gradients or layouts. Unknown keys of a config.json are kept and written
- * back. Use: ModelConfig config; TRY(model_config_preset("llama4-nano", &config)); Graph *g;
+ *               back.
+ * Use:
+ *     ModelConfig config;
+ *     TRY(model_config_preset("llama4-nano", &config));
+ *     Graph *g;
  *     TRY(model_build(&config, (ModelOptions){.purpose = MODEL_LOSS, .batch = 4, .seq = 256,
  *                                             .dtype = DTYPE_BF16}, &g));
  *     ... pass_autodiff, ...

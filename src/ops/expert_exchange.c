@@ -3,7 +3,9 @@
  *   expert_plan(offsets [E+1])      -> table [n (E+1)], owned [E/n + 1]   everybody's offsets;
  *                                   where the rows of this
  *                                                                         rank's experts will lie;
- * in a canonical graph owned [E+1]: where each rank's rows of each do
+ *                                                                         in a canonical graph
+ *                                                                         owned [E+1]: where each
+ *                                                                         rank's rows of each do
  *   expert_dispatch(rows, table)    -> rows of this rank's experts, of all ranks: for each expert
  *                                   the ranks' rows in
  *                                      the order of ranks

@@ -7,8 +7,8 @@
  * blocks by shape; an element of C is always summed in the same order, so any cut and any number of
  * threads give the same bits.
  *
- * Share of the register peak on one Zen 4 core of a busy machine, packing included, beside
- * oneDNN 2.6.3's best (weights packed, matmul or inner_product) minutes apart; bench/linear_bench.c
+ * Share of the register peak on one Zen 4 core of a busy machine, packing included, beside oneDNN
+ * 2.6.3's best (weights packed, matmul or inner_product) minutes apart; bench/linear_bench.c
  * measures anew:
  *                                   f32: ours  oneDNN     bf16: ours  oneDNN
  *     y   4096 tokens, 384 -> 2048       89%     93%            91%     92%
@@ -21,7 +21,8 @@
  * milliseconds, sums in an order that depends on the threads, and needs AVX-512 for bf16.
  *
  *     GemmBlock product = {.m = 4096, .n = 640, .k = 384, .a = ..., .b = ..., .c = ..., .scratch =
- * workspace}; CPU(gemm).multiply(&product, args->threads);
+ *     workspace};
+ *     CPU(gemm).multiply(&product, args->threads);
  */
 #ifndef OPS_GEMM_H
 #define OPS_GEMM_H

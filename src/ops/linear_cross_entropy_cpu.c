@@ -4,10 +4,12 @@
  * the left operand, a vector holds the same word's logit of many tokens, and dlogits [V R] is in
  * turn the left operand in place of dw = dlogits x. For each block:
  *   1. for chunks of words, on any thread: logits, their maximum m_c and sum of e = exp(logit -
- * m_c) for each token; the gradient keeps e in the logits' place;
+ *   m_c)
+ *      for each token; the gradient keeps e in the logits' place;
  *   2. for each token, chunks joined in order: lse, nll, and the gradient's factors;
  *   3. for chunks of words: dlogits = factor e - one_hot in place (bf16 in the first half of the
- * f32 row), then dw of these words;
+ *   f32
+ *      row), then dw of these words;
  *   4. dx = dlogits^T w, summed in f32 over all words.
  * One exponential a logit. Chunks depend on shapes only, so results do not depend on the threads.
  */

@@ -3,17 +3,24 @@
  * What it is.   A small interpreter for graphs: every value in its own poisoned and guarded memory,
  *               each
  *               node run for every instruction set of this machine, several thread counts and in
- * place where the op allows it. Compares with a reference in double precision, and gradients made
- * by the real gradient rules with finite differences of that reference. Linked into test programs
- * only.
+ *               place
+ *               where the op allows it. Compares with a reference in double precision, and
+ *               gradients
+ *               made by the real gradient rules with finite differences of that reference.
+ *               Linked into test programs only.
  * Depends on.   graph, ops, cmocka
  * Owns.         An OpTest owns its graph and the data of its inputs.
  * Invariants.   A reference reads in[i] and writes out[i] in the order of the calls that made the
  *               inputs
  *               (optest_normal, _integers, _data) and named the outputs (optest_output,
- * _plain_output), contiguous, in double. It sees the inputs as rounded to their dtype. An output
- * element that it leaves NaN may be anything. Use: OpTest *t = optest_create(1); ValueId x =
- * optest_normal(t, DTYPE_F32, SHAPE(3, 17), 1.0), y; optest_ok(op_scale(t->graph, x, 2.0f, &y));
+ *               _plain_output),
+ *               contiguous, in double. It sees the inputs as rounded to their dtype. An output
+ *               element
+ *               that it leaves NaN may be anything.
+ * Use:
+ *     OpTest *t = optest_create(1);
+ *     ValueId x = optest_normal(t, DTYPE_F32, SHAPE(3, 17), 1.0), y;
+ *     optest_ok(op_scale(t->graph, x, 2.0f, &y));
  *     optest_output(t, y);
  *     optest_check_grad(t, reference_scale, &factor, 1e-6);      (values and gradients)
  *     optest_destroy(t);

@@ -4,7 +4,7 @@
  *              which lies PASSED hop
  *   home       x is what this rank made for the part that came from there (PASSED hop)
  *                                           -> y: what the rank as many places behind made for ours
- * (PASSED -hop)
+ *                                           (PASSED -hop)
  *
  * A part comes straight from its owner, as two messages between the pairs of ranks of the hop: so
  * much and no more leaves a rank in a hop as when every block is handed on from neighbour to

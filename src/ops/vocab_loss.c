@@ -4,13 +4,14 @@
  *   vocab_stats(x, w, targets) -> stats [S ... 3]     of each of S parts of the vocabulary: the
  *                                                     largest logit, the
  *                                                     sum of exp(logit - largest), the target's
- * logit or zero vocab_loss(stats, targets, weights) -> loss, nll  log sum exp over the parts, in
- * their order
+ *                                                     logit or zero
+ *   vocab_loss(stats, targets, weights) -> loss, nll  log sum exp over the parts, in their order
  *
  * Going back, the loss gives three factors per token, [... 3]: log sum exp, the softmax's factor
  * and the target's; vocab_stats_grad makes the logits of its part again and from them dx, a partial
- * sum, and dw: dlogits = scale softmax - hit one_hot(target),  scale = hit (1 + 2 z_loss lse),  hit
- * = weights dloss
+ * sum, and dw:
+ *   dlogits = scale softmax - hit one_hot(target),  scale = hit (1 + 2 z_loss lse),  hit = weights
+ *   dloss
  *
  * With one part it computes what linear_cross_entropy does, which makes the logits only once.
  *

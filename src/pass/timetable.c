@@ -5,9 +5,11 @@
  *   - A weight that is gathered starts on its way one segment before the one that reads it.
  *   - Any other collective starts as soon as its operand is made.
  *   - It is waited for in front of the first node that needs its result. What can wait (sums of
- * gradients, their further reductions: all that only the norm and the update read) is put off
- * instead, until the segment after next begins, so that every reduction has a whole layer's time
- * and no more than two layers' gradients are on their way.
+ *   gradients, their further
+ *     reductions: all that only the norm and the update read) is put off instead, until the segment
+ *     after next begins, so
+ *     that every reduction has a whole layer's time and no more than two layers' gradients are on
+ *     their way.
  *   - Sums of gradients that are reduced along one axis share a bucket until it is full.
  * Nothing is on its way from one phase to the next, since the host may use another slot there.
  *

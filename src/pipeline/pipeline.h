@@ -3,14 +3,18 @@
  * What it is.   A schedule: for every rank an ordered list of actions (forward, backward, weight
  *               gradients of a stage
  *               and a micro-batch). Generators of the published schedules, one verifier for all,
- * their time in a simple cost model, text that is written and read back, pictures.
+ *               their time in a
+ *               simple cost model, text that is written and read back, pictures.
  * Depends on.   base
  * Owns.         A Pipeline owns its tables.
  * Invariants.   A Pipeline that exists is verified: every action is there once, on the rank of its
  *               stage; all stages
  *               take micro-batches in the same order, so that messages need no number; and run in
- * order, each rank waiting for what it reads, it comes to its end. Everything here is a pure
- * function of its arguments. Use: Pipeline *p;
+ *               order, each rank
+ *               waiting for what it reads, it comes to its end. Everything here is a pure function
+ *               of its arguments.
+ * Use:
+ *     Pipeline *p;
  *     TRY(pipeline_create("zb-v", 4, 2, 16, &p));                        4 ranks, 2 stages each, 16
  *     micro-batches
  *     for (int i = 0; i < p->rank[r].n; i++) run(&p->rank[r].at[i]);     what rank r does, in order

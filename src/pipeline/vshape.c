@@ -19,12 +19,15 @@ static int stage_at(const Pipeline *p, int rank, int leg)
 /* ---- zb-v ------------------------------------------------------------------------------- */
 
 /* Found by running it, all ranks at once, one unit of time after another. A rank that can do
- * several things takes F on the way up of the V first, then F on the way down, while there is room:
- * for 2 n_ranks micro-batches of its two stages, as much as 1f1b holds on the first rank. The way
- * up always has a place, or a W that makes one; then B, of the older micro-batch; then W, which
- * makes room when there is none, and fills the end. From 2 n_ranks micro-batches on this takes as
- * long as the last rank's work and the n_ranks - 1 units before it can begin (schedule_test.c): no
- * schedule takes less. */
+ * several things takes
+ *   F on the way up of the V first, then F on the way down, while there is room: for 2 n_ranks
+ *   micro-batches of its two
+ *     stages, as much as 1f1b holds on the first rank. The way up always has a place, or a W that
+ *     makes one;
+ *   then B, of the older micro-batch;
+ *   then W, which makes room when there is none, and fills the end.
+ * From 2 n_ranks micro-batches on this takes as long as the last rank's work and the n_ranks - 1
+ * units before it can begin (schedule_test.c): no schedule takes less. */
 typedef struct Greedy {
     Pipeline *p;
     int *forward, *backward; /* [ranks x 2 legs]: how many are done */

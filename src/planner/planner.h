@@ -11,7 +11,10 @@
  * Invariants.   Nothing here knows of ops, and no figure of a plan has a formula of its own: memory
  *               is the programs' own plan, time the sum of
  *               what was simulated. Only the search's first, coarse stage estimates, to choose what
- * is simulated. Use: Plan plan; TRY(plan_make(&config, &cluster, &(PlanOptions){0}, &plan));
+ *               is simulated.
+ * Use:
+ *     Plan plan;
+ *     TRY(plan_make(&config, &cluster, &(PlanOptions){0}, &plan));
  *     plan_text(&plan, &out);
  *     plan_deinit(&plan);
  */

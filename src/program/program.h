@@ -10,8 +10,11 @@
  * Invariants.   Two values share bytes only if they are never alive together, or one is a view or
  *               the
  *               in-place successor of the other. Offsets are multiples of TENSOR_ALIGN. The plan
- * depends on graph and target only: compiled twice, it is the same to the byte. Use: Store *store =
- * store_create(); Program *step;
+ *               depends
+ *               on graph and target only: compiled twice, it is the same to the byte.
+ * Use:
+ *     Store *store = store_create();
+ *     Program *step;
  *     TRY(program_compile(graph, target, store, &step));     (graph is the program's from now on)
  *     printf("%zu + %zu bytes\n", store_bytes(store), step->step_bytes);
  */
@@ -121,10 +124,13 @@ typedef struct Program {
     int n_inputs, n_outputs;
     size_t io_bytes, step_bytes; /* step_bytes: the planned peak, workspace included */
     /* Several micro-batches in flight: what a phase makes for a later one lies in slots, as many
-     * for each pair of phases as micro-batches are between them at once; what lives in one phase
-     * alone lies in the step region. All such programs of a session share both: a slot is that of
-     * one program and micro-batch at a time, and as large as the largest of them wants. Inputs have
-     * the slots of PIPELINE_FW. */
+     * for
+     * each pair of phases
+     * as micro-batches are between them at once; what lives in one phase alone lies in the step
+     * region. All such
+     * programs of a session share both: a slot is that of one program and micro-batch at a time,
+     * and as large as the
+     * largest of them wants. Inputs have the slots of PIPELINE_FW. */
     bool slotted;
     int n_slots[PIPELINE_SPANS];
     size_t slot_bytes[PIPELINE_SPANS]; /* what this program needs in one */

@@ -8,7 +8,9 @@
  * Invariants.   A config that was loaded is complete and inside its ranges; written and loaded
  *               again
  *               it is the same. Refusals name file, line, key, what was wrong, and the nearest
- * right key or the range. Bad values are ERR_ARG, impossible combinations ERR_REFUSED. Use:
+ *               right
+ *               key or the range. Bad values are ERR_ARG, impossible combinations ERR_REFUSED.
+ * Use:
  *     RunConfig config;
  *     const char *overrides[] = {"train.steps=500", "data=/usr/include"};
  *     TRY(run_config_load("demo.yaml", overrides, 2, &config));

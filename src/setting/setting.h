@@ -9,7 +9,10 @@
  * Invariants.   Refusals are one sentence that names file, line, key, what was wrong, and the
  *               nearest right key or
  *               the range. A tree is at most 24 deep and of one document without anchors, aliases
- * and tags. Use: SettingNode *root; TRY(setting_node_parse(&arena, text, "demo.yaml", &root));
+ *               and tags.
+ * Use:
+ *     SettingNode *root;
+ *     TRY(setting_node_parse(&arena, text, "demo.yaml", &root));
  *     SettingReader reader = {&arena, table, COUNT_OF(table), "see docs/run-file.md", NULL};
  *     TRY(setting_read_defaults(&reader, "", &config));
  *     TRY(setting_read_map(&reader, "", root, &config));

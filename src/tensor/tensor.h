@@ -9,7 +9,9 @@
  *               mesh axis cuts it.
  * Use:
  *     Shape s = shape_make(3, (int64_t[]){2, 128, 384}, (Axis[]){AXIS_BATCH, AXIS_SEQ,
- * AXIS_EMBED}); Tensor x = tensor_make(data, DTYPE_F32, s); char text[64];
+ *     AXIS_EMBED});
+ *     Tensor x = tensor_make(data, DTYPE_F32, s);
+ *     char text[64];
  *     printf("%s %s\n", dtype_name(x.dtype), shape_text(&x.shape, text));   (f32 batch=2 seq=128
  *     embed=384)
  */

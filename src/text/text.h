@@ -12,11 +12,17 @@
  *               each longest run of such bytes is a piece of its own, and the valid text between
  *               two such runs is split as if it stood alone. (SentencePiece: with byte pieces and
  *               without remove_extra_whitespaces, and but for U+2581, which is its space:
- * sp_encode.c. Added tokens that strip white space take it away, as their flags say.) Pieces of
- * more than 4 MiB are cut there. Time is O(n log n), memory O(longest piece). Letters, marks,
- * digits and spaces are those of Unicode 16 for the Llama patterns (as in tiktoken 0.14 and
- * tokenizers 0.23), those of the PCRE2 library for other patterns. Use: Tokenizer *tokenizer;
- * Encoder *encoder; IdVec ids = {0}; Str text = {0}; TRY(tokenizer_load("llama4/", &tokenizer));
+ *               sp_encode.c.
+ *               Added tokens that strip white space take it away, as their flags say.)
+ *               Pieces of more than 4 MiB are cut there. Time is O(n log n), memory O(longest
+ *               piece).
+ *               Letters, marks, digits and spaces are those of Unicode 16 for the Llama patterns
+ *               (as
+ *               in tiktoken 0.14 and tokenizers 0.23), those of the PCRE2 library for other
+ *               patterns.
+ * Use:
+ *     Tokenizer *tokenizer; Encoder *encoder; IdVec ids = {0}; Str text = {0};
+ *     TRY(tokenizer_load("llama4/", &tokenizer));
  *     TRY(encoder_create(tokenizer, &encoder));
  *     TRY(encoder_encode(encoder, "Hello", 5, ENCODE_TEXT, &ids));
  *     TRY(tokenizer_decode(tokenizer, ids.at, ids.n, &text));

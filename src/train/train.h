@@ -10,7 +10,9 @@
  *               (seed,
  *               step), the update from both. Stopped and started again it gives the same bits.
  *               Nothing begins before the plan fits; nothing is lost by a signal, a full disk or a
- * kill. Use: Trainer *trainer;
+ *               kill.
+ * Use:
+ *     Trainer *trainer;
  *     TRY(trainer_create(&config, &trainer));      plans, checks, loads or initialises
  *     TRY(trainer_run(trainer, &outcome));         until done, out of time, or stopped
  *     trainer_destroy(trainer);

@@ -115,12 +115,12 @@ static inline void *run_rank(void *context)
     if (r->status == OK) {
         r->status = work(r, t);
         if (r->status != OK) snprintf(r->message, sizeof r->message, "%s", status_message());
-        if (r->status != OK && world) comm_abort(world);
+        if (r->status != OK && world) comm_abort(world, ERR_COMM);
         trainer_destroy(t);
         return NULL;
     }
     snprintf(r->message, sizeof r->message, "%s", status_message());
-    if (world) comm_abort(world);
+    if (world) comm_abort(world, ERR_COMM);
     if (r->made) pthread_barrier_wait(r->made);
     return NULL;
 }

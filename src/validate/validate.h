@@ -8,8 +8,12 @@
  * Invariants.   Nothing is fitted here but one factor for each framework. A row that is not
  *               predicted says why, by name, and is counted. Where a row
  *               leaves the micro-batch or recomputation open, the fastest that fits is taken, and
- * said. Use: ValidateResult result; TRY(validate_file(&arena, "data/validation/calibration.csv",
- * &(ValidateOptions){0}, &result)); validate_text(&result, &out);
+ *               said.
+ * Use:
+ *     ValidateResult result;
+ *     TRY(validate_file(&arena, "data/validation/calibration.csv", &(ValidateOptions){0},
+ *     &result));
+ *     validate_text(&result, &out);
  */
 #ifndef VALIDATE_VALIDATE_H
 #define VALIDATE_VALIDATE_H

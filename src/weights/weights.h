@@ -3,15 +3,20 @@
  * What it is.   Weights: an opened model directory, seen as named tensors of which any box can be
  *               read in
  *               any element type. Hugging Face directories (plain, fp8 with scales, experts one by
- * one), checkpoints of ours, and Meta's own layout (params.json and consolidated.NN.pth).
+ *               one),
+ *               checkpoints of ours, and Meta's own layout (params.json and consolidated.NN.pth).
  * Depends on.   base, tensor, ckpt; jansson, zlib
  * Owns.         A Weights owns its opened files and all names. Tensors that are filled belong to
  *               the caller.
  * Invariants.   Opening reads headers only: milliseconds, whatever the size. Reading touches the
  *               bytes that the
  *               box needs and no others. Names and shapes are those of a plain Hugging Face text
- * model: no prefix, experts fused as [experts, in, out]. Nothing of a file is used before its
- * headers were checked. What is not understood is refused by its name. Use: Weights *weights;
+ *               model: no prefix,
+ *               experts fused as [experts, in, out]. Nothing of a file is used before its headers
+ *               were checked.
+ *               What is not understood is refused by its name.
+ * Use:
+ *     Weights *weights;
  *     TRY(weights_open("Llama-3.1-8B", CKPT_VERIFY_SIZES, &weights));
  *     const Weight *w = weights_find(weights, "model.layers.0.self_attn.o_proj.weight");
  *     [4096, 4096]

@@ -1,9 +1,10 @@
 /* Tiles of attention: products of small blocks in registers, packing of operands, 2^x.
  *
  * Everything is counted in words of 32 bits along the axis that a product sums over: one f32, or
- * two neighbouring bf16 (`pairs`, where the processor multiplies pairs: vdpbf16ps). A product is c
- * [rows, lanes] += sum over steps of a [rows, steps] * b [steps, lanes] with a read word by word at
- * any two strides and b in rows of lanes. So an operand comes in two forms:
+ * two neighbouring bf16 (`pairs`, where the processor multiplies pairs: vdpbf16ps). A product is
+ *     c [rows, lanes] += sum over steps of a [rows, steps] * b [steps, lanes]
+ * with a read word by word at any two strides and b in rows of lanes. So an operand comes in two
+ * forms:
  *   words    [rows][words of d]      the left side of a product over d
  *   stacked  [rows / 2][d] of pairs  the right side of a product over rows (f32: the same as words)
  *   panels   [panel][words of d][PANEL rows]  the right side of a product over d: transposed words

@@ -1,0 +1,19 @@
+#!/bin/bash
+# tests/clean_steps_test.sh DROVER SOURCE_DIR [STEPS] : make soak: so many (10,000) real steps of two ranks of which none is slow: none is named;
+# then a rank that computes longer from some step on: named, and the steps that it is named for begin within 20 of it.
+drover=$1 steps=${3:-10000}
+work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
+settings=("model={model_type: llama, vocab_size: 256, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 4, \
+intermediate_size: 64}" "data=[{synthetic: uniform}]" train.batch=12 train.seq=256 train.precision=f32 train.val_every=0 train.val_batches=0
+  log.tensorboard=false checkpoint.every=0 parallel.deadline=60)
+run() { "$drover" launch "name=$1" "dir=$work/$1" "${settings[@]}" parallel.dp=2 "${@:2}" >"$work/out" 2>"$work/err"; }
+
+run clean "train.steps=$steps" || { tail -5 "$work/err"; exit 1; }
+flags=$(grep -c 'is slow: it computes' "$work/err")
+echo "$steps clean steps, $flags ranks named slow"
+grep 'is slow: it computes' "$work/err"
+FAULT=train.slow:41+@1 run slow train.steps=120 || { tail -5 "$work/err"; exit 1; }
+grep 'is slow: it computes' "$work/err"
+last=$(grep -oE 'rank 1 on [^ ]+ is slow: .* in steps [0-9]+ to [0-9]+' "$work/err" | head -1 | grep -oE '[0-9]+$')
+[ "$flags" = 0 ] && [ -n "$last" ] && [ "$last" -le 60 ]
