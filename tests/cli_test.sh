@@ -503,6 +503,9 @@ expect 0 '' plan "${nano[@]}" --tokens 10T --days 400
 says '^smallest +[0-9]+ h100: '
 expect 0 '' plan "${nano[@]}" --tokens 10T --days 400 --json
 says '^\{"days_wanted": 400, "devices": '
+expect 0 '' plan "${nano[@]}" --tokens 10T --days 400 --report "$work/small.html" --out "$work/small.yaml"
+grep -q '</html>' "$work/small.html" && grep -q '^parallel' "$work/small.yaml" || { echo "--days writes no page or no run file"; failed=1; }
+expect 2 'report is of one plan' plan "${nano[@]}" --doubling --report "$work/small.html"
 expect 2 'days needs --tokens' plan "${nano[@]}" --days 40
 expect 2 'largest needs --days' plan "${nano[@]}" --largest
 expect 0 '' plan "${nano[@]}" --doubling

@@ -43,51 +43,17 @@ enum { SHOWN = 10 };
 
 /* ---- one plan --------------------------------------------------------------------------- */
 
-/* All figures as one object. */
-static void add_json(const Outlook *o, const SearchResult *found, Str *out)
-{
-    str_add(out, "{");
-    outlook_json(o, out);
-    if (found)
-        str_printf(out,
-                   ", \"search\": {\"layouts\": %lld, \"estimated\": %lld, \"simulated\": %d, "
-                   "\"fit\": %d, \"seconds\": %.3f}",
-                   (long long)found->n_layouts, (long long)found->n_estimated, found->n_simulated,
-                   found->n, found->seconds);
-    str_add(out, "}\n");
-}
-
 static void print_plan(const Outlook *o, const SearchResult *found, bool json)
 {
     Str text = {0};
     if (json) {
-        add_json(o, found, &text);
+        plan_json_object(o, found, &text);
     } else {
         if (found) search_text(found, SHOWN, &text);
         outlook_text(o, &text);
     }
     fputs(text.at, stdout);
     str_deinit(&text);
-}
-
-static Status write_report(const Outlook *o, const Timeline *timeline, const SearchResult *found,
-                           const char *path)
-{
-    Scaling scaling;
-    Str json = {0}, page = {0};
-    outlook_scale(o, &scaling);
-    add_json(o, found, &json);
-    ReportInput in = {.outlook = o,
-                      .timeline = timeline,
-                      .found = found,
-                      .scaling = &scaling,
-                      .version = drover_version(),
-                      .json = json.at};
-    report_page(&in, &page);
-    Status status = file_write_atomic(path, page.at, page.n);
-    str_deinit(&json);
-    str_deinit(&page);
-    return status;
 }
 
 static Status plan_config(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags,
@@ -101,7 +67,8 @@ static Status plan_config(const RunConfig *config, const Cluster *cluster, const
     TRY(plan_read_count("tokens", flags->tokens, &tokens));
     TRY(outlook_make(config, cluster, &how, tokens, &o));
     print_plan(&o, found, flags->json);
-    Status status = flags->report ? write_report(&o, &timeline, found, flags->report) : OK;
+    ReportInput page = {.outlook = &o, .timeline = &timeline, .found = found};
+    Status status = flags->report ? plan_write_report(&page, flags->report) : OK;
     if (status == OK && !o.plan.fits) status = outlook_refuse(&o);
     if (status == OK && flags->out) status = run_config_write(&o.plan.config, flags->out);
     timeline_deinit(&timeline);

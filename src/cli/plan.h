@@ -29,6 +29,15 @@ Status plan_max_batch(const RunConfig *config, const PlanFlags *flags, int64_t *
 Status plan_find(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags,
                  SearchResult *found);
 
+/* ---- results (plan_report.c) ------------------------------------------------------------ */
+
+/* All figures as one object; found may be NULL. */
+void plan_json_object(const Outlook *outlook, const SearchResult *found, Str *out);
+/* The page; scaling, version and, where it is NULL, json are filled in. */
+Status plan_write_report(const ReportInput *input, const char *path);
+/* The page of a plan whose step was not watched: it is planned again. */
+Status plan_report_again(const Outlook *outlook, const char *path);
+
 /* ---- questions -------------------------------------------------------------------------- */
 
 /* drover plan --compare A B (plan_compare.c) */

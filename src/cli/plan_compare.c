@@ -131,22 +131,16 @@ static Status write_report(const Columns *c, const char *path)
 {
     int best = outlook_better(c->contender, c->n);
     const Column *column = &c->column[best];
-    Scaling scaling;
-    Str json = {0}, page = {0};
-    outlook_scale(&c->contender[best].outlook, &scaling);
+    Str json = {0};
     add_json(c, &json);
     ReportInput in = {.outlook = &c->contender[best].outlook,
                       .timeline = &column->timeline,
                       .found = column->found.n ? &column->found : NULL,
-                      .scaling = &scaling,
                       .compared = c->contender,
                       .n_compared = c->n,
-                      .version = drover_version(),
                       .json = json.at};
-    report_page(&in, &page);
-    Status status = file_write_atomic(path, page.at, page.n);
+    Status status = plan_write_report(&in, path);
     str_deinit(&json);
-    str_deinit(&page);
     return status;
 }
 

@@ -10,8 +10,9 @@ static void print(Str *text)
     str_deinit(text);
 }
 
-static Status write_out(const PlanFlags *f, const Answer *a)
+static Status write_files(const PlanFlags *f, const Answer *a)
 {
+    if (f->report) TRY(plan_report_again(&a->outlook, f->report));
     return f->out ? run_config_write(&a->outlook.plan.config, f->out) : OK;
 }
 
@@ -50,7 +51,7 @@ static Status smallest(const PlanFlags *f, const Question *q)
         outlook_text(o, &text);
     }
     print(&text);
-    Status status = write_out(f, s.answer);
+    Status status = write_files(f, s.answer);
     outlook_answer_destroy(s.answer);
     return status;
 }
@@ -95,7 +96,7 @@ static Status largest(const PlanFlags *f, const Question *q, const ConfigSource 
             outlook_text(&l.answer->outlook, &text);
         }
         print(&text);
-        status = write_out(f, l.answer);
+        status = write_files(f, l.answer);
         outlook_largest_deinit(&l);
     }
     arena_deinit(&arena);
@@ -175,8 +176,13 @@ Status plan_inverse(const PlanFlags *f, const ConfigSource *source, const RunCon
                   .days = f->days,
                   .max_usd = isnan(f->max_usd) ? 0 : 1e6 * f->max_usd,
                   .simulate = (int)min_i64(f->simulate, 16)};
-    if (f->report || f->trace)
-        return fail(ERR_ARG, "--report and --trace are of one plan: take --out FILE, and plan it");
+    if (f->trace || (f->doubling && (f->report || f->out)))
+        return fail(ERR_ARG, "--%s is of one plan%s",
+                    f->trace    ? "trace"
+                    : f->report ? "report"
+                                : "out",
+                    f->doubling ? ", and --doubling compares three"
+                                : ": take --out FILE, and plan it");
     if (f->doubling && (f->largest || !isnan(f->days)))
         return fail(ERR_ARG, "--doubling and --%s: one question at a time",
                     f->largest ? "largest" : "days");

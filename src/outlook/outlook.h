@@ -79,7 +79,7 @@ typedef struct ScalePoint {
     Range usd_per_trillion_tokens;
 } ScalePoint;
 
-enum { SCALE_POINTS = 12 };
+enum { SCALE_POINTS = 16 };
 typedef struct Scaling {
     ScalePoint point[SCALE_POINTS]; /* by devices */
     int n, here;                    /* which is the plan itself */

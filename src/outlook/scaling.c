@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 enum { MAX_FACTOR = 32 };
+static const double apart = 1.4; /* neighbours, at least */
 
 /* The axis of replicas that can be halved and doubled. */
 static int64_t *replicas_of(RunConfig *config)
@@ -39,25 +40,35 @@ static bool make_point(const RunConfig *config, const Cluster *cluster, double t
     return known;
 }
 
+/* Far enough from the point before, if there is one. */
+static bool is_apart(const Scaling *s, int64_t devices)
+{
+    return s->n == 0 || (double)devices > apart * (double)s->point[s->n - 1].devices;
+}
+
+/* `times` or `parts` as many replicas; false: such a layout is none. */
+static bool add_point(const Outlook *o, int64_t times, int64_t parts, Scaling *out)
+{
+    RunConfig config = o->plan.config;
+    int64_t *replicas = replicas_of(&config);
+    if (*replicas % parts || out->n == SCALE_POINTS) return false;
+    *replicas = *replicas * times / parts;
+    int64_t devices = run_ranks(&config);
+    if (!is_apart(out, devices)) return false;
+    if (parts > 1 && (double)o->plan.ranks < apart * (double)devices) return false;
+    if (!make_point(&config, o->cluster, o->tokens, &out->point[out->n])) return false;
+    out->n++;
+    return true;
+}
+
 void outlook_scale(const Outlook *o, Scaling *out)
 {
     *out = (Scaling){0};
-    for (int64_t down = MAX_FACTOR; down > 1; down /= 2) {
-        RunConfig config = o->plan.config;
-        int64_t *replicas = replicas_of(&config);
-        if (*replicas % down) continue;
-        *replicas /= down;
-        out->n += make_point(&config, o->cluster, o->tokens, &out->point[out->n]);
-    }
+    for (int64_t parts = MAX_FACTOR; parts > 1; parts--) add_point(o, 1, parts, out);
     out->here = out->n;
-    for (int64_t up = 1; up <= MAX_FACTOR; up *= 2) {
-        RunConfig config = o->plan.config;
-        *replicas_of(&config) *= up;
-        bool made = make_point(&config, o->cluster, o->tokens, &out->point[out->n]);
-        out->n += made;
-        if (up == 1 && !made) {
-            out->n = 0; /* the plan itself says nothing */
-            return;
-        }
+    if (!add_point(o, 1, 1, out)) { /* the plan itself says nothing */
+        out->n = 0;
+        return;
     }
+    for (int64_t times = 2; times <= MAX_FACTOR; times++) add_point(o, times, 1, out);
 }
