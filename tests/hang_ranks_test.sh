@@ -8,7 +8,7 @@ work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 deadline=2 steps=8
 settings=("model={model_type: llama, vocab_size: 256, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 4, \
-intermediate_size: 64}" "data=[{synthetic: uniform}]" train.batch=12 train.micro_batch=3 train.seq=64 train.precision=f32 train.val_every=0
+intermediate_size: 64}" "data=[{synthetic: uniform}]" train.batch=12 train.micro_batch=2 train.seq=64 train.precision=f32 train.val_every=0
   train.val_batches=0 log.tensorboard=false train.steps=$steps checkpoint.every=4)
 layouts=("3 parallel.dp=3" "2 parallel.fsdp=2" "2 parallel.tp=2" "2 parallel.pp=2" "4 parallel.dp=2 parallel.tp=2" "4 parallel.cp=2 parallel.fsdp=2")
 kinds=(stop skip differ stall)
