@@ -47,6 +47,7 @@ late="tp: #2, all_reduce of 4 f32 \(sum\) in 'second', waited [1-9]\.[0-9] s on 
 left="in forward of step 3; last: left all_reduce #1 of tp in 'first', [0-9.]+ s ago"
 scenario stop "$late.* \(pid [0-9]+, stopped by a signal; $left" 01
 scenario late "$late.* \(pid [0-9]+[a-z ,]*; $left" 01
+scenario behind "tp: #3, all_reduce of 4 f32 \(sum\) in 'third', waited [1-9]\.[0-9] s on rank [01]; not arrived: rank 2 on .*stopped by a signal" 01
 # on other hosts: a rank of the same host tells of it, or it does itself, or what its host told another one before
 DROVER_TEST_HOSTS=node0:1,node1:2 scenario stop "${late}node1 \(pid [0-9]+, stopped by a signal; $left" 01
 scenario late "${late}node2 \(pid [0-9]+; $left" 01 hosts

@@ -7,7 +7,7 @@ work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 model="model={model_type: llama4_text, vocab_size: 320, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, \
 head_dim: 8, intermediate_size: 24, intermediate_size_mlp: 48, num_local_experts: 4, interleave_moe_layer_step: 2, attention_chunk_size: 32}"
-steps=80
+steps=100
 settings=("$model" "data=$work/text/*.c" "dataset.cache=$work/cache" "tokenizer.path=$work/tokenizer" train.batch=8 train.micro_batch=4
   train.seq=64 train.precision=f32 train.val_every=0 train.val_batches=0 log.tensorboard=false train.steps=$steps checkpoint.every=2)
 layouts=("parallel.fsdp=2" "parallel.pp=2" "parallel.dp=2" "parallel.tp=2")
@@ -45,7 +45,7 @@ chain() {
       save) text+="train.save:1:kill@$rank;" ;;
       comm) text+="comm:$((RANDOM % 20 + 1)):kill@$rank;" ;;
       inside) text+="${inside[RANDOM % ${#inside[@]}]};" ;;
-      *) text+="train.$phase:$((RANDOM % 3 + 4)):kill@$rank;" ;;
+      *) text+="train.$phase:$((RANDOM % 4 + 9)):kill@$rank;" ;; # twice a step in a pipeline
     esac
   done
   offset=$((offset + $1))

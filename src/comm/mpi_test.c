@@ -158,6 +158,20 @@ static Status wait_in_chain(Comm *world)
     return comm_wait(request);
 }
 
+/* Waits for the later of two that have been started, which has no turn before the earlier one. */
+static Status wait_behind(Comm *tp)
+{
+    float x[4] = {0}, y[4] = {0};
+    CommRequest *second, *third;
+    CommOp op = {COMM_ALL_REDUCE, DTYPE_F32, .send = x, .recv = x, .count = 4, .node = "second"};
+    TRY(comm_start(tp, &op, &second));
+    op.send = op.recv = y;
+    op.node = "third";
+    TRY(comm_start(tp, &op, &third));
+    TRY(comm_wait(third));
+    return comm_wait(second);
+}
+
 /* The last rank goes wrong after the first collective of tp; the others say what they hear. */
 static Status lose(Comm *world, const char *scenario)
 {
@@ -169,8 +183,10 @@ static Status lose(Comm *world, const char *scenario)
     TRY(sum_in(tp, "first"));
     comm_note(world, "forward", 3);
     if (!strcmp(scenario, "chain")) return wait_in_chain(world);
-    if (!strcmp(scenario, "stop") && last) return stop_here(world);
-    if (!strcmp(scenario, "stop")) await_stop(world);
+    bool behind = !strcmp(scenario, "behind"), stop = behind || !strcmp(scenario, "stop");
+    if (stop && last) return stop_here(world);
+    if (stop) await_stop(world);
+    if (behind) return wait_behind(tp);
     if (last && !strcmp(scenario, "late"))
         while (comm_failed_rank(world) < 0)
             a_moment(); /* it computes for longer than the others wait */

@@ -135,11 +135,26 @@ static Status start(CommRequest *r)
     return OK;
 }
 
-static Status give_up(CommRequest *r, double waited_s)
+/* The operation that has the turn which this one waits for, or this one. */
+static const MpiOp *in_front(const MpiWorld *w, const MpiOp *op)
+{
+    const CommRequest *r = op->request;
+    for (const MpiOp *before = w->ops; before && before != op; before = before->next) {
+        const CommRequest *b = before->request;
+        if (comm_kind_is_message(r->op.kind)
+                ? same_channel(b, r)
+                : b->comm == r->comm && !comm_kind_is_message(b->op.kind))
+            return before;
+    }
+    return op;
+}
+
+/* Who has not come to an operation in front has not come to this one either. */
+static Status give_up(const MpiWorld *w, CommRequest *r, double waited_s)
 {
     const MpiOp *op = r->state;
     bool *missing = xcalloc((size_t)r->comm->n, sizeof *missing);
-    mpi_op_missing(op, missing);
+    mpi_op_missing(in_front(w, op), missing);
     Status status = comm_fail_late(r, missing, op->phase == MPI_PHASE_DATA, waited_s);
     free(missing);
     return status;
@@ -163,7 +178,7 @@ static Status wait(CommRequest *r)
         }
         /* on a busy host every yield may take a tenth of a second */
         if ((idle > SPINS || idle % 64 == 63) && clock_s() > r->until_s)
-            status = give_up(r, clock_s() - start_s);
+            status = give_up(w, r, clock_s() - start_s);
         if (status != OK) break;
         pthread_mutex_unlock(&w->lock);
         back_off(idle);

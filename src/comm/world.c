@@ -265,8 +265,8 @@ Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
                     comm_kind_name(op->kind), c->self);
     if (fault_hit("comm_stall")) return stall(c);
     if (comm_board_failed(c->world->board)) return comm_failure(c->world);
-    bool collective = !comm_kind_is_message(op->kind),
-         differs = collective && fault_hit("comm_differ");
+    bool collective = !comm_kind_is_message(op->kind); /* a barrier has no size */
+    bool differs = collective && op->kind != COMM_BARRIER && fault_hit("comm_differ");
     if (collective && fault_hit("comm_skip")) {
         *request = request_skipped(c);
         return OK;
