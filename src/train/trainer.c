@@ -113,7 +113,7 @@ static Status begin(Trainer *t)
 }
 
 /* Tokenizer and shards: the first rank makes what is not there yet, which may take long; the others
- * find it made. */
+ * find it made. By then they have been waiting for it: one that is not there hangs. */
 static Status setup_text(Trainer *t)
 {
     static const double longest_s = 24 * 3600;
@@ -124,8 +124,8 @@ static Status setup_text(Trainer *t)
     TRY(trainer_setup_model(t));
     TRY(trainer_setup_leaves(t));
     TRY(trainer_setup_data(t));
-    if (t->rank == 0) TRY(trainer_meet(t));
     if (t->world) comm_set_deadline(t->world, deadline_s);
+    if (t->rank == 0) TRY(trainer_meet(t));
     return OK;
 }
 
