@@ -5,7 +5,7 @@ drover=$1 steps=${3:-10000}
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
 settings=("model={model_type: llama, vocab_size: 256, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 4, \
-intermediate_size: 64}" "data=[{synthetic: uniform}]" train.batch=12 train.seq=256 train.precision=f32 train.val_every=0 train.val_batches=0
+intermediate_size: 64}" "data=[{synthetic: uniform}]" train.batch=12 train.seq=512 train.precision=f32 train.val_every=0 train.val_batches=0
   log.tensorboard=false checkpoint.every=0 parallel.deadline=60)
 run() { "$drover" launch "name=$1" "dir=$work/$1" "${settings[@]}" parallel.dp=2 "${@:2}" >"$work/out" 2>"$work/err"; }
 

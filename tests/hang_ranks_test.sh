@@ -25,7 +25,7 @@ ranks() {
   for p in $(pgrep -f -- "train name=$1 "); do [ "$(readlink "/proc/$p/exe")" = "$(readlink -f "$drover")" ] && echo "$p"; done
 }
 
-call="#[0-9]+, [a-z_]+ of .* in '[^']+'"
+call="#[0-9]+, [a-z_]+.* in '[^']+'"
 for ((trial = 0; trial < trials; trial++)); do
   layout=${layouts[RANDOM % ${#layouts[@]}]} kind=${kinds[trial % ${#kinds[@]}]} name=hung-$trial
   read -r n words <<<"$layout"

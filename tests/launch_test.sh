@@ -106,14 +106,9 @@ FAULT=train.flip:2@1 threads torn parallel.dp=2 && { echo "FAIL: two copies diff
 grep -qE 'rank [01]: after step 2 the copies of .* differ on rank 0 on .*, rank 1 on .*, and none has the majority' "$work/err" ||
   { echo "FAIL: the line of two copies:"; cat "$work/err"; failed=1; }
 
-# ---- a slow rank is named with figures while the run goes on; on a host with more to do than processors it may be seen later
-for ((try = 0; try < 5; try++)); do
-  (FAULT=train.slow:1+@1 launch slow-$try parallel.dp=2 --hosts node0:2 --probe true train.steps=48 train.seq=256 checkpoint.every=0) || break
-  grep -qE '^drover: rank 1 on node0 is slow: it computes [0-9.e-]+ s a step, its peers' "$work/err" && break
-done
-checks=$((checks + 1))
-[ "$(grep -cE '^drover: rank 1 on node0 is slow: it computes [0-9.e-]+ s a step, its peers' "$work/err")" = 1 ] ||
-  { echo "FAIL: the slow rank is not named in one line:"; cat "$work/err"; failed=1; }
+# ---- a slow rank is named with figures while the run goes on (of 1.3 times: make soak, slow_test)
+FAULT=train.crawl:1+@1 expect 0 '^drover: rank 1 on node0 is slow: it computes [0-9.e-]+ s a step,.* its peers' slow parallel.dp=2 --hosts node0:2 --probe true \
+  train.steps=48 train.seq=256 checkpoint.every=0
 
 # ---- a signal to one rank: all stop at the same step with a checkpoint, exit 75, and the same command goes on
 (FAULT=train.forward:4:stop@1 launch signalled parallel.dp=3 --hosts node0:2,node1:1 --probe true) &

@@ -38,7 +38,8 @@ static const char *const points[] = {"open",
                                      "train.validation",
                                      "train.save",
                                      "train.flip",
-                                     "train.slow"};
+                                     "train.slow",
+                                     "train.crawl"};
 enum { POINTS = COUNT_OF(points), MAX_SWITCHES = 16, EVERY_RANK = -1 };
 
 typedef struct Switch {

@@ -176,11 +176,12 @@ void trainer_end_watch(Trainer *t)
     t->slow.schedstat = 0;
 }
 
-/* Fault train.slow: 1.3 times as long. */
+/* Fault train.slow: 1.3 times as long; train.crawl: three times. */
 static double slow_down(double compute_s)
 {
-    const double more_s = 0.3 * compute_s;
-    if (!fault_hit("train.slow")) return 0;
+    const double more_s = (fault_hit("train.crawl") ? 2 : fault_hit("train.slow") ? 0.3 : 0) *
+                          compute_s;
+    if (more_s <= 0) return 0;
     struct timespec more = {.tv_sec = (time_t)more_s, .tv_nsec = (long)(fmod(more_s, 1) * 1e9)};
     nanosleep(&more, NULL);
     return more_s;
