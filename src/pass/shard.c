@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A value brought to another place; of a state anew in each phase and layer, so that what is
+/* A value brought to another place; some anew in each phase and layer (move), so that what is
  * gathered is given up between forward and backward. */
 typedef struct Moved {
     ValueId from, to;
@@ -215,14 +215,23 @@ static Status move_anew(Sharding *s, ValueId x, Place to, ValueId *y)
                 place_text(from, a), mesh_axis_name(axis), place_text(to, b));
 }
 
+/* Sequences that the ranks of tp have in parts are kept in parts for the backward pass
+ * (Korthikanti 2022). */
+static bool is_gathered_again(const Sharding *s, ValueId x, Place to)
+{
+    Place from = graph_value(s->rewrite.to, x)->place[s->plan->axis];
+    return s->plan->sequence && from.kind == PLACE_CUT && to.kind == PLACE_SAME;
+}
+
 static Status move(Sharding *s, ValueId x, Place to, ValueId *y)
 {
     Graph *g = s->rewrite.to;
-    bool state = graph_value(g, graph_root(g, x))->kind == VALUE_STATE;
+    bool state = graph_value(g, graph_root(g, x))->kind == VALUE_STATE,
+         again = state || is_gathered_again(s, x, to);
     for (size_t i = s->moved.n; i-- > 0;) {
         const Moved *m = &s->moved.at[i];
         if (m->from.id != x.id || !place_equal(m->place, to)) continue;
-        if (state && (m->phase != g->phase || m->layer != g->layer)) continue;
+        if (again && (m->phase != g->phase || m->layer != g->layer)) continue;
         *y = m->to;
         return OK;
     }

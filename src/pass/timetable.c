@@ -44,10 +44,14 @@ static Flight *flight_at(const Planner *p, int f) { return &p->table->flight.at[
 
 static bool is_startable(const Node *node) { return op_start_form(node->op) != NULL; }
 
-/* A gathering that can begin at any time. */
-static bool gathers_state(const Graph *g, const Node *node)
+/* A gathering that can begin at any time in its phase: of a state, or of what an earlier phase
+ * kept. */
+static bool gathers_what_is_there(const Graph *g, const Node *node)
 {
-    return node_is(node, "all_gather") && graph_value(g, node->in[0])->kind == VALUE_STATE;
+    if (!node_is(node, "all_gather")) return false;
+    const Value *x = graph_value(g, node->in[0]);
+    return x->kind == VALUE_STATE ||
+           (x->kind == VALUE_TEMP && g->node[x->producer.id].phase < node->phase);
 }
 
 /* The next rank waits for a hop; and what came home is added before the one after next comes. */
@@ -331,7 +335,7 @@ static void prefetch(Planner *p, int first, int segment)
     const Graph *g = p->graph;
     for (int i = first; i < g->n_nodes && p->segment[i] <= segment; i++)
         if (p->segment[i] == segment && p->phase[i] == p->phase_now &&
-            gathers_state(g, &g->node[i]))
+            gathers_what_is_there(g, &g->node[i]))
             visit(p, i);
 }
 
