@@ -75,6 +75,14 @@ static int axis_of(unsigned axes)
 
 /* ---- exchanges -------------------------------------------------------------------------- */
 
+/* Sums over replicas of the batch are those of gradients. */
+static double sent_bytes(const Sim *sim, const Cost *c)
+{
+    unsigned replicas = 1u << MESH_DP | 1u << MESH_FSDP;
+    bool sum = c->exchange == COMM_ALL_REDUCE || c->exchange == COMM_REDUCE_SCATTER;
+    return c->whole_bytes * (sim->stack.gradients_16 && sum && c->axes & replicas ? 0.5 : 1);
+}
+
 /* It takes its turn on the links that it goes over. */
 static Flight take_off(Run *r, const Cost *c)
 {
@@ -85,7 +93,7 @@ static Flight take_off(Run *r, const Cost *c)
     int link = reach > cluster->node.link_domain && cluster->node.link_domain > 0 ? NETWORK
                                                                                   : NVLINK;
     double begin = fmax(r->now, fmax(r->stream[axis], r->link[link]));
-    double end = begin + sim_exchange_s(r->sim, c->exchange, c->axes, c->whole_bytes);
+    double end = begin + sim_exchange_s(r->sim, c->exchange, c->axes, sent_bytes(r->sim, c));
     r->stream[axis] = r->link[link] = end;
     return (Flight){begin, end};
 }
@@ -93,6 +101,7 @@ static Flight take_off(Run *r, const Cost *c)
 static void land(Run *r, const Flight *f, int axis)
 {
     double exposed = fmax(0, f->end_s - r->now);
+    if (axis == MESH_TP) exposed *= 1 - r->sim->stack.tp_hidden;
     r->time.exposed_s[axis] += exposed;
     r->time.hidden_s[axis] += fmax(0, f->end_s - f->begin_s - exposed);
     r->now += exposed;
@@ -156,7 +165,7 @@ static void compute(Run *r, const Instr *instr, SimWork work, double seconds)
 /* Heads and routers stay as they are. */
 static bool reads_8_bits(const Run *r, const Instr *instr, const Cost *c)
 {
-    return r->sim->fp8 && c->kind == COST_MATMUL && c->dtype == DTYPE_BF16 &&
+    return r->sim->stack.fp8 && c->kind == COST_MATMUL && c->dtype == DTYPE_BF16 &&
            instr->node->layer >= 0;
 }
 

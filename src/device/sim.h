@@ -13,15 +13,39 @@
 #include "cluster/cluster.h"
 #include "program/program.h"
 
+/* What another software stack does otherwise than our programs: priced, never run. Zeroed: nothing.
+ */
+typedef struct SimStack {
+    /* Products of bf16 inside layers read 8 bits: the sheet's fp8 curve, and a cast in front of
+     * each. */
+    bool fp8;
+    /* Attention as products with scores in memory, softmax and dropout, all keys for every query,
+     * as it was before flash attention; again: made again in the backward pass (selective
+     * recomputation of that time). */
+    bool plain_attention, attention_again;
+    double attention; /* of the rate of the sheet's attention curve; 0: all of it */
+    double tp_hidden; /* share of exchanges along tp that runs beside the products that they belong
+                         to, in pieces */
+    /* Sums of gradients and gathering of weights run beside a micro-batch, the last one's backward
+     * and the first one's forward pass; gradients_16: in 16 bits. */
+    bool dp_beside, gradients_16;
+    /* Of what all-to-alls send between nodes: a row for several experts of a node goes there once.
+     * 0: all of it. */
+    double rows_sent;
+    double
+        traffic; /* of what memory limits: times as many bytes, where fewer kernels are fused; 0: 1
+                  */
+    bool whole_sequences; /* under tp, between products: no sequence parallelism */
+    bool messages_wait;   /* a stage computes nothing while it sends to another */
+} SimStack;
+
 typedef struct Sim {
     const Cluster *cluster; /* borrowed */
     DeviceSheet
         device; /* as one rank has it: of a processor, the share of as many ranks as a host runs */
     Mesh mesh;  /* sizes: rank r is the cluster's device r, neighbours along tp side by side */
     double derating; /* of the network's bandwidth in training */
-    /* Products of bf16 inside layers are priced as if they read 8 bits: the sheet's fp8 curve, and
-     * a cast in front of each. No program computes so. */
-    bool fp8;
+    SimStack stack;
 } Sim;
 /* ERR_REFUSED: the cluster has fewer devices than the mesh has ranks. */
 Status sim_init(const Cluster *cluster, const Mesh *mesh, Sim *sim);

@@ -106,9 +106,10 @@ static double ring_traffic_s(const Sim *sim, const Spread *s, double sent)
 static double pairs_traffic_s(const Sim *sim, const Spread *s, double own)
 {
     double part = own / (double)s->n, most = (double)(s->inside[0] - 1) * part / near_rate(sim);
+    double sent = sim->stack.rows_sent > 0 ? sim->stack.rows_sent * part : part;
     for (int k = 0; k < sim->cluster->network.n_tiers; k++)
         if (s->inside[k] < s->n)
-            most = fmax(most, (double)(s->n - s->inside[k]) * part / tier_rate(sim, k));
+            most = fmax(most, (double)(s->n - s->inside[k]) * sent / tier_rate(sim, k));
     return most;
 }
 

@@ -30,10 +30,42 @@ static double product_s(const DeviceSheet *d, const Cost *c)
     return fmax(flop_s, bytes_s);
 }
 
-static double attention_s(const DeviceSheet *d, const Cost *c)
+/* Of all keys, as many as a query sees on average twice over, and one less. */
+static double whole_attention_s(const DeviceSheet *d, const Cost *c)
 {
+    double keys = 2 * c->n - 1, scores = c->count * c->m * keys;
+    Cost into = *c, out = *c, across = *c; /* scores; of queries; of keys and values */
+    into.n = keys;
+    out.n = c->k;
+    out.k = keys;
+    across.m = keys;
+    across.n = c->k;
+    across.k = c->m;
+    /* Elements of 16 bits, a mask of 8. Forward: softmax reads and writes scores, dropout too, and
+     * writes the mask. Backward: dropout reads what comes and the mask and writes, softmax reads
+     * two and writes. */
+    if (c->kind == COST_ATTENTION)
+        return product_s(d, &into) + product_s(d, &out) + move_s(d, 9 * scores) + 3 * d->launch_s;
+    return product_s(d, &into) + product_s(d, &out) + 2 * product_s(d, &across) +
+           move_s(d, 11 * scores) + 5 * d->launch_s;
+}
+
+static double plain_attention_s(const Sim *sim, const Cost *c)
+{
+    Cost forward = *c;
+    forward.kind = COST_ATTENTION;
+    bool again = c->kind == COST_ATTENTION_GRAD && sim->stack.attention_again;
+    return whole_attention_s(&sim->device, c) +
+           (again ? whole_attention_s(&sim->device, &forward) : 0);
+}
+
+static double attention_s(const Sim *sim, const Cost *c)
+{
+    const DeviceSheet *d = &sim->device;
+    if (sim->stack.plain_attention) return plain_attention_s(sim, c);
     double eta = cluster_attention_efficiency(d, (int64_t)least_one(c->k), least_one(c->n),
                                               c->kind == COST_ATTENTION_GRAD);
+    if (sim->stack.attention > 0) eta *= sim->stack.attention;
     double flop_s = c->flop / (d->matrix[MATH_BF16].peak_flop_per_s * eta);
     return fmax(flop_s, move_s(d, c->read_bytes + c->write_bytes));
 }
@@ -52,7 +84,9 @@ double sim_kernel_s(const Sim *sim, const char *op, const Cost *c)
     switch (c->kind) {
     case COST_MATMUL: return d->launch_s + product_s(d, c);
     case COST_ATTENTION:
-    case COST_ATTENTION_GRAD: return d->launch_s + attention_s(d, c);
-    default: return d->launch_s + move_s(d, c->read_bytes + c->write_bytes);
+    case COST_ATTENTION_GRAD: return d->launch_s + attention_s(sim, c);
+    default:
+        return d->launch_s + (sim->stack.traffic > 0 ? sim->stack.traffic : 1) *
+                                 move_s(d, c->read_bytes + c->write_bytes);
     }
 }

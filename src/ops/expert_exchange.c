@@ -152,6 +152,8 @@ static Cost cost_rows(const Graph *g, const Node *node)
                       ? node->in[0]
                       : node->out[0];
     double bytes = value_bytes(g, few);
+    if (graph_value(g, few)->place[MESH_TP].kind == PLACE_OWNED) /* folded: each took its own */
+        bytes /= mesh_size(&g->mesh, MESH_TP);
     Cost cost = {.read_bytes = 2 * bytes,
                  .write_bytes = 2 * bytes,
                  .wire_bytes = bytes * (attr->n - 1) / attr->n};

@@ -71,20 +71,22 @@ static Status build_roles(PlanJob *job)
 }
 
 Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
-                     bool balanced, PlanJob *job)
+                     const PlanOptions *options, PlanJob *job)
 {
     *job = (PlanJob){.model = model};
     TRY(run_layout_check(config, run_ranks(config)));
     Layout layout = train_layout(config, 0);
     TRY(sim_init(cluster, &layout.mesh, &job->sim));
     TRY(check_precision(config, &job->sim.device));
-    job->sim.fp8 = config->train.precision == RUN_FP8;
+    if (options) job->sim.stack = options->stack;
+    job->sim.stack.fp8 = config->train.precision == RUN_FP8;
     job->target = target_of(&job->sim);
     if (config->train.threads && !job->target.gpu) job->target.threads = (int)config->train.threads;
     Status status = train_check_divides(config, model);
     if (status == OK) status = train_pipeline(config, run_n_micro(config), &job->pipeline);
     layout.pipeline = job->pipeline;
-    layout.expert_room = balanced;
+    layout.expert_room = options && options->balanced;
+    if (options && options->stack.whole_sequences) layout.sequence = false;
     if (status == OK) {
         job->options = train_step_options(config, &layout, dtype_of(config, &job->target),
                                           train_expects_validation(config));
@@ -171,7 +173,7 @@ static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOpt
     plan->tokens_per_s = plan->tokens / plan->time.step_s;
     plan->model_flop_per_token = model_train_flop_per_token(job->model, r->seq);
     double rate = plan->tokens_per_s * plan->model_flop_per_token / (double)plan->ranks;
-    MathKind math = job->sim.fp8 ? MATH_FP8 : cluster_math(job->options.dtype);
+    MathKind math = job->sim.stack.fp8 ? MATH_FP8 : cluster_math(job->options.dtype);
     double peak = d->matrix[math].peak_flop_per_s;
     plan->tflops_per_gpu = rate * 1e-12;
     plan->mfu = peak > 0 ? rate / peak : 0;
@@ -184,8 +186,8 @@ static Status make(const RunConfig *config, const ModelConfig *model, const Clus
 {
     PlanJob job;
     double start = clock_s();
-    TRY(plan_job_init(config, model, cluster, options->balanced, &job));
-    plan->config.train.precision = job.sim.fp8                       ? RUN_FP8
+    TRY(plan_job_init(config, model, cluster, options, &job));
+    plan->config.train.precision = job.sim.stack.fp8                 ? RUN_FP8
                                    : job.options.dtype == DTYPE_BF16 ? RUN_BF16
                                                                      : RUN_F32;
     plan_memory(config, &job, plan);

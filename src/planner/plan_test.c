@@ -173,6 +173,42 @@ static void test_fp8(void **state)
     cluster_deinit(&cluster);
 }
 
+/* What other software does otherwise moves the step the way that it should, and nothing but it. */
+static void test_stacks(void **state)
+{
+    (void)state;
+    static const struct {
+        SimStack stack;
+        double low, high; /* of the step's time with our own */
+    } cases[] = {{{0}, 1, 1},
+                 {{.plain_attention = true}, 1.1, 3},
+                 {{.plain_attention = true, .attention_again = true}, 1.2, 4},
+                 {{.attention = 0.5}, 1.02, 1.4},
+                 {{.tp_hidden = 0.5}, 0.8, 0.98},
+                 {{.dp_beside = true}, 0.8, 0.999},
+                 {{.gradients_16 = true}, 0.8, 0.999},
+                 {{.traffic = 2}, 1.02, 1.4},
+                 {{.whole_sequences = true}, 1.001, 1.4},
+                 {{.messages_wait = true}, 1.001, 1.2},
+                 {{.rows_sent = 0.5}, 1, 1}}; /* there are no experts */
+    double own = 0;
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        Plan plan;
+        RunConfig config;
+        Cluster cluster;
+        load(SETTINGS(BIG, "parallel.tp=4", "parallel.pp=4", "parallel.dp=64", "parallel.zero=1"),
+             node_text, &config, &cluster);
+        assert_int_equal(plan_make(&config, &cluster,
+                                   &(PlanOptions){.jitter = -1, .stack = cases[i].stack}, &plan),
+                         OK);
+        if (i == 0) own = plan.time.step_s;
+        double ratio = plan.time.step_s / own;
+        if (ratio < cases[i].low - 1e-9 || ratio > cases[i].high + 1e-9)
+            fail_msg("case %d: %.4f times our own step", i, ratio);
+        done(&plan, &config, &cluster);
+    }
+}
+
 /* Owners of experts have room for all rows that may come, or, where these come evenly, for as many
  * as a rank has. That is memory and no time. */
 static void test_balanced(void **state)
@@ -336,12 +372,17 @@ static void test_search_goes_on(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),       cmocka_unit_test(test_rates),
-        cmocka_unit_test(test_json),         cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_fp8),          cmocka_unit_test(test_balanced),
-        cmocka_unit_test(test_monotone),     cmocka_unit_test(test_trace),
-        cmocka_unit_test(test_search),       cmocka_unit_test(test_search_goes_on),
-        cmocka_unit_test(test_profile_small)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_states),
+                                       cmocka_unit_test(test_rates),
+                                       cmocka_unit_test(test_json),
+                                       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_fp8),
+                                       cmocka_unit_test(test_balanced),
+                                       cmocka_unit_test(test_stacks),
+                                       cmocka_unit_test(test_monotone),
+                                       cmocka_unit_test(test_trace),
+                                       cmocka_unit_test(test_search),
+                                       cmocka_unit_test(test_search_goes_on),
+                                       cmocka_unit_test(test_profile_small)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

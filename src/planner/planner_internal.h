@@ -23,9 +23,9 @@ typedef struct PlanJob {
 } PlanJob;
 
 /* `model` is that of the run file, with router biases where it balances by them (plan_read_model);
- * `balanced` as in PlanOptions. */
+ * options: NULL for those of our trainer. */
 Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
-                     bool balanced, PlanJob *job);
+                     const PlanOptions *options, PlanJob *job);
 Status plan_read_model(const RunConfig *config, ModelConfig *model);
 void plan_job_deinit(PlanJob *job);
 Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,

@@ -111,7 +111,7 @@ Status profile_make(const RunConfig *config, const ModelConfig *model, const Clu
     brief.n_layers = last + 1;
     RunConfig c = short_run(config, cut, brief.n_layers);
     Cluster room = with_room(cluster, run_ranks(&c));
-    Status status = plan_job_init(&c, &brief, &room, false, &job);
+    Status status = plan_job_init(&c, &brief, &room, NULL, &job);
     if (status == ERR_REFUSED) return OK;
     TRY(status);
     out->good = true;

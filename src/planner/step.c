@@ -25,6 +25,7 @@ typedef struct Stepper {
     double *free_s;   /* [ranks] */
     double **end_s;   /* [ranks][actions] */
     SimTime *sum;     /* [ranks] of all actions */
+    double *beside_s; /* [ranks] kernels of one micro-batch, forward and backward */
     double late_s;    /* waited for messages on their way, all ranks */
 } Stepper;
 
@@ -88,6 +89,8 @@ static void time_stages(Stepper *s)
         for (int k = 0; k < n; k++) {
             s->local[own[k]] = k;
             s->stage[own[k]] = built < r ? s->stage[like[k]] : time_own_stage(s, programs, own, k);
+            const SimTime *of = s->stage[own[k]].of;
+            s->beside_s[r] += of[PIPELINE_FORWARD].total_s + of[PIPELINE_BOTH].total_s;
         }
     }
     free(own);
@@ -134,6 +137,18 @@ static double ready(const Stepper *s, const PipelineAction *a, double *sent_s)
     return fmax(own, before);
 }
 
+/* What the action makes for another stage, on its way. */
+static double sending_s(const Stepper *s, const PipelineAction *a)
+{
+    const Pipeline *p = s->pipeline;
+    int forward = a->work == PIPELINE_FORWARD, to = forward ? a->stage + 1 : a->stage - 1;
+    if (a->work == PIPELINE_WEIGHTS || to < 0 || to >= p->n_stages ||
+        p->rank_of[to] == p->rank_of[a->stage])
+        return 0;
+    return sim_message_s(s->sim, p->rank_of[a->stage], p->rank_of[to],
+                         s->stage[a->stage].sent_bytes[forward ? 0 : 1]);
+}
+
 static bool run_next(Stepper *s, int rank)
 {
     const PipelineRank *list = &s->pipeline->rank[rank];
@@ -143,9 +158,11 @@ static bool run_next(Stepper *s, int rank)
     if (there < 0) return false;
     double begin = fmax(s->free_s[rank], there),
            end = begin + s->stage[a->stage].of[a->work].total_s;
-    s->late_s += begin - fmax(s->free_s[rank], sent);
+    double sending = s->sim->stack.messages_wait ? sending_s(s, a) : 0;
+    s->late_s += begin - fmax(s->free_s[rank], sent) + sending;
     sim_time_add(&s->sum[rank], &s->stage[a->stage].of[a->work], 1);
-    s->end_s[rank][s->at[rank]++] = s->free_s[rank] = end;
+    s->end_s[rank][s->at[rank]++] = end;
+    s->free_s[rank] = end + sending;
     const StepPrograms *programs = programs_of(s->roles, rank);
     tell(s, (StepSpan){rank, a->stage, a->micro,
                        programs->at[programs->index[PROGRAM_STEP] + s->local[a->stage]],
@@ -216,6 +233,7 @@ static double micro_batches_s(Stepper *s)
         }
         sim_time_add(&s->sum[0], &f, 1);
         sim_time_add(&s->sum[0], &b, 1);
+        s->beside_s[0] = f.total_s + b.total_s;
     }
     return now;
 }
@@ -238,6 +256,20 @@ static SimTime update(Stepper *s, int rank, double begin_s)
     return sum;
 }
 
+/* Of a stack whose exchanges of replicas run beside a micro-batch, what is still waited for. */
+static void hide_replicas(const Stepper *s, int rank, SimTime *t)
+{
+    static const MeshAxis axes[] = {MESH_DP, MESH_FSDP};
+    double budget = s->beside_s[rank];
+    for (int i = 0; i < COUNT_OF(axes) && s->sim->stack.dp_beside; i++) {
+        double hidden = fmin(budget, t->exposed_s[axes[i]]);
+        t->exposed_s[axes[i]] -= hidden;
+        t->hidden_s[axes[i]] += hidden;
+        t->total_s -= hidden;
+        budget -= hidden;
+    }
+}
+
 /* Ranks of one role do the same update. */
 static double updates_s(Stepper *s, double begin_s, SimTime *all)
 {
@@ -245,7 +277,10 @@ static double updates_s(Stepper *s, double begin_s, SimTime *all)
     SimTime *of = xcalloc((size_t)s->roles->n, sizeof *of);
     for (int r = 0; r < s->roles->n_ranks; r++) {
         int role = s->roles->role_of[r];
-        if (s->watch || s->roles->role[role].built_for == r) of[role] = update(s, r, begin_s);
+        if (s->watch || s->roles->role[role].built_for == r) {
+            of[role] = update(s, r, begin_s);
+            hide_replicas(s, r, &of[role]);
+        }
         sim_time_add(all, &of[role], 1);
         longest = fmax(longest, of[role].total_s);
     }
@@ -281,6 +316,7 @@ StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *op
                  .watch = watch,
                  .context = context};
     s.sum = xcalloc((size_t)n, sizeof *s.sum);
+    s.beside_s = xcalloc((size_t)n, sizeof *s.beside_s);
     SimTime work = {0}, end = {0};
     double work_s = s.pipeline ? pipeline_s(&s) : micro_batches_s(&s);
     double loss_s = s.pipeline ? sim_exchange_s(sim, COMM_ALL_REDUCE, 1u << MESH_PP, sizeof(float))
@@ -293,5 +329,6 @@ StepTime step_time(const Sim *sim, const StepRoles *roles, const StepOptions *op
     t.part.exposed_s[MESH_PP] += s.late_s / n + loss_s;
     t.part.bubble_s = waiting - s.late_s / n;
     free(s.sum);
+    free(s.beside_s);
     return t;
 }

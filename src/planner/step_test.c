@@ -28,7 +28,7 @@ static StepTime time_of(const char *settings[], int n, double *messages_s)
     RunConfig config = config_of(settings, n);
     if (cluster_load("1024 h100, 8 per node, 400G", &cluster) != OK ||
         plan_read_model(&config, &model) != OK ||
-        plan_job_init(&config, &model, &cluster, false, &job) != OK)
+        plan_job_init(&config, &model, &cluster, NULL, &job) != OK)
         fail_msg("%s", status_message());
     StepTime t = step_time(&job.sim, &job.roles, &job.options, NULL, NULL);
     double sum = t.part.launch_s + t.part.bubble_s + t.part.optimizer_s;
@@ -118,7 +118,7 @@ static void test_watch(void **state)
     int n = 0;
     assert_int_equal(cluster_load("1024 h100, 8 per node, 400G", &cluster), OK);
     assert_int_equal(plan_read_model(&config, &model), OK);
-    assert_int_equal(plan_job_init(&config, &model, &cluster, false, &job), OK);
+    assert_int_equal(plan_job_init(&config, &model, &cluster, NULL, &job), OK);
     StepTime quiet = step_time(&job.sim, &job.roles, &job.options, NULL, NULL),
              told = step_time(&job.sim, &job.roles, &job.options, count_spans, &n);
     assert_true(quiet.step_s == told.step_s);

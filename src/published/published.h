@@ -71,7 +71,8 @@ typedef enum Framework {
     FRAMEWORK_MEGATRON,  /* Megatron-LM, Megatron-DeepSpeed and NeMo */
     FRAMEWORK_DEEPSPEED, /* ZeRO-3 without model parallelism */
     FRAMEWORK_MAXTEXT,
-    FRAMEWORK_FSDP, /* PyTorch's: torchtitan, Composer, fms-fsdp, Automodel */
+    FRAMEWORK_FSDP,     /* PyTorch's: torchtitan, fms-fsdp, Automodel */
+    FRAMEWORK_COMPOSER, /* MosaicML's, on the PyTorch of 2023 */
     FRAMEWORK_INTERNEVO,
     FRAMEWORKS
 } Framework;

@@ -8,8 +8,8 @@
 
 const char *published_framework_name(Framework framework)
 {
-    static const char *const names[] = {"Megatron", "DeepSpeed", "MaxText", "PyTorch FSDP",
-                                        "InternEvo"};
+    static const char *const names[] = {"Megatron",     "DeepSpeed", "MaxText",
+                                        "PyTorch FSDP", "Composer",  "InternEvo"};
     return names[framework];
 }
 
@@ -73,8 +73,10 @@ static Status read_framework(PublishedRow *row)
     row->framework = FRAMEWORK_MEGATRON;
     if (strstr(text, "MaxText"))
         row->framework = FRAMEWORK_MAXTEXT;
-    else if (has_prefix(row->id, "TTN") || has_prefix(row->id, "MOS") ||
-             has_prefix(row->id, "FMS") || has_prefix(row->id, "AUT") || strstr(text, "Automodel"))
+    else if (has_prefix(row->id, "MOS"))
+        row->framework = FRAMEWORK_COMPOSER;
+    else if (has_prefix(row->id, "TTN") || has_prefix(row->id, "FMS") ||
+             has_prefix(row->id, "AUT") || strstr(text, "Automodel"))
         row->framework = FRAMEWORK_FSDP;
     else if (has_prefix(row->id, "INF") || has_prefix(row->id, "INT"))
         row->framework = FRAMEWORK_INTERNEVO;
@@ -159,6 +161,9 @@ static Status read_calibration(const Record *r, const Csv *models, PublishedRow 
     TRY_AS(published_layout_parse(r->arena, layout, &row->layout), "%s:%d", r->csv->path,
            r->csv->line[r->row]);
     TRY(read_precision(r, "precision, recompute", row));
+    /* "one thing must be assumed": where the micro-batch is there, what is made again */
+    if (!strcmp(record_text(r, "C"), "P") && row->micro_batch && row->recompute == RECOMPUTED_NONE)
+        row->recompute = RECOMPUTED_OPEN;
     if (has_prefix(row->id, "MGS") && !strstr(layout, "Megatron-LM"))
         row->skip = "MegaScale's parallel blocks with sliding windows are not modelled";
     if (strstr(layout, "MaxText")) row->note = arena_printf(r->arena, "%s; MaxText", row->note);

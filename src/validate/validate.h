@@ -110,6 +110,9 @@ void validate_residuals_text(const ValidateResult *result, int n, const char *co
 /* The row as a run file. *skip says what of it cannot be planned, and config is not made then. */
 Status validate_config(Arena *arena, const PublishedRow *row, int64_t micro_batch,
                        PublishedRecompute recompute, const char **skip, RunConfig *config);
+/* What the row's software does otherwise than our trainer, by what its authors say of it. */
+SimStack validate_stack(const PublishedRow *row, PublishedRecompute recompute);
+bool validate_has_sequence(const PublishedRow *row);
 /* Spearman's: Pearson's of the ranks, ties at their mean. NAN below two values or where one side is
  * constant. */
 double validate_rank_correlation(const double *a, const double *b, int n);

@@ -1,0 +1,77 @@
+/* What the software of published runs does otherwise than our programs. Each is a fact of the
+ * stack, with its size from measured kernels (docs/planner.md), not from rows. */
+#include <math.h>
+#include <string.h>
+
+#include "validate/validate.h"
+
+/* Of the rate of FlashAttention-3, which the sheets of Hopper and later have; forward and backward
+ * together. */
+static const double share_flash2 = 0.6; /* 163 to 328 TFLOP/s on H100, causal, heads of 128 */
+static const double share_cudnn = 0.88; /* 315 to 539, forward */
+/* Of that of FlashAttention-2, which A100's has: the Triton kernel that came before. */
+static const double share_triton = 0.6;
+/* Products and exchanges along tp in pieces beside each other hide 40 to 80%. */
+/* Of a dense layer 10 to 15% where nothing is compiled, 5 to 9% where kernels are fused. */
+static const double traffic_eager = 1.8;
+static const double tp_hidden = 0.5;
+
+static bool begins(const char *id, const char *prefix)
+{
+    return !strncmp(id, prefix, strlen(prefix));
+}
+
+static bool is_a100(const PublishedRow *r) { return !strcmp(r->device, "a100"); }
+
+/* Megatron of 2021 and 2022, and what was built on it. */
+static bool before_flash(const PublishedRow *r)
+{
+    static const char *const ids[] = {"NAR", "PTD", "KOR", "MTN", "BLM", "VTR", "OTH-02"};
+    for (int i = 0; i < COUNT_OF(ids); i++)
+        if (begins(r->id, ids[i])) return true;
+    return false;
+}
+
+/* Sequence parallelism came with Korthikanti's paper and is said where its rows have it. */
+bool validate_has_sequence(const PublishedRow *r)
+{
+    return r->layout.sequence || !(r->layout.no_sequence || before_flash(r));
+}
+
+static double attention_share(const PublishedRow *r)
+{
+    if (r->framework == FRAMEWORK_COMPOSER)
+        return is_a100(r) ? share_triton : share_flash2 * share_triton;
+    if (is_a100(r)) return 0;
+    return r->framework == FRAMEWORK_MEGATRON ? share_cudnn
+           : r->framework == FRAMEWORK_FSDP   ? share_flash2
+                                              : 0;
+}
+
+/* Megatron-Bridge's dispatcher (DeepEP) sends a row to a node once; of k experts drawn from n nodes
+ * n (1 - (1 - 1/n)^k) nodes have one. */
+static double rows_sent(const PublishedRow *r)
+{
+    double nodes = (double)(r->layout.ep * r->layout.expert_tp) / 8,
+           k = (double)r->model.experts_per_token;
+    if (!begins(r->id, "MBR") || nodes <= 1) return 0;
+    return nodes * (1 - pow(1 - 1 / nodes, k)) / k;
+}
+
+SimStack validate_stack(const PublishedRow *r, PublishedRecompute recompute)
+{
+    SimStack s = {.plain_attention = before_flash(r), .attention = attention_share(r)};
+    s.whole_sequences = !validate_has_sequence(r);
+    s.messages_wait = s.plain_attention; /* Megatron's first schedules */
+    s.attention_again = s.plain_attention && recompute == RECOMPUTED_SELECTIVE;
+    /* NeMo's recipes for H100 and later, and PyTorch's where it is said */
+    bool pieces = r->framework == FRAMEWORK_MEGATRON && !is_a100(r) && validate_has_sequence(r);
+    if (pieces || r->layout.async_tp) s.tp_hidden = tp_hidden;
+    s.dp_beside = r->framework == FRAMEWORK_MEGATRON && !is_a100(r); /* its overlap flags are on */
+    bool eager = r->framework == FRAMEWORK_COMPOSER ||
+                 (r->framework == FRAMEWORK_FSDP && !begins(r->id, "AUT")); /* fused layers */
+    if (s.plain_attention || (eager && !r->compiled)) s.traffic = traffic_eager;
+    s.rows_sent = rows_sent(r);
+    s.gradients_16 = s.dp_beside && !begins(r->id, "MC"); /* NeMo's; Megatron's own sums in f32 */
+    return s;
+}
