@@ -516,6 +516,11 @@ says '(is better than|come to the same)'
 expect 0 '' plan --model llama3-nano --compare "8 h100, 8 per node" hgx train.seq=64 --max-batch 16k --simulate 2 --json
 says '"better": [01], "why": '
 expect 2 'needs two or more of' plan --compare "$work/found.yaml"
+expect 2 'needs two or more of' plan --compare "$work/found.yaml" --cluster hgx
+expect 0 '' plan --compare "$work/found.yaml@8 h100, 8 per node" --cluster hgx # the same on both
+says '^A  hgx on hgx: '
+expect 2 'did you mean' plan --compare "$work/found.yaml" hgxx --cluster hgx
+expect 1 'No such file' plan --compare missing.yaml hgx --cluster hgx
 expect 2 'takes several' plan "$work/found.yaml" "$work/found.yaml" --cluster hgx
 expect 0 '' validate "$source/data/validation/calibration.csv" "$source/data/validation/grid_3_3_1.csv" --only GR --residuals "$work/residuals.yaml"
 says '^dense: \{rows: [0-9]+, within: '

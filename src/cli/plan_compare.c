@@ -54,9 +54,10 @@ static Status read_columns(Columns *c)
         if (!base) base = c->column[c->n].path;
         c->n++;
     }
-    if (c->n == 1 && c->flags->cluster && (base || c->flags->model)) { /* the other is --cluster */
+    if (c->n == 1 && c->flags->cluster &&
+        strcmp(c->column[0].cluster_name, c->flags->cluster) != 0) { /* the same on --cluster */
         c->column[1] = c->column[0];
-        c->column[0] = (Column){.label = c->flags->cluster, .cluster_name = c->flags->cluster};
+        c->column[0].label = c->column[0].cluster_name = c->flags->cluster;
         c->n = 2;
     }
     if (c->n < 2)

@@ -84,7 +84,8 @@ typedef struct Scaling {
     ScalePoint point[SCALE_POINTS]; /* by devices */
     int n, here;                    /* which is the plan itself */
 } Scaling;
-/* The plan's layout and batch with up to 32 times fewer and more replicas, where they divide. */
+/* The plan's layout and batch with up to 32 times fewer and 8 times more replicas, where they
+ * divide. */
 void outlook_scale(const Outlook *outlook, Scaling *out);
 
 /* ---- comparisons ------------------------------------------------------------------------ */

@@ -6,8 +6,8 @@
 #include "outlook/outlook_internal.h"
 
 #define MODEL                                                                                      \
-    "model={preset: llama3-micro, hidden_size: 1024, num_attention_heads: 8, "                     \
-    "num_key_value_heads: 8, head_dim: 128, intermediate_size: 4096, num_hidden_layers: 12}"
+    "model={preset: llama3-micro, hidden_size: 1024, num_attention_heads: 4, "                     \
+    "num_key_value_heads: 1, head_dim: 256, intermediate_size: 4096, num_hidden_layers: 12}"
 #define COMMON MODEL, "data=[{synthetic: uniform}]", "train.seq=2048", "train.micro_batch=1"
 #define BIG                                                                                        \
     "model=llama3.1-8b", "data=[{synthetic: uniform}]", "train.seq=8192", "train.micro_batch=1"
@@ -136,7 +136,7 @@ static void test_scale(void **state)
     Cluster cluster;
     Outlook o;
     Scaling s;
-    load(SETTINGS(COMMON, "train.batch=64", "parallel.dp=16", "parallel.tp=2"), &config, &cluster);
+    load(SETTINGS(COMMON, "train.batch=64", "parallel.dp=16", "parallel.pp=2"), &config, &cluster);
     make(&config, &cluster, 1e12, &o);
     outlook_scale(&o, &s);
     assert_true(s.n >= 5);
@@ -210,14 +210,14 @@ static void test_remedies(void **state)
     }
 }
 
-/* One device holds no 8B model whatever is done. */
+/* One device does not hold the states, whatever is done. */
 static void test_no_remedy(void **state)
 {
     (void)state;
     RunConfig config;
     Cluster cluster;
     Outlook o;
-    load(SETTINGS(BIG, "train.batch=1"), &config, &cluster);
+    load(SETTINGS(COMMON, "train.batch=1", "train.memory_limit=200MB"), &config, &cluster);
     make(&config, &cluster, 0, &o);
     assert_int_equal(outlook_refuse(&o), ERR_REFUSED);
     assert_says("no layout of 1 devices was found to fit");
@@ -234,7 +234,7 @@ static void test_divides(void **state)
                  {"train.batch=16", "parallel.dp=64", "train.batch=64 would do"},
                  {"train.batch=128", "parallel.dp=128", "parallel.dp=64 would do"},
                  {"train.batch=96", "parallel.dp=96", "parallel.dp=48 would do"},
-                 {"train.batch=16", "parallel.tp=3", "tp 2 would"},
+                 {"train.batch=16", "parallel.tp=3", "tp 1 would"},
                  {"train.batch=16", "parallel.cp=3", "parallel.cp=2 would do"},
                  {"train.batch=16", "parallel.cp=12", "parallel.cp=8 would do"},
                  {"train.batch=16", "parallel.pp=128", "parallel.pp=8 would do"}};
@@ -346,17 +346,17 @@ static void test_search_refused(void **state)
     RunConfig config;
     Cluster cluster;
     SearchResult found;
-    load(SETTINGS(BIG, "train.batch=64", "train.memory_limit=12GB"), &config, &cluster);
-    assert_ok(cluster_resize(&cluster, 8));
+    load(SETTINGS(COMMON, "train.batch=64", "train.memory_limit=700MB"), &config, &cluster);
+    assert_ok(cluster_resize(&cluster, 2));
     Question q = ask(&config, &cluster, 0, NAN);
-    SearchOptions how = {.devices = 8, .max_batch = 64, .simulate = 4, .threads = 2};
+    SearchOptions how = {.devices = 2, .max_batch = 64, .simulate = 4, .threads = 2};
     Status status = plan_search(&config, &cluster, &how, &found);
     assert_int_equal(outlook_refuse_search(&q, status), ERR_REFUSED);
     assert_says("devices would do, with ");
     const char *words = status_message();
     for (const char *at = words; (at = strstr(at, "; ")); at += 2)
         if (strtol(at + 2, NULL, 10) > 0) how.devices = strtol(at + 2, NULL, 10);
-    assert_true(how.devices > 8);
+    assert_true(how.devices > 2);
     assert_ok(cluster_resize(&cluster, how.devices));
     assert_ok(plan_search(&config, &cluster, &how, &found));
     assert_true(found.n > 0);
@@ -420,6 +420,7 @@ static void test_largest(void **state)
     assert_true(less.answer->outlook.plan.weights < before);
     outlook_largest_deinit(&less);
     poor.max_usd = 1e-3;
+    poor.days = 1e-3; /* the guess is near the end of the ladder */
     assert_int_equal(outlook_largest(&arena, &poor, &source, 20, &less), ERR_REFUSED);
     assert_says("20 tokens a weight for that money; take more --days");
     arena_deinit(&arena);

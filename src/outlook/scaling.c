@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-enum { MAX_FACTOR = 32 };
+enum { MOST_PARTS = 32, MOST_TIMES = 8 };
 static const double apart = 1.4; /* neighbours, at least */
 
 /* The axis of replicas that can be halved and doubled. */
@@ -64,11 +64,11 @@ static bool add_point(const Outlook *o, int64_t times, int64_t parts, Scaling *o
 void outlook_scale(const Outlook *o, Scaling *out)
 {
     *out = (Scaling){0};
-    for (int64_t parts = MAX_FACTOR; parts > 1; parts--) add_point(o, 1, parts, out);
+    for (int64_t parts = MOST_PARTS; parts > 1; parts--) add_point(o, 1, parts, out);
     out->here = out->n;
     if (!add_point(o, 1, 1, out)) { /* the plan itself says nothing */
         out->n = 0;
         return;
     }
-    for (int64_t times = 2; times <= MAX_FACTOR; times++) add_point(o, times, 1, out);
+    for (int64_t times = 2; times <= MOST_TIMES; times++) add_point(o, times, 1, out);
 }

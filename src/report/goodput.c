@@ -130,7 +130,7 @@ void report_goodput(const ReportInput *in, Str *out)
     Str words = {0};
     if (!in->outlook->has_fleet) return;
     str_printf(&words,
-               "%d simulated months for each way to recover; a line marks their mean, behind it "
+               "%d simulated months for each way to recover; a line marks their mean, beside it "
                "5%% and 95%% of the months. Counted on is what the trainer does today.",
                f->goodput[f->scheme].n_months);
     html_section(out, "Goodput: failures and how the job recovers", words.at);

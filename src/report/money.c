@@ -180,7 +180,7 @@ void report_money(const ReportInput *in, Str *out)
         html_section(out, "More and fewer devices",
                      "The same layout and batch with other numbers of replicas: what devices buy "
                      "when the batch may not grow. Dotted: as if each did as much as those of the "
-                     "smallest; open circles do not fit.");
+                     "smallest; open circles do not fit, and are without failures.");
         draw_scaling(s, o->tokens > 0, out);
         html_section_end(out);
     }
