@@ -41,7 +41,7 @@ for ((trial = 0; trial < trials; trial++)); do
   esac
   # shellcheck disable=SC2086
   FAULT=$fault launch $name $deadline $words || fail "FAULT=$fault $words: not back in training"
-  named="not arrived: .*rank $rank on [^ ]+ \(pid [0-9]+"
+  named="(not arrived|started there too, but no data comes from): .*rank $rank on [^ ]+ \(pid [0-9]+"
   case $kind in
     stop) want="$call, waited [0-9.]+ s on rank [0-9]; $named, stopped by a signal" ;;
     stall) want="$call, waited [0-9.]+ s on rank [0-9]; $named" ;;
