@@ -26,9 +26,11 @@ static bool solve(double a[TERMS][TERMS], double b[TERMS], int n, double x[TERMS
     return true;
 }
 
-/* Terms scaled to about one, so that elimination sees no powers of ten. */
+/* Samples, and their terms scaled to about one, so that elimination sees no powers of ten. */
 typedef struct Terms {
     double scale[TERMS];
+    const OpSample *sample;
+    int n;
 } Terms;
 
 static double term(const Terms *t, const OpSample *s, int i)
@@ -45,22 +47,23 @@ static double predict(const Terms *t, const OpSample *s, const double x[TERMS])
 }
 
 /* Sum of (predicted - measured)^2 / predicted. */
-static double misfit(const Terms *t, const OpSample *s, int n, const double x[TERMS])
+static double misfit(const Terms *t, const double x[TERMS])
 {
     double sum = 0;
-    for (int i = 0; i < n; i++) {
-        double p = predict(t, &s[i], x);
-        sum += (p - s[i].seconds) * (p - s[i].seconds) / fmax(p, 1e-12);
+    for (int i = 0; i < t->n; i++) {
+        double p = predict(t, &t->sample[i], x), d = p - t->sample[i].seconds;
+        sum += d * d / fmax(p, 1e-12);
     }
     return sum;
 }
 
 /* Least squares with the weights 1 / expected[i]. */
-static bool solve_weighted(const Terms *t, const OpSample *s, int n, const int *index, int m,
-                           const double *expected, double part[TERMS])
+static bool solve_weighted(const Terms *t, const int *index, int m, const double *expected,
+                           double part[TERMS])
 {
+    const OpSample *s = t->sample;
     double a[TERMS][TERMS] = {{0}}, b[TERMS] = {0};
-    for (int p = 0; p < n; p++)
+    for (int p = 0; p < t->n; p++)
         for (int i = 0; i < m; i++) {
             double u = term(t, &s[p], index[i]) / fmax(expected[p], 1e-12);
             b[i] += u * s[p].seconds;
@@ -72,8 +75,10 @@ static bool solve_weighted(const Terms *t, const OpSample *s, int n, const int *
 /* The terms of the set `use` (bits) only; false when they cannot be told apart or one comes out
  * negative. Weights are those of what the fit itself expects: then predicted and measured times
  * have the same sum (Poisson regression). */
-static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, double x[TERMS])
+static bool fit_subset(const Terms *t, unsigned use, double x[TERMS])
 {
+    const OpSample *s = t->sample;
+    int n = t->n;
     double part[TERMS] = {0}, *expected = xcalloc((size_t)n, sizeof *expected);
     int index[TERMS], m = 0;
     bool good = true;
@@ -81,7 +86,7 @@ static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, d
         if (use >> i & 1) index[m++] = i;
     for (int p = 0; p < n; p++) expected[p] = s[p].seconds;
     for (int round = 0; round < REWEIGHTED && good; round++) {
-        good = solve_weighted(t, s, n, index, m, expected, part);
+        good = solve_weighted(t, index, m, expected, part);
         for (int p = 0; p < n; p++) {
             expected[p] = 0;
             for (int i = 0; i < m; i++) expected[p] += part[i] * term(t, &s[p], index[i]);
@@ -100,7 +105,7 @@ static bool fit_subset(const Terms *t, const OpSample *s, int n, unsigned use, d
 OpFit calibrate_fit_op(const OpSample *sample, int n)
 {
     OpFit fit = {.rate = {.op = sample[0].op}, .n = n};
-    Terms t = {{1, 0, 0}};
+    Terms t = {{1, 0, 0}, sample, n};
     double best[TERMS] = {0}, least = (double)INFINITY, sum = 0;
     for (int i = 0; i < n; i++) {
         fit.total_s += sample[i].seconds;
@@ -110,8 +115,8 @@ OpFit calibrate_fit_op(const OpSample *sample, int n)
     t.scale[0] = 1 / (fit.total_s / n); /* a constant of the order of the times */
     for (unsigned use = 1; use < 1u << TERMS; use++) {
         double x[TERMS];
-        if (!fit_subset(&t, sample, n, use, x) || misfit(&t, sample, n, x) >= least) continue;
-        least = misfit(&t, sample, n, x);
+        if (!fit_subset(&t, use, x) || misfit(&t, x) >= least) continue;
+        least = misfit(&t, x);
         for (int i = 0; i < TERMS; i++) best[i] = x[i];
     }
     for (int i = 0; i < n; i++) sum += predict(&t, &sample[i], best);

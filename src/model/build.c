@@ -72,8 +72,7 @@ WeightInit model_init_residual(const ModelBuilder *b)
 
 /* ---- pieces ----------------------------------------------------------------------------- */
 
-/* NOLINTNEXTLINE(readability-function-size): what a product is made of; a struct would only hide it
- */
+/* NOLINTNEXTLINE(readability-function-size): what a product is made of */
 Status model_linear(ModelBuilder *b, const char *name, ValueId x, int64_t out, Axis axis,
                     WeightInit init, ValueId *y)
 {

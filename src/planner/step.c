@@ -154,7 +154,7 @@ static bool run_next(Stepper *s, int rank)
     const PipelineRank *list = &s->pipeline->rank[rank];
     if (s->at[rank] >= list->n) return false;
     const PipelineAction *a = &list->at[s->at[rank]];
-    double sent, there = ready(s, a, &sent);
+    double sent = 0, there = ready(s, a, &sent);
     if (there < 0) return false;
     double begin = fmax(s->free_s[rank], there),
            end = begin + s->stage[a->stage].of[a->work].total_s;

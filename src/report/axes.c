@@ -17,10 +17,9 @@ static double round_step(double least)
 
 static int log_ticks(double from, double to, double tick[MAX_TICKS])
 {
-    static const double fine[] = {1, 2, 5}, coarse[] = {1};
+    static const double digit[] = {1, 2, 5};
     double decades = log10(to / from);
-    const double *digit = decades > 2.4 ? coarse : fine;
-    int digits = decades > 2.4 ? COUNT_OF(coarse) : COUNT_OF(fine), n = 0,
+    int digits = decades > 2.4 ? 1 : COUNT_OF(digit), n = 0,
         every = (int)fmax(1, ceil(decades * digits / MAX_TICKS));
     for (int power = (int)floor(log10(from)), k = 0; pow(10, power) <= to * 1.001; power++)
         for (int i = 0; i < digits; i++) {
@@ -40,8 +39,9 @@ int chart_ticks(double from, double to, bool is_log, double tick[MAX_TICKS])
     }
     if (is_log) return log_ticks(from, to, tick);
     double step = round_step((to - from) / WANTED_TICKS);
-    for (double k = ceil(from / step - 1e-9); k * step <= to + 1e-9 * step && n < MAX_TICKS; k++)
-        tick[n++] = fabs(k) < 0.5 ? 0 : k * step; /* never -0 */
+    double first = ceil(from / step - 1e-9);
+    for (int i = 0; (first + i) * step <= to + 1e-9 * step && n < MAX_TICKS; i++)
+        tick[n++] = fabs(first + i) < 0.5 ? 0 : (first + i) * step; /* never -0 */
     return n;
 }
 

@@ -92,6 +92,7 @@ void svg_text(Str *out, double x, double y, const char *anchor, const char *clas
     va_end(args);
 }
 
+/* NOLINTNEXTLINE(readability-function-size): SVG's own four numbers, and printf's */
 void svg_rect(Str *out, double x, double y, double width, double height, const char *class,
               const char *format, ...)
 {

@@ -97,6 +97,13 @@ static void add_shares(const Timeline *t, int rank, int columns, Share *column)
     }
 }
 
+static bool same_share(const Share *a, const Share *b)
+{
+    for (int w = 0; w < TIMELINE_WORKS; w++)
+        if (!(a->of[w] == b->of[w])) return false;
+    return true;
+}
+
 /* One path for each kind of work: in a column the kinds lie on top of each other, by their
  * shares. */
 static void draw_shares(const Share *column, int columns, double top, double height, Str *out)
@@ -108,7 +115,7 @@ static void draw_shares(const Share *column, int columns, double top, double hei
             double below = 0, share = column[c].of[w];
             for (int k = 0; k < w; k++) below += column[c].of[k];
             int end = c + 1;
-            while (end < columns && !memcmp(&column[c], &column[end], sizeof *column)) end++;
+            while (end < columns && same_share(&column[c], &column[end])) end++;
             if (share > 0.004)
                 str_printf(&path, "M%.5g %.5gh%.4gv%.3gh%.4gz", LEFT + wide * c,
                            top + height * fmax(0, 1 - below - share), wide * (end - c),
