@@ -162,6 +162,8 @@ static Status read_special_ids(ModelConfig *c, const json_t *json)
     return OK;
 }
 
+enum { MOST_HEAD_DIM = 65536 };
+
 /* What all families share. */
 static Status read_common(ModelConfig *c, const json_t *json)
 {
@@ -190,7 +192,7 @@ static Status read_common(ModelConfig *c, const json_t *json)
                                           : NULL;
     if (missing) return fail(ERR_FORMAT, "config: %s is missing", config_key(c, missing));
     c->head_dim = c->embed / c->n_heads;
-    TRY(field_int(&f, "head_dim", 1, 65536, &c->head_dim));
+    TRY(field_int(&f, "head_dim", 1, MOST_HEAD_DIM, &c->head_dim));
     c->attention_scale = 1 / sqrt((double)c->head_dim);
     TRY(field_int(&f, "max_position_embeddings", 1, (int64_t)1 << 40, &c->max_positions));
     TRY(field_number(&f, "rms_norm_eps", 0, 1, &c->norm_eps));
@@ -233,11 +235,12 @@ static Status check_positions(const ModelConfig *c)
         return fail(ERR_REFUSED, "config: %s is %lld, at most %d can be learned",
                     config_key(c, "max_position_embeddings"), (long long)c->max_positions,
                     MOST_LEARNED);
-    bool pairs = c->positions == POSITIONS_ROTARY;
-    if (c->head_dim >= 1 && (!pairs || c->head_dim % 2 == 0)) return OK;
+    bool even = c->positions != POSITIONS_ROTARY || c->head_dim % 2 == 0;
+    if (c->head_dim >= 1 && c->head_dim <= MOST_HEAD_DIM && even) return OK;
     return fail(ERR_REFUSED,
-                "config: head_dim %lld is not %s (hidden_size %lld / num_attention_heads %lld)",
-                (long long)c->head_dim, pairs ? "even" : "positive", (long long)c->embed,
+                "config: head_dim %lld is not %s1 to %d (hidden_size %lld / num_attention_heads "
+                "%lld)",
+                (long long)c->head_dim, even ? "" : "even, of ", MOST_HEAD_DIM, (long long)c->embed,
                 (long long)c->n_heads);
 }
 

@@ -148,7 +148,9 @@ static void refusals(void **state)
     refuse(gpt, ", \"position_embedding_type\": 3", "position_embedding_type");
     refuse(gpt, ", \"head_dim\": 7, \"position_embedding_type\": \"rope\"",
            "head_dim 7 is not even");
-    refuse(gpt, ", \"num_attention_heads\": 25", "head_dim 0 is not positive");
+    refuse(gpt, ", \"num_attention_heads\": 25", "head_dim 0 is not 1 to 65536");
+    refuse(gpt, ", \"hidden_size\": 16777216, \"num_attention_heads\": 25",
+           "head_dim 671088 is not 1 to 65536"); /* its config.json could not be read again */
     refuse(gpt, ", \"hidden_act\": \"silu\"", "hidden_act is silu");
     refuse(gpt, ", \"alibi_bias_max\": 0", "alibi_bias_max");
 }
