@@ -109,6 +109,7 @@ typedef struct PublishedRow {
                           inside; "" outside */
     double step_s;     /* measured; 0: out of memory */
     double peak_bytes; /* measured; 0: not said */
+    bool with_context; /* by nvidia-smi: with what contexts and libraries hold */
     bool out_of_memory;
     const char *skip; /* NULL, or why nobody can predict it here */
 } PublishedRow;

@@ -237,6 +237,7 @@ static Status read_bloom(const Record *r, PublishedRow *row)
     row->out_of_memory = has_prefix(record_text(r, "mem GB"), "OOM");
     if (!row->out_of_memory) TRY(record_number(r, "mem GB", &gigabytes));
     row->peak_bytes = gigabytes * 1e9;
+    row->with_context = true;
     row->devices = nodes * 8;
     row->seq = 2048;
     row->model = gpt("BLOOM grid", layers, hidden, heads, 250880);

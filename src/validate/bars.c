@@ -33,7 +33,7 @@ static void add_peaks(ValidateResult *r)
     for (int i = 0; i < r->n; i++) {
         const ValidateRow *row = &r->row[i];
         if (row->skip || !(row->row->peak_bytes > 0)) continue;
-        error[n] = fabs(row->peak_bytes / row->row->peak_bytes - 1);
+        error[n] = fabs((row->peak_bytes + row->context_bytes) / row->row->peak_bytes - 1);
         worst = fmax(worst, error[n++]);
     }
     double median = validate_median(error, n);

@@ -24,7 +24,10 @@ static void add_row(const ValidateRow *r, Str *out)
     if (!r->fits)
         str_printf(out, ", does not fit into %.1f%s", r->limit_bytes / 1e9,
                    r->row->out_of_memory ? ", as measured" : "");
-    if (r->row->peak_bytes > 0) str_printf(out, " (measured %.1f)", r->row->peak_bytes / 1e9);
+    if (r->row->peak_bytes > 0) str_printf(out, " (measured %.1f", r->row->peak_bytes / 1e9);
+    if (r->row->peak_bytes > 0 && r->context_bytes > 0)
+        str_printf(out, " with about %.1f outside of programs", r->context_bytes / 1e9);
+    if (r->row->peak_bytes > 0) str_add(out, ")");
     if (r->fits && r->row->out_of_memory) str_add(out, "; was out of memory");
     if (r->chose_micro)
         str_printf(out, "; micro-batch %lld is our choice", (long long)r->micro_batch);

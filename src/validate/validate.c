@@ -29,15 +29,17 @@ static RowKind kind_of(const PublishedRow *r)
 }
 
 /* Bytes that the row's framework holds less than our trainer does, of a rank's states. Megatron's
- * distributed optimizer shares masters and moments over the ranks of cp too, and NeMo's runs on
- * H100 and later keep gradients in 16 bits (a log of one says 4 bytes a weight and 12 shared,
- * MEM-01), where ours sums them in f32. */
+ * distributed optimizer shares masters and moments over the ranks of cp too, and runs in fp16 and
+ * NeMo's on H100 and later keep gradients in 16 bits (a log of one says 4 bytes a weight and 12
+ * shared, MEM-01), where ours sums them in f32. */
 static double saved_bytes(const PublishedRow *r, const PlanMemory *m)
 {
     if (r->framework != FRAMEWORK_MEGATRON || r->layout.zero != 1) return 0;
     double shared = (double)(m->weights + m->moments), cp = (double)r->layout.cp, saved;
     saved = shared * (1 - 1 / cp);
-    if (!r->f32_grads && strcmp(r->device, "a100") != 0) saved += (double)m->gradients / 2;
+    bool a100 = !strcmp(r->device, "a100");
+    if (!r->f32_grads && (!a100 || r->precision == PUBLISHED_FP16))
+        saved += (double)m->gradients / 2;
     return saved;
 }
 
@@ -120,6 +122,7 @@ static Status validate_row(Arena *arena, const PublishedRow *r, bool raw, Valida
         return OK;
     }
     TRY_AS(status, "%s", r->id);
+    if (r->with_context) out->context_bytes = cluster.device.memory.reserved_bytes;
     status = try_all(arena, r, &cluster, out);
     cluster_deinit(&cluster);
     TRY_AS(status, "%s", r->id);

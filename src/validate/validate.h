@@ -37,6 +37,7 @@ typedef struct ValidateRow {
     double step_s;    /* predicted, also where it does not fit */
     double error;     /* step_s over the measured one, less 1 */
     bool fits;
+    double context_bytes; /* held outside of programs, where the measured peak counts it; else 0 */
     double static_bytes, peak_bytes, limit_bytes; /* of the rank that holds most, as the row's
                                                      framework shares states; of a device */
     int64_t micro_batch;                          /* planned with, and which was open */
@@ -116,7 +117,7 @@ bool validate_has_sequence(const PublishedRow *row);
 /* Spearman's: Pearson's of the ranks, ties at their mean. NAN below two values or where one side is
  * constant. */
 double validate_rank_correlation(const double *a, const double *b, int n);
-double validate_median(double *values, int n); /* sorts them; 0 of none */
+double validate_median(double *values, int n);          /* sorts them; 0 of none */
 PlanResiduals validate_residuals(double *ratio, int n); /* measured over planned; sorts them */
 
 #endif
