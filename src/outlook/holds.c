@@ -16,7 +16,7 @@ static double least_devices(const Question *q)
     const MemoryCurve *m = &q->cluster->device.memory;
     double room = q->config->train.memory_limit ? (double)q->config->train.memory_limit
                                                 : m->bytes - m->reserved_bytes;
-    if (!(room > 0) || train_expect_model(q->config, &model) != OK) return INFINITY;
+    if (!(room > 0) || train_expect_model(q->config, &model) != OK) return (double)INFINITY;
     double weights = (double)model_counts(&model).total;
     model_config_deinit(&model);
     return least_bytes * weights / room;

@@ -348,7 +348,7 @@ static void test_search_refused(void **state)
     SearchResult found;
     load(SETTINGS(COMMON, "train.batch=64", "train.memory_limit=700MB"), &config, &cluster);
     assert_ok(cluster_resize(&cluster, 2));
-    Question q = ask(&config, &cluster, 0, NAN);
+    Question q = ask(&config, &cluster, 0, (double)NAN);
     SearchOptions how = {.devices = 2, .max_batch = 64, .simulate = 4, .threads = 2};
     Status status = plan_search(&config, &cluster, &how, &found);
     assert_int_equal(outlook_refuse_search(&q, status), ERR_REFUSED);
@@ -371,7 +371,7 @@ static void test_doubling(void **state)
     Cluster cluster;
     Doubling d;
     load(SETTINGS(COMMON, "train.batch=256"), &config, &cluster);
-    Question q = ask(&config, &cluster, 0, NAN);
+    Question q = ask(&config, &cluster, 0, (double)NAN);
     assert_ok(outlook_doubling(&q, &d));
     assert_int_equal(d.of[DOUBLED]->devices, 128);
     assert_true(d.of[DOUBLED]->outlook.plan.tokens <= 256 * 2048.0);

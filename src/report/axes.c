@@ -39,9 +39,8 @@ int chart_ticks(double from, double to, bool is_log, double tick[MAX_TICKS])
     }
     if (is_log) return log_ticks(from, to, tick);
     double step = round_step((to - from) / WANTED_TICKS);
-    double first = ceil(from / step - 1e-9);
-    for (int i = 0; (first + i) * step <= to + 1e-9 * step && n < MAX_TICKS; i++)
-        tick[n++] = fabs(first + i) < 0.5 ? 0 : (first + i) * step; /* never -0 */
+    int64_t first = (int64_t)ceil(from / step - 1e-9), last = (int64_t)floor(to / step + 1e-9);
+    for (int64_t k = first; k <= last && n < MAX_TICKS; k++) tick[n++] = (double)k * step;
     return n;
 }
 

@@ -11,15 +11,16 @@ static const char *const classes[STEP_PARTS] = {"matrix", "attention", "memory",
                                                 "wait",   "optimizer", "jitter"};
 
 /* One bar of all parts, to scale. */
-void report_step_bar(const StepTime *t, double x, double y, double width, double height, Str *out)
+void report_step_bar(const StepTime *t, Box box, Str *out)
 {
     StepPart part[STEP_PARTS];
+    double x = box.x;
     step_parts(t, part);
     for (int i = 0; i < STEP_PARTS; i++) {
-        double wide = width * part[i].seconds / t->step_s;
+        double wide = box.width * part[i].seconds / t->step_s;
         if (wide <= 0) continue;
-        svg_rect(out, x, y, wide, height, classes[i], "%s: %.4g s, %.1f%%", part[i].name,
-                 part[i].seconds, 100 * part[i].seconds / t->step_s);
+        svg_rect(out, (Box){x, box.y, wide, box.height}, classes[i], "%s: %.4g s, %.1f%%",
+                 part[i].name, part[i].seconds, 100 * part[i].seconds / t->step_s);
         x += wide;
     }
 }
@@ -29,9 +30,9 @@ static void draw_part(const StepPart *p, const char *class, double y, double ste
 {
     double width = scale * p->seconds, hidden = scale * p->hidden_s;
     svg_text(out, LEFT - 10, y + 12, "end", "", "%s", p->name);
-    svg_rect(out, LEFT, y, width, 15, class, "%s: %.6g s", p->name, p->seconds);
+    svg_rect(out, (Box){LEFT, y, width, 15}, class, "%s: %.6g s", p->name, p->seconds);
     if (hidden > 0)
-        svg_rect(out, LEFT + width, y + 1, hidden, 13, "hatch", "%s beside kernels: %.6g s",
+        svg_rect(out, (Box){LEFT + width, y + 1, hidden, 13}, "hatch", "%s beside kernels: %.6g s",
                  p->name, p->hidden_s);
     svg_text(out, LEFT + width + hidden + 8, y + 12, "start", "", "%.4g s, %.1f%%", p->seconds,
              100 * p->seconds / step_s);
@@ -72,7 +73,7 @@ void report_breakdown(const ReportInput *in, Str *out)
                  "Mean over the pipeline's ranks. What runs beside kernels costs no time of its "
                  "own, and is drawn as an outline.");
     svg_begin(out, PAGE_WIDTH, TOP + n * ROW, "Breakdown of a step's time");
-    report_step_bar(t, 0, 0, PAGE_WIDTH, 28, out);
+    report_step_bar(t, (Box){0, 0, PAGE_WIDTH, 28}, out);
     for (int i = 0; i < STEP_PARTS; i++)
         if (shown(&part[i], t))
             draw_part(&part[i], classes[i], TOP + row++ * ROW, t->step_s, BAR / most, out);

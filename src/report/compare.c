@@ -17,7 +17,7 @@ static void draw_bars(const Contender *c, int n, Str *out)
         double token_s = p->time.step_s * (double)p->ranks / p->tokens,
                width = (PAGE_WIDTH - LEFT - RIGHT) * token_s / most;
         svg_text(out, LEFT - 10, i * ROW + 17, "end", "strong", "%c", 'A' + i);
-        report_step_bar(&p->time, LEFT, i * ROW, width, BAR, out);
+        report_step_bar(&p->time, (Box){LEFT, i * ROW, width, BAR}, out);
         svg_text(out, LEFT + width + 8, i * ROW + 17, "start", "", "%.4g ms for 1,000 tokens%s",
                  token_s * 1e6, p->fits ? "" : "; does not fit");
     }

@@ -27,7 +27,7 @@ static void draw_months(const Goodput *g, const Chart *c, double bottom, Str *ou
     for (int b = 0; b < BINS; b++) {
         double height = (ROW - 22.0) * count[b] / most;
         if (count[b])
-            svg_rect(out, c->left + b * width, bottom - height, width - 1, height, "matrix",
+            svg_rect(out, (Box){c->left + b * width, bottom - height, width - 1, height}, "matrix",
                      "%d of %d months", count[b], g->n_months);
     }
 }
@@ -94,7 +94,7 @@ static void draw_losses(const FleetReport *f, Str *out)
         for (int k = 0; k < GOODPUT_LOSSES; k++) {
             double wide = width * g->lost[k] / most;
             if (wide > 0.02)
-                svg_rect(out, x, y, wide, BAR, item[k].class, "%s: %.2f%%", item[k].name,
+                svg_rect(out, (Box){x, y, wide, BAR}, item[k].class, "%s: %.2f%%", item[k].name,
                          100 * g->lost[k]);
             x += wide;
         }

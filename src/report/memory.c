@@ -37,7 +37,7 @@ static void stage_bar(const Plan *plan, const Chart *chart, int rank, double x, 
                y1 = chart_y(chart, (below + bytes) * 1e-9);
         below += bytes;
         if (y0 - y1 > 0.05)
-            svg_rect(out, x, y1, width, y0 - y1, kinds[k].class, "rank %d, %s: %s", rank,
+            svg_rect(out, (Box){x, y1, width, y0 - y1}, kinds[k].class, "rank %d, %s: %s", rank,
                      kinds[k].name, format_bytes(bytes, text));
     }
     if (width >= 24)
@@ -92,7 +92,7 @@ static void draw_alone(const Plan *plan, Str *out)
                x1 = chart_x(&c, below + bytes);
         below += bytes;
         if (x1 - x0 > 0.05)
-            svg_rect(out, x0, top, x1 - x0, BAR, kinds[k].class, "%s: %s", kinds[k].name,
+            svg_rect(out, (Box){x0, top, x1 - x0, BAR}, kinds[k].class, "%s: %s", kinds[k].name,
                      format_bytes(bytes, text));
     }
     double end = chart_x(&c, below), x = chart_x(&c, limit);

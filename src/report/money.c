@@ -135,7 +135,7 @@ static void draw_capital(const FleetReport *f, Str *out)
         Range r = f->capital.part_usd[i];
         double y = i * ROW, scale = most > 0 ? BAR / most : 0;
         svg_text(out, LEFT - 10, y + 13, "end", "", "%s", fleet_capital_name((CapitalPart)i));
-        svg_rect(out, LEFT, y + 1, r.central * scale, 16, "matrix", "%.6g $", r.central);
+        svg_rect(out, (Box){LEFT, y + 1, r.central * scale, 16}, "matrix", "%.6g $", r.central);
         svg_line(out, LEFT + r.low * scale, y + 9, LEFT + r.high * scale, y + 9, "mark");
         svg_text(out, LEFT + r.high * scale + 8, y + 13, "start", "", "%s (%s to %s)",
                  money_words(r.central, central), money_words(r.low, low),

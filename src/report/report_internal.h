@@ -23,9 +23,11 @@ void svg_end(Str *out);
 /* `class` as in the style sheet of page.c; an anchor: "start", "middle" or "end". */
 void svg_text(Str *out, double x, double y, const char *anchor, const char *class,
               const char *format, ...) PRINTF_LIKE(6, 7);
+typedef struct Box {
+    double x, y, width, height;
+} Box;
 /* A rectangle with what is shown when one points at it (escaped; empty: nothing). */
-void svg_rect(Str *out, double x, double y, double width, double height, const char *class,
-              const char *format, ...) PRINTF_LIKE(7, 8);
+void svg_rect(Str *out, Box box, const char *class, const char *format, ...) PRINTF_LIKE(4, 5);
 void svg_line(Str *out, double x1, double y1, double x2, double y2, const char *class);
 /* Small squares with names, from x to the right, on to further lines where the page ends; returns
  * the height that they take. */
@@ -62,8 +64,7 @@ char *money_words(double usd, char buf[32]); /* "$5.21 B", "$312 M", "$0.93" */
 const char *axis_class(int axis);
 const char *work_class(int work);
 /* A step's parts in one bar, to scale. */
-void report_step_bar(const StepTime *time, double x, double y, double width, double height,
-                     Str *out);
+void report_step_bar(const StepTime *time, Box box, Str *out);
 
 /* ---- sections --------------------------------------------------------------------------- */
 

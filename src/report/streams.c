@@ -37,8 +37,9 @@ static void draw_track(const TimelineWindow *w, const Chart *c, int track, doubl
         }
         Str also = {0};
         if (more) str_printf(&also, " and %d more", more);
-        svg_rect(out, x0, y, fmax(x1 - x0 - (x1 - x0 > 3 ? 0.6 : 0), 0.2), ROW - 6, class_of(e),
-                 "%s%s: %.4g us", e->name, more ? also.at : "", (e->end_s - e->begin_s) * 1e6);
+        svg_rect(out, (Box){x0, y, fmax(x1 - x0 - (x1 - x0 > 3 ? 0.6 : 0), 0.2), ROW - 6},
+                 class_of(e), "%s%s: %.4g us", e->name, more ? also.at : "",
+                 (e->end_s - e->begin_s) * 1e6);
         str_deinit(&also);
     }
 }
@@ -62,7 +63,7 @@ static void draw_window(const TimelineWindow *w, const char *name, Str *out)
         double y = top + row++ * ROW;
         svg_text(out, LEFT - 10, y + 14, "end", "", "%s",
                  k == SIM_TRACK_KERNELS ? "kernels" : mesh_axis_name((MeshAxis)(k - 1)));
-        svg_rect(out, LEFT, y, WIDTH, ROW - 6, "wait", "%s", "");
+        svg_rect(out, (Box){LEFT, y, WIDTH, ROW - 6}, "wait", "%s", "");
         draw_track(w, &c, k, y, out);
     }
     double y = top + tracks * ROW;

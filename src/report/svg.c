@@ -22,6 +22,7 @@ void html_add(Str *out, const char *text)
     }
 }
 
+static void add_formatted(Str *out, const char *format, va_list args) PRINTF_LIKE(2, 0);
 static void add_formatted(Str *out, const char *format, va_list args)
 {
     va_list again;
@@ -92,14 +93,12 @@ void svg_text(Str *out, double x, double y, const char *anchor, const char *clas
     va_end(args);
 }
 
-/* NOLINTNEXTLINE(readability-function-size): SVG's own four numbers, and printf's */
-void svg_rect(Str *out, double x, double y, double width, double height, const char *class,
-              const char *format, ...)
+void svg_rect(Str *out, Box box, const char *class, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    str_printf(out, "<rect x=\"%.5g\" y=\"%.5g\" width=\"%.4g\" height=\"%.4g\" class=\"%s\"", x, y,
-               width, height, class);
+    str_printf(out, "<rect x=\"%.5g\" y=\"%.5g\" width=\"%.4g\" height=\"%.4g\" class=\"%s\"",
+               box.x, box.y, box.width, box.height, class);
     if (*format) {
         str_add(out, "><title>");
         add_formatted(out, format, args);
@@ -134,7 +133,7 @@ double svg_legend(Str *out, double x, double y, const LegendItem *item, int n)
             at = x;
             y += line;
         }
-        svg_rect(out, at, y, square, square, item[i].class, "%s", "");
+        svg_rect(out, (Box){at, y, square, square}, item[i].class, "%s", "");
         svg_text(out, at + square + 6, y + 10, "start", "", "%s", item[i].name);
         at += width;
     }

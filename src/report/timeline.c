@@ -4,7 +4,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum {
     LEFT = 64,
@@ -97,10 +96,10 @@ static void add_shares(const Timeline *t, int rank, int columns, Share *column)
     }
 }
 
-static bool same_share(const Share *a, const Share *b)
+static bool is_same(const Share *a, const Share *b)
 {
     for (int w = 0; w < TIMELINE_WORKS; w++)
-        if (!(a->of[w] == b->of[w])) return false;
+        if (fabs(a->of[w] - b->of[w]) > 1e-6) return false;
     return true;
 }
 
@@ -115,7 +114,7 @@ static void draw_shares(const Share *column, int columns, double top, double hei
             double below = 0, share = column[c].of[w];
             for (int k = 0; k < w; k++) below += column[c].of[k];
             int end = c + 1;
-            while (end < columns && same_share(&column[c], &column[end])) end++;
+            while (end < columns && is_same(&column[c], &column[end])) end++;
             if (share > 0.004)
                 str_printf(&path, "M%.5g %.5gh%.4gv%.3gh%.4gz", LEFT + wide * c,
                            top + height * fmax(0, 1 - below - share), wide * (end - c),
@@ -147,7 +146,7 @@ static void draw_whole(const Timeline *t, Str *out)
         Share *column = xcalloc((size_t)columns, sizeof *column);
         double y = top + row * row_height(t), h = row_height(t) - 3;
         add_shares(t, row * stride_of(t), columns, column);
-        svg_rect(out, LEFT, y, WIDTH, h, "wait", "%s", "");
+        svg_rect(out, (Box){LEFT, y, WIDTH, h}, "wait", "%s", "");
         draw_shares(column, columns, y, h, out);
         free(column);
     }
@@ -165,13 +164,13 @@ static void draw_cell(const TimelineAction *a, const Chart *c, double y, double 
     str_printf(&what, "rank %d: %s", a->rank, timeline_work_name(a->work));
     if (a->stage >= 0) str_printf(&what, " of stage %d", a->stage);
     if (a->micro >= 0) str_printf(&what, ", micro-batch %d", a->micro);
-    svg_rect(out, x0, y, x1 - x0 - gap, height, classes[a->work],
+    svg_rect(out, (Box){x0, y, x1 - x0 - gap, height}, classes[a->work],
              "%s; %.4g s from %.4g s, %.3g s of it waiting for exchanges", what.at,
              a->end_s - a->begin_s, a->begin_s, a->exposed_s);
     str_deinit(&what);
     double exposed = (x1 - x0 - gap) * a->exposed_s / (a->end_s - a->begin_s);
     if (exposed > 0.3)
-        svg_rect(out, x1 - gap - exposed, y + height - 3, exposed, 3, "exposed", "%s", "");
+        svg_rect(out, (Box){x1 - gap - exposed, y + height - 3, exposed, 3}, "exposed", "%s", "");
     double digits = a->micro < 10 ? 1 : a->micro < 100 ? 2 : 3;
     if (a->micro >= 0 && x1 - x0 > 5.5 * digits + 3)
         svg_text(out, (x0 + x1) / 2, y + height / 2 + 3, "middle",
@@ -183,7 +182,8 @@ static void draw_panel(const Timeline *t, const Chart *c, const char *name, Str 
     double height = row_height(t) - 2;
     svg_text(out, c->left, c->top - 8, "start", "label", "%s", name);
     for (int row = 0; row < rows_of(t); row++)
-        svg_rect(out, c->left, c->top + row * row_height(t), c->width, height, "wait", "%s", "");
+        svg_rect(out, (Box){c->left, c->top + row * row_height(t), c->width, height}, "wait", "%s",
+                 "");
     for (int i = 0; i < t->n; i++) {
         const TimelineAction *a = &t->action[i];
         if (a->rank % stride_of(t) || a->end_s <= c->x0 || a->begin_s >= c->x1) continue;
