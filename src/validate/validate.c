@@ -43,15 +43,16 @@ static double saved_bytes(const PublishedRow *r, const PlanMemory *m)
     return saved;
 }
 
-/* Of what was tried the fastest that fits; else the smallest. */
+/* Of what was tried the fastest that fits. Where nothing does, what is wrong is our account of the
+ * row's memory, and it says nothing of what was made again for lack of it: then the fastest. */
 static void keep_better(ValidateRow *out, const Plan *plan, int64_t micro,
                         PublishedRecompute recompute)
 {
     const PlanMemory *m = &plan->memory[plan->largest];
     double saved = saved_bytes(out->row, m), peak = (double)m->total - saved;
     bool fits = peak <= (double)plan->limit_bytes;
-    bool better = fits ? !out->fits || plan->time.step_s < out->step_s
-                       : !out->fits && (out->peak_bytes == 0 || peak < out->peak_bytes);
+    bool first = out->peak_bytes == 0, faster = first || plan->time.step_s < out->step_s,
+         better = fits ? !out->fits || faster : !out->fits && faster;
     if (!better) return;
     out->fits = fits;
     out->step_s = plan->time.step_s;
