@@ -507,6 +507,9 @@ expect 0 '' plan "${nano[@]}" --tokens 10T --days 400 --report "$work/small.html
 grep -q '</html>' "$work/small.html" && grep -q '^parallel' "$work/small.yaml" || { echo "--days writes no page or no run file"; failed=1; }
 expect 2 'report is of one plan' plan "${nano[@]}" --doubling --report "$work/small.html"
 expect 2 'days needs --tokens' plan "${nano[@]}" --days 40
+expect 0 '' plan --model gpt-nano "${nano[@]:2}" --days 0.01 --largest
+says '^largest  [0-9.]+[MB] weights'
+says 'model: .*"n_head": [0-9]+, "n_embd": [0-9]+, "n_layer": [0-9]+'
 expect 2 'largest needs --days' plan "${nano[@]}" --largest
 expect 0 '' plan "${nano[@]}" --doubling
 says '^doubling buys [0-9.]+x useful tokens/s with batches of at most'

@@ -25,34 +25,55 @@ static int64_t layers_unit(int64_t layers)
     return unit;
 }
 
-static void change(Arena *arena, const json_t *json, const char *key, int64_t value,
-                   const char **settings, int *n)
+/* What families call the same: Llama and Grok, GPT-2, MPT. */
+static const char *const widths[] = {"hidden_size", "n_embd", "d_model"};
+static const char *const heads_keys[] = {"num_attention_heads", "n_head", "n_heads"};
+static const char *const layers_keys[] = {"num_hidden_layers", "n_layer", "n_layers"};
+static const char *const ffn_keys[] = {"intermediate_size", "intermediate_size_mlp", "n_inner"};
+static const char *const kv_keys[] = {"num_key_value_heads", "", ""};
+enum { KEYS = 3 };
+
+typedef struct Changes {
+    Arena *arena;
+    const json_t *json;
+    const char **setting;
+    int n;
+} Changes;
+
+/* Those of the keys that the model's config has as numbers. */
+static void change(Changes *c, const char *const keys[KEYS], int64_t value)
 {
-    if (json_object_get(json, key))
-        settings[(*n)++] = arena_printf(arena, "model.%s=%lld", key, (long long)value);
+    for (int i = 0; i < KEYS; i++)
+        if (json_is_integer(json_object_get(c->json, keys[i])))
+            c->setting[c->n++] = arena_printf(c->arena, "model.%s=%lld", keys[i], (long long)value);
+}
+
+static bool has_width(const json_t *json)
+{
+    for (int i = 0; i < KEYS; i++)
+        if (json_is_integer(json_object_get(json, widths[i]))) return true;
+    return false;
 }
 
 /* Width, heads, feed-forwards and layers grow alike; head_dim, key heads, experts and vocabulary
  * stay. */
 static int scale_model(Arena *arena, const ModelConfig *m, double factor, const char **settings)
 {
-    const json_t *json = model_config_text_part(m->json);
+    Changes c = {arena, model_config_text_part(m->json), settings, 0};
     int64_t unit = m->n_heads % HEADS == 0 ? HEADS : 1;
-    unit = m->n_kv_heads > unit ? m->n_kv_heads : unit;
+    if (m->n_kv_heads < m->n_heads && m->n_kv_heads > unit) unit = m->n_kv_heads;
     int64_t heads = scaled(m->n_heads, factor, unit);
     double width = (double)heads / (double)m->n_heads; /* as heads come out */
-    int n = 0;
-    change(arena, json, "num_attention_heads", heads, settings, &n);
-    change(arena, json, "hidden_size", llround((double)m->embed * width), settings, &n);
-    change(arena, json, "head_dim", m->head_dim, settings, &n);
-    change(arena, json, "num_hidden_layers", scaled(m->n_layers, factor, layers_unit(m->n_layers)),
-           settings, &n);
-    static const char *const ffn[] = {"intermediate_size", "intermediate_size_mlp"};
-    for (int i = 0; i < COUNT_OF(ffn); i++) {
-        int64_t now = json_integer_value(json_object_get(json, ffn[i]));
-        if (now > 0) change(arena, json, ffn[i], scaled(now, width, ROUND_FFN), settings, &n);
+    change(&c, heads_keys, heads);
+    change(&c, widths, llround((double)m->embed * width));
+    change(&c, layers_keys, scaled(m->n_layers, factor, layers_unit(m->n_layers)));
+    if (m->n_kv_heads == m->n_heads) change(&c, kv_keys, heads);
+    for (int i = 0; i < KEYS; i++) {
+        const char *const key[KEYS] = {ffn_keys[i], "", ""};
+        int64_t now = json_integer_value(json_object_get(c.json, ffn_keys[i]));
+        if (now > 0) change(&c, key, scaled(now, width, ROUND_FFN));
     }
-    return n;
+    return c.n;
 }
 
 /* ---- all sizes -------------------------------------------------------------------------- */
@@ -152,9 +173,9 @@ Status outlook_largest(Arena *arena, const Question *q, const ConfigSource *sour
                  .arena = arena,
                  .best_at = -1};
     Status status = OK;
-    if (!json_object_get(model_config_text_part(model.json), "hidden_size"))
-        status = fail(ERR_UNSUPPORTED, "--largest scales models with a hidden_size; this one's "
-                                       "config.json has none");
+    if (!has_width(model_config_text_part(model.json)))
+        status = fail(ERR_UNSUPPORTED, "--largest scales models by their hidden_size, n_embd or "
+                                       "d_model; this one's config.json has none of them");
     if (status == OK) {
         int at = outlook_climb(&l.ladder, guess(&l));
         status = l.status;
