@@ -4,7 +4,7 @@
  *               commands,
  *               parsing, help, exit codes.
  * Depends on.   base, run, data, text, chat, ckpt, model, cluster, fleet, device, infer, eval,
- *               train, planner, launch
+ *               train, planner, outlook, report, launch
  * Owns.         Nothing beyond the life of the process; the only mutable thing is the flag that an
  *               interrupt sets (cli_interrupted).
  * Invariants.   Results go to stdout, messages to stderr. An error is one line, "drover: WHAT",
