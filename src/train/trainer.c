@@ -112,21 +112,24 @@ static Status begin(Trainer *t)
     return OK;
 }
 
-/* Tokenizer and shards: the first rank makes what is not there yet, which may take long; the others
- * find it made. By then they have been waiting for it: one that is not there hangs. */
-static Status setup_text(Trainer *t)
+static Status read_text(Trainer *t)
 {
-    static const double longest_s = 24 * 3600;
-    double deadline_s = t->config->parallel.deadline;
-    if (t->world) comm_note(t->world, "set-up", 0);
-    if (t->world) comm_set_deadline(t->world, deadline_s > longest_s ? deadline_s : longest_s);
-    if (t->rank > 0) TRY(trainer_meet(t));
     TRY(trainer_setup_model(t));
     TRY(trainer_setup_leaves(t));
-    TRY(trainer_setup_data(t));
-    if (t->world) comm_set_deadline(t->world, deadline_s);
-    if (t->rank == 0) TRY(trainer_meet(t));
-    return OK;
+    return trainer_setup_data(t);
+}
+
+/* Tokenizer and shards: the first rank makes what is not there yet, the others find it made. */
+static Status setup_text(Trainer *t)
+{
+    FirstRank *first;
+    if (t->world) comm_note(t->world, "set-up", 0);
+    if (t->rank > 0) {
+        TRY(first_rank_await(t));
+        return read_text(t);
+    }
+    TRY(first_rank_begin(t, &first));
+    return first_rank_end(first, read_text(t));
 }
 
 /* All that can be known and refused before anything is allocated for the run itself. */

@@ -216,6 +216,13 @@ typedef enum TrainerPhase {
 /* Says what this rank does from now on, should others miss it; and passes the fault point of that
  * phase. */
 Status trainer_enter(Trainer *t, TrainerPhase phase);
+/* While the first rank makes what all need, the others wait for it: each word of it within the
+ * run's deadline (first_rank.c). `made` is what came of it; with a failure nothing is said, and the
+ * rank's end tells the others. */
+typedef struct FirstRank FirstRank;
+Status first_rank_begin(Trainer *t, FirstRank **first);
+Status first_rank_end(FirstRank *first, Status made);
+Status first_rank_await(Trainer *t);
 Status trainer_meet(Trainer *t);                  /* returns when all ranks have come here */
 Status trainer_agree(Trainer *t, int64_t *value); /* all get the first rank's */
 Status trainer_sum_stages(Trainer *t,
