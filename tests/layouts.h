@@ -405,6 +405,8 @@ static inline Status run_job(Job *job, char *message)
     }
     if (plan_job(job) != OK) {
         snprintf(message, 600, "plan: %s", status_message());
+        forget_plans(job);
+        pipeline_destroy(job->pipeline);
         return ERR_REFUSED;
     }
     RankJob ranks[MAX_RANKS];

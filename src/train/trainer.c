@@ -123,6 +123,7 @@ static Status read_text(Trainer *t)
 static Status setup_text(Trainer *t)
 {
     FirstRank *first;
+    if (t->world) comm_set_deadline(t->world, t->config->parallel.deadline);
     if (t->world) comm_note(t->world, "set-up", 0);
     if (t->rank > 0) {
         TRY(first_rank_await(t));
