@@ -31,6 +31,7 @@ static double fit_run(const Fit *fit, double *best)
 {
     double low[FIT_MAX], high[FIT_MAX], least = INFINITY;
     int64_t n = 1;
+    CHECK(fit->n <= FIT_MAX);
     for (int i = 0; i < fit->n; i++) {
         low[i] = fit->low[i];
         high[i] = fit->high[i];

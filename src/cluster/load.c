@@ -139,6 +139,7 @@ static SettingNode *take(SettingNode *map, const char *name)
 }
 
 /* The list's elements into n structs of `size` bytes, at most `max`. */
+/* NOLINTNEXTLINE(readability-function-size): an array of any type takes as many words */
 static Status read_list(Loader *l, const SettingNode *list, const char *prefix, size_t size,
                         int max, void **out, int *n)
 {

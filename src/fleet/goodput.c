@@ -203,7 +203,8 @@ static bool lose_replicas(Month *m, const FailureCause *cause, double rejoin_s)
                      : fmax(1, ceil(m->replicas * nodes / (double)m->job->nodes));
     double up = m->replicas - (double)m->down.n;
     if (draw(m) >= up / m->replicas && hit < 2) return false; /* one that is down already */
-    for (double i = 0; i < fmin(hit, up); i++) VEC_PUSH(&m->down, m->now_s + rejoin_s);
+    for (int i = 0, n = (int)ceil(fmin(hit, up)); i < n; i++)
+        VEC_PUSH(&m->down, m->now_s + rejoin_s);
     return true;
 }
 

@@ -102,7 +102,7 @@ static bool soon_enough(Ladder *ladder, int at)
         s->slower = 0;
     } else if (s->fastest >= 0 && at > s->fastest)
         ladder->hopeless = ++s->slower >= 2;
-    if (days > q->days) {
+    if (!a || days > q->days) {
         outlook_answer_destroy(a);
         return false;
     }
@@ -148,6 +148,7 @@ static int look_around(Smallest *s)
 /* Fewer devices than the smallest that are quick enough may cost less, and take longer. */
 static Status check_money(const Smallest *s)
 {
+    CHECK(s->best);
     const Outlook *o = &s->best->outlook;
     double usd = o->has_fleet && o->fleet.has_time ? o->fleet.run_usd.central : 0;
     if (s->q->max_usd <= 0 || usd <= s->q->max_usd) return OK;

@@ -207,12 +207,14 @@ static double pipeline_s(Stepper *s)
 
 /* ---- without a pipeline ----------------------------------------------------------------- */
 
-static SimTime run_phases(Stepper *s, int rank, const Program *program, Phase first, Phase last,
-                          int micro, double *now)
+/* From now on; the span's stage and times are set here. */
+static SimTime run_phases(Stepper *s, StepSpan span, double *now)
 {
-    SimTime t = sim_run(s->sim, program, first, last, NULL, NULL);
-    tell(s, (StepSpan){rank, -1, micro, program, first, last, *now, *now + t.total_s});
-    *now += t.total_s;
+    SimTime t = sim_run(s->sim, span.program, span.first, span.last, NULL, NULL);
+    span.stage = -1;
+    span.begin_s = *now;
+    span.end_s = *now += t.total_s;
+    tell(s, span);
     return t;
 }
 
@@ -226,8 +228,20 @@ static double micro_batches_s(Stepper *s)
     for (int64_t m = 0; m < s->options->n_micro; m++) {
         const Program *program = m + 1 < s->options->n_micro ? step : last;
         if (m == 0 || m + 1 == s->options->n_micro || s->watch) {
-            f = run_phases(s, 0, program, PHASE_FORWARD, PHASE_FORWARD, (int)m, &now);
-            b = run_phases(s, 0, program, PHASE_BACKWARD, PHASE_BACKWARD, (int)m, &now);
+            f = run_phases(s,
+                           (StepSpan){.rank = 0,
+                                      .micro = (int)m,
+                                      .program = program,
+                                      .first = PHASE_FORWARD,
+                                      .last = PHASE_FORWARD},
+                           &now);
+            b = run_phases(s,
+                           (StepSpan){.rank = 0,
+                                      .micro = (int)m,
+                                      .program = program,
+                                      .first = PHASE_BACKWARD,
+                                      .last = PHASE_BACKWARD},
+                           &now);
         } else {
             now += f.total_s + b.total_s;
         }
@@ -248,10 +262,22 @@ static SimTime update(Stepper *s, int rank, double begin_s)
     double now = begin_s;
     int own = p->index[PROGRAM_UPDATE], step = p->index[PROGRAM_STEP];
     if (own >= 0 && p->last != PROGRAM_UPDATE) {
-        t = run_phases(s, rank, p->at[own], PHASE_FORWARD, PHASE_BACKWARD, -1, &now);
+        t = run_phases(s,
+                       (StepSpan){.rank = rank,
+                                  .micro = -1,
+                                  .program = p->at[own],
+                                  .first = PHASE_FORWARD,
+                                  .last = PHASE_BACKWARD},
+                       &now);
         sim_time_add(&sum, &t, 1);
     }
-    t = run_phases(s, rank, p->at[own >= 0 ? own : step], PHASE_UPDATE, PHASE_UPDATE, -1, &now);
+    t = run_phases(s,
+                   (StepSpan){.rank = rank,
+                              .micro = -1,
+                              .program = p->at[own >= 0 ? own : step],
+                              .first = PHASE_UPDATE,
+                              .last = PHASE_UPDATE},
+                   &now);
     sim_time_add(&sum, &t, 1);
     return sum;
 }

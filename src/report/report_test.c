@@ -157,17 +157,10 @@ static void check_fetches_nothing(const char *page)
 static void check_leaf(const char *page, const char *key, json_t *value)
 {
     char text[64] = "";
-    const char *name;
-    json_t *item;
-    size_t i;
-    if (json_is_object(value)) {
-        json_object_foreach(value, name, item) check_leaf(page, name, item);
-        return;
-    }
-    if (json_is_array(value)) {
-        json_array_foreach(value, i, item) check_leaf(page, key, item);
-        return;
-    }
+    for (void *at = json_object_iter(value); at; at = json_object_iter_next(value, at))
+        check_leaf(page, json_object_iter_key(at), json_object_iter_value(at));
+    for (size_t i = 0; i < json_array_size(value); i++)
+        check_leaf(page, key, json_array_get(value, i));
     if (json_is_integer(value))
         snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
     if (json_is_string(value)) snprintf(text, sizeof text, "%s", json_string_value(value));

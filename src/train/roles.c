@@ -65,6 +65,7 @@ static bool same_stage(const Builder *b, int s, int t)
 
 static bool same_role(Builder *b, int rank, int like)
 {
+    CHECK(b->own && b->other); /* several ranks are those of a pipeline */
     int n = pipeline_stages_of(b->pipeline, rank, b->own);
     if (n != pipeline_stages_of(b->pipeline, like, b->other)) return false;
     for (int k = 0; k < n; k++)
@@ -181,6 +182,7 @@ static Status rank_buffers(const Builder *b, int rank, Buffers *out)
 {
     const StepRole *role = &b->out->role[b->out->role_of[rank]];
     const StepPrograms *p = &role->programs;
+    CHECK(b->own && b->other); /* several ranks are those of a pipeline */
     int n = pipeline_stages_of(b->pipeline, rank, b->own);
     *out = (Buffers){0};
     for (int k = 0; k < n; k++) {
@@ -208,12 +210,12 @@ static Status plan_rank(const Builder *b, int rank)
         *copy = xcalloc((size_t)role->programs.n, sizeof *copy);
     Store store = *role->programs.store;
     Buffers buffers = {0};
-    bool stands_for = rank != role->built_for; /* else it is the rank itself */
     Status status = b->pipeline && shares(b, rank) ? rank_buffers(b, rank, &buffers) : OK;
+    bool slotted = b->pipeline && rank != role->built_for; /* else it is the rank itself */
     for (int i = 0; i < role->programs.n && status == OK; i++) {
         copy[i] = *role->programs.at[i];
         at[i] = &copy[i];
-        for (int span = 0; stands_for && copy[i].slotted && span < PIPELINE_SPANS; span++)
+        for (int span = 0; slotted && copy[i].slotted && span < PIPELINE_SPANS; span++)
             copy[i].n_slots[span] = pipeline_slots(b->pipeline, rank, (PipelineSpan)span);
     }
     store.bytes += buffers.wanted - buffers.built;
