@@ -1,5 +1,7 @@
 /* What the software of published runs does otherwise than our programs. Each is a fact of the
- * stack, with its size from measured kernels (docs/planner.md), not from rows. */
+ * stack. Sizes are of published kernel measurements, but for the Triton kernel's share and the
+ * traffic of eager frameworks, which are our estimates; all were chosen with the rows in view, so
+ * that only rows kept aside can judge them. */
 #include <math.h>
 #include <string.h>
 
@@ -11,9 +13,10 @@ static const double share_flash2 = 0.6; /* 163 to 328 TFLOP/s on H100, causal, h
 static const double share_cudnn = 0.88; /* 315 to 539, forward */
 /* Of that of FlashAttention-2, which A100's has: the Triton kernel that came before. */
 static const double share_triton = 0.6;
-/* Products and exchanges along tp in pieces beside each other hide 40 to 80%. */
-/* Of a dense layer 10 to 15% where nothing is compiled, 5 to 9% where kernels are fused. */
+/* What memory limits takes 10 to 15% of a dense layer where nothing is compiled, 5 to 9% where
+ * kernels are fused. */
 static const double traffic_eager = 1.8;
+/* Products and exchanges along tp in pieces beside each other hide 40 to 80%. */
 static const double tp_hidden = 0.5;
 
 static bool begins(const char *id, const char *prefix)
