@@ -19,9 +19,9 @@
  *     dw                                 84%     88%            84%
  * The library was left out: it decides sizes at creation (experts have none then), creates for
  * milliseconds, sums in an order that depends on the threads, and needs AVX-512 for bf16.
- * Weights are packed for each product and not once a step: that would hold them a second and a third
- * time (y and dx read them along other axes), 1 GB more for 125 M weights in f32, for what the table
- * leaves between ours and packed weights.
+ * Weights are packed for each product and not once a step: that would hold them a second and a
+ * third time (y and dx read them along other axes), 1 GB more for 125 M weights in f32, for what
+ * the table leaves between ours and packed weights.
  *
  *     GemmBlock product = {.m = 4096, .n = 640, .k = 384, .a = ..., .b = ..., .c = ..., .scratch =
  *     workspace};
