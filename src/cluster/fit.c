@@ -22,7 +22,7 @@ typedef struct Fit {
 static void grid_point(const Fit *fit, const double *low, const double *high, int64_t index,
                        double *parameter)
 {
-    for (int i = 0; i < fit->n; i++, index /= GRID + 1)
+    for (int i = 0; i < FIT_MAX && i < fit->n; i++, index /= GRID + 1)
         parameter[i] = low[i] + (high[i] - low[i]) * (double)(index % (GRID + 1)) / GRID;
 }
 
