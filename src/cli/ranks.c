@@ -5,6 +5,13 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* A launcher ends all processes when the first one ends. */
+static void wait_moment(void)
+{
+    enum { MOMENT_S = 2 };
+    nanosleep(&(struct timespec){.tv_sec = MOMENT_S}, NULL);
+}
+
 /* The one whose failure it is, or that noticed it, tells of it. */
 static void say_failure(Comm *world, Status status, const char *sentence)
 {
@@ -29,6 +36,8 @@ static Status run_rank(Rank rank, bool process, RankMain main, void *context)
     if (status != OK && rank.world) comm_abort(rank.world, status);
     if (status != OK && rank.world && process) say_failure(rank.world, status, sentence);
     if (later.fn) later.fn(later.context);
+    bool silent = rank.world && comm_failed_rank(rank.world) != comm_rank(rank.world);
+    if (status != OK && process && silent) wait_moment(); /* for the one that speaks */
     return status == OK ? OK : fail(status, "%s", sentence);
 }
 
@@ -125,11 +134,10 @@ int ranks_launched(void)
  * here after a moment has a failure of its own. */
 void ranks_wait_turn(void)
 {
-    enum { MOMENT_S = 2 };
     int number = number_in(
         (const char *const[]){"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", NULL});
     if (met || ranks_launched() < 2 || number == 0) return;
-    nanosleep(&(struct timespec){.tv_sec = MOMENT_S}, NULL);
+    wait_moment();
 }
 
 /* A supervisor reads in its directory, on the host where it runs; Slurm's name of a host is the one

@@ -45,7 +45,15 @@ static bool ends_within(FirstRank *f, double seconds)
     return f->ended;
 }
 
-/* Until the work has ended, or the others are lost, of which the rank itself hears soon enough. */
+/* The rank itself may be at its work for long, and is ended with the others before it hears. */
+static void say_lost(Comm *world)
+{
+    if (comm_failed_rank(world) != comm_rank(world)) return;
+    log_set_thread_quiet(false);
+    log_error("%s", status_message());
+}
+
+/* Until the work has ended, or the others are lost. */
 static void *tell(void *context)
 {
     FirstRank *f = context;
@@ -59,7 +67,9 @@ static void *tell(void *context)
         status = pass_word(f->world, &word);
         pthread_mutex_lock(&f->lock);
     }
+    bool alone = status != OK && !f->ended; /* else the rank hears of it next */
     pthread_mutex_unlock(&f->lock);
+    if (alone) say_lost(f->world);
     return NULL;
 }
 
