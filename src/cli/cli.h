@@ -101,67 +101,24 @@ typedef struct ModelFlags {
     int64_t threads, memory;
     int64_t dp, fsdp, ep, tp, pp; /* ranks along each axis of the mesh */
 } ModelFlags;
+/* clang-format off */
 #define MODEL_FLAGS(T, member)                                                                     \
-    {"dtype",                                                                                      \
-     OPTION_CHOICE,                                                                                \
-     "TYPE",                                                                                       \
-     0,                                                                                            \
-     0,                                                                                            \
-     "auto",                                                                                       \
-     "auto|f32|bf16",                                                                              \
-     offsetof(T, member.dtype),                                                                    \
+    {"dtype", OPTION_CHOICE, "TYPE", 0, 0, "auto", "auto|f32|bf16", offsetof(T, member.dtype),     \
      "of weights and products; auto: 16 bits where the files have them"},                          \
-        {"threads",     OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(T, member.threads),          \
-         "0: all cores"},                                                                          \
-        {"memory",                                                                                 \
-         OPTION_INT,                                                                               \
-         "BYTES",                                                                                  \
-         0,                                                                                        \
-         1e18,                                                                                     \
-         "0",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(T, member.memory),                                                               \
-         "refuse to take more; 0: what is free"},                                                  \
-        {"tp",                                                                                     \
-         OPTION_INT,                                                                               \
-         "N",                                                                                      \
-         1,                                                                                        \
-         4096,                                                                                     \
-         "1",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(T, member.tp),                                                                   \
-         "ranks that share heads and columns"},                                                    \
-        {"ep",                                                                                     \
-         OPTION_INT,                                                                               \
-         "N",                                                                                      \
-         1,                                                                                        \
-         4096,                                                                                     \
-         "1",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(T, member.ep),                                                                   \
-         "ranks that share experts"},                                                              \
-        {"pp",                                                                                     \
-         OPTION_INT,                                                                               \
-         "N",                                                                                      \
-         1,                                                                                        \
-         4096,                                                                                     \
-         "1",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(T, member.pp),                                                                   \
-         "ranks that share layers"},                                                               \
-        {"fsdp",                                                                                   \
-         OPTION_INT,                                                                               \
-         "N",                                                                                      \
-         1,                                                                                        \
-         4096,                                                                                     \
-         "1",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(T, member.fsdp),                                                                 \
-         "ranks that share sequences and hold a part of each weight"},                             \
-    {                                                                                              \
-        "dp", OPTION_INT, "N", 1, 4096, "1", NULL, offsetof(T, member.dp),                         \
-            "ranks that share sequences"                                                           \
-    }
+    {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(T, member.threads), "0: all cores"}, \
+    {"memory", OPTION_INT, "BYTES", 0, 1e18, "0", NULL, offsetof(T, member.memory),                \
+     "refuse to take more; 0: what is free"},                                                      \
+    {"tp", OPTION_INT, "N", 1, 4096, "1", NULL, offsetof(T, member.tp),                            \
+     "ranks that share heads and columns"},                                                        \
+    {"ep", OPTION_INT, "N", 1, 4096, "1", NULL, offsetof(T, member.ep),                            \
+     "ranks that share experts"},                                                                  \
+    {"pp", OPTION_INT, "N", 1, 4096, "1", NULL, offsetof(T, member.pp),                            \
+     "ranks that share layers"},                                                                   \
+    {"fsdp", OPTION_INT, "N", 1, 4096, "1", NULL, offsetof(T, member.fsdp),                        \
+     "ranks that share sequences and hold a part of each weight"},                                 \
+    {"dp", OPTION_INT, "N", 1, 4096, "1", NULL, offsetof(T, member.dp),                            \
+     "ranks that share sequences"}
+/* clang-format on */
 
 /* Opens the model and calls main on each of the ranks that the flags ask for; `options` are the
  * command's. */

@@ -27,38 +27,17 @@ typedef struct Table {
     PlanResiduals of[PLAN_FAMILIES];
 } Table;
 
+/* clang-format off */
 #define FAMILY(name, family)                                                                       \
-    {name ".rows",                                                                                 \
-     SETTING_INT,                                                                                  \
-     "",                                                                                           \
-     0,                                                                                            \
-     1e6,                                                                                          \
-     "0",                                                                                          \
-     NULL,                                                                                         \
-     offsetof(Table, of[family].rows),                                                             \
+    {name ".rows", SETTING_INT, "", 0, 1e6, "0", NULL, offsetof(Table, of[family].rows),           \
      "published rows that are planned"},                                                           \
-        {name ".within",                                                                           \
-         SETTING_INT,                                                                              \
-         "",                                                                                       \
-         0,                                                                                        \
-         1e6,                                                                                      \
-         "0",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(Table, of[family].within),                                                       \
-         "of them between low and high"},                                                          \
-        {name ".low",                                                                              \
-         SETTING_FLOAT,                                                                            \
-         "",                                                                                       \
-         0,                                                                                        \
-         1e3,                                                                                      \
-         "0",                                                                                      \
-         NULL,                                                                                     \
-         offsetof(Table, of[family].low),                                                          \
-         "measured over planned step time"},                                                       \
-    {                                                                                              \
-        name ".high", SETTING_FLOAT, "", 0, 1e3, "0", NULL, offsetof(Table, of[family].high),      \
-            "measured over planned step time"                                                      \
-    }
+    {name ".within", SETTING_INT, "", 0, 1e6, "0", NULL, offsetof(Table, of[family].within),       \
+     "of them between low and high"},                                                              \
+    {name ".low", SETTING_FLOAT, "", 0, 1e3, "0", NULL, offsetof(Table, of[family].low),           \
+     "measured over planned step time"},                                                           \
+    {name ".high", SETTING_FLOAT, "", 0, 1e3, "0", NULL, offsetof(Table, of[family].high),         \
+     "measured over planned step time"}
+/* clang-format on */
 
 static const Setting table[] = {
     FAMILY("dense", FAMILY_DENSE),
