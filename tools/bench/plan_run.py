@@ -135,6 +135,7 @@ def compare(a, cores, scratch):
     sheet = a.sheet
     if not sheet:
         sheet = os.path.join(scratch, "machine.yaml")
+        print("measuring the machine", file=sys.stderr, flush=True)
         command(["doctor", "--calibrate", sheet])
     rows = [r for r in ROWS if a.only in " ".join(name_of(r)) and (r[2] != "mpi" or shutil.which("mpirun"))]
     measured = {r: [] for r in rows}
@@ -144,6 +145,7 @@ def compare(a, cores, scratch):
             steps, peak = train(row, write_run_file(row, cores, a.steps, a.settings, scratch), a.steps)
             measured[row] += steps
             held[row] = peak
+            print(f"{' '.join(name_of(row))}: {1e3 * statistics.median(steps):.1f} ms a step", file=sys.stderr, flush=True)
     print(f"{'model, layout':56s} {'ranks':10s} {'predicted ms':>12s} {'measured ms [min max]':>28s} {'error':>7s}  bytes", flush=True)
     errors = []
     for row in rows:
