@@ -48,7 +48,7 @@ bool comm_board_read(const CommBoard *board, int rank, CommRow *row)
             word[i] = atomic_load_explicit(&slot->word[i], memory_order_acquire);
         if (!(before & 1) && atomic_load_explicit(&slot->version, memory_order_relaxed) == before) {
             memcpy(row, word, sizeof *row);
-            row->group[sizeof row->group - 1] = row->node[sizeof row->node - 1] =
+            row->group[sizeof row->group - 1] = row->head.node[sizeof row->head.node - 1] =
                 row->doing[sizeof row->doing - 1] = 0;
             return true;
         }
@@ -91,6 +91,7 @@ CommSeen comm_board_look(const CommBoard *board, int rank, bool own_processes)
     seen.known = comm_board_read(board, rank, &seen.row);
     if (!seen.known) return seen;
     seen.age_s = clock_s() - seen.row.time_s;
+    seen.waits_age_s = clock_s() - seen.row.waits_s;
     if (own_processes) seen.state = process_state(seen.row.pid);
     return seen;
 }

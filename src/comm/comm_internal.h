@@ -15,28 +15,41 @@ typedef enum CommPhase {
     COMM_PHASE_DONE
 } CommPhase;
 
-enum { COMM_DOING_BYTES = 16 };
+enum { COMM_DOING_BYTES = 16, COMM_WAITS = 8 };
+
+/* What must agree among the ranks, and what is said when it does not. Sent as it is between
+ * processes. */
+typedef struct CommHead {
+    int32_t kind, dtype, reduce, root;
+    int64_t number,
+        count;      /* count: in all, except of ALL_TO_ALL: what goes to the reader of this head */
+    uint64_t parts; /* a hash of the counts, where all ranks say all of them */
+    char node[COMM_NODE_BYTES];
+} CommHead;
 
 /* The last thing a rank did. Times are of the host's monotonic clock, which its processes share. */
 typedef struct CommRow {
-    int32_t pid, phase, kind;
-    int32_t late;         /* 1 + the rank of the world for which it has waited too long; 0: none */
-    int64_t number, step; /* of the operation; of the note */
-    double time_s;        /* of the operation */
-    double deadline_s;    /* for which the rank waits in it at most */
+    int32_t pid, phase;
+    CommHead head;  /* of the operation */
+    double time_s;  /* of the operation: since then it is in this phase */
+    double waits_s; /* while it waits: when what follows was so last; 0: not said yet */
+    int32_t waits_for[COMM_WAITS]; /* the first of the world's ranks that have not arrived there */
+    int32_t n_waits, arrived;      /* how many in all; they have, but their data is missing */
+    int64_t step;                  /* of the note */
     double note_s;
-    char group[COMM_NAME_BYTES], node[COMM_NODE_BYTES], doing[COMM_DOING_BYTES];
+    char group[COMM_NAME_BYTES], doing[COMM_DOING_BYTES];
 } CommRow;
 enum { COMM_ROW_WORDS = (int)(sizeof(CommRow) / 8), COMM_SENTENCE_BYTES = 1024 };
 
 /* What is known of a rank here, wherever it runs. */
 typedef struct CommSeen {
     CommRow row;
-    int32_t known;   /* 0: nothing */
-    int32_t state;   /* of its process, the letter of /proc/PID/stat ('T' stopped), 'X' when it is
-                        gone; 0: cannot be seen */
-    double age_s;    /* since the operation */
-    double silent_s; /* since its host was last heard of; 0: it was just asked */
+    int32_t known; /* 0: nothing */
+    int32_t state; /* of its process, the letter of /proc/PID/stat ('T' stopped), 'X' when it is
+                      gone; 0: cannot be seen */
+    double age_s;  /* since the operation */
+    double waits_age_s; /* since it said whom it waits for */
+    double silent_s;    /* since its host was last heard of; 0: it was just asked */
 } CommSeen;
 
 /* A row as it lies in memory: whoever sees the same even version before and after has a whole one.
@@ -49,7 +62,7 @@ typedef struct CommSlot {
 /* One for a local world; one file in the host's shared memory under MPI, which a supervisor may map
  * too: it is COMM_BOARD_MAGIC, four numbers, the failure, then a slot for each rank of the world,
  * of which the ranks of this host write theirs. */
-#define COMM_BOARD_MAGIC "drvcomm3"
+#define COMM_BOARD_MAGIC "drvcomm4"
 typedef struct CommBoard {
     char magic[8];
     uint32_t n, slot_bytes, header_bytes;
@@ -115,16 +128,6 @@ typedef struct CommParts {
     int64_t *recv_count, *recv_at; /* [n] */
 } CommParts;
 
-/* What must agree among the ranks, and what is said when it does not. Sent as it is between
- * processes. */
-typedef struct CommHead {
-    int32_t kind, dtype, reduce, root;
-    int64_t number,
-        count;      /* count: in all, except of ALL_TO_ALL: what goes to the reader of this head */
-    uint64_t parts; /* a hash of the counts, where all ranks say all of them */
-    char node[COMM_NODE_BYTES];
-} CommHead;
-
 struct CommRequest {
     Comm *comm;
     CommOp op; /* its arrays are those of `parts` or NULL; node points to `node` */
@@ -133,10 +136,13 @@ struct CommRequest {
     int64_t number;
     int64_t sent_bytes, check_bytes;
     double start_s, arrived_s, end_s;
-    double until_s;    /* waited for at most */
-    uint64_t late_key; /* failure.c: what the late ones waited in when they were last looked at; 0:
-                          not yet */
-    bool skipped;      /* by a fault: nothing was started */
+    double until_s; /* waited for at most */
+    double say_s;   /* when the rank is to say next whom it waits for */
+    /* failure.c, once it is late: what hung at the last look, when that ended, and when it must be
+     * said at the latest */
+    uint64_t late_key;
+    double late_s, speak_s;
+    bool skipped; /* by a fault: nothing was started */
     char node[COMM_NODE_BYTES];
     CommRequest *prev, *next; /* in comm->open */
     void *state;              /* the transport's */
@@ -149,10 +155,9 @@ struct CommTransport {
     void (*open)(Comm *group);  /* a new group of one of this process's ranks; waits for nobody */
     void (*close)(Comm *group); /* at the end of the world */
     Status (*start)(CommRequest *request);
-    /* Until done, failed, or until_s has passed: then the transport calls comm_fail_late. After it
-     * the
-     * buffers are the
-     * caller's again. */
+    /* Until done, failed, or until_s has passed: then the transport calls comm_fail_late; and each
+     * time that say_s has passed comm_board_say_waits. After it the buffers are the caller's
+     * again. */
     Status (*wait)(CommRequest *request);
     /* What is known of these ranks of the world, within a fraction of a second. */
     void (*look)(CommWorld *world, const int *ranks, int n, CommSeen *seen);
@@ -183,10 +188,28 @@ size_t comm_text_op(char *buf, size_t n,
 Status comm_failure(const CommWorld *world); /* the status and sentence of what is on the board */
 Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *theirs);
 /* missing[n]: ranks of the group that have not arrived, or (arrived) not sent their data. OK: not
- * yet, others are to say more; the request's until_s is a later one, and its rank goes on waiting.
- */
+ * yet, since the ranks must be looked at once more; the request's until_s is a later one, and its
+ * rank goes on waiting. */
 Status comm_fail_late(CommRequest *request, const bool *missing, bool arrived, double waited_s);
 Status comm_fail_world(Comm *comm, const char *sentence);
+
+/* Who hangs (waits.c): behind a rank that is late stands one that waits for nobody, or a ring. */
+enum { COMM_LOOKED_AT = 16 }; /* of the ranks that one rank waits for */
+typedef struct CommHang {
+    int waiter;     /* rank of the world: waits for these; the caller or one that it waits for */
+    CommSeen waits; /* of the waiter, unless it is the caller */
+    int rank[COMM_LOOKED_AT]; /* in the world, those that hang first */
+    CommSeen seen[COMM_LOOKED_AT];
+    int n, n_all; /* of these; of those for which it waits */
+    int culprits; /* that hang */
+    bool ring; /* none hangs alone: the first waits for the second, and the last for the waiter */
+    uint64_t key; /* of these and of the waits that lead here, as they were seen; 0: not found */
+    double age_s; /* of the oldest word on whom one of them waits for */
+} CommHang;
+/* Follows the waits from the caller, who misses missing[n] of its group. Should what is found not
+ * have the key `want` (0: any), the ranks that the caller itself waits for are told instead. */
+void comm_find_hang(const Comm *comm, const bool *missing, uint64_t want, CommHang *hang);
+bool comm_is_silent(const CommSeen *seen); /* what its host said last is no longer so */
 
 /* in[n][count], reduced by the tree of comm.h into each of out[n_out][count]; out may be one of in.
  * dtype is f32, bf16 or i32. */
@@ -216,6 +239,7 @@ CommSeen comm_board_look(const CommBoard *board, int rank,
                          bool own_processes); /* own_processes: that are seen in /proc */
 void comm_world_add_ranks(CommWorld *world, int first, int here); /* opens the groups of all */
 void comm_board_say(const CommRequest *request, CommPhase phase);
-void comm_board_say_late(const Comm *comm, int world_rank); /* for whom this rank waits too long */
+/* While a rank waits: for whom, with missing and arrived as in comm_fail_late. */
+void comm_board_say_waits(CommRequest *request, const bool *missing, bool arrived);
 
 #endif

@@ -1,23 +1,20 @@
 /* The sentences of a lost world: who is late and what it does, who called what, who gave up.
  *
- * When a rank hangs, the waiting spreads: those that need it are late for others. A rank whose late
- * ones do nothing but wait themselves therefore goes on waiting until their deadlines have passed,
- * for they know better; unless they go on without it. Where several deadlines pass at the same
- * moment, all reports go through one rank (the chair), whose first one is the failure of the world.
- * So the sentence names the rank that hangs, and there is one sentence. */
+ * When a rank hangs, the waiting spreads: those that need it are late for others, and whose
+ * deadline passes first may be far from it. So a rank whose deadline has passed follows the waits
+ * to where they end (waits.c) and tells of the collective there. It looks twice: what waits for
+ * what is sure only when it was so at one time. Where several deadlines pass at the same moment,
+ * all reports go through one rank (the chair), whose first one is the failure of the world. So the
+ * sentence names the rank that hangs, and there is one sentence. */
 #include "comm/comm_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    NAMED = 4,      /* ranks that a sentence names before it counts */
-    LOOKED_AT = 16, /* of the late ones, to find which of them hang */
-};
-static const double silent_s = 0.9; /* without a word of a host, which is to be heard twice a
-                                       second: what it said last is no longer so */
-static const double patience_s =
-    0.55; /* longer than a look at silent ranks takes, and its report */
+enum { NAMED = 4 }; /* ranks that a sentence names before it counts */
+/* Between two looks all that wait have said anew for whom (world.c); when they cannot be told apart
+ * by then, what is known must do, so that with the looks and the report a second is not over. */
+static const double look_again_s = 0.15, patience_s = 0.45;
 
 Status comm_failure(const CommWorld *world)
 {
@@ -74,40 +71,6 @@ Status comm_fail_mismatch(const CommRequest *mine, int peer, const CommHead *the
 
 /* ---- what a late rank does -------------------------------------------------------------- */
 
-typedef struct Late {
-    int rank[LOOKED_AT]; /* in the world, those that hang first */
-    CommSeen seen[LOOKED_AT];
-    int n, n_all; /* looked at, and late in all */
-    int culprits; /* that hang: they are in no operation */
-} Late;
-
-static bool is_in_operation(const CommSeen *s)
-{
-    bool alive = s->known && s->state != 'T' && s->state != 'X' && s->silent_s < silent_s;
-    return alive && (s->row.phase == COMM_PHASE_WAITING || s->row.phase == COMM_PHASE_STARTED);
-}
-
-static Late look_at_late(const Comm *c, const bool *missing)
-{
-    Late all = {0}, sorted;
-    for (int r = 0; r < c->n; r++) {
-        if (!missing[r]) continue;
-        if (all.n < LOOKED_AT) all.rank[all.n++] = c->ranks[r];
-        all.n_all++;
-    }
-    c->world->transport->look(c->world, all.rank, all.n, all.seen);
-    sorted = all;
-    int at = 0;
-    for (int waits = 0; waits < 2; waits++)
-        for (int i = 0; i < all.n; i++) {
-            if (is_in_operation(&all.seen[i]) != (bool)waits) continue;
-            sorted.rank[at] = all.rank[i];
-            sorted.seen[at++] = all.seen[i];
-            sorted.culprits += !waits;
-        }
-    return sorted;
-}
-
 static const char *state_text(int state)
 {
     switch (state) {
@@ -118,6 +81,19 @@ static const char *state_text(int state)
     case 'X': return ", dead";
     default: return "";
     }
+}
+
+/* "all_reduce #6 of tp in 'mlp.down' for rank 3 on node1" */
+static void add_operation(Str *s, const CommWorld *world, const CommRow *row)
+{
+    str_printf(s, "%s #%lld of %s", comm_kind_name((CommKind)row->head.kind),
+               (long long)row->head.number, row->group);
+    if (row->head.node[0]) str_printf(s, " in '%s'", row->head.node);
+    if (row->phase != COMM_PHASE_WAITING || row->n_waits < 1) return;
+    int first = row->waits_for[0];
+    if (first < 0 || first >= world->n) return;
+    str_printf(s, " for rank %d on %s", first, world->host[first]);
+    if (row->n_waits > 1) str_printf(s, " and %d more", row->n_waits - 1);
 }
 
 /* " (pid 77, stopped by a signal; in backward of step 17; last: left all_reduce #6 of tp in
@@ -133,84 +109,90 @@ static void add_seen(Str *s, const CommWorld *world, const CommSeen *seen)
     str_printf(s, " (pid %d%s", row->pid, state_text(seen->state));
     if (row->doing[0]) str_printf(s, "; in %s of step %lld", row->doing, (long long)row->step);
     if (row->phase > COMM_PHASE_NONE && row->phase <= COMM_PHASE_DONE &&
-        (unsigned)row->kind < COMM_KINDS) {
-        str_printf(s, "; last: %s %s #%lld of %s", did[row->phase],
-                   comm_kind_name((CommKind)row->kind), (long long)row->number, row->group);
-        if (row->node[0]) str_printf(s, " in '%s'", row->node);
-        if (row->phase == COMM_PHASE_WAITING && row->late > 0 && row->late <= world->n)
-            str_printf(s, " for rank %d on %s", row->late - 1, world->host[row->late - 1]);
+        (unsigned)row->head.kind < COMM_KINDS) {
+        str_printf(s, "; last: %s ", did[row->phase]);
+        add_operation(s, world, row);
         str_printf(s, ", %.1f s ago", seen->age_s);
     }
-    if (seen->silent_s >= silent_s)
-        str_printf(s, "; its host is silent for %.1f s", seen->silent_s);
+    if (comm_is_silent(seen)) str_printf(s, "; its host is silent for %.1f s", seen->silent_s);
     str_add(s, ")");
 }
 
-static void add_late(Str *s, const CommWorld *world, const Late *late)
+static void add_ranks(Str *s, const CommWorld *world, const CommHang *hang)
 {
-    int named = late->n < NAMED ? late->n : NAMED;
+    int named = hang->n < NAMED ? hang->n : NAMED;
     for (int i = 0; i < named; i++) {
-        str_printf(s, "%s rank %d on %s", i ? "," : "", late->rank[i], world->host[late->rank[i]]);
-        add_seen(s, world, &late->seen[i]);
+        str_printf(s, "%s rank %d on %s",
+                   !i           ? ""
+                   : hang->ring ? ", which waits for"
+                                : ",",
+                   hang->rank[i], world->host[hang->rank[i]]);
+        add_seen(s, world, &hang->seen[i]);
     }
-    if (late->n_all > named) str_printf(s, ", and %d more", late->n_all - named);
+    if (hang->n_all > named) str_printf(s, ", and %d more", hang->n_all - named);
 }
 
 /* The lowest rank of the world that does not hang, as far as this rank can see. */
-static int choose_chair(const Late *late)
+static int choose_chair(const CommHang *hang)
 {
     for (int chair = 0;; chair++) {
         bool hangs = false;
-        for (int i = 0; i < late->culprits; i++) hangs |= late->rank[i] == chair;
+        for (int i = 0; i < hang->culprits; i++) hangs |= hang->rank[i] == chair;
         if (!hangs) return chair;
     }
 }
 
-/* What the late ones are in, all of which wait, and how long until the last of them must have
- * spoken. */
-static double speak_in_s(const Late *late, uint64_t *key)
+/* ---- the line --------------------------------------------------------------------------- */
+
+/* What the waiter waits in. */
+static void add_wait(Str *s, const char *group, const CommHead *head, double waited_s, int rank)
 {
-    double longest_s = 0;
-    *key = 0;
-    for (int i = 0; i < late->n; i++) {
-        const CommRow *row = &late->seen[i].row;
-        double left_s = row->deadline_s - late->seen[i].age_s + patience_s;
-        if (row->phase == COMM_PHASE_WAITING && left_s > longest_s)
-            longest_s = left_s; /* one that has only started it computes */
-        *key = rng_key(*key + (uint64_t)late->rank[i], row->group) +
-               (uint64_t)row->number * COMM_KINDS + (uint64_t)row->kind;
-    }
-    *key |= 1;
-    return longest_s;
+    char op[192];
+    comm_text_op(op, sizeof op, head);
+    str_printf(s, "%s: #%lld, %s, waited %.1f s on rank %d", group, (long long)head->number, op,
+               waited_s, rank);
 }
 
-/* Whom the late ones wait for they will say themselves. Who is in another operation than a moment
- * before does not: it has left this rank behind. */
-static bool hold_back(CommRequest *r, const Late *late)
+static Status tell_hang(const CommRequest *r, const CommHang *hang, bool arrived, double waited_s)
 {
-    uint64_t key;
-    double left_s = speak_in_s(late, &key);
-    bool first = r->late_key == 0, same = r->late_key == key;
-    if (late->culprits > 0 || !(first || (same && left_s > 0))) return false;
-    r->late_key = key;
-    r->until_s = clock_s() + (left_s > 0 && left_s < patience_s ? left_s : patience_s);
-    comm_board_say_late(r->comm, late->rank[0]);
+    Comm *c = r->comm;
+    Str s = {0};
+    const CommRow *row = &hang->waits.row;
+    bool own = hang->waiter == c->self;
+    if (own)
+        add_wait(&s, c->name, &r->head, waited_s, c->self);
+    else
+        add_wait(&s, row->group, &row->head, hang->waits.age_s, hang->waiter);
+    str_printf(&s, "; %s:",
+               (own ? arrived : row->arrived) ? "started there too, but no data comes from"
+                                              : "not arrived");
+    add_ranks(&s, c->world, hang);
+    if (!own)
+        str_printf(&s, "; behind it rank %d waits in %s #%lld of %s in '%s', %.1f s", c->self,
+                   comm_kind_name(r->op.kind), (long long)r->number, c->name, r->node, waited_s);
+    Status status = report(c, choose_chair(hang), ERR_COMM, s.at);
+    str_deinit(&s);
+    return status;
+}
+
+/* Until the same was seen twice, and in between all have said once more for whom they wait: then
+ * all these waits were so at the end of the look before. */
+static bool look_again(CommRequest *r, const CommHang *hang, double began_s)
+{
+    bool sure = hang->key && hang->key == r->late_key && hang->age_s <= began_s - r->late_s;
+    if (!r->speak_s) r->speak_s = began_s + patience_s;
+    if (sure || began_s >= r->speak_s) return false;
+    r->late_key = hang->key;
+    r->late_s = clock_s();
+    r->until_s = r->late_s + look_again_s;
     return true;
 }
 
 Status comm_fail_late(CommRequest *request, const bool *missing, bool arrived, double waited_s)
 {
-    Comm *c = request->comm;
-    Str s = {0};
-    char op[192];
-    Late late = look_at_late(c, missing);
-    if (hold_back(request, &late)) return OK;
-    comm_text_op(op, sizeof op, &request->head);
-    str_printf(&s, "%s: #%lld, %s, waited %.1f s on rank %d; %s:", c->name,
-               (long long)request->number, op, waited_s, c->self,
-               arrived ? "started there too, but no data comes from" : "not arrived");
-    add_late(&s, c->world, &late);
-    Status status = report(c, choose_chair(&late), ERR_COMM, s.at);
-    str_deinit(&s);
-    return status;
+    CommHang hang;
+    double began_s = clock_s();
+    comm_find_hang(request->comm, missing, request->late_key, &hang);
+    if (look_again(request, &hang, began_s)) return OK;
+    return tell_hang(request, &hang, arrived, waited_s + clock_s() - began_s);
 }

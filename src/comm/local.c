@@ -207,19 +207,25 @@ static bool wait_change(LocalWorld *w, LocalGroup *g, double until_s)
     return pthread_cond_timedwait(&g->changed, &w->lock, &t) != ETIMEDOUT;
 }
 
-/* Releases the lock. */
-static Status report_late(LocalWorld *w, CommRequest *r, double waited_s)
+/* Under the lock. From time to time of a long wait: says whom it waits for; and that it has waited
+ * long enough. */
+static void tell(LocalWorld *w, CommRequest *r, double start_s)
 {
     const LocalOp *op = r->state;
+    double now_s = clock_s();
+    if (now_s <= r->say_s && now_s <= r->until_s) return;
     bool *missing = xcalloc((size_t)r->comm->n, sizeof *missing);
     if (op->message)
         missing[r->op.peer] = true;
     else
         for (int i = 0; i < op->need; i++) missing[i] = !op->post[i];
-    pthread_mutex_unlock(&w->lock);
-    Status status = comm_fail_late(r, missing, false, waited_s);
+    comm_board_say_waits(r, missing, false);
+    if (now_s > r->until_s) {
+        pthread_mutex_unlock(&w->lock);
+        (void)comm_fail_late(r, missing, false, now_s - start_s);
+        pthread_mutex_lock(&w->lock);
+    }
     free(missing);
-    return status;
 }
 
 /* Under the lock: the request is done with. */
@@ -250,12 +256,9 @@ static Status wait(CommRequest *r)
         bool complete = op->arrived == op->need && !op->bad;
         if (complete && op->taken < op->pieces)
             take_piece(w, g, op);
-        else if (!wait_change(w, g, complete ? -1 : r->until_s) && op->arrived < op->need &&
-                 !comm_board_failed(r->comm->world->board)) {
-            (void)report_late(w, r, clock_s() - start_s);
-            pthread_mutex_lock(
-                &w->lock); /* once more around: to leave a lost world in order, or to wait on */
-        }
+        else if (!wait_change(w, g, complete ? -1 : fmin(r->say_s, r->until_s)) &&
+                 op->arrived < op->need && !comm_board_failed(r->comm->world->board))
+            tell(w, r, start_s); /* then around: to leave a lost world in order, or to wait on */
     }
     r->arrived_s = op->arrived_s;
     r->end_s = op->done_s;

@@ -12,7 +12,7 @@
 #include <time.h>
 
 static const double beat_every_s = 0.5;
-/* Together with failure.c's patience these stay below a second. */
+/* Together with failure.c's looks these stay below a second. */
 static const double answer_s = 0.2, chair_s = 0.15, spread_s = 0.15;
 
 /* ---- hosts ------------------------------------------------------------------------------ */
@@ -58,6 +58,7 @@ static CommSeen known_of(const MpiWorld *w, int rank)
         CommSeen seen = b->seen;
         seen.silent_s = clock_s() - b->heard_s;
         seen.age_s += seen.silent_s;
+        seen.waits_age_s += seen.silent_s;
         return seen;
     }
     return (CommSeen){0};

@@ -149,13 +149,19 @@ static const MpiOp *in_front(const MpiWorld *w, const MpiOp *op)
     return op;
 }
 
-/* Who has not come to an operation in front has not come to this one either. */
-static Status give_up(const MpiWorld *w, CommRequest *r, double waited_s)
+/* From time to time of a long wait: says whom it waits for; and that it has waited long enough. Who
+ * has not come to an operation in front has not come to this one either. */
+static Status tell(const MpiWorld *w, CommRequest *r, double start_s)
 {
+    double now_s = clock_s();
+    if (now_s <= r->say_s && now_s <= r->until_s) return OK;
     const MpiOp *op = r->state;
+    bool arrived = op->phase == MPI_PHASE_DATA;
     bool *missing = xcalloc((size_t)r->comm->n, sizeof *missing);
+    Status status = OK;
     mpi_op_missing(in_front(w, op), missing);
-    Status status = comm_fail_late(r, missing, op->phase == MPI_PHASE_DATA, waited_s);
+    comm_board_say_waits(r, missing, arrived);
+    if (now_s > r->until_s) status = comm_fail_late(r, missing, arrived, now_s - start_s);
     free(missing);
     return status;
 }
@@ -177,8 +183,7 @@ static Status wait(CommRequest *r)
             break;
         }
         /* on a busy host every yield may take a tenth of a second */
-        if ((idle > SPINS || idle % 64 == 63) && clock_s() > r->until_s)
-            status = give_up(w, r, clock_s() - start_s);
+        if (idle > SPINS || idle % 64 == 63) status = tell(w, r, start_s);
         if (status != OK) break;
         pthread_mutex_unlock(&w->lock);
         back_off(idle);

@@ -182,25 +182,36 @@ void comm_set_deadline(Comm *c, double deadline_s) { c->deadline_s = deadline_s;
 
 static CommRow *row_of(const Comm *c) { return &c->world->row[c->self - c->world->first]; }
 
+/* Often enough that ranks on other hosts see within a second what is so now, and seldom enough to
+ * cost nothing: most waits end before the first word. */
+static const double say_every_s = 0.1;
+
 void comm_board_say(const CommRequest *r, CommPhase phase)
 {
     Comm *c = r->comm;
     CommRow *row = row_of(c);
     row->phase = (int32_t)phase;
-    row->kind = (int32_t)r->op.kind;
-    row->number = r->number;
+    row->head = r->head;
     row->time_s = clock_s();
-    row->deadline_s = c->deadline_s;
-    row->late = 0;
+    row->waits_s = 0;
+    row->n_waits = 0;
     memcpy(row->group, c->name, sizeof row->group);
-    memcpy(row->node, r->node, sizeof row->node);
     comm_board_write(c->world->board, c->self, row);
 }
 
-void comm_board_say_late(const Comm *c, int world_rank)
+void comm_board_say_waits(CommRequest *r, const bool *missing, bool arrived)
 {
+    Comm *c = r->comm;
     CommRow *row = row_of(c);
-    row->late = 1 + world_rank;
+    row->waits_s = clock_s();
+    row->n_waits = 0;
+    row->arrived = arrived;
+    for (int i = 0; i < c->n; i++) {
+        if (!missing[i]) continue;
+        if (row->n_waits < COMM_WAITS) row->waits_for[row->n_waits] = c->ranks[i];
+        row->n_waits++;
+    }
+    r->say_s = row->waits_s + say_every_s;
     comm_board_write(c->world->board, c->self, row);
 }
 
@@ -313,6 +324,7 @@ Status comm_wait(CommRequest *r)
         return OK;
     }
     r->until_s = start_s + r->comm->deadline_s;
+    r->say_s = start_s + say_every_s;
     comm_board_say(r, COMM_PHASE_WAITING);
     Status status = r->comm->world->transport->wait(r);
     if (status == OK) {
