@@ -33,6 +33,10 @@ static const Option options[] = {
     {"json", OPTION_FLAG, NULL, 0, 0, NULL, NULL, offsetof(PlanFlags, json), "one JSON object"},
     {"trace", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(PlanFlags, trace),
      "the simulated step, for chrome://tracing or Perfetto"},
+    {"measured", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(PlanFlags, measured),
+     "a trace of drover train of this layout (log.trace), for a table node by node; with --trace "
+     "both "
+     "in one file"},
     {"report", OPTION_TEXT, "FILE.html", 0, 0, NULL, NULL, offsetof(PlanFlags, report),
      "one page of all of it with pictures, for a browser or a printer"},
     {"out", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(PlanFlags, out),
@@ -43,45 +47,67 @@ enum { SHOWN = 10 };
 
 /* ---- one plan --------------------------------------------------------------------------- */
 
-static void print_plan(const Outlook *o, const SearchResult *found, bool json)
+static void print_plan(const Outlook *o, const PlanBeside *beside, bool json)
 {
     Str text = {0};
     if (json) {
-        plan_json_object(o, found, &text);
+        plan_json_object(o, beside, &text);
     } else {
-        if (found) search_text(found, SHOWN, &text);
+        if (beside->found) search_text(beside->found, SHOWN, &text);
         outlook_text(o, &text);
+        if (beside->limit) outlook_batch_limit_text(beside->limit, &text);
+        if (beside->overlay) overlay_text(beside->overlay, &text);
     }
     fputs(text.at, stdout);
     str_deinit(&text);
 }
 
 static Status plan_config(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags,
-                          const SearchResult *found)
+                          PlanBeside beside)
 {
     Outlook o;
     Timeline timeline = {0};
-    PlanOptions how = {
-        .trace = flags->trace, .timeline = flags->report ? &timeline : NULL, .jitter = -1};
+    Overlay overlay = {0};
+    PlanOptions how = {.trace = flags->trace,
+                       .measured = flags->measured,
+                       .overlay = &overlay,
+                       .timeline = flags->report ? &timeline : NULL,
+                       .jitter = -1};
     double tokens;
     TRY(plan_read_count("tokens", flags->tokens, &tokens));
     TRY(outlook_make(config, cluster, &how, tokens, &o));
-    print_plan(&o, found, flags->json);
-    ReportInput page = {.outlook = &o, .timeline = &timeline, .found = found};
+    if (flags->measured) beside.overlay = &overlay;
+    print_plan(&o, &beside, flags->json);
+    ReportInput page = {.outlook = &o, .timeline = &timeline, .found = beside.found};
     Status status = flags->report ? plan_write_report(&page, flags->report) : OK;
     if (status == OK && !o.plan.fits) status = outlook_refuse(&o);
     if (status == OK && flags->out) status = run_config_write(&o.plan.config, flags->out);
     timeline_deinit(&timeline);
+    overlay_deinit(&overlay);
     outlook_deinit(&o);
+    return status;
+}
+
+static Status find_and_plan(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags,
+                            ProfileStore *profiles)
+{
+    SearchResult found;
+    BatchLimit limit;
+    Question more = {.config = config, .cluster = cluster, .profiles = profiles};
+    TRY(plan_find(config, cluster, flags, profiles, &found));
+    Status status = plan_max_batch(config, flags, &more.max_batch);
+    PlanBeside beside = {.found = &found};
+    if (status == OK && outlook_batch_limit(&more, &found.plan[0], &limit)) beside.limit = &limit;
+    if (status == OK) status = plan_config(&found.plan[0].config, cluster, flags, beside);
+    search_result_deinit(&found);
     return status;
 }
 
 static Status find_layout(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags)
 {
-    SearchResult found;
-    TRY(plan_find(config, cluster, flags, &found));
-    Status status = plan_config(&found.plan[0].config, cluster, flags, &found);
-    search_result_deinit(&found);
+    ProfileStore *profiles = profile_store_create();
+    Status status = find_and_plan(config, cluster, flags, profiles);
+    profile_store_destroy(profiles);
     return status;
 }
 
@@ -100,7 +126,7 @@ static Status answer(const PlanFlags *f, const ConfigSource *source, Operands op
         else if (searches)
             status = find_layout(&config, &cluster, f);
         else
-            status = plan_config(&config, &cluster, f, NULL);
+            status = plan_config(&config, &cluster, f, (PlanBeside){0});
         cluster_deinit(&cluster);
     }
     run_config_deinit(&config);

@@ -6,7 +6,7 @@
 #include "report/report.h"
 
 typedef struct PlanFlags {
-    const char *model, *cluster, *trace, *out, *report, *tokens, *max_batch;
+    const char *model, *cluster, *trace, *measured, *out, *report, *tokens, *max_batch;
     int64_t gpus, simulate;
     double days, max_usd, tokens_per_weight;
     bool json, search, compare, largest, doubling;
@@ -25,14 +25,20 @@ bool plan_is_setting(const char *operand); /* key=value */
 bool plan_sets_layout(Operands operands);
 /* Sequences in a step at most, by --max-batch or the run file. */
 Status plan_max_batch(const RunConfig *config, const PlanFlags *flags, int64_t *out);
-/* The best layout of all devices. */
+/* The best layout; profiles may be NULL. */
 Status plan_find(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags,
-                 SearchResult *found);
+                 ProfileStore *profiles, SearchResult *found);
 
 /* ---- results (plan_report.c) ------------------------------------------------------------ */
 
-/* All figures as one object; found may be NULL. */
-void plan_json_object(const Outlook *outlook, const SearchResult *found, Str *out);
+/* What is told beside a plan, where there is any: NULL else. */
+typedef struct PlanBeside {
+    const SearchResult *found;
+    const BatchLimit *limit;
+    const Overlay *overlay;
+} PlanBeside;
+/* All figures as one object. */
+void plan_json_object(const Outlook *outlook, const PlanBeside *beside, Str *out);
 /* The page; scaling, version and, where it is NULL, json are filled in. */
 Status plan_write_report(const ReportInput *input, const char *path);
 /* The page of a plan whose step was not watched: it is planned again. */

@@ -87,7 +87,7 @@ static Status make_column(Columns *c, int i, double tokens)
     column->has_cluster = true;
     const RunConfig *config = &column->config;
     if (column->searches) {
-        TRY(plan_find(config, &column->cluster, &flags, &column->found));
+        TRY(plan_find(config, &column->cluster, &flags, NULL, &column->found));
         config = &column->found.plan[0].config;
     }
     PlanOptions how = {.jitter = -1, .timeline = flags.report ? &column->timeline : NULL};

@@ -89,11 +89,12 @@ Status plan_max_batch(const RunConfig *config, const PlanFlags *flags, int64_t *
 }
 
 Status plan_find(const RunConfig *config, const Cluster *cluster, const PlanFlags *flags,
-                 SearchResult *found)
+                 ProfileStore *profiles, SearchResult *found)
 {
     SearchOptions how = {.devices = cluster_devices(cluster),
                          .simulate = (int)flags->simulate,
-                         .front = flags->report ? FRONT : 0};
+                         .front = flags->report ? FRONT : 0,
+                         .profiles = profiles};
     TRY(plan_max_batch(config, flags, &how.max_batch));
     Status status = plan_search(config, cluster, &how, found);
     Question more = {

@@ -1,8 +1,9 @@
 /* drover plan --report: the page of a plan, of a comparison, or of what a question found. */
 #include "cli/plan.h"
 
-void plan_json_object(const Outlook *o, const SearchResult *found, Str *out)
+void plan_json_object(const Outlook *o, const PlanBeside *beside, Str *out)
 {
+    const SearchResult *found = beside->found;
     str_add(out, "{");
     outlook_json(o, out);
     if (found)
@@ -11,6 +12,11 @@ void plan_json_object(const Outlook *o, const SearchResult *found, Str *out)
                    "\"fit\": %d, \"seconds\": %.3f}",
                    (long long)found->n_layouts, (long long)found->n_estimated, found->n_simulated,
                    found->n, found->seconds);
+    if (beside->limit) outlook_batch_limit_json(beside->limit, out);
+    if (beside->overlay) {
+        str_add(out, ", ");
+        overlay_json(beside->overlay, out);
+    }
     str_add(out, "}\n");
 }
 
@@ -20,7 +26,7 @@ Status plan_write_report(const ReportInput *input, const char *path)
     Str json = {0}, page = {0};
     ReportInput in = *input;
     outlook_scale(in.outlook, &scaling);
-    plan_json_object(in.outlook, in.found, &json);
+    plan_json_object(in.outlook, &(PlanBeside){.found = in.found}, &json);
     in.scaling = &scaling;
     in.version = drover_version();
     if (!in.json) in.json = json.at;

@@ -53,6 +53,7 @@ typedef struct Run {
     const Sim *sim;
     const Program *program;
     double now, host; /* of the kernels' stream; when the host has launched the last kernel */
+    double kernel_s;  /* of the instruction that runs */
     double stream[MESH_AXES]; /* until when exchanges along an axis are on their way */
     double link[LINKS];       /* until when it is taken */
     Flight *flight;           /* per node that starts an exchange */
@@ -63,7 +64,9 @@ typedef struct Run {
 
 static void tell(const Run *r, const Instr *instr, int track, double begin_s, double end_s)
 {
-    if (r->watch) r->watch(r->context, &(SimEvent){r->program, instr, track, begin_s, end_s});
+    double kernel_s = track == SIM_TRACK_KERNELS ? r->kernel_s : 0;
+    if (r->watch)
+        r->watch(r->context, &(SimEvent){r->program, instr, track, begin_s, end_s, kernel_s});
 }
 
 static int axis_of(unsigned axes)
@@ -148,7 +151,7 @@ static double slowed_end(const Run *r, SimWork work, double seconds)
     return done >= seconds ? r->now + seconds / (1 - taken) : busy + seconds - done;
 }
 
-static void compute(Run *r, const Instr *instr, SimWork work, double seconds)
+static void compute(Run *r, SimWork work, double seconds)
 {
     r->host += r->sim->device.host_launch_s;
     if (r->host > r->now) {
@@ -156,7 +159,7 @@ static void compute(Run *r, const Instr *instr, SimWork work, double seconds)
         r->now = r->host;
     }
     double end = slowed_end(r, work, seconds);
-    tell(r, instr, SIM_TRACK_KERNELS, r->now, end);
+    r->kernel_s += end - r->now;
     r->time.work_s[work] += end - r->now;
     r->time.slowed_s += end - r->now - seconds;
     r->now = end;
@@ -174,10 +177,10 @@ static void kernel(Run *r, const Instr *instr, const Cost *c)
     SimWork work = work_of(c);
     Cost priced = *c;
     if (reads_8_bits(r, instr, c)) {
-        compute(r, instr, SIM_MEMORY, sim_cast_s(r->sim, c));
+        compute(r, SIM_MEMORY, sim_cast_s(r->sim, c));
         priced.dtype = DTYPE_F8_E4M3;
     }
-    compute(r, instr, work, sim_kernel_s(r->sim, instr->op->name, &priced));
+    compute(r, work, sim_kernel_s(r->sim, instr->op->name, &priced));
     if (work != SIM_MEMORY) r->time.flop += c->flop;
 }
 
@@ -189,10 +192,8 @@ static void wait(Run *r, const Instr *instr)
     int start = graph_value(g, instr->node->in[0])->producer.id;
     Cost c = g->node[start].op->cost(g, &g->node[start]);
     Flight f = r->flight[start];
-    double from = r->now;
     if (nobody_flies(r)) f = (Flight){r->now, r->now + f.end_s};
     land(r, &f, axis_of(c.axes));
-    tell(r, instr, SIM_TRACK_KERNELS, from, r->now);
 }
 
 static void instruction(Run *r, const Instr *instr)
@@ -209,13 +210,21 @@ static void instruction(Run *r, const Instr *instr)
         kernel(r, instr, &c);
 }
 
+static void run_and_tell(Run *r, const Instr *instr)
+{
+    double begin_s = r->now;
+    r->kernel_s = 0;
+    instruction(r, instr);
+    tell(r, instr, SIM_TRACK_KERNELS, begin_s, r->now);
+}
+
 SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch,
                 void *context)
 {
     Run r = {.sim = sim, .program = program, .watch = watch, .context = context};
     r.flight = xcalloc((size_t)program->graph->n_nodes, sizeof *r.flight);
     for (int i = program->phase_begin[first]; i < program->phase_begin[last + 1]; i++)
-        instruction(&r, &program->instr[i]);
+        run_and_tell(&r, &program->instr[i]);
     free(r.flight);
     r.time.total_s = r.now;
     return r.time;

@@ -69,11 +69,15 @@ typedef struct SimTime {
 void sim_time_add(SimTime *sum, const SimTime *x, double times);
 
 enum { SIM_TRACK_KERNELS = 0, SIM_TRACKS = 1 + MESH_AXES }; /* 1 + axis: exchanges */
+/* On the kernels' track each instruction is told once, from when the one before it has ended until
+ * it has itself: first it may wait, for the host or for an exchange, then its kernels run. An
+ * exchange is told once more on its axis's track, where it has a stream. */
 typedef struct SimEvent {
     const Program *program;
     const Instr *instr;
     int track;
     double begin_s, end_s; /* since the run began */
+    double kernel_s;       /* of it: kernels, at its end; 0 on other tracks */
 } SimEvent;
 typedef void SimWatch(void *context, const SimEvent *event);
 

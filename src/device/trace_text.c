@@ -47,15 +47,19 @@ void trace_text_box(Str *out, const TraceBox *box, const char *name, const char 
         category, box->process, box->track, box->begin_s * 1e6, (box->end_s - box->begin_s) * 1e6);
 }
 
-void trace_text_instr(Str *out, const TraceBox *box, const Program *program, const Instr *instr)
+void trace_text_instr(Str *out, const TraceBox *box, const Program *program, const Instr *instr,
+                      int stage, int64_t layers_before)
 {
     const Node *node = instr->node;
     Str name = {0};
     str_printf(&name, "%s%s%s", node->name ? node->name : "", node->name ? ": " : "",
                node->op->name);
     trace_text_box(out, box, name.at, phase_name(node->phase));
-    str_printf(out, "\"op\":\"%s\",\"program\":\"%s\"", node->op->name, program->graph->name);
-    if (node->layer >= 0) str_printf(out, ",\"layer\":%d", node->layer);
+    str_printf(out, "\"op\":\"%s\",\"program\":\"%s\",\"instr\":%d", node->op->name,
+               program->graph->name, (int)(instr - program->instr));
+    if (stage >= 0) str_printf(out, ",\"stage\":%d", stage);
+    if (node->layer >= 0)
+        str_printf(out, ",\"layer\":%lld", (long long)(node->layer + layers_before));
     str_deinit(&name);
 }
 

@@ -16,8 +16,11 @@ void trace_text_process(Str *out, int process, const char *name);
 void trace_text_track(Str *out, int process, int track, const char *name);
 /* Opens a box. The caller adds its arguments, `"bytes":1,"group":"tp"`, and ends it. */
 void trace_text_box(Str *out, const TraceBox *box, const char *name, const char *category);
-void trace_text_instr(Str *out, const TraceBox *box, const Program *program,
-                      const Instr *instr); /* opens one of an instruction */
+/* Opens one of an instruction. A stage's program may be that of a shorter model: layers_before is
+ * added to the number of a layer. What a node of a trace is known by: process, program, stage,
+ * phase and "instr", its number in the program. */
+void trace_text_instr(Str *out, const TraceBox *box, const Program *program, const Instr *instr,
+                      int stage, int64_t layers_before);
 void trace_text_end_box(Str *out);
 void trace_text_end(Str *out);
 

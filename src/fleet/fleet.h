@@ -37,6 +37,7 @@ double fleet_cause_nodes(const Cluster *cluster, const FailureCause *cause, int6
  * failures during a repair are Poisson. Causes that take whole groups are left out: spares of that
  * size nobody keeps. */
 int64_t fleet_spares(const Cluster *cluster, int64_t nodes, double quantile, Level level);
+#define FLEET_SPARES 0.99 /* the quantile that a job is given, unless it says otherwise */
 /* Least k with P(N <= k) >= quantile, N Poisson of this mean. */
 int64_t fleet_poisson_quantile(double mean, double quantile);
 
@@ -87,7 +88,7 @@ const char *fleet_loss_name(GoodputLoss loss);
 typedef struct GoodputJob {
     const Cluster *cluster;
     int64_t nodes;      /* that compute */
-    int64_t spares;     /* warm, beside them; negative: fleet_spares at 0.99 */
+    int64_t spares;     /* warm, beside them; negative: fleet_spares at FLEET_SPARES */
     int64_t replicas;   /* data-parallel, each able to go on without the others; 0: 1 */
     double state_bytes; /* of a checkpoint, all ranks */
     double interval_s;  /* between checkpoints; 0: the best that the storage can take */
@@ -206,6 +207,7 @@ typedef struct FleetJob {
     const Cluster *cluster;
     int64_t devices;    /* that compute: whole nodes */
     int64_t replicas;   /* data-parallel */
+    int64_t idle;       /* nodes that are there anyway: spares, and paid for */
     double state_bytes; /* of a checkpoint, all ranks: 12 to 14 bytes per weight */
     double step_s, batch_tokens;
     double max_batch_tokens; /* 0: no limit */

@@ -300,7 +300,7 @@ Status fleet_goodput(const GoodputJob *job, RecoveryScheme scheme, Arena *arena,
     Goodput g = {.n_months = months, .month = ARENA_ARRAY(arena, double, months)};
     g.spares = scheme == RECOVER_RESTART ? 0
                : job->spares >= 0        ? job->spares
-                                         : fleet_spares(c, job->nodes, 0.99, LEVEL_CENTRAL);
+                                         : fleet_spares(c, job->nodes, FLEET_SPARES, LEVEL_CENTRAL);
     m.save_s = fleet_save_s(c, job->nodes, job->state_bytes);
     m.interval_s = g.interval_s = interval_of(&m, 1 / failure_rate);
     m.cycle_s = m.interval_s + m.stall_s;

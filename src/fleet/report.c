@@ -7,9 +7,10 @@
 
 static Status make_goodput(const FleetJob *job, Arena *arena, FleetReport *r)
 {
+    int64_t wanted = fleet_spares(job->cluster, r->nodes, FLEET_SPARES, LEVEL_CENTRAL);
     GoodputJob goodput = {.cluster = job->cluster,
                           .nodes = r->nodes,
-                          .spares = -1,
+                          .spares = job->idle > wanted ? job->idle : -1,
                           .replicas = job->replicas,
                           .state_bytes = job->state_bytes,
                           .step_s = job->step_s,
@@ -111,8 +112,9 @@ static void text_goodput(const FleetReport *r, Str *out)
                 str_printf(out, "  %s %.1f%%", fleet_loss_name((GoodputLoss)k), 100 * g->lost[k]);
         str_add(out, "\n");
     }
-    str_printf(out, "  %lld warm spare nodes; the line with the star is counted on\n",
-               (long long)r->spares);
+    str_printf(out, "  %lld warm spare nodes%s; the line with the star is counted on\n",
+               (long long)r->spares,
+               r->spares == r->job.idle && r->spares ? ", all that the layout leaves idle" : "");
 }
 
 static void text_power(const FleetReport *r, Str *out)

@@ -19,7 +19,7 @@ double outlook_elastic_speedup(const Doubling *d, int which)
     return o->plan.tokens_per_s * goodput / useful(d->of[AS_IT_IS]);
 }
 
-Status outlook_doubling(const Question *q, Doubling *out)
+static Status find_all(const Question *q, Doubling *out)
 {
     int64_t devices = cluster_devices(q->cluster);
     Doubling d = {0};
@@ -34,6 +34,15 @@ Status outlook_doubling(const Question *q, Doubling *out)
     }
     *out = d;
     return OK;
+}
+
+Status outlook_doubling(const Question *question, Doubling *out)
+{
+    Question q = *question;
+    if (!q.profiles) q.profiles = profile_store_create();
+    Status status = find_all(&q, out);
+    if (!question->profiles) profile_store_destroy(q.profiles);
+    return status;
 }
 
 void outlook_doubling_deinit(Doubling *d)

@@ -23,9 +23,12 @@ static void make_fleet(Outlook *o)
     PowerPhase *phase = ARENA_ARRAY(&o->arena, PowerPhase, POWER_PHASES);
     if (!plan->fits || cluster->device.cores || plan->ranks % cluster->node.devices) return;
     power_phases(plan, phase);
+    int64_t idle = cluster_devices(cluster) - plan->ranks; /* more is somebody else's */
+    if ((double)idle > SEARCH_IDLE * (double)cluster_devices(cluster)) idle = 0;
     FleetJob job = {.cluster = cluster,
                     .devices = plan->ranks,
                     .replicas = plan->config.parallel.dp,
+                    .idle = idle / cluster->node.devices,
                     .state_bytes = STATE_BYTES * plan->weights,
                     .step_s = plan->time.step_s,
                     .batch_tokens = plan->tokens,

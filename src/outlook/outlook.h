@@ -121,8 +121,9 @@ typedef struct Question {
     const Cluster *cluster;  /* of the kind */
     int64_t max_batch;       /* sequences in a step at most */
     double tokens, days;
-    double max_usd;        /* that the run may cost; 0: any */
-    int simulate, threads; /* of each search */
+    double max_usd;         /* that the run may cost; 0: any */
+    int simulate, threads;  /* of each search */
+    ProfileStore *profiles; /* of earlier searches for this run file; NULL: none */
 } Question;
 
 typedef struct Answer {
@@ -144,6 +145,19 @@ Status outlook_smallest(const Question *question, SmallestAnswer *out);
 /* The sentence of a search that was refused with this status since nothing fits, and how many
  * devices would do. */
 Status outlook_refuse_search(const Question *question, Status status);
+
+/* What the limit of the batch costs where it leaves a device fewer than FLEET_MIN_TOKENS a step. */
+typedef struct BatchLimit {
+    double tokens, tokens_per_device;
+    int64_t times;   /* with a limit so many times as large all devices have enough */
+    int64_t devices; /* so many have enough with this one */
+    double rate, rate_larger, rate_fewer; /* tokens/s of the plan and of both; 0: nothing fits */
+} BatchLimit;
+/* Two searches; false, and none, where devices have enough. */
+bool outlook_batch_limit(const Question *question, const Plan *plan, BatchLimit *out);
+void outlook_batch_limit_text(const BatchLimit *limit, Str *out);
+void outlook_batch_limit_json(const BatchLimit *limit,
+                              Str *out); /* a member, with a comma before */
 
 /* From what a run file was loaded, so that it can be loaded with other sizes. */
 typedef struct ConfigSource {

@@ -17,7 +17,8 @@ static Status find(const Question *q, const RunConfig *config, double tokens, An
     SearchOptions how = {.devices = a->devices,
                          .max_batch = a->max_batch,
                          .simulate = q->simulate,
-                         .threads = q->threads};
+                         .threads = q->threads,
+                         .profiles = q->profiles};
     TRY(plan_search(config, &a->cluster, &how, &found));
     Status status = outlook_make(&found.plan[0].config, &a->cluster, &(PlanOptions){.jitter = -1},
                                  tokens, &a->outlook);
@@ -183,11 +184,14 @@ static Status climb(Smallest *s, SmallestAnswer *out)
     return OK;
 }
 
-Status outlook_smallest(const Question *q, SmallestAnswer *out)
+Status outlook_smallest(const Question *question, SmallestAnswer *out)
 {
+    Question q = *question;
     Smallest *s = xcalloc(1, sizeof *s);
-    *s = (Smallest){.ladder.good = soon_enough, .q = q, .fastest = -1};
+    if (!q.profiles) q.profiles = profile_store_create();
+    *s = (Smallest){.ladder.good = soon_enough, .q = &q, .fastest = -1};
     Status status = climb(s, out);
+    if (!question->profiles) profile_store_destroy(q.profiles);
     if (status != OK) outlook_answer_destroy(s->best);
     free(s);
     return status;

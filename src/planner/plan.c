@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "planner/planner_internal.h"
+#include "planner/overlay.h"
 
 /* ---- what is planned -------------------------------------------------------------------- */
 
@@ -35,10 +35,6 @@ static Status check_precision(const RunConfig *config, const DeviceSheet *device
 
 Status plan_read_model(const RunConfig *config, ModelConfig *model)
 {
-    if (config->train.canonical)
-        return fail(ERR_REFUSED, "train.canonical is not planned: its sums need memory and time of "
-                                 "their own; take train.canonical=false, "
-                                 "or drover train --dry-run, which says what it holds");
     TRY(train_expect_model(config, model));
     if (config->train.balance == RUN_BALANCE_BIAS) model->expert_bias = true;
     return OK;
@@ -84,6 +80,7 @@ Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cl
     if (config->train.threads && !job->target.gpu) job->target.threads = (int)config->train.threads;
     Status status = train_check_divides(config, model);
     if (status == OK) status = train_pipeline(config, run_n_micro(config), &job->pipeline);
+    if (status == OK) status = train_layout_chunks(config, model, &layout);
     layout.pipeline = job->pipeline;
     layout.expert_room = options && options->balanced;
     if (options && options->stack.whole_sequences) layout.sequence = false;
@@ -181,6 +178,30 @@ static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOpt
 
 /* ---- entry ------------------------------------------------------------------------------ */
 
+enum { MAX_TRACE = 1 << 30 };
+
+static Status overlay(const PlanJob *job, const PlanOptions *options)
+{
+    Arena arena = {0};
+    Bytes text;
+    Str both = {0};
+    bool write = options->trace;
+    Status status = file_read(&arena, options->measured, MAX_TRACE, &text);
+    if (status == OK)
+        status = overlay_make(job, text, options->measured, write ? &both : NULL, options->overlay);
+    if (status == OK && write) status = file_write_atomic(options->trace, both.at, both.n);
+    if (status != OK) overlay_deinit(options->overlay);
+    str_deinit(&both);
+    arena_deinit(&arena);
+    return status;
+}
+
+static Status write_traces(const PlanJob *job, const PlanOptions *options)
+{
+    if (options->measured) return overlay(job, options);
+    return options->trace ? plan_write_trace(job, options->trace) : OK;
+}
+
 static Status make(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
                    const PlanOptions *options, Plan *plan)
 {
@@ -198,7 +219,7 @@ static Status make(const RunConfig *config, const ModelConfig *model, const Clus
     plan->active_weights = (double)counts.active;
     plan->experts = model->n_experts > 0;
     plan->simulate_s = clock_s() - start - plan->build_s;
-    Status status = options->trace ? plan_write_trace(&job, options->trace) : OK;
+    Status status = write_traces(&job, options);
     if (status == OK && options->timeline) plan_fill_timeline(&job, options->timeline);
     plan_job_deinit(&job);
     return status;

@@ -330,6 +330,76 @@ static void test_search(void **state)
     cluster_deinit(&cluster);
 }
 
+/* 13 nodes and a batch of 96: that many devices have a sequence each, and the others are idle. Few
+ * ever are. */
+static void test_search_idle(void **state)
+{
+    (void)state;
+    RunConfig config, mine;
+    Cluster cluster, same;
+    SearchResult found;
+    Plan plan;
+    static const char *const nodes = "104 h100, 8 per node, 400G";
+    SearchOptions how = {.devices = 104, .max_batch = 96, .simulate = 16, .threads = 2};
+    load(SETTINGS(BIG), nodes, &config, &cluster);
+    if (plan_search(&config, &cluster, &how, &found) != OK) fail_msg("%s", status_message());
+    bool all = false;
+    for (int i = 0; i < found.n; i++) {
+        const Plan *p = &found.plan[i];
+        assert_true(p->ranks % 8 == 0 && p->ranks <= 104 && p->ranks >= 96);
+        assert_true(p->config.train.batch <= 96);
+        all |= p->ranks == 104;
+    }
+    assert_true(all);
+    assert_int_equal(make(SETTINGS(BIG, "train.batch=96", "parallel.fsdp=32", "parallel.dp=3",
+                                   "train.recompute=selective"),
+                          nodes, &plan, &mine, &same),
+                     OK);
+    assert_true(plan.fits && found.plan[0].tokens_per_s >= 0.999 * plan.tokens_per_s);
+    assert_int_equal(found.plan[0].ranks, 96);
+    search_result_deinit(&found);
+    done(&plan, &mine, &same);
+    run_config_deinit(&config);
+    cluster_deinit(&cluster);
+}
+
+/* Experts whole on the ranks of tp, or a part of each: a batch so small that tp is needed, and many
+ * small experts. What is found is whole ones, and at least as much as who tries both by hand has.
+ */
+static void test_search_folded(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    SearchResult found;
+    static const char *const node = "64 h100, 8 per node, 400G";
+    static const char *const by_hand[] = {"parallel={dp: 8, tp: 8, zero: 1}",
+                                          "parallel={dp: 8, tp: 8, zero: 1, fold_experts: true}"};
+#define EXPERTS                                                                                    \
+    "model={preset: llama3.1-8b, model_type: llama4_text, num_local_experts: 64, "                 \
+    "num_experts_per_tok: 4, interleave_moe_layer_step: 1, intermediate_size: 1024, "              \
+    "num_hidden_layers: 8}",                                                                       \
+        "data=[{synthetic: uniform}]", "train.seq=1024", "train.batch=8", "train.micro_batch=1"
+    load(SETTINGS(EXPERTS), node, &config, &cluster);
+    SearchOptions how = {.devices = 64, .max_batch = 8, .simulate = 24, .threads = 2};
+    if (plan_search(&config, &cluster, &how, &found) != OK) fail_msg("%s", status_message());
+    assert_true(found.plan[0].config.parallel.fold_experts);
+    for (int i = 0; i < COUNT_OF(by_hand); i++) {
+        Plan plan;
+        RunConfig mine;
+        Cluster same;
+        if (make(SETTINGS(EXPERTS, by_hand[i]), node, &plan, &mine, &same) != OK)
+            fail_msg("%s", status_message());
+        if (plan.fits && plan.tokens_per_s > 1.001 * found.plan[0].tokens_per_s)
+            fail_msg("%s makes %.0f tokens/s, the best found %.0f", by_hand[i], plan.tokens_per_s,
+                     found.plan[0].tokens_per_s);
+        done(&plan, &mine, &same);
+    }
+    search_result_deinit(&found);
+    run_config_deinit(&config);
+    cluster_deinit(&cluster);
+}
+
 /* A cut that takes all devices is profiled, although the profile's pipeline takes more of them. */
 static void test_profile_small(void **state)
 {
@@ -383,6 +453,8 @@ int main(void)
                                        cmocka_unit_test(test_trace),
                                        cmocka_unit_test(test_search),
                                        cmocka_unit_test(test_search_goes_on),
+                                       cmocka_unit_test(test_search_idle),
+                                       cmocka_unit_test(test_search_folded),
                                        cmocka_unit_test(test_profile_small)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

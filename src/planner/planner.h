@@ -112,12 +112,40 @@ typedef struct Timeline {
 } Timeline;
 void timeline_deinit(Timeline *timeline);
 
+/* ---- a plan over a measurement ---------------------------------------------------------- */
+
+/* One instruction of a program, the mean of the times that it ran. */
+typedef struct OverlayNode {
+    const char *program, *phase, *name; /* the overlay's */
+    int rank, stage, layer;             /* along pp; stage, layer: -1 where there is none */
+    int instr;                          /* its number in the program */
+    int64_t times;                      /* in a step, on a rank */
+    double measured_s, simulated_s;
+} OverlayNode;
+
+/* A simulated step over measured ones of the same layout, node by node. */
+typedef struct Overlay {
+    OverlayNode *node; /* [n] that are on both sides */
+    int n, n_measured_only, n_simulated_only;
+    const char *odd; /* the first of those, a sentence; NULL: there is none */
+    double steps;    /* measured */
+    double measured_s,
+        simulated_s; /* of a step, from the first node's begin to the last one's end */
+    Arena arena;
+} Overlay;
+void overlay_deinit(Overlay *overlay);
+void overlay_text(const Overlay *overlay, Str *out);
+void overlay_json(const Overlay *overlay, Str *out); /* a member */
+
 /* ---- one layout ------------------------------------------------------------------------- */
 
 typedef struct PlanOptions {
-    const char
-        *trace; /* file for chrome://tracing: a step of a rank of each pipeline stage; NULL: none */
-    Timeline *timeline; /* filled, for the caller to deinit; NULL: none */
+    /* file for chrome://tracing: a step of a rank of each pipeline stage, behind what was measured,
+     * if anything was; NULL: none */
+    const char *trace;
+    const char *measured; /* file: a trace of drover train of this layout; NULL: none */
+    Overlay *overlay;     /* with `measured`: filled, for the caller to deinit */
+    Timeline *timeline;   /* filled, for the caller to deinit; NULL: none */
     /* standard deviation of a rank's compute time, relative; negative: PLAN_JITTER */
     double jitter;
     bool balanced; /* experts' rows come evenly, and owners of experts have room for no more: memory
@@ -197,12 +225,22 @@ bool plan_step_range(const Plan *plan, double *low_s, double *high_s);
 
 /* ---- search ----------------------------------------------------------------------------- */
 
+/* Share of the devices that a layout may leave idle: they are its spares. */
+#define SEARCH_IDLE 0.1
+
+/* What searches of one run on clusters of one kind learn of its layers, kept from one to the next:
+ * of other sizes of the cluster and of the batch. One search at a time. */
+typedef struct ProfileStore ProfileStore;
+ProfileStore *profile_store_create(void);
+void profile_store_destroy(ProfileStore *store);
+
 typedef struct SearchOptions {
-    int64_t devices;   /* that the layout uses, all of them */
+    int64_t devices;   /* that the layout uses: all, or whole nodes but for SEARCH_IDLE of them */
     int64_t max_batch; /* sequences in a step at most; the largest batch within it is taken */
     int simulate;      /* how many of the best estimates are planned */
     int front;         /* and how many of those that need least memory for their time */
     int threads;       /* 0: all cores */
+    ProfileStore *profiles; /* read and added to; NULL: none */
 } SearchOptions;
 
 typedef struct SearchResult {

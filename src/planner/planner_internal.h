@@ -30,8 +30,14 @@ Status plan_read_model(const RunConfig *config, ModelConfig *model);
 void plan_job_deinit(PlanJob *job);
 Status plan_make_of(const RunConfig *config, const ModelConfig *model, const Cluster *cluster,
                     const PlanOptions *options, Plan *plan);
-/* A step of a rank of each pipeline stage: all actions, and of the first micro-batch and the update
- * all instructions. */
+/* Events of a simulated step in the form of a trace: of a rank of each pipeline stage all actions,
+ * and of the first micro-batch (all: of every one) and the update all instructions. */
+typedef struct TraceForm {
+    const char *name; /* of processes, in front of the rank's number */
+    int process;      /* the number of the first */
+    bool all;
+} TraceForm;
+void plan_trace_text(const PlanJob *job, const TraceForm *form, Str *out);
 Status plan_write_trace(const PlanJob *job, const char *path);
 void plan_fill_timeline(const PlanJob *job, Timeline *timeline);
 

@@ -38,6 +38,7 @@ static RunConfig short_run(const RunConfig *config, LayerCut cut, int64_t stages
                                .schedule = cut.splits ? "zb-h1" : "1f1b",
                                .cp = cut.cp,
                                .ep = cut.ep,
+                               .fold_experts = cut.folds,
                                .overlap = config->parallel.overlap,
                                .bucket = config->parallel.bucket};
     c.train.micro_batch = cut.micro_batch;

@@ -12,6 +12,7 @@ typedef struct LayerCut {
     RunRecompute recompute;
     bool splits; /* gradients of weights apart from those of inputs, and kept for them what both
                     read */
+    bool folds;  /* whole experts over the ranks of tp and ep, instead of parts of each over tp */
 } LayerCut;
 
 /* A stage of one layer, one micro-batch, without replicas. */

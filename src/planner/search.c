@@ -43,6 +43,12 @@ typedef struct Lesson {
     int chosen; /* before it is known */
 } Lesson;
 
+/* Layouts that cut a layer in one way; a thread at a time. */
+typedef struct Found {
+    VEC(Candidate) candidate;
+    int64_t n_layouts;
+} Found;
+
 typedef struct Search {
     const RunConfig *config;
     const ModelConfig *model;
@@ -50,6 +56,8 @@ typedef struct Search {
     const SearchOptions *options;
     VEC(LayerCut) cut;
     Profile *profile; /* [cuts] */
+    bool *known;      /* [cuts]: the profile is from an earlier search */
+    Found *found;     /* [cuts] */
     VEC(Candidate) candidate;
     size_t limit_bytes;
     int64_t n_layouts;
@@ -104,36 +112,93 @@ static bool divides(const Search *s, LayerCut cut)
     RunConfig c = *s->config;
     c.parallel.tp = cut.tp;
     c.parallel.ep = cut.ep;
+    c.parallel.fold_experts = cut.folds;
     if (c.train.seq % (2 * cut.cp) && cut.cp > 1) return false;
     return train_check_divides(&c, s->model) == OK;
 }
 
-static void list_cuts(Search *s)
+static void list_recomputes(Search *s, LayerCut cut)
 {
-    int64_t devices = s->options->devices,
-            domain = s->cluster->node.link_domain > 1 ? s->cluster->node.link_domain : 1;
     static const RunRecompute recompute[] = {RUN_RECOMPUTE_NONE, RUN_RECOMPUTE_SELECTIVE,
                                              RUN_RECOMPUTE_FULL};
+    if (cut.cp > 1 && s->config->train.seq / cut.cp < MIN_COLUMNS) return;
+    if (cut.micro_batch > 1 && cut.micro_batch * s->config->train.seq / cut.cp > MAX_TOKENS) return;
+    if (!divides(s, cut)) return;
+    for (int r = 0; r < COUNT_OF(recompute); r++) {
+        cut.recompute = recompute[r];
+        cut.splits = false;
+        VEC_PUSH(&s->cut, cut);
+        cut.splits = true; /* what is made again for B would be kept for W */
+        if (cut.recompute == RUN_RECOMPUTE_NONE) VEC_PUSH(&s->cut, cut);
+    }
+}
+
+static void list_cuts(Search *s)
+{
+    int64_t devices = s->options->devices, experts = s->model->n_experts,
+            domain = s->cluster->node.link_domain > 1 ? s->cluster->node.link_domain : 1;
     for (int64_t tp = 1; tp <= min_i64(MAX_TP, domain); tp *= 2)
         for (int64_t cp = 1; cp <= MAX_CP && tp * cp <= devices; cp *= 2)
-            for (int64_t ep = 1; ep <= max_i64(1, s->model->n_experts) && tp * cp * ep <= devices;
-                 ep *= 2)
-                for (int64_t micro = 1; micro <= MAX_MICRO_BATCH; micro *= 2)
-                    for (int r = 0; r < COUNT_OF(recompute); r++) {
-                        LayerCut cut = {tp, cp, ep, micro, recompute[r], false};
-                        if (cp > 1 && s->config->train.seq / cp < MIN_COLUMNS) continue;
-                        if (micro > 1 && micro * s->config->train.seq / cp > MAX_TOKENS) continue;
-                        if (!divides(s, cut)) continue;
-                        VEC_PUSH(&s->cut, cut);
-                        cut.splits = true; /* what is made again for B would be kept for W */
-                        if (cut.recompute == RUN_RECOMPUTE_NONE) VEC_PUSH(&s->cut, cut);
-                    }
+            for (int64_t ep = 1; ep <= max_i64(1, experts) && tp * cp * ep <= devices; ep *= 2)
+                for (int64_t micro = 1; micro <= MAX_MICRO_BATCH; micro *= 2) {
+                    LayerCut cut = {.tp = tp, .cp = cp, .ep = ep, .micro_batch = micro};
+                    list_recomputes(s, cut);
+                    cut.folds = true;
+                    if (experts && tp > 1) list_recomputes(s, cut);
+                }
+}
+
+static bool same_cut(const LayerCut *a, const LayerCut *b)
+{
+    return a->tp == b->tp && a->cp == b->cp && a->ep == b->ep && a->micro_batch == b->micro_batch &&
+           a->recompute == b->recompute && a->splits == b->splits && a->folds == b->folds;
+}
+
+struct ProfileStore {
+    VEC(Profile) profile;
+};
+
+ProfileStore *profile_store_create(void) { return xcalloc(1, sizeof(ProfileStore)); }
+
+void profile_store_destroy(ProfileStore *store)
+{
+    if (!store) return;
+    VEC_FREE(&store->profile);
+    free(store);
+}
+
+static void recall_profiles(Search *s)
+{
+    const ProfileStore *store = s->options->profiles;
+    for (size_t i = 0; i < s->cut.n; i++)
+        for (size_t k = 0; store && k < store->profile.n && !s->known[i]; k++)
+            if (same_cut(&store->profile.at[k].cut, &s->cut.at[i])) {
+                s->profile[i] = store->profile.at[k];
+                s->known[i] = true;
+            }
+}
+
+static void keep_profiles(Search *s)
+{
+    ProfileStore *store = s->options->profiles;
+    for (size_t i = 0; i < s->cut.n && store; i++)
+        if (!s->known[i]) VEC_PUSH(&store->profile, s->profile[i]);
 }
 
 static void profile_one(Search *s, size_t i)
 {
+    if (s->known[i]) return;
     if (profile_make(s->config, s->model, s->cluster, s->cut.at[i], &s->profile[i]) != OK)
-        s->profile[i].good = false;
+        s->profile[i] = (Profile){.cut = s->cut.at[i]};
+}
+
+static void make_profiles(Search *s)
+{
+    s->profile = xcalloc(s->cut.n + 1, sizeof *s->profile);
+    s->known = xcalloc(s->cut.n + 1, sizeof *s->known);
+    recall_profiles(s);
+    run_all(s, s->cut.n, profile_one);
+    keep_profiles(s);
 }
 
 /* ---- layouts ---------------------------------------------------------------------------- */
@@ -143,20 +208,13 @@ typedef struct ScheduleChoice {
     int64_t virtual_stages;
 } ScheduleChoice;
 
-/* The largest batch within the limit that the ranks share evenly. */
-static int64_t batch_of(const Search *s, int64_t at_once)
-{
-    return s->options->max_batch / at_once * at_once;
-}
+static int64_t cut_ranks(const LayerCut *cut) { return cut->tp * cut->cp * cut->ep; }
 
-static void consider(Search *s, const Profile *p, Spread spread)
+static void consider(const Search *s, const Profile *p, Spread spread)
 {
-    int64_t at_once = p->cut.micro_batch * spread.dp * spread.fsdp * p->cut.ep,
-            batch = batch_of(s, at_once);
-    if (batch < at_once) return;
-    spread.n_micro = batch / at_once;
+    Found *found = &s->found[p - s->profile];
     if (!strcmp(spread.schedule, "dualpipev") && spread.n_micro < 2 * spread.pp) return;
-    s->n_layouts++;
+    found->n_layouts++;
     Mesh mesh = {.size = {[MESH_PP] = (int)spread.pp,
                           [MESH_DP] = (int)spread.dp,
                           [MESH_FSDP] = (int)spread.fsdp,
@@ -165,44 +223,82 @@ static void consider(Search *s, const Profile *p, Spread spread)
                           [MESH_TP] = (int)p->cut.tp}};
     Sim sim;
     if (sim_init(s->cluster, &mesh, &sim) != OK) return;
+    int64_t batch = spread.n_micro * p->cut.micro_batch * p->cut.ep * spread.fsdp * spread.dp;
     Candidate c = {p->cut, spread, batch, estimate_layout(&sim, p, &spread, s->model->n_layers)};
     c.estimate.step_s /= (double)batch; /* of one sequence: batches differ */
-    if (c.estimate.bytes <= memory_margin * (double)s->limit_bytes) VEC_PUSH(&s->candidate, c);
+    if (c.estimate.bytes <= memory_margin * (double)s->limit_bytes) VEC_PUSH(&found->candidate, c);
 }
 
-static void consider_replicas(Search *s, const Profile *p, int64_t pp, ScheduleChoice schedule)
+static int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
+
+/* At most so many times `ranks`: all devices, or whole nodes of which few are left idle; else 0. */
+static int64_t usable_times(const Search *s, int64_t ranks, int64_t most)
 {
-    int64_t replicas = s->options->devices / (pp * p->cut.tp * p->cut.cp * p->cut.ep);
-    for (int64_t fsdp = 1; fsdp <= replicas; fsdp *= 2) {
-        if (replicas % fsdp) break;
-        int64_t dp = replicas / fsdp;
-        for (int64_t zero = 0; zero <= 2; zero++) {
-            if (zero && (dp == 1 || fsdp > 1)) continue;
-            consider(s, p,
-                     (Spread){.pp = pp,
-                              .dp = dp,
-                              .fsdp = fsdp,
-                              .zero = zero,
-                              .virtual_stages = schedule.virtual_stages,
-                              .schedule = schedule.name});
-        }
+    int64_t all = s->options->devices, node = s->cluster->node.devices,
+            together = node / common_divisor(node, ranks);
+    if (ranks * most == all) return most;
+    int64_t times = most / together * together;
+    return (double)(ranks * times) >= (1 - SEARCH_IDLE) * (double)all ? times : 0;
+}
+
+/* As many replicas as the devices hold, each with as many micro-batches as the batch leaves it; or
+ * fewer replicas, where the batch then gives each one micro-batch more: with yet fewer the same
+ * batch only takes longer. */
+static void consider_replicas(const Search *s, const Profile *p, Spread spread)
+{
+    int64_t ranks = cut_ranks(&p->cut) * spread.pp * spread.fsdp,
+            sequences = s->options->max_batch / (p->cut.micro_batch * p->cut.ep * spread.fsdp),
+            most = s->options->devices / ranks;
+    for (int i = 0; i < 2; i++) {
+        spread.dp = usable_times(s, ranks, most);
+        if (spread.dp == 0) return;
+        spread.n_micro = sequences / spread.dp;
+        for (spread.zero = 0; spread.zero <= 2 && spread.n_micro; spread.zero++)
+            if (!spread.zero || (spread.dp > 1 && spread.fsdp == 1)) consider(s, p, spread);
+        most = sequences / (spread.n_micro + 1);
     }
 }
 
-static void consider_pipelines(Search *s, const Profile *p)
+static void consider_schedule(const Search *s, const Profile *p, int64_t pp,
+                              ScheduleChoice schedule)
 {
-    int64_t rest = s->options->devices / (p->cut.tp * p->cut.cp * p->cut.ep),
-            layers = s->model->n_layers;
-    for (int64_t pp = 1; pp <= min_i64(rest, layers); pp++) {
-        if (rest % pp) continue;
+    int64_t replicas = s->options->devices / (pp * cut_ranks(&p->cut));
+    for (int64_t fsdp = 1; fsdp <= replicas; fsdp *= 2)
+        consider_replicas(s, p,
+                          (Spread){.pp = pp,
+                                   .fsdp = fsdp,
+                                   .virtual_stages = schedule.virtual_stages,
+                                   .schedule = schedule.name});
+}
+
+static void consider_pipelines(const Search *s, const Profile *p)
+{
+    int64_t most = s->options->devices / cut_ranks(&p->cut), layers = s->model->n_layers;
+    for (int64_t pp = 1; pp <= min_i64(most, layers); pp++) {
         static const ScheduleChoice split[] = {{"zb-h1", 1}, {"zb-v", 2}, {"dualpipev", 2}};
         for (int i = 0; i < COUNT_OF(split) && p->cut.splits && pp > 1; i++)
-            if (pp * split[i].virtual_stages <= layers) consider_replicas(s, p, pp, split[i]);
+            if (pp * split[i].virtual_stages <= layers) consider_schedule(s, p, pp, split[i]);
         if (p->cut.splits) continue;
-        consider_replicas(s, p, pp, (ScheduleChoice){"1f1b", 1});
+        consider_schedule(s, p, pp, (ScheduleChoice){"1f1b", 1});
         for (int64_t v = 2; pp > 1 && v <= MAX_STAGES_PER_RANK && pp * v <= layers; v++)
             if (layers % (pp * v) == 0)
-                consider_replicas(s, p, pp, (ScheduleChoice){"interleaved", v});
+                consider_schedule(s, p, pp, (ScheduleChoice){"interleaved", v});
+    }
+}
+
+static void consider_cut(Search *s, size_t i)
+{
+    if (s->profile[i].good) consider_pipelines(s, &s->profile[i]);
+}
+
+/* In the order of the cuts, whichever thread found them. */
+static void gather_candidates(Search *s)
+{
+    for (size_t i = 0; i < s->cut.n; i++) {
+        Found *f = &s->found[i];
+        s->n_layouts += f->n_layouts;
+        for (size_t k = 0; k < f->candidate.n; k++) VEC_PUSH(&s->candidate, f->candidate.at[k]);
+        VEC_FREE(&f->candidate);
     }
 }
 
@@ -221,6 +317,7 @@ static RunConfig config_of(const Search *s, const Candidate *c)
     p->tp = c->cut.tp;
     p->cp = c->cut.cp;
     p->ep = c->cut.ep;
+    p->fold_experts = c->cut.folds;
     p->dp = c->spread.dp;
     p->fsdp = c->spread.fsdp;
     p->pp = c->spread.pp;
@@ -252,9 +349,7 @@ static Lesson *lesson_of(Search *s, const Candidate *c)
 {
     for (size_t i = 0; i < s->lesson.n; i++) {
         Lesson *l = &s->lesson.at[i];
-        if (l->cut.tp == c->cut.tp && l->cut.cp == c->cut.cp && l->cut.ep == c->cut.ep &&
-            l->cut.micro_batch == c->cut.micro_batch && l->cut.recompute == c->cut.recompute &&
-            l->cut.splits == c->cut.splits && l->pipeline == (c->spread.pp > 1) &&
+        if (same_cut(&l->cut, &c->cut) && l->pipeline == (c->spread.pp > 1) &&
             l->sharded == (c->spread.fsdp > 1))
             return l;
     }
@@ -349,10 +444,10 @@ static void make_plans(Search *s, SearchResult *out)
 static Status search(Search *s, SearchResult *out)
 {
     list_cuts(s);
-    s->profile = xcalloc(s->cut.n + 1, sizeof *s->profile);
-    run_all(s, s->cut.n, profile_one);
-    for (size_t i = 0; i < s->cut.n; i++)
-        if (s->profile[i].good) consider_pipelines(s, &s->profile[i]);
+    make_profiles(s);
+    s->found = xcalloc(s->cut.n + 1, sizeof *s->found);
+    run_all(s, s->cut.n, consider_cut);
+    gather_candidates(s);
     out->n_layouts = s->n_layouts;
     out->n_estimated = (int64_t)s->candidate.n;
     make_plans(s, out);
@@ -377,6 +472,11 @@ Status plan_search(const RunConfig *config, const Cluster *cluster, const Search
     ModelConfig model;
     const MemoryCurve *m = &cluster->device.memory;
     *out = (SearchResult){0};
+    if (config->train.canonical)
+        return fail(ERR_REFUSED,
+                    "train.canonical: layouts whose batch is no power of two of leaves "
+                    "are none of it, and a search finds others; search with "
+                    "train.canonical=false, and plan what it finds with it");
     TRY(plan_read_model(config, &model));
     Search s = {.config = config,
                 .model = &model,
@@ -387,6 +487,8 @@ Status plan_search(const RunConfig *config, const Cluster *cluster, const Search
                                                : (size_t)fmax(0, m->bytes - m->reserved_bytes);
     Status status = search(&s, out);
     free(s.profile);
+    free(s.known);
+    free(s.found);
     VEC_FREE(&s.cut);
     VEC_FREE(&s.candidate);
     pthread_mutex_destroy(&s.lock);
@@ -423,8 +525,11 @@ void search_text(const SearchResult *r, int most, Str *out)
                    (long long)l->cp, (long long)l->ep, (long long)l->fsdp, (long long)l->dp,
                    (long long)l->pp);
         if (l->pp > 1) str_printf(out, " %s@%lld", l->schedule, (long long)l->virtual_stages);
-        str_printf(out, " zero%lld micro%lld x %lld%s\n", (long long)l->zero,
+        str_printf(out, " zero%lld micro%lld x %lld%s%s", (long long)l->zero,
                    (long long)p->config.train.micro_batch, (long long)run_n_micro(&p->config),
-                   recompute[p->config.train.recompute]);
+                   recompute[p->config.train.recompute], l->fold_experts ? " folded" : "");
+        if (p->ranks < p->devices)
+            str_printf(out, ", %lld idle", (long long)(p->devices - p->ranks));
+        str_add(out, "\n");
     }
 }

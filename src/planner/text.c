@@ -25,6 +25,7 @@ void plan_layout_words(const Plan *plan, Str *out)
     add_size(&text, "tp", p->tp);
     add_size(&text, "cp", p->cp);
     add_size(&text, "ep", p->ep);
+    if (p->fold_experts && p->tp > 1) str_add(&text, " (experts folded over tp)");
     add_size(&text, "fsdp", p->fsdp);
     add_size(&text, "dp", p->dp);
     add_size(&text, "pp", p->pp);
@@ -220,8 +221,10 @@ static void layout_json(const Plan *plan, Str *out)
                (long long)p->dp, (long long)p->pp, (long long)p->zero,
                p->pp > 1 ? p->schedule : "none");
     str_printf(out,
-               "\"virtual_stages\": %lld, \"batch\": %lld, \"seq\": %lld, \"micro_batch\": %lld, "
+               "\"fold_experts\": %s, \"virtual_stages\": %lld, \"batch\": %lld, \"seq\": %lld, "
+               "\"micro_batch\": %lld, "
                "\"n_micro\": %lld, \"recompute\": \"%s\", \"precision\": \"%s\"}",
+               p->fold_experts ? "true" : "false",
                (long long)(p->pp > 1 ? p->virtual_stages ? p->virtual_stages
                                                          : pipeline_default_stages(p->schedule)
                                      : 1),

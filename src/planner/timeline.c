@@ -31,7 +31,6 @@ typedef struct Filler {
     VEC(TimelineAction) action;
     VEC(Exposed) exposed;
     VEC(Event) event; /* of the action that is looked at */
-    const Instr *last;
 } Filler;
 
 /* ---- actions ---------------------------------------------------------------------------- */
@@ -67,22 +66,20 @@ static SimWork kernel_work(const Program *program, const Instr *instr)
     return c.kind == COST_ATTENTION || c.kind == COST_ATTENTION_GRAD ? SIM_ATTENTION : SIM_MEMORY;
 }
 
-/* A wait is told first as such, on the kernels' track, and then perhaps as the kernel that unpacks:
- * where nothing is drawn, kernels wait. */
+/* Of an instruction what its kernels take: where nothing is drawn, they wait. */
 static void keep_event(void *context, const SimEvent *e)
 {
     Filler *f = context;
     const Node *node = e->instr->node;
-    bool kernel = e->track == SIM_TRACK_KERNELS,
-         waits = kernel && e->instr->op->flags & OP_WAITS && f->last != e->instr;
-    f->last = e->instr;
-    if (waits || e->end_s <= e->begin_s) return;
+    bool kernel = e->track == SIM_TRACK_KERNELS;
+    double begin_s = kernel ? e->end_s - e->kernel_s : e->begin_s;
+    if (e->end_s <= begin_s) return;
     Event event = {
         {.track = e->track,
          .work = kernel ? kernel_work(e->program, e->instr) : SIM_MEMORY,
          .name = arena_printf(&f->timeline->arena, "%s%s%s", node->name ? node->name : "",
                               node->name ? ": " : "", e->instr->op->name),
-         .begin_s = e->begin_s,
+         .begin_s = begin_s,
          .end_s = e->end_s},
         node->layer};
     VEC_PUSH(&f->event, event);
@@ -113,7 +110,6 @@ static void fill_window(Filler *f, const StepSpan *span, TimelineWindow *w)
 {
     int least = -1, most = -1;
     f->event.n = 0;
-    f->last = NULL;
     sim_run(&f->job->sim, span->program, span->first, span->last, keep_event, f);
     for (size_t i = 0; i < f->event.n; i++) {
         int layer = f->event.at[i].layer;

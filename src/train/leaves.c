@@ -17,25 +17,33 @@ static int chunks_of(const ModelConfig *m)
     return chunks;
 }
 
-Status trainer_setup_leaves(Trainer *t)
+Status train_layout_chunks(const RunConfig *config, const ModelConfig *model, Layout *layout)
 {
-    const RunTrain *r = &t->config->train;
-    int64_t tp = t->config->parallel.tp, most = (int64_t)1 << NODE_MAX_OUT;
+    const RunTrain *r = &config->train;
+    int64_t tp = config->parallel.tp, most = (int64_t)1 << NODE_MAX_OUT,
+            n_micro = run_n_micro(config);
     if (!r->canonical) return OK;
-    t->layout.chunks = r->canonical_chunks ? (int)r->canonical_chunks : chunks_of(&t->model);
-    if (t->layout.chunks % tp)
+    layout->chunks = r->canonical_chunks ? (int)r->canonical_chunks : chunks_of(model);
+    if (layout->chunks % tp)
         return fail(ERR_REFUSED,
                     "parallel.tp %lld does not divide the %d chunks in which train.canonical sums "
                     "products; take %stp %d or less",
-                    (long long)tp, t->layout.chunks,
+                    (long long)tp, layout->chunks,
                     r->canonical_chunks ? "a larger train.canonical_chunks, or " : "",
-                    t->layout.chunks);
-    if (t->n_micro > most)
+                    layout->chunks);
+    if (n_micro > most)
         return fail(ERR_REFUSED,
                     "train.canonical: %lld micro-batches on a rank, at most %lld can be summed as "
                     "a tree; a larger train.micro_batch is wanted",
-                    (long long)t->n_micro, (long long)most);
-    t->n_leaves = r->batch / t->micro_batch;
+                    (long long)n_micro, (long long)most);
+    return OK;
+}
+
+Status trainer_setup_leaves(Trainer *t)
+{
+    if (!t->config->train.canonical) return OK;
+    TRY(train_layout_chunks(t->config, &t->model, &t->layout));
+    t->n_leaves = t->config->train.batch / t->micro_batch;
     t->leaf_loss = xcalloc((size_t)t->n_leaves, sizeof *t->leaf_loss);
     return OK;
 }

@@ -47,10 +47,26 @@ static void note_exchange(void *context, const Comm *group, const CommTrace *don
 
 /* ---- as text ---------------------------------------------------------------------------- */
 
-static void add_instr(Str *out, const Trace *trace, int rank, const InstrTime *t)
+/* Of the pipeline, whose step program this is; -1: none. */
+static int stage_of(const Trainer *t, const Program *program)
 {
-    TraceBox box = {rank, COMPUTE_TRACK, t->begin_s - trace->zero_s, t->end_s - trace->zero_s};
-    trace_text_instr(out, &box, t->program, t->instr);
+    const StepPrograms *p = &t->programs;
+    int stage = -1;
+    if (!t->pipeline) return -1;
+    int *own = xcalloc((size_t)t->pipeline->n_stages, sizeof *own);
+    pipeline_stages_of(t->pipeline, t->layout.mesh.coord[MESH_PP], own);
+    for (int k = 0; k < p->n_stages; k++)
+        if (p->at[p->index[PROGRAM_STEP] + k] == program) stage = own[k];
+    free(own);
+    return stage;
+}
+
+static void add_instr(Str *out, const Trainer *trainer, const InstrTime *t)
+{
+    const Trace *trace = trainer->trace;
+    TraceBox box = {trainer->rank, COMPUTE_TRACK, t->begin_s - trace->zero_s,
+                    t->end_s - trace->zero_s};
+    trace_text_instr(out, &box, t->program, t->instr, stage_of(trainer, t->program), 0);
     if (t->program->slotted) str_printf(out, ",\"slot\":%d", t->slot);
     trace_text_end_box(out);
 }
@@ -101,14 +117,14 @@ static void add_exchanges(Str *out, Trace *trace, int rank)
     free(busy_until);
 }
 
-static void add_rank(Str *out, Trace *trace, int rank)
+static void add_rank(Str *out, const Trainer *t)
 {
     char name[32];
-    snprintf(name, sizeof name, "rank %d", rank);
-    trace_text_process(out, rank, name);
-    trace_text_track(out, rank, COMPUTE_TRACK, "instructions");
-    for (size_t i = 0; i < trace->instr.n; i++) add_instr(out, trace, rank, &trace->instr.at[i]);
-    add_exchanges(out, trace, rank);
+    snprintf(name, sizeof name, "rank %d", t->rank);
+    trace_text_process(out, t->rank, name);
+    trace_text_track(out, t->rank, COMPUTE_TRACK, "instructions");
+    for (size_t i = 0; i < t->trace->instr.n; i++) add_instr(out, t, &t->trace->instr.at[i]);
+    add_exchanges(out, t->trace, t->rank);
 }
 
 /* ---- to the first rank, and to the disk ------------------------------------------------- */
@@ -162,7 +178,7 @@ static Status write_trace(Trainer *t)
     if (t->world) comm_on_done(t->world, NULL, NULL);
     session_watch(t->session, NULL, NULL);
     if (t->rank == 0) trace_text_begin(&text);
-    add_rank(&text, t->trace, t->rank);
+    add_rank(&text, t);
     Status status = gather(t, &text);
     if (status == OK && t->rank == 0) write_file(t, &text);
     str_deinit(&text);

@@ -78,6 +78,9 @@ Status train_read_model(const RunConfig *config, ModelConfig *model);
  * have at most; and whether the run will validate. For plans: nothing is made. */
 Status train_expect_model(const RunConfig *config, ModelConfig *model);
 bool train_expects_validation(const RunConfig *config);
+/* train.canonical: into how many pieces sums along tp are cut; nothing where it is off. ERR_REFUSED
+ * by name where that does not go together with the layout. */
+Status train_layout_chunks(const RunConfig *config, const ModelConfig *model, Layout *layout);
 /* What is cut must divide: ERR_REFUSED by the model's own words, with what would. */
 Status train_check_divides(const RunConfig *config, const ModelConfig *model);
 
