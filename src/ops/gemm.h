@@ -7,16 +7,16 @@
  * blocks by shape; an element of C is always summed in the same order, so any cut and any number of
  * threads give the same bits.
  *
- * Share of the register peak on one Zen 4 core of a busy machine, packing included, beside oneDNN
- * 2.6.3's best (weights packed, matmul or inner_product) minutes apart; bench/linear_bench.c
- * measures anew:
- *                                   f32: ours  oneDNN     bf16: ours  oneDNN
- *     y   4096 tokens, 384 -> 2048       89%     93%            91%     92%
- *     dx                                 90%     93%            83%     92%
- *     dw                                 86%     87%            83%     84%
- *     y   2048 tokens, 768 -> 4096       89%     91%            89%
- *     dx                                 87%     94%            78%
- *     dw                                 84%     88%            84%
+ * Share of the register peak on one Zen 4 core, packing included; in brackets oneDNN 2.6.3's best
+ * (weights packed, matmul or inner_product), measured beside an earlier version of ours;
+ * bench/linear_bench.c measures anew:
+ *                                   f32            bf16
+ *     y   4096 tokens, 384 -> 2048  90% (93%)      89% (92%)
+ *     dx                            93% (93%)      86% (92%)
+ *     dw                            89% (87%)      84% (84%)
+ *     y   2048 tokens, 768 -> 4096  91% (91%)      91%
+ *     dx                            90% (94%)      87%
+ *     dw                            88% (88%)      87%
  * The library was left out: it decides sizes at creation (experts have none then), creates for
  * milliseconds, sums in an order that depends on the threads, and needs AVX-512 for bf16.
  * Weights are packed for each product and not once a step: that would hold them a second and a

@@ -7,18 +7,15 @@
  */
 #include "ops/gemm.h"
 #include "ops/gemm_pack.h"
+#include "ops/share.h"
 #include "ops/simd.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #if defined(__AVX512F__)
-enum { ROWS = 12, WORDS_AT_ONCE = 1, COPIES_BF16 = 0, LONG_WORDS = 256, MIN_LINES = 96 };
+enum { ROWS = 12, WORDS_AT_ONCE = 1, COPIES_BF16 = 0, LONG_WORDS = 256, PACK_B_ROWS = 16 };
 #else
 /* A tile of half the vectors has half the multiply-adds a word: what counts the words costs a fifth
  * of them, unless it is shared. */
-enum { ROWS = 6, WORDS_AT_ONCE = 4, COPIES_BF16 = 1, LONG_WORDS = 384, MIN_LINES = 160 };
+enum { ROWS = 6, WORDS_AT_ONCE = 4, COPIES_BF16 = 1, LONG_WORDS = 384, PACK_B_ROWS = 27 };
 #endif
 enum {
     COLUMNS = 2 * VL,
@@ -33,6 +30,8 @@ enum {
     FEW_ROWS = 8,           /* dot products instead of packing */
     FEW_LINES = 64,         /* of B at a time then */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
+    PACK_A_COLUMNS = 24,    /* of a product that take as long as packing a line of A */
+    COPY_A_COLUMNS = 8,     /* likewise bringing it near, where it is or copied */
 };
 
 static void pack_a(uint32_t *out, const Window *w) { pack(out, ROWS, w); }
@@ -225,8 +224,7 @@ static Blocking blocking_of(const GemmBlock *block)
 static const char *a_at(const Work *work, int64_t row)
 {
     const GemmOperand *a = &work->block->a;
-    return (const char *)a->data +
-           (row * a->line_stride + work->k0) * (int64_t)dtype_bytes(a->dtype);
+    return (const char *)a->data + (row * a->line_stride + work->k0) * element_bytes(a);
 }
 
 /* of one line, in place */
@@ -240,13 +238,13 @@ static int64_t a_bytes(const Work *work)
  * lines in the first cache. */
 static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
 {
+    const int64_t pitch = work->block->a.line_stride * element_bytes(&work->block->a);
     const int64_t lines = ceil_div(a_bytes(work), CACHE_LINE), from = lines * j / n,
                   to = lines * (j + 1) / n;
     const int64_t end = min_i64(row + 2 * ROWS, work->block->m);
-    for (int64_t i = row + ROWS; i < end; i++) {
-        const char *line = a_at(work, i);
+    const char *line = a_at(work, row + ROWS);
+    for (int64_t i = row + ROWS; i < end; i++, line += pitch)
         for (int64_t b = from; b < to; b++) __builtin_prefetch(line + b * CACHE_LINE);
-    }
 }
 
 /* a whole vector at the end of a line has room */
@@ -267,7 +265,7 @@ static void copy_line(float *to, const char *from, int64_t words, bool convert)
 static const char *a_lines(const Work *work, int64_t row, int64_t rows, int64_t first,
                            int64_t *line_bytes)
 {
-    *line_bytes = work->block->a.line_stride * (int64_t)dtype_bytes(work->block->a.dtype);
+    *line_bytes = work->block->a.line_stride * element_bytes(&work->block->a);
     if (work->mode == A_PACKED) return (const char *)(work->a + (row - first) * work->words);
     if (work->mode == A_IN_PLACE) return a_at(work, row);
     const bool convert = work->block->a.dtype == DTYPE_BF16 && !PAIRS;
@@ -403,28 +401,41 @@ static int64_t part(int64_t length, int64_t parts, int64_t unit)
     return ceil_div(ceil_div(length, parts), unit) * unit;
 }
 
-/* Columns so that packed B fills a good part of L2; rows so that each thread gets four blocks, but
- * not fewer than MIN_LINES, where packing B for them shows, and as many blocks for each thread if
- * it must be less than four. */
-static Cut cut_of(const GemmBlock *p, int threads)
+/* What the team takes for blocks of this cut, in multiply-adds of one k: as many blocks one after
+ * the other as the busiest thread has, each with its packing. What one more block would cost counts
+ * a little, as threads are not done at the same moment; and so does a cut by which threads have
+ * parts of the same rows, read and written when the op before and the next had them elsewhere. */
+static int64_t cut_cost(const GemmBlock *p, Cut cut, int threads)
 {
-    Blocking b = blocking_of(p);
-    int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS *
-                      COLUMNS;
-    int64_t widest = max_i64(2 * COLUMNS, min_i64(384, fitting));
-    int64_t n_parts = ceil_div(p->n, widest), m_parts = 1, most = p->m / MIN_LINES;
-    if (most > threads) most -= most % threads;
-    if (threads > 1) m_parts = max_i64(1, min_i64(ceil_div(4 * threads, n_parts), most));
-    return (Cut){.m = part(p->m, m_parts, ROWS), .n = part(p->n, n_parts, COLUMNS)};
+    const bool packed = a_mode(p) == A_PACKED;
+    const int64_t m_parts = ceil_div(p->m, cut.m), blocks = m_parts * ceil_div(p->n, cut.n);
+    const int64_t of_one = (cut.m + PACK_B_ROWS) *
+                           (cut.n + (packed ? PACK_A_COLUMNS : COPY_A_COLUMNS));
+    const int64_t all = ceil_div(blocks, threads) * of_one;
+    return all + of_one / 32 + (!packed && m_parts % threads ? all / 16 : 0);
 }
 
-static int thread_index(void)
+/* The cheapest of the cuts whose packed B fills at most a good part of L2. Each thread has a few
+ * blocks, or a few for each part of the columns. */
+static Cut cut_of(const GemmBlock *p, int threads)
 {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
+    enum { FEW_BLOCKS = 4, MORE_PARTS = 3 };
+    const Blocking b = blocking_of(p);
+    const int64_t fitting = min_i64(L2_WORDS / b.step, GROUP_WORDS / (b.step * b.group)) / COLUMNS *
+                            COLUMNS;
+    const int64_t fewest = ceil_div(p->n, max_i64(2 * COLUMNS, min_i64(384, fitting)));
+    Cut best = {0};
+    int64_t least = INT64_MAX;
+    for (int64_t n_parts = fewest; n_parts <= fewest + MORE_PARTS; n_parts++)
+        for (int64_t i = 0; i < 2 * FEW_BLOCKS; i++) {
+            const int64_t few = (1 + i / 2) * threads, m_parts = i % 2 ? few : few / n_parts;
+            const Cut cut = {part(p->m, max_i64(1, m_parts), ROWS), part(p->n, n_parts, COLUMNS)};
+            const int64_t cost = cut_cost(p, cut, threads);
+            if (cost >= least) continue;
+            least = cost;
+            best = cut;
+        }
+    return best;
 }
 
 /* Too few rows for packing B to pay. */
@@ -465,8 +476,11 @@ static void multiply(const GemmBlock *product, int threads)
     size_t scratch_bytes = scratch(product, threads) / (size_t)threads;
     int64_t items = ceil_div(product->m, cut.m) * ceil_div(product->n, cut.n);
     bool small = (double)product->m * (double)product->n * (double)product->k < SMALL_PRODUCT;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (!small && items > 1)
-    for (int64_t item = 0; item < items; item++) run_part(product, cut, item, scratch_bytes);
+    Shares shares;
+    shares_deal(&shares, threads, items);
+#pragma omp parallel num_threads(threads) if (!small && items > 1)
+    for (int64_t item; (item = shares_take(&shares)) >= 0;)
+        run_part(product, cut, item, scratch_bytes);
 }
 
 const Gemm CPU(gemm) = {.rows = ROWS,

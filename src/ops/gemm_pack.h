@@ -25,6 +25,8 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* elements along k in one word */
 static int64_t per_word(DType dtype) { return dtype == DTYPE_BF16 && PAIRS ? 2 : 1; }
 
+static int64_t element_bytes(const GemmOperand *o) { return o->dtype == DTYPE_BF16 ? 2 : 4; }
+
 /* A window of an operand: `lines` lines from `line`, elements k0..k1-1. */
 typedef struct Window {
     const GemmOperand *operand;
@@ -34,14 +36,14 @@ typedef struct Window {
 /* where a line begins */
 static const char *operand_line(const GemmOperand *o, int64_t line)
 {
-    return (const char *)o->data + line * o->line_stride * (int64_t)dtype_bytes(o->dtype);
+    return (const char *)o->data + line * o->line_stride * element_bytes(o);
 }
 
 static const char *element(const Window *w, int64_t line, int64_t k)
 {
     const GemmOperand *o = w->operand;
     return (const char *)o->data +
-           ((w->line + line) * o->line_stride + k * o->k_stride) * (int64_t)dtype_bytes(o->dtype);
+           ((w->line + line) * o->line_stride + k * o->k_stride) * element_bytes(o);
 }
 
 static uint16_t half_at(const Window *w, int64_t line, int64_t k)
@@ -78,7 +80,7 @@ static void pack_slow(uint32_t *out, int width, const Window *w, int64_t first, 
 /* The rows to come are far apart in memory, beyond what the processor guesses. */
 SIMD void prefetch_lines(const Window *w, int64_t k, int64_t n)
 {
-    const int64_t bytes = w->lines * (int64_t)dtype_bytes(w->operand->dtype);
+    const int64_t bytes = w->lines * element_bytes(w->operand);
     for (int64_t i = 0; i < n; i++) {
         const char *from = element(w, 0, k + i);
         for (int64_t b = 0; b < bytes; b += CACHE_LINE) __builtin_prefetch(from + b);

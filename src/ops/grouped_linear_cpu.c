@@ -1,7 +1,7 @@
 /* Kernels of grouped_linear and its gradients.
  *
  * How many rows an expert has is known only now: the work is a list of items, each a block of one
- * expert's product for one thread, taken in turn so that uneven experts leave nobody idle. An item
+ * expert's product for one thread (share.h), so that uneven experts leave nobody idle. An item
  * packs its part of the weight once for up to ITEM_ROWS rows. An element of the result is summed
  * the same way whatever the item it falls into.
  *
@@ -12,11 +12,8 @@
 #include "ops/chunks.h"
 #include "ops/gemm.h"
 #include "ops/grouped_linear.h"
+#include "ops/share.h"
 #include "ops/simd.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum {
     ITEM_ROWS = 512,
@@ -41,15 +38,6 @@ typedef struct Job {
     size_t scratch_bytes;
     size_t gemm_bytes; /* of them; behind those lie the sums of a tree */
 } Job;
-
-static int thread_index(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -283,8 +271,10 @@ static Status run_rows(KernelArgs *args, int axis, const Chunks *chunks)
     job.chunks = chunks;
     if (chunks) add_tree_scratch(&job, chunks->n);
     int64_t items = count_items(&job);
-#pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
-    for (int64_t i = 0; i < items; i++)
+    Shares shares;
+    shares_deal(&shares, args->threads, items);
+#pragma omp parallel num_threads(args->threads) if (items > 1)
+    for (int64_t i; (i = shares_take(&shares)) >= 0;)
         run_rows_item(&job, w->data, item_at(&job, i), args->workspace);
     return OK;
 }
@@ -342,8 +332,10 @@ static Status run_dw(KernelArgs *args)
                         &args->out[0].shape, &args->in[2].shape, args->attr, args->threads);
     job.offsets = args->in[2].data;
     int64_t items = count_items(&job);
-#pragma omp parallel for schedule(dynamic) num_threads(args->threads) if (items > 1)
-    for (int64_t i = 0; i < items; i++)
+    Shares shares;
+    shares_deal(&shares, args->threads, items);
+#pragma omp parallel num_threads(args->threads) if (items > 1)
+    for (int64_t i; (i = shares_take(&shares)) >= 0;)
         run_dw_item(&job, args->out[0].data, item_at(&job, i), args->workspace);
     return OK;
 }

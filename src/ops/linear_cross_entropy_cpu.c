@@ -16,12 +16,9 @@
 #include "ops/chunks.h"
 #include "ops/gemm.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/share.h"
 #include "ops/simd.h"
 #include "ops/vocab_loss.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 enum { DW_COLUMNS = 768 }; /* of dw at a time, so that packed x stays in L2 */
 
@@ -44,15 +41,6 @@ typedef struct Job {
     char *scratch;
     size_t scratch_bytes; /* a thread */
 } Job;
-
-static int thread_index(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 /* ---- sizes ------------------------------------------------------------------------------ */
 
@@ -290,14 +278,18 @@ static void block_dx(const Job *job)
 
 static void block_forward(const Job *job)
 {
-#pragma omp parallel for schedule(dynamic) num_threads(job->threads)
-    for (int64_t c = 0; c < job->n_chunks; c++) chunk_forward(job, c);
+    Shares shares;
+    shares_deal(&shares, job->threads, job->n_chunks);
+#pragma omp parallel num_threads(job->threads)
+    for (int64_t c; (c = shares_take(&shares)) >= 0;) chunk_forward(job, c);
 }
 
 static void block_backward(const Job *job)
 {
-#pragma omp parallel for schedule(dynamic) num_threads(job->threads)
-    for (int64_t c = 0; c < job->n_chunks; c++) chunk_backward(job, c);
+    Shares shares;
+    shares_deal(&shares, job->threads, job->n_chunks);
+#pragma omp parallel num_threads(job->threads)
+    for (int64_t c; (c = shares_take(&shares)) >= 0;) chunk_backward(job, c);
     if (job->dx.data) block_dx(job);
 }
 

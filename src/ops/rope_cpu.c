@@ -3,11 +3,8 @@
  * neighbour. */
 #include "ops/kernel.h"
 #include "ops/rope_internal.h"
+#include "ops/share.h"
 #include "ops/simd.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 /* cosines and signed sines of one token, in the order of the elements; c and s have room for whole
  * vectors */
@@ -93,11 +90,7 @@ static Status run(KernelArgs *args)
     int64_t element = bf16 ? 2 : 4;
 #pragma omp parallel num_threads(threads)
     {
-        int me = 0;
-#if defined(_OPENMP)
-        me = omp_get_thread_num();
-#endif
-        float *c = space + me * floats, *s = c + floats / 2;
+        float *c = space + thread_index() * floats, *s = c + floats / 2;
         memset(c, 0, (size_t)floats * sizeof(float));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < x.n; i++) {

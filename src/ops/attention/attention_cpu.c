@@ -10,6 +10,7 @@
  */
 #include "ops/attention/attention_internal.h"
 #include "ops/attention/tile.h"
+#include "ops/share.h"
 
 typedef struct Job {
     Rows q, k, v, o; /* tokens */
@@ -309,15 +310,15 @@ static void job_run(const Job *job, KernelArgs *args)
     int64_t per_sequence = job->kv_heads * job->n_pieces, n = job->batch * per_sequence;
     int threads = n < 2 ? 1 : args->threads;
     CHECK(bytes * (size_t)args->threads <= args->workspace_bytes);
+    Shares shares;
+    shares_deal(&shares, threads, n);
 #pragma omp parallel num_threads(threads)
     {
         Space space;
-        space_layout(job, (char *)args->workspace + bytes * (size_t)my_thread(), &space);
-        /* later tokens see more keys: the longest pieces first */
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < n; i++) {
-            int64_t p = job->n_pieces - 1 - i / (job->batch * job->kv_heads);
-            int64_t bh = i % (job->batch * job->kv_heads);
+        space_layout(job, (char *)args->workspace + bytes * (size_t)thread_index(), &space);
+        for (int64_t i; (i = shares_take(&shares)) >= 0;) {
+            /* later tokens see more keys: the longest pieces first */
+            int64_t p = job->n_pieces - 1 - i % job->n_pieces, bh = i / job->n_pieces;
             Piece piece = {
                 .b = bh / job->kv_heads, .h = bh % job->kv_heads, .first = p * job->piece};
             piece.n = min_i64(job->piece, job->tokens - piece.first);

@@ -8,6 +8,7 @@
  */
 #include "ops/attention/attention_internal.h"
 #include "ops/attention/tile.h"
+#include "ops/share.h"
 
 typedef struct Job {
     Rows q, k, v, o, dout;
@@ -386,8 +387,8 @@ static void piece_backward(const Job *job, const Piece *piece, const Space *w, K
 /* Piece number i of a pass over all heads of all sequences: `parts` pieces each. */
 static void run_piece(const Job *job, const Space *w, int64_t i, int64_t parts, unsigned want)
 {
-    int64_t heads = job->batch * job->kv_heads, part = i / heads;
-    Piece piece = {.b = i % heads / job->kv_heads, .h = i % job->kv_heads, .n = job->tokens};
+    int64_t part = i % parts, head = i / parts;
+    Piece piece = {.b = head / job->kv_heads, .h = head % job->kv_heads, .n = job->tokens};
     KeyRange keys = {0, job->keys};
     if (parts > 1 && want == WANT_DQ) {
         piece.first = (parts - 1 - part) * job->piece; /* those that see most come first */
@@ -477,20 +478,17 @@ static void job_run(const Job *job, KernelArgs *args)
     int64_t heads = job->batch * job->kv_heads;
     int64_t pieces = job->two_passes ? (job->tokens + job->piece - 1) / job->piece : 1;
     int64_t blocks = job->two_passes ? (job->keys + job->block - 1) / job->block : 1;
+    Shares first, second;
+    shares_deal(&first, args->threads, heads * pieces);
+    shares_deal(&second, args->threads, job->two_passes ? heads * blocks : 0);
 #pragma omp parallel num_threads(args->threads)
     {
         Space space;
-        space_layout(job, (char *)args->workspace + bytes * (size_t)my_thread(), &space);
-        if (!job->two_passes) {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < heads; i++) run_piece(job, &space, i, 1, WANT_DQ | WANT_DKV);
-        } else {
-#pragma omp for schedule(dynamic, 1) nowait
-            for (int64_t i = 0; i < heads * pieces; i++) run_piece(job, &space, i, pieces, WANT_DQ);
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < heads * blocks; i++)
-                run_piece(job, &space, i, blocks, WANT_DKV);
-        }
+        space_layout(job, (char *)args->workspace + bytes * (size_t)thread_index(), &space);
+        for (int64_t i; (i = shares_take(&first)) >= 0;)
+            run_piece(job, &space, i, pieces, job->two_passes ? WANT_DQ : WANT_DQ | WANT_DKV);
+        for (int64_t i; (i = shares_take(&second)) >= 0;)
+            run_piece(job, &space, i, blocks, WANT_DKV);
     }
 }
 

@@ -18,10 +18,6 @@
 #include "ops/kernel.h"
 #include "ops/simd.h"
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 /* Registers hold MR x NV vectors of sums, NV of b and one of a. */
 #if defined(__AVX512F__)
 enum { MR = 6, NV = 4 };
@@ -375,15 +371,6 @@ SIMD int64_t vectors_up(int64_t n) { return (n + VL - 1) / VL * VL; }
 static inline int pairs_of(DType q, DType k, DType v)
 {
     return HAS_PAIRS && q == DTYPE_BF16 && k == DTYPE_BF16 && v == DTYPE_BF16;
-}
-
-static inline int my_thread(void)
-{
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
 }
 
 static const float log2_e = 1.44269504f;
