@@ -242,6 +242,7 @@ static void prefetch_a(const Work *work, int64_t row, int64_t j, int64_t n)
     const int64_t lines = ceil_div(a_bytes(work), CACHE_LINE), from = lines * j / n,
                   to = lines * (j + 1) / n;
     const int64_t end = min_i64(row + 2 * ROWS, work->block->m);
+    if (row + ROWS >= end) return;
     const char *line = a_at(work, row + ROWS);
     for (int64_t i = row + ROWS; i < end; i++, line += pitch)
         for (int64_t b = from; b < to; b++) __builtin_prefetch(line + b * CACHE_LINE);
