@@ -7,15 +7,10 @@
  * A line is the median of up to 40 runs over about 0.3 s; with one thread the time is that of the
  * processor, so that neighbours on the machine disturb it less.
  */
-#include "ops/kernel.h"
+#include "op_bench.h"
 #include "ops/ops.h"
-#include "ops/probe.h"
 
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-enum { MAX_RUNS = 40, MAX_OPERANDS = 8 };
+enum { MAX_OPERANDS = 8 };
 
 typedef struct Case {
     const char *name;
@@ -152,37 +147,6 @@ static void bench_deinit(Bench *b)
     free(b->args.workspace);
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double now_s(int threads)
-{
-    struct timespec t;
-    if (threads > 1) return clock_s();
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* took_s: the best and the median */
-static Status bench_time(Bench *b, double took_s[2])
-{
-    double run_s[MAX_RUNS], start = clock_s();
-    int n = 0;
-    TRY(b->kernel->run(&b->args));
-    while (n < MAX_RUNS && (n < 5 || clock_s() - start < 0.3)) {
-        double t = now_s(b->args.threads);
-        TRY(b->kernel->run(&b->args));
-        run_s[n++] = now_s(b->args.threads) - t;
-    }
-    qsort(run_s, (size_t)n, sizeof *run_s, compare_doubles);
-    took_s[0] = run_s[0];
-    took_s[1] = run_s[n / 2];
-    return OK;
-}
-
 /* flop over visible pairs; documents show less than the op's own count */
 static double visible_share(const Case *c)
 {
@@ -197,7 +161,7 @@ static Status bench_case(const Case *c, DType dtype, const Target *target, doubl
     Bench b = {.graph = graph_create("bench")};
     TRY(build(b.graph, c, dtype));
     TRY(bench_init(&b, c, target));
-    TRY(bench_time(&b, took_s));
+    TRY(op_bench_time(b.kernel, &b.args, OP_BENCH_MOST_RUNS, took_s));
     Cost cost = b.node->op->cost(b.graph, b.node);
     double work = cost.flop * visible_share(c) * 1e-9, bytes = cost.read_bytes + cost.write_bytes;
     printf("%-9s %-16s %-4s B %2lld T %4lld H %2lld K %lld d %3lld %9.3f ms (best %9.3f)", c->name,
@@ -216,30 +180,14 @@ static Status bench_case(const Case *c, DType dtype, const Target *target, doubl
     return OK;
 }
 
-static Isa best_isa(void)
-{
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bf16")) return ISA_AVX512BF16;
-    if (__builtin_cpu_supports("avx512bw")) return ISA_AVX512;
-    if (__builtin_cpu_supports("avx2")) return ISA_AVX2;
-#endif
-    return ISA_GENERIC;
-}
-
 int main(int argc, char **argv)
 {
     int64_t threads = cpu_count();
     if (argc > 1 && !parse_i64(argv[1], &threads)) return 2;
     const char *filter = argc > 2 ? argv[2] : "";
-    Target target = {.isa = best_isa(), .threads = (int)threads};
-    for (int i = 0; i < ISA_COUNT && argc > 3; i++)
-        if (!strcmp(argv[3], isa_name((Isa)i))) target.isa = (Isa)i;
+    Target target = {.isa = op_bench_isa(argc > 3 ? argv[3] : NULL), .threads = (int)threads};
     double peak[2];
-    for (int d = 0; d < 2; d++)
-        peak[d] = probe_peak_flop_per_s(target.isa, d ? DTYPE_BF16 : DTYPE_F32, (int)threads, 0.2) *
-                  1e-9;
-    printf("%s, %d threads: peak f32 %.1f, bf16 %.1f GFLOP/s\n", isa_name(target.isa), (int)threads,
-           peak[0], peak[1]);
+    op_bench_peaks(&target, peak);
     for (int d = 0; d < 2; d++)
         for (int i = 0; i < COUNT_OF(cases); i++) {
             DType dtype = d ? DTYPE_BF16 : DTYPE_F32;

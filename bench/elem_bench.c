@@ -4,26 +4,14 @@
  *     build/elem_bench [threads [filter [runs]]]     filter: a part of a line's name, e.g.
  *                                                    "rmsnorm_grad bf16"
  *
- * A line is the median (and best) of up to `runs` (30) runs over about 0.3 s, caches as the
+ * A line is the median (and best) of up to `runs` (40) runs over about 0.3 s, caches as the
  * previous run left them; with one thread the time is that of the processor, so that neighbours on
  * the machine disturb it less.
  */
-#include "ops/kernel.h"
+#include "op_bench.h"
 #include "ops/ops.h"
 
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-enum {
-    MAX_RUNS = 30,
-    TOKENS = 4096,
-    WIDTH = 512,
-    FFN = 1376,
-    VOCAB = 8192,
-    EXPERTS = 8,
-    PARAMS = 24 << 20
-};
+enum { TOKENS = 4096, WIDTH = 512, FFN = 1376, VOCAB = 8192, EXPERTS = 8, PARAMS = 24 << 20 };
 
 typedef struct Case {
     const char *name;
@@ -312,20 +300,6 @@ static void prepare(Prepared *p, const Graph *g, const Node *node, Tensor *value
     if (posix_memalign(&p->args.workspace, 64, p->args.workspace_bytes + 64)) abort();
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double now_s(int threads)
-{
-    struct timespec t;
-    if (threads > 1) return clock_s();
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static int timed_node(const Graph *g, const Case *c)
 {
     for (int i = 1; i < g->n_nodes && c->op; i++)
@@ -337,25 +311,14 @@ static int timed_node(const Graph *g, const Case *c)
 static Status time_node(const Graph *g, int timed, Tensor *value, const Target *target,
                         int most_runs, double took_s[2])
 {
-    double run_s[MAX_RUNS];
     for (int i = 1; i <= timed; i++) {
         Prepared p;
         const CpuKernel *kernel = g->node[i].op->cpu[target->isa];
         prepare(&p, g, &g->node[i], value, target);
-        Status status = kernel->run(&p.args);
-        double start = clock_s();
-        int n = 0, runs = i == timed ? most_runs : 0;
-        while (status == OK && n < runs && (n < 5 || clock_s() - start < 0.3)) {
-            double t = now_s(target->threads);
-            status = kernel->run(&p.args);
-            run_s[n++] = now_s(target->threads) - t;
-        }
+        Status status = i == timed ? op_bench_time(kernel, &p.args, most_runs, took_s)
+                                   : kernel->run(&p.args);
         free(p.args.workspace);
         TRY(status);
-        if (!runs) continue;
-        qsort(run_s, (size_t)n, sizeof *run_s, compare_doubles);
-        took_s[0] = run_s[0];
-        took_s[1] = run_s[n / 2];
     }
     return OK;
 }
@@ -384,17 +347,6 @@ static Status bench_case(const Case *c, DType dtype, const Target *target, int m
     return status;
 }
 
-static Isa best_isa(void)
-{
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512bf16")) return ISA_AVX512BF16;
-    if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) return ISA_AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return ISA_AVX2;
-#endif
-    return ISA_GENERIC;
-}
-
 /* What memory gives: a plain copy of as many bytes as adamw has parameters. */
 static void bench_copy(int threads)
 {
@@ -404,10 +356,10 @@ static void bench_copy(int threads)
     memset(from, 1, bytes);
     memset(to, 1, bytes);
     for (int run = 0; run < 10; run++) {
-        double start = now_s(threads);
+        double start = op_bench_now_s(threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (size_t at = 0; at < bytes; at += block) memcpy(to + at, from + at, block);
-        double took_s = now_s(threads) - start;
+        double took_s = op_bench_now_s(threads) - start;
         if (took_s < best) best = took_s;
     }
     printf("plain copy of %zu MB: %.1f GB/s read and written\n", bytes / 1000000,
@@ -418,11 +370,11 @@ static void bench_copy(int threads)
 
 int main(int argc, char **argv)
 {
-    int64_t threads = 2, runs = MAX_RUNS;
+    int64_t threads = 2, runs = OP_BENCH_MOST_RUNS;
     const char *filter = argc > 2 ? argv[2] : "";
     if (argc > 1 && (!parse_i64(argv[1], &threads) || threads < 1)) return 2;
-    if (argc > 3 && (!parse_i64(argv[3], &runs) || runs < 1 || runs > MAX_RUNS)) return 2;
-    Target target = {.isa = best_isa(), .threads = (int)threads};
+    if (argc > 3 && (!parse_i64(argv[3], &runs) || runs < 1 || runs > OP_BENCH_MOST_RUNS)) return 2;
+    Target target = {.isa = op_bench_isa(NULL), .threads = (int)threads};
     printf("%s, %d threads\n", isa_name(target.isa), target.threads);
     bench_copy(target.threads);
     for (int i = 0; i < COUNT_OF(cases); i++)
