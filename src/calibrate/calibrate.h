@@ -85,6 +85,8 @@ void calibrate_sheet(const Calibration *c, Str *out);
 /* seconds = fixed + flop a + bytes b, none negative, by weighted least squares: every second counts
  * alike, and the sum of what is predicted is that of what was measured. */
 OpFit calibrate_fit_op(const OpSample *sample, int n);
+/* Of an op whose rates on one core are known: those of a team, from samples of one. */
+void calibrate_fit_team(const OpSample *sample, int n, OpRate *rate);
 /* base + 2 (ranks - 1) hop + 2 (ranks - 1) / ranks bytes / rate through the samples of an
  * all-reduce. */
 void calibrate_fit_exchange(const ExchangeSample *sample, int n, int ranks, double *base_s,

@@ -67,6 +67,30 @@ static void test_fit_has_no_bias(void **state)
     assert_true(fit.error > 0.3 && fit.error < 1);
 }
 
+/* A team of four that is 3.2 times as fast once it is together; what takes the same however many
+ * work; an op that no team ran. */
+static void test_team_fit(void **state)
+{
+    (void)state;
+    OpSample s[10];
+    OpRate rate = {.op = "linear", .fixed_s = 1e-6, .flop_per_s = 40e9, .bytes_per_s = 8e9};
+    for (int i = 0; i < COUNT_OF(s); i++) {
+        s[i] = sample(1e5 * (1 << i), 1e4 * (1 + i * i), 0, 40e9, 8e9);
+        s[i].seconds = 5e-6 + s[i].seconds / 3.2;
+    }
+    calibrate_fit_team(s, COUNT_OF(s), &rate);
+    assert_near(rate.team_s, 5e-6, 1e-4);
+    assert_near(rate.team_speed, 3.2, 1e-4);
+    OpRate alone = {.op = "fill", .fixed_s = 2e-6};
+    for (int i = 0; i < COUNT_OF(s); i++) s[i] = (OpSample){.op = "fill", .seconds = 4e-6};
+    calibrate_fit_team(s, COUNT_OF(s), &alone);
+    assert_near(alone.team_s, 4e-6, 1e-6);
+    assert_true(alone.team_speed > 0);
+    OpRate none = {.op = "add", .fixed_s = 2e-6, .bytes_per_s = 1e9};
+    calibrate_fit_team(NULL, 0, &none);
+    assert_true(none.team_speed == 0 && none.team_s == 0);
+}
+
 static void test_exchange_fit(void **state)
 {
     (void)state;
@@ -131,10 +155,10 @@ static void test_exchanges(void **state)
 static void test_sheet_loads(void **state)
 {
     (void)state;
-    OpFit fits[] = {{.rate = {"linear", OP_BF16, 1e-6, 80e9, 9e9}},
-                    {.rate = {"rmsnorm", OP_ANY, 2e-6, 0, 5e9}},
-                    {.rate = {"attention", OP_F32, 0, 20e9, 0}},
-                    {.rate = {"attention_grad", OP_F32, 0, 15e9, 0}}};
+    OpFit fits[] = {{.rate = {"linear", OP_BF16, 1e-6, 80e9, 9e9, 4e-6, 3.5}},
+                    {.rate = {"rmsnorm", OP_ANY, 2e-6, 0, 5e9, 0, 0}},
+                    {.rate = {"attention", OP_F32, 0, 20e9, 0, 0, 0}},
+                    {.rate = {"attention_grad", OP_F32, 0, 15e9, 0, 0, 0}}};
     Calibration c = {.cores = 4,
                      .memory_bytes = 16e9,
                      .peak_flop_per_s = {50e9, 100e9, 0},
@@ -158,7 +182,9 @@ static void test_sheet_loads(void **state)
     assert_near(cluster_op_s(&cluster.device, "linear", MATH_BF16, 80e9, 9e9), 2 + 1e-6, 1e-9);
     assert_true(cluster_op_s(&cluster.device, "linear", MATH_F32, 80e9, 9e9) < 0);
     assert_near(cluster_op_s(&cluster.device, "rmsnorm", MATH_BF16, 1e9, 5e9), 1 + 2e-6, 1e-9);
-    assert_near(cluster_share(&cluster.device, 1).op_speed, 4 * 0.95, 1e-9);
+    DeviceSheet team = cluster_share(&cluster.device, 1);
+    assert_near(team.op_speed, 4 * 0.95, 1e-9);
+    assert_near(cluster_op_s(&team, "linear", MATH_BF16, 80e9, 9e9), 4e-6 + 2 / 3.5, 1e-9);
     assert_near(cluster.device.attention.eta_inf, 0.2, 1e-9);
     assert_near(cluster.device.attention.backward, 0.75, 1e-9);
     assert_near(cluster.device.memory.eta, 5.0 / 6, 1e-3);
@@ -173,13 +199,10 @@ static void test_sheet_loads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fit_recovers),
-        cmocka_unit_test(test_fit_leaves_out),
-        cmocka_unit_test(test_fit_has_no_bias),
-        cmocka_unit_test(test_exchange_fit),
-        cmocka_unit_test(test_job),
-        cmocka_unit_test(test_exchanges),
-        cmocka_unit_test(test_sheet_loads),
+        cmocka_unit_test(test_fit_recovers),    cmocka_unit_test(test_fit_leaves_out),
+        cmocka_unit_test(test_fit_has_no_bias), cmocka_unit_test(test_team_fit),
+        cmocka_unit_test(test_exchange_fit),    cmocka_unit_test(test_job),
+        cmocka_unit_test(test_exchanges),       cmocka_unit_test(test_sheet_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -128,6 +128,30 @@ OpFit calibrate_fit_op(const OpSample *sample, int n)
     return fit;
 }
 
+/* What it would take on one core is the one term beside a fixed part. */
+void calibrate_fit_team(const OpSample *sample, int n, OpRate *rate)
+{
+    OpSample *s = xcalloc((size_t)n + 1, sizeof *s);
+    double alone_s = 0, team_s = 0;
+    for (int i = 0; i < n; i++) {
+        double one_s = (rate->flop_per_s > 0 ? sample[i].flop / rate->flop_per_s : 0) +
+                       (rate->bytes_per_s > 0 ? sample[i].bytes / rate->bytes_per_s : 0);
+        s[i] = (OpSample){.flop = one_s, .seconds = sample[i].seconds};
+        alone_s += one_s;
+        team_s += sample[i].seconds;
+    }
+    OpFit fit = n ? calibrate_fit_op(s, n) : (OpFit){0};
+    free(s);
+    if (n == 0 || team_s <= 0) return;
+    rate->team_s = fit.rate.fixed_s;
+    rate->team_speed = fit.rate.flop_per_s;
+    if (alone_s > 0 && rate->team_speed <= 0) { /* the fixed part told more: no speed is no term */
+        rate->team_s = 0;
+        rate->team_speed = alone_s / team_s;
+    }
+    if (rate->team_speed <= 0) rate->team_speed = 1; /* of nothing */
+}
+
 /* ---- exchanges -------------------------------------------------------------------------- */
 
 /* The same law as an op's. Its fixed part is split evenly between the base and the hops of a ring,

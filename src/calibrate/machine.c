@@ -39,18 +39,18 @@ static Status run_jobs(const CalibrateOptions *o, int cores, int rounds, Arena *
     return OK;
 }
 
-/* All cores as one rank against one rank on each: the mean of some jobs. */
-static Status measure_team(const CalibrateOptions *o, int cores, int rounds, const double *step_s,
-                           double *team_eta)
+/* All cores as one rank against one rank on each: the mean of all jobs, and their nodes. */
+static Status measure_team(const CalibrateOptions *o, int cores, int rounds, Arena *arena,
+                           const double *step_s, OpSamples *samples, double *team_eta)
 {
     double sum = 0;
     int n = 0;
     *team_eta = 1;
     for (int i = 0; i < calibrate_jobs_n && cores > 1; i++) {
         double team_s;
-        if (calibrate_jobs[i].cut != MESH_PP || i % 3) continue;
-        tell(o, "all cores as one rank");
-        TRY(calibrate_run_job(&calibrate_jobs[i], 1, cores, rounds, NULL, &team_s));
+        if (calibrate_jobs[i].cut != MESH_PP) continue;
+        tell(o, job_text(arena, &calibrate_jobs[i], 1));
+        TRY(calibrate_run_job(&calibrate_jobs[i], 1, cores, rounds, samples, &team_s));
         sum += log(step_s[i] / team_s / cores);
         n++;
     }
@@ -88,6 +88,23 @@ static void fit_ops(OpSamples *samples, Calibration *c)
     c->n_fits = (int)fits.n;
     c->fit = arena_copy(&c->arena, fits.at, fits.n * sizeof *fits.at);
     VEC_FREE(&fits);
+}
+
+/* Of each op that was fitted what a team makes of it. */
+static void fit_teams(const OpSamples *team, Calibration *c)
+{
+    OpSample *own = xcalloc(team->n + 1, sizeof *own);
+    for (int i = 0; i < c->n_fits; i++) {
+        OpRate *rate = &c->fit[i].rate;
+        int n = 0;
+        for (size_t k = 0; k < team->n; k++) {
+            const OpSample *s = &team->at[k];
+            bool math = !s->matmul || rate->math == (enum OpMath)(1 + (int)s->math);
+            if (!strcmp(s->op, rate->op) && math) own[n++] = *s;
+        }
+        calibrate_fit_team(own, n, rate);
+    }
+    free(own);
 }
 
 /* The share of the peak by shape, from plain products: no tiles, one unit. */
@@ -157,7 +174,7 @@ static Status measure_exchanges(const CalibrateOptions *o, int cores, Calibratio
 static Status measure(const CalibrateOptions *o, Calibration *c)
 {
     int rounds = o->rounds > 0 ? o->rounds : 5;
-    OpSamples samples = {0};
+    OpSamples samples = {0}, team = {0};
     double *step_s = ARENA_ARRAY(&c->arena, double, calibrate_jobs_n);
     TRY(measure_exchanges(o, c->cores, c));
     if (o->world && comm_rank(o->world) != 0) return OK; /* the first process goes on alone */
@@ -165,12 +182,15 @@ static Status measure(const CalibrateOptions *o, Calibration *c)
     tell(o, "peaks and memory");
     measure_peaks(c->cores, c);
     Status status = run_jobs(o, c->cores, rounds, &c->arena, &samples, step_s);
-    if (status == OK) status = measure_team(o, c->cores, rounds, step_s, &c->team_eta);
+    if (status == OK)
+        status = measure_team(o, c->cores, rounds, &c->arena, step_s, &team, &c->team_eta);
     if (status == OK && samples.n == 0)
         status = fail(ERR_DEVICE, "calibrate: nothing was measured");
     if (status == OK) fit_ops(&samples, c);
+    if (status == OK) fit_teams(&team, c);
     if (status == OK) fit_products(&samples, c);
     VEC_FREE(&samples);
+    VEC_FREE(&team);
     return status;
 }
 

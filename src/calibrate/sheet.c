@@ -43,9 +43,10 @@ static void add_ops(const Calibration *c, Str *out)
     for (int i = 0; i < c->n_fits; i++) {
         const OpFit *f = &c->fit[i];
         str_printf(out,
-                   "    - {op: %s, math: %s, fixed_s: %.4g, flop_per_s: %.4g, bytes_per_s: %.4g}\n",
+                   "    - {op: %s, math: %s, fixed_s: %.4g, flop_per_s: %.4g, bytes_per_s: %.4g, "
+                   "team_s: %.4g, team_speed: %.4g}\n",
                    f->rate.op, math_word(f->rate.math), f->rate.fixed_s, f->rate.flop_per_s,
-                   f->rate.bytes_per_s);
+                   f->rate.bytes_per_s, f->rate.team_s, f->rate.team_speed);
     }
 }
 

@@ -165,15 +165,16 @@ static void say_progress(void *context, const char *what)
 static void say_fits(const Calibration *c)
 {
     static const char *const reads[] = {"", "f32", "bf16", "fp8"};
-    printf("%-28s %6s %9s %9s %10s %10s %8s %7s\n", "op", "nodes", "ms in all", "fixed us",
-           "GFLOP/s", "GB/s", "error %", "bias %");
+    printf("%-28s %6s %9s %9s %10s %10s %8s %7s %8s %6s\n", "op", "nodes", "ms in all", "fixed us",
+           "GFLOP/s", "GB/s", "error %", "bias %", "team us", "cores");
     for (int i = 0; i < c->n_fits; i++) {
         const OpFit *f = &c->fit[i];
         char name[64];
         snprintf(name, sizeof name, "%s %s", f->rate.op, reads[f->rate.math]);
-        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f\n", name, f->n, f->total_s * 1e3,
-               f->rate.fixed_s * 1e6, f->rate.flop_per_s * 1e-9, f->rate.bytes_per_s * 1e-9,
-               f->error * 100, f->bias * 100);
+        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f %8.2f %6.2f\n", name, f->n,
+               f->total_s * 1e3, f->rate.fixed_s * 1e6, f->rate.flop_per_s * 1e-9,
+               f->rate.bytes_per_s * 1e-9, f->error * 100, f->bias * 100, f->rate.team_s * 1e6,
+               f->rate.team_speed);
     }
     for (int i = 0; i < c->n_exchanges; i++)
         printf("all-reduce %10.0f bytes, %d ranks: %.2f us\n", c->exchange[i].bytes,

@@ -69,8 +69,9 @@ typedef struct MemoryCurve {
 } MemoryCurve;
 
 /* A measured op of a device whose sheet was made by `drover doctor --calibrate`:
- * seconds = fixed_s + (flop / flop_per_s + bytes / bytes_per_s) / op_speed; a rate of 0 leaves its
- * term out. */
+ * seconds = fixed_s + flop / flop_per_s + bytes / bytes_per_s on one core; a rate of 0 leaves its
+ * term out. On all cores as a team the last two are team_speed times as fast and the first is
+ * team_s, of which some is spent on bringing the team together: a small kernel gains little. */
 typedef struct OpRate {
     const char *op; /* as in ops/list.h */
     enum OpMath {
@@ -80,6 +81,7 @@ typedef struct OpRate {
         OP_FP8
     } math; /* what it reads, where that matters: 1 + MathKind */
     double fixed_s, flop_per_s, bytes_per_s;
+    double team_s, team_speed; /* team_speed 0: not measured; then DeviceSheet.team_eta */
 } OpRate;
 
 typedef struct DeviceSheet {
@@ -110,6 +112,7 @@ typedef struct DeviceSheet {
     OpRate *op;      /* [n_ops]; empty for accelerators */
     int n_ops;
     double op_speed; /* cluster_share: of one rank, in cores; else 1 */
+    double threads;  /* cluster_share: of one rank; else 0 */
 } DeviceSheet;
 
 /* Each 0..1, of the peak (of bf16 for attention) and of the memory's bytes_per_s. Sizes at least 1.

@@ -83,12 +83,20 @@ static const OpRate *find_rate(const DeviceSheet *d, const char *op, MathKind ma
     return any;
 }
 
+/* Of fewer threads than all cores: each adds as much as the next. */
+static double team_speed(const DeviceSheet *d, const OpRate *rate)
+{
+    double share = d->cores > 1 ? (d->threads - 1) / (double)(d->cores - 1) : 1;
+    return 1 + (rate->team_speed - 1) * share;
+}
+
 double cluster_op_s(const DeviceSheet *d, const char *op, MathKind math, double flop, double bytes)
 {
     const OpRate *rate = find_rate(d, op, math);
     if (!rate) return -1;
     double s = (rate->flop_per_s > 0 ? flop / rate->flop_per_s : 0) +
                (rate->bytes_per_s > 0 ? bytes / rate->bytes_per_s : 0);
+    if (d->threads > 1 && rate->team_speed > 0) return rate->team_s + s / team_speed(d, rate);
     return rate->fixed_s + s / (d->op_speed > 0 ? d->op_speed : 1);
 }
 
@@ -108,5 +116,6 @@ DeviceSheet cluster_share(const DeviceSheet *device, int64_t ranks)
     d.memory.bytes_per_s *= speed;
     d.memory.bytes /= (double)ranks;
     d.op_speed = speed;
+    d.threads = fmax(1, threads);
     return d;
 }

@@ -135,7 +135,9 @@ static void test_memory_and_kinds(void **state)
 static void test_share_of_a_processor(void **state)
 {
     (void)state;
-    OpRate rates[] = {{"rmsnorm", OP_ANY, 1e-6, 2e9, 4e9}, {"rmsnorm", OP_BF16, 0, 1e9, 0}};
+    OpRate rates[] = {
+        {.op = "rmsnorm", .fixed_s = 1e-6, .flop_per_s = 2e9, .bytes_per_s = 4e9},
+        {.op = "rmsnorm", .math = OP_BF16, .flop_per_s = 1e9, .team_s = 3e-6, .team_speed = 2.5}};
     DeviceSheet d = {.cores = 4,
                      .team_eta = 0.85,
                      .matrix[MATH_F32].peak_flop_per_s = 1e10,
@@ -154,6 +156,11 @@ static void test_share_of_a_processor(void **state)
     assert_near(cluster_op_s(&half, "rmsnorm", MATH_F32, 2e3, 4e3), 1e-6 + 4e-6, 1e-12);
     assert_near(cluster_op_s(&d, "rmsnorm", MATH_BF16, 2e3, 4e3), 2e-6, 1e-12);
     assert_true(cluster_op_s(&d, "linear", MATH_F32, 1, 1) < 0);
+    /* a team as it was measured, half of it half as much more than one; else as fast as all are */
+    DeviceSheet team = cluster_share(&d, 1), pair = cluster_share(&d, 2);
+    assert_near(cluster_op_s(&team, "rmsnorm", MATH_BF16, 2e3, 0), 3e-6 + 2e-6 / 2.5, 1e-12);
+    assert_near(cluster_op_s(&pair, "rmsnorm", MATH_BF16, 2e3, 0), 3e-6 + 2e-6 / 1.5, 1e-12);
+    assert_near(cluster_op_s(&team, "rmsnorm", MATH_F32, 2e3, 4e3), 1e-6 + 2e-6 / 3.4, 1e-12);
     d.cores = 0;
     assert_near(cluster_share(&d, 8).memory.bytes_per_s, 5e9, 1e-12);
 }

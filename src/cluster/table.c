@@ -117,6 +117,10 @@ const Setting cluster_table[] = {
      "0: no such term"},
     {"device.ops[].bytes_per_s", SETTING_FLOAT, "bytes/s", 0, 1e18, "0", NULL, IN_OP(bytes_per_s),
      "0: no such term"},
+    {"device.ops[].team_s", SETTING_FLOAT, "s", 0, 10, "0", NULL, IN_OP(team_s),
+     "of each call on all cores as one rank"},
+    {"device.ops[].team_speed", SETTING_FLOAT, "cores", 0, 1 << 16, "0", NULL, IN_OP(team_speed),
+     "of the rest of it, against one core; 0: team_eta says it"},
 
     INT("node.devices", "devices", 1, 4096, NULL, AT(node.devices), "per node, such as devices: 8"),
     INT("node.link_domain", "devices", 0, 1 << 16, "0", AT(node.link_domain),
