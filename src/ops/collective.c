@@ -161,7 +161,8 @@ static Cost cost_of(const Graph *g, const Node *node, CommKind kind)
                  .counts = kind == COMM_ALL_REDUCE ? NULL : counts};
     Cost cost = cost_streaming(g, node, 0);
     cost.wire_bytes = (double)comm_sent_bytes(&op, attr->n, attr->rank);
-    cost_exchange(&cost, kind, 1u << attr->axis, (double)count * (double)dtype_bytes(op.dtype));
+    int64_t all = kind == COMM_ALL_GATHER ? shape_count(&attr->whole) : count;
+    cost_exchange(&cost, kind, 1u << attr->axis, (double)all * (double)dtype_bytes(op.dtype));
     free(counts);
     return cost;
 }

@@ -329,7 +329,7 @@ static void test_smallest(void **state)
     assert_int_equal(outlook_smallest(&q, &s), ERR_REFUSED);
     assert_says("above the limit of 0.0001; take --max-usd 1, or more --days");
     q.max_usd = 0;
-    q.days = 0.7;
+    q.days = 0.85;
     assert_ok(outlook_smallest(&q, &s));
     assert_true(s.answer->devices > devices);
     outlook_answer_destroy(s.answer);
