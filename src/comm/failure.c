@@ -180,7 +180,7 @@ static Status tell_hang(const CommRequest *r, const CommHang *hang, bool arrived
 static bool look_again(CommRequest *r, const CommHang *hang, double began_s)
 {
     bool sure = hang->key && hang->key == r->late_key && hang->age_s <= began_s - r->late_s;
-    if (!r->speak_s) r->speak_s = began_s + patience_s;
+    if (r->speak_s <= 0) r->speak_s = began_s + patience_s;
     if (sure || began_s >= r->speak_s) return false;
     r->late_key = hang->key;
     r->late_s = clock_s();
