@@ -31,6 +31,9 @@ typedef struct OpSample {
     double flop, bytes;
     int64_t m, n, k; /* of a plain product; else 0 */
     double seconds;
+    int among; /* of an exchange: between so many ranks, `kind`, of whole_bytes; else 0 */
+    CommKind kind;
+    double whole_bytes;
 } OpSample;
 
 /* Rates of one op and how well they tell its times. */
@@ -83,7 +86,8 @@ void calibrate_sheet(const Calibration *c, Str *out);
 /* ---- parts ------------------------------------------------------------------------------ */
 
 /* seconds = fixed + flop a + bytes b, none negative, by weighted least squares: every second counts
- * alike, and the sum of what is predicted is that of what was measured. */
+ * alike, and the sum of what is predicted is that of what was measured. Of samples that do not tell
+ * terms apart, time goes with the work. */
 OpFit calibrate_fit_op(const OpSample *sample, int n);
 /* Of an op whose rates on one core are known: those of a team, from samples of one. */
 void calibrate_fit_team(const OpSample *sample, int n, OpRate *rate);

@@ -67,6 +67,16 @@ static void test_fit_has_no_bias(void **state)
     assert_true(fit.error > 0.3 && fit.error < 1);
 }
 
+/* Samples of one shape say that more work takes longer. */
+static void test_fit_one_shape(void **state)
+{
+    (void)state;
+    OpSample s[2] = {sample(1e9, 1e6, 0, 1e11, 1e30), sample(1e9, 1e6, 0, 0.99e11, 1e30)};
+    OpFit fit = calibrate_fit_op(s, 2);
+    assert_true(fit.rate.fixed_s == 0 && fit.rate.bytes_per_s == 0);
+    assert_near(fit.rate.flop_per_s, 1e11, 0.01);
+}
+
 /* A team of four that is 3.2 times as fast once it is together; what takes the same however many
  * work; an op that no team ran. */
 static void test_team_fit(void **state)
@@ -136,6 +146,14 @@ static void test_job(void **state)
     job.cut = MESH_FSDP;
     assert_ok(calibrate_run_job(&job, 2, 1, 1, &samples, &step_s));
     assert_true(samples.n > alone);
+    int exchanges = 0;
+    for (size_t i = 0; i < samples.n; i++) {
+        const OpSample *s = &samples.at[i];
+        if (!s->among) continue;
+        exchanges += s->whole_bytes > 0 && s->kind == COMM_ALL_GATHER;
+        assert_true(i >= alone && s->among == 2 && s->seconds > 0 && !s->k);
+    }
+    assert_true(exchanges > 0);
     VEC_FREE(&samples);
     job.preset = "nosuch";
     assert_int_equal(calibrate_run_job(&job, 2, 1, 1, &samples, &step_s), ERR_ARG);
@@ -199,10 +217,15 @@ static void test_sheet_loads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fit_recovers),    cmocka_unit_test(test_fit_leaves_out),
-        cmocka_unit_test(test_fit_has_no_bias), cmocka_unit_test(test_team_fit),
-        cmocka_unit_test(test_exchange_fit),    cmocka_unit_test(test_job),
-        cmocka_unit_test(test_exchanges),       cmocka_unit_test(test_sheet_loads),
+        cmocka_unit_test(test_fit_recovers),
+        cmocka_unit_test(test_fit_leaves_out),
+        cmocka_unit_test(test_fit_has_no_bias),
+        cmocka_unit_test(test_team_fit),
+        cmocka_unit_test(test_fit_one_shape),
+        cmocka_unit_test(test_exchange_fit),
+        cmocka_unit_test(test_job),
+        cmocka_unit_test(test_exchanges),
+        cmocka_unit_test(test_sheet_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

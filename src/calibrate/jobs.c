@@ -15,16 +15,16 @@ const CalibrateJob calibrate_jobs[] = {
     {"llama4-nano", DTYPE_BF16, 4, 1, 256, RECOMPUTE_SELECTIVE, MESH_PP},
     {"grok1-nano", DTYPE_F32, 2, 1, 256, RECOMPUTE_NONE, MESH_PP},
     {"grok1-nano", DTYPE_BF16, 4, 2, 128, RECOMPUTE_NONE, MESH_PP},
-    {"bench-small", DTYPE_F32, 1, 1, 256, RECOMPUTE_NONE, MESH_PP},
-    {"bench-small", DTYPE_BF16, 4, 1, 256, RECOMPUTE_NONE, MESH_PP},
-    {"bench-moe", DTYPE_F32, 1, 1, 512, RECOMPUTE_NONE, MESH_PP},
-    {"bench-moe", DTYPE_BF16, 2, 1, 512, RECOMPUTE_NONE, MESH_PP},
+    {"bench-small", DTYPE_F32, 8, 1, 256, RECOMPUTE_NONE, MESH_PP},
+    {"bench-small", DTYPE_BF16, 8, 1, 256, RECOMPUTE_NONE, MESH_PP},
+    {"bench-moe", DTYPE_F32, 4, 1, 512, RECOMPUTE_NONE, MESH_PP},
+    {"bench-moe", DTYPE_BF16, 4, 1, 512, RECOMPUTE_NONE, MESH_PP},
     {"llama3-micro", DTYPE_BF16, 2, 1, 256, RECOMPUTE_FULL, MESH_PP},
-    {"llama3-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, MESH_TP},
+    {"bench-small", DTYPE_F32, 8, 1, 256, RECOMPUTE_NONE, MESH_TP},
     {"bench-small", DTYPE_BF16, 2, 2, 256, RECOMPUTE_NONE, MESH_TP},
     {"llama4-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, MESH_EP},
     {"bench-moe", DTYPE_BF16, 1, 2, 256, RECOMPUTE_NONE, MESH_EP},
-    {"llama3-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, MESH_FSDP},
+    {"bench-small", DTYPE_F32, 2, 1, 256, RECOMPUTE_NONE, MESH_FSDP},
 };
 const int calibrate_jobs_n = COUNT_OF(calibrate_jobs);
 
@@ -145,6 +145,51 @@ static void add_samples(RankRun *r)
     }
 }
 
+/* Who comes last to an exchange waits for nobody: of all ranks the shortest. What is only begun
+ * moves nothing yet. */
+static Status add_exchange(RankRun *r, const Instr *instr, const Cost *cost, const Times *times)
+{
+    int n = (int)times->n;
+    bool starts = instr->op->flags & OP_STARTS;
+    float *shortest = xcalloc((size_t)n + 1, sizeof *shortest);
+    double *seconds = xcalloc((size_t)n + 1, sizeof *seconds);
+    for (int i = 0; i < n; i++) shortest[i] = (float)times->at[i];
+    Status status = comm_run(comm_of_rank(r->world, r->rank), &(CommOp){.kind = COMM_ALL_REDUCE,
+                                                                        .dtype = DTYPE_F32,
+                                                                        .reduce = COMM_MIN,
+                                                                        .send = shortest,
+                                                                        .recv = shortest,
+                                                                        .count = n,
+                                                                        .node = "calibrate"});
+    for (int i = 0; i < n; i++) seconds[i] = (double)shortest[i];
+    OpSample s = {.op = instr->op->name,
+                  .bytes = cost->read_bytes + cost->write_bytes,
+                  .seconds = calibrate_median(seconds, n),
+                  .among = r->ranks,
+                  .kind = cost->exchange,
+                  .whole_bytes = starts ? 0 : cost->whole_bytes};
+    if (status == OK) VEC_PUSH(&r->samples, s);
+    free(shortest);
+    free(seconds);
+    return status;
+}
+
+/* Of a program that several ranks share; all of them come here with as many times. */
+static Status add_exchanges(RankRun *r)
+{
+    for (int p = 0; p < r->programs.n; p++) {
+        const Program *program = r->programs.at[p];
+        for (int i = 0; i < program->n_instr; i++) {
+            const Node *node = program->instr[i].node;
+            const Times *times = &r->times[p][i];
+            if (!times->n || !node->op->cost) continue;
+            Cost cost = node->op->cost(program->graph, node);
+            if (cost.kind == COST_EXCHANGE) TRY(add_exchange(r, &program->instr[i], &cost, times));
+        }
+    }
+    return OK;
+}
+
 static Status measure(RankRun *r, Device *device, const StepOptions *options)
 {
     Session *session;
@@ -157,6 +202,7 @@ static Status measure(RankRun *r, Device *device, const StepOptions *options)
         status = session_init_weights(session, 1);
         if (status == OK) status = run_rounds(r, session);
         if (status == OK) add_samples(r);
+        if (status == OK && r->world && r->job->cut != MESH_PP) status = add_exchanges(r);
         session_destroy(session);
     }
     for (int p = 0; p < r->programs.n; p++) {

@@ -62,14 +62,36 @@ static Status measure_team(const CalibrateOptions *o, int cores, int rounds, Are
 
 static bool same_op(const OpSample *a, const OpSample *b)
 {
-    return !strcmp(a->op, b->op) && a->matmul == b->matmul && (!a->matmul || a->math == b->math);
+    return !strcmp(a->op, b->op) && a->matmul == b->matmul && (!a->matmul || a->math == b->math) &&
+           !a->among == !b->among;
 }
 
 static int by_op(const void *left, const void *right)
 {
     const OpSample *a = left, *b = right;
     int order = strcmp(a->op, b->op);
-    return order ? order : (int)a->math - (int)b->math;
+    if (order) return order;
+    return a->among != b->among ? a->among - b->among : (int)a->math - (int)b->math;
+}
+
+/* Of an exchange what the network takes by the law of all-reduces: once around for each time that
+ * the bytes are passed. */
+static double network_s(const Calibration *c, const OpSample *s)
+{
+    double passes = s->kind == COMM_ALL_REDUCE ? 2 : 1, hops = s->among - 1,
+           sent = passes * hops / s->among * s->whole_bytes;
+    if (s->whole_bytes <= 0 || c->exchange_bytes_per_s <= 0) return 0;
+    double hop_s = s->kind == COMM_ALL_TO_ALL ? 0 : passes * hops * c->exchange_hop_s;
+    return c->exchange_base_s + hop_s + sent / c->exchange_bytes_per_s;
+}
+
+/* What is left is the rank's own: it packs what lies apart, and adds up. */
+static void take_network(OpSamples *samples, const Calibration *c)
+{
+    for (size_t i = 0; i < samples->n; i++) {
+        OpSample *s = &samples->at[i];
+        if (s->among) s->seconds = fmax(s->seconds - network_s(c, s), 1e-9);
+    }
 }
 
 /* Products and attention by what they read; all else for any type, since bytes tell the difference.
@@ -81,6 +103,8 @@ static void fit_ops(OpSamples *samples, Calibration *c)
     qsort(s, samples->n, sizeof *s, by_op);
     for (size_t first = 0, end; first < samples->n; first = end) {
         for (end = first + 1; end < samples->n && same_op(&s[first], &s[end]);) end++;
+        if (s[first].among && fits.n && !strcmp(fits.at[fits.n - 1].rate.op, s[first].op))
+            continue; /* it computes, and sometimes exchanges a few numbers too */
         OpFit fit = calibrate_fit_op(s + first, (int)(end - first));
         fit.rate.math = s[first].matmul ? (enum OpMath)(1 + (int)s[first].math) : OP_ANY;
         VEC_PUSH(&fits, fit);
@@ -186,6 +210,7 @@ static Status measure(const CalibrateOptions *o, Calibration *c)
         status = measure_team(o, c->cores, rounds, &c->arena, step_s, &team, &c->team_eta);
     if (status == OK && samples.n == 0)
         status = fail(ERR_DEVICE, "calibrate: nothing was measured");
+    take_network(&samples, c);
     if (status == OK) fit_ops(&samples, c);
     if (status == OK) fit_teams(&team, c);
     if (status == OK) fit_products(&samples, c);

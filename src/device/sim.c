@@ -113,12 +113,25 @@ static void land(Run *r, const Flight *f, int axis)
 /* On a processor whose ranks are threads nobody works for a flight but the one who waits for it. */
 static bool nobody_flies(const Run *r) { return r->sim->device.cores > 0; }
 
+/* What a rank does itself for an exchange: packing what lies apart, adding up. A processor's sheet
+ * has it measured; of a GPU it is in the library's bandwidth. */
+static double own_share_s(const Run *r, const Instr *instr, const Cost *c)
+{
+    if (!nobody_flies(r)) return 0;
+    return cluster_op_s(&r->sim->device, instr->op->name, cluster_math(c->dtype), 0,
+                        c->read_bytes + c->write_bytes);
+}
+
+static void compute(Run *r, SimWork work, double seconds);
+
 static void exchange(Run *r, const Instr *instr, const Cost *c)
 {
     const Node *node = instr->node;
     bool starts = node->op->flags & OP_STARTS;
     int axis = axis_of(c->axes);
     long at = node - r->program->graph->node;
+    double own_s = own_share_s(r, instr, c);
+    if (own_s > 0) compute(r, SIM_MEMORY, own_s);
     if (starts && nobody_flies(r)) {
         r->flight[at].end_s = sim_exchange_s(r->sim, c->exchange, c->axes,
                                              c->whole_bytes); /* how long, when it is waited for */
