@@ -1,6 +1,6 @@
 /* planner_bench [THREADS [SIMULATE]] : what the planner takes. One layout of a model of Behemoth's
  * size on 131,072 GPUs, 16 pipeline stages, interleaved, from the texts of run file and cluster to
- * the figures, on one core; and a search over all layouts of it on 98,304 GPUs of meta-100k. The
+ * the figures, on one core; and a search over all layouts of it on meta-100k's 100,320 GPUs. The
  * last column is the largest memory of this process so far. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,10 +54,9 @@ static Status search(int threads, int simulate)
     RunConfig config;
     Cluster cluster;
     SearchResult found;
-    enum { MAX_BATCH = 16 << 20, SEQ = 8192, GPUS = 98304 };
+    enum { MAX_BATCH = 16 << 20, SEQ = 8192 };
     TRY(run_config_load(NULL, settings, 4, &config));
     TRY(cluster_load("meta-100k", &cluster));
-    TRY(cluster_resize(&cluster, GPUS));
     SearchOptions options = {.devices = cluster_devices(&cluster),
                              .max_batch = MAX_BATCH / SEQ,
                              .simulate = simulate,
