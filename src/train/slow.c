@@ -1,7 +1,9 @@
 /* Ranks that compute more slowly than their peers. A step is as fast as its slowest rank, and all
  * ranks have the same step times; what differs is how long a rank computes and how long it waits
  * for others. Over a window of steps each rank takes the second smallest time of computing, which a
- * disturbance of single steps leaves alone; the first rank compares.
+ * disturbance of single steps leaves alone; the first rank compares. A stretch of some steps is
+ * disturbed now and then all the same: so several windows must say the same, more of them the more
+ * the times of all ranks scatter.
  *
  * A rank that waits for a processor does not compute, though its clock runs: on a host with more to
  * do than processors that hits now one rank and now another, for many short steps in a row. So
@@ -10,6 +12,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,25 +55,77 @@ static float median_of_stage(const SlowSpeed *speed, const int *stage, int n, in
     return m ? scratch[(m - 1) / 2] : 0;
 }
 
-static bool exceeds(float compute_s, float median, double factor)
+/* How many times as long as its peers; 1 where the difference is too short to tell. */
+static float ratio_of(float compute_s, float median)
 {
-    return (double)compute_s > factor * (double)median &&
-           (double)(compute_s - median) > least_excess_s;
+    return (double)(compute_s - median) > least_excess_s ? compute_s / median : 1;
 }
 
-/* Slow in two windows one after the other. One that was named and is no longer slow is watched for
- * a while before it can be named again. */
-static bool next(SlowRank *rank, bool slow)
+/* ---- how many windows it takes ---------------------------------------------------------- */
+
+/* How far the speeds of one rank differ from window to window, as a share of them: a standard
+ * deviation, told by what four of five differences stay below, so that a few jumps are no part of
+ * it. */
+static float deviation(const SlowRank *rank)
 {
-    enum { WATCHED = 5 };
-    bool name = slow && rank->state == SLOW_SUSPECTED;
-    if (slow)
-        rank->state = rank->state == SLOW_GOOD ? SLOW_SUSPECTED : SLOW_NAMED;
-    else
-        rank->state = rank->state < SLOW_NAMED || rank->state == SLOW_NAMED + WATCHED
-                          ? SLOW_GOOD
-                          : rank->state + 1;
-    return name;
+    float change[SLOW_WINDOWS];
+    int n = rank->n_changes < SLOW_WINDOWS ? rank->n_changes : SLOW_WINDOWS;
+    const float four_of_five = 1.812f; /* of differences of two normal numbers: 1.2816 sqrt(2) */
+    if (!n) return 0;
+    memcpy(change, rank->change, (size_t)n * sizeof *change);
+    qsort(change, (size_t)n, sizeof *change, compare_floats);
+    return change[4 * (n - 1) / 5] / four_of_five;
+}
+
+static void note_speed(SlowRank *rank, float own_s)
+{
+    if (rank->last_s > 0)
+        rank->change[rank->n_changes++ % SLOW_WINDOWS] = fabsf(own_s - rank->last_s) / rank->last_s;
+    rank->last_s = own_s;
+}
+
+/* ---- the verdict ------------------------------------------------------------------------ */
+
+/* In the latest n windows it was slow on the whole, and in nearly each by most of the factor and by
+ * `reach` of itself; none counts as more than slow enough, so that not one alone makes it slow. */
+static bool is_slow_in(const SlowRank *rank, double factor, double reach, int n)
+{
+    const double most = 1 + 1.5 * (factor - 1);
+    double bar = 1 + fmax(0.7 * (factor - 1), reach), sum = 0;
+    int below = 0;
+    if (rank->n_windows < n) return false;
+    for (int k = 1; k <= n; k++) {
+        double ratio = (double)rank->ratio[(rank->n_windows - k) % SLOW_WINDOWS];
+        sum += fmin(ratio, most);
+        below += ratio < bar;
+    }
+    return sum > n * factor && below <= n / 8;
+}
+
+/* In how many windows it was slow, 0: it is not. Noise makes a rank slow in a window by chance: the
+ * nearer to the deviation of all ranks' speeds its own lead is, the more windows it takes. */
+static int slow_windows(const SlowRank *rank, double factor, double deviation)
+{
+    if (is_slow_in(rank, factor, 3.2 * deviation, 4)) return 4;
+    if (is_slow_in(rank, factor, 2 * deviation, 8)) return 8;
+    return is_slow_in(rank, factor, 1.2 * deviation, SLOW_WINDOWS) ? SLOW_WINDOWS : 0;
+}
+
+/* After a window; returns for how many it is to be named, 0: it is not. One that was named and is
+ * no longer slow is watched for a while before it can be named again. */
+static int next(SlowRank *rank, double factor, double deviation)
+{
+    enum { WATCHED = 8 }; /* windows */
+    double latest = (double)rank->ratio[(rank->n_windows - 1) % SLOW_WINDOWS];
+    rank->n_good = latest > factor ? 0 : rank->n_good + 1;
+    if (rank->named) {
+        rank->named = rank->n_good < WATCHED;
+        if (!rank->named) rank->n_windows = 0;
+        return 0;
+    }
+    int n = slow_windows(rank, factor, deviation);
+    rank->named = n > 0;
+    return n;
 }
 
 /* With what it waits for a processor: slow for a minute without a break. */
@@ -83,27 +138,46 @@ static bool queues_long(SlowRank *rank, bool slow, double now_s)
     return slow && now_s - rank->queued_since_s > queued_long_s;
 }
 
-void slow_judge(const SlowWindow *w, SlowRank *rank, float *median, bool *name)
+static void note_ratio(const SlowWindow *w, int r, float median, SlowRank *rank)
+{
+    float own = ratio_of(w->speed[r].own_s, median), all = ratio_of(w->speed[r].compute_s, median);
+    bool queues = queues_long(rank, (double)all > w->factor, w->now_s);
+    rank->ratio[rank->n_windows++ % SLOW_WINDOWS] = queues ? all : own;
+}
+
+/* The ranks of one stage. */
+static void judge_stage(const SlowWindow *w, int stage, SlowRank *rank, float *scratch,
+                        float *median, int *since)
+{
+    float m = median_of_stage(w->speed, w->stage, w->n, stage, scratch);
+    int n = 0;
+    for (int r = 0; r < w->n; r++) {
+        if (w->stage[r] != stage) continue;
+        note_speed(&rank[r], w->speed[r].own_s);
+        scratch[n++] = deviation(&rank[r]);
+    }
+    qsort(scratch, (size_t)n, sizeof *scratch, compare_floats);
+    double noise = n ? (double)scratch[(n - 1) / 2] : 0;
+    for (int r = 0; r < w->n; r++) {
+        if (w->stage[r] != stage) continue;
+        note_ratio(w, r, m, &rank[r]);
+        median[r] = m;
+        since[r] = next(&rank[r], w->factor, noise);
+    }
+}
+
+void slow_judge(const SlowWindow *w, SlowRank *rank, float *median, int *since)
 {
     float *scratch = xmalloc((size_t)w->n * sizeof *scratch);
     int last = 0;
     for (int r = 0; r < w->n; r++) last = w->stage[r] > last ? w->stage[r] : last;
-    for (int s = 0; s <= last; s++) {
-        float m = median_of_stage(w->speed, w->stage, w->n, s, scratch);
-        for (int r = 0; r < w->n; r++) {
-            if (w->stage[r] != s) continue;
-            bool queues = queues_long(&rank[r], exceeds(w->speed[r].compute_s, m, w->factor),
-                                      w->now_s);
-            median[r] = m;
-            name[r] = next(&rank[r], queues || exceeds(w->speed[r].own_s, m, w->factor));
-        }
-    }
+    for (int s = 0; s <= last; s++) judge_stage(w, s, rank, scratch, median, since);
     free(scratch);
 }
 
 /* ---- on the first rank ------------------------------------------------------------------ */
 
-static void name_slow(Trainer *t, int rank, SlowSpeed speed, float median)
+static void name_slow(Trainer *t, int rank, SlowSpeed speed, float median, int windows)
 {
     char text[320], queued[80] = "";
     if (speed.compute_s - speed.own_s > 0.1f * speed.compute_s)
@@ -113,8 +187,8 @@ static void name_slow(Trainer *t, int rank, SlowSpeed speed, float median)
              "rank %d on %s is slow: it computes %.4g s a step%s, its peers %.4g s (%.2f times), "
              "in steps %lld to %lld",
              rank, comm_host(t->world, rank), (double)speed.compute_s, queued, (double)median,
-             (double)(speed.compute_s / median), (long long)t->step - 2 * SLOW_WINDOW + 1,
-             (long long)t->step);
+             (double)(speed.compute_s / median),
+             (long long)t->step - (int64_t)windows * SLOW_WINDOW + 1, (long long)t->step);
     progress_note(&t->progress, "drover: %s", text);
     metrics_event(t->metrics, "slow_rank", t->step, text);
 }
@@ -123,17 +197,17 @@ static void judge(Trainer *t, const SlowSpeed *speed)
 {
     SlowWatch *w = &t->slow;
     int n = comm_size(t->world), *stage = xmalloc((size_t)n * sizeof *stage);
+    int *since = xmalloc((size_t)n * sizeof *since);
     float *median = xmalloc((size_t)n * sizeof *median);
-    bool *name = xcalloc((size_t)n, sizeof *name);
     if (!w->rank) w->rank = ARENA_ARRAY(&t->arena, SlowRank, n);
     for (int r = 0; r < n; r++) stage[r] = mesh_at(&t->layout.mesh, r).coord[MESH_PP];
     slow_judge(&(SlowWindow){speed, stage, n, t->config->log.slow_rank, clock_s()}, w->rank, median,
-               name);
+               since);
     for (int r = 0; r < n; r++)
-        if (name[r]) name_slow(t, r, speed[r], median[r]);
+        if (since[r]) name_slow(t, r, speed[r], median[r], since[r]);
     free(stage);
     free(median);
-    free(name);
+    free(since);
 }
 
 /* ---- on every rank ---------------------------------------------------------------------- */
@@ -179,7 +253,9 @@ void trainer_end_watch(Trainer *t)
 /* Fault train.slow: 1.3 times as long; train.crawl: three times. */
 static double slow_down(double compute_s)
 {
-    const double more_s = (fault_hit("train.crawl") ? 2 : fault_hit("train.slow") ? 0.3 : 0) *
+    const double more_s = (fault_hit("train.crawl")  ? 2
+                           : fault_hit("train.slow") ? 0.3
+                                                     : 0) *
                           compute_s;
     if (more_s <= 0) return 0;
     struct timespec more = {.tv_sec = (time_t)more_s, .tv_nsec = (long)(fmod(more_s, 1) * 1e9)};
@@ -192,8 +268,14 @@ Status trainer_end_timing(Trainer *t, double step_s)
     SlowWatch *w = &t->slow;
     if (!is_watched(t)) return OK;
     double compute_s = step_s - (blocked_s(t) - w->blocked_s);
-    w->queued[w->n] = (float)(queued_s(w) - w->queued_s);
-    w->window[w->n++] = (float)(compute_s + slow_down(compute_s));
+    double queued = queued_s(w) - w->queued_s;
+    compute_s += slow_down(compute_s);
+    if (w->n_warm_up < SLOW_WARM_UP) {
+        w->n_warm_up++;
+        return OK;
+    }
+    w->queued[w->n] = (float)queued;
+    w->window[w->n++] = (float)compute_s;
     if (w->n < SLOW_WINDOW) return OK;
     w->n = 0;
     SlowSpeed mine = slow_speed(w->window, w->queued, SLOW_WINDOW),

@@ -151,7 +151,11 @@ StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, con
 
 /* ---- slow ranks ------------------------------------------------------------------------- */
 
-enum { SLOW_WINDOW = 6 }; /* steps */
+/* Steps of a window. A rank is named when it is slow in four windows one after the other, so at
+ * most 18 steps after it has become so; in 8 or 16, of which an eighth may have missed it, where
+ * steps scatter more. The first steps of a process are not judged: it meets its memory for the
+ * first time. */
+enum { SLOW_WINDOW = 4, SLOW_WARM_UP = 4, SLOW_WINDOWS = 16 };
 
 /* Of a rank in a window: how long it computes a step, the second smallest of its steps; and without
  * what it waited for a processor. */
@@ -161,13 +165,12 @@ typedef struct SlowSpeed {
 SlowSpeed slow_speed(const float *compute_s, const float *queued_s, int n); /* n: SLOW_WINDOW */
 
 /* What is thought of a rank; begins with zeros. */
-enum {
-    SLOW_GOOD,
-    SLOW_SUSPECTED,
-    SLOW_NAMED
-}; /* SLOW_NAMED + k: named, and no longer slow for k windows */
 typedef struct SlowRank {
-    int state;
+    float ratio[SLOW_WINDOWS];          /* to its peers, in the latest windows: a ring */
+    float last_s, change[SLOW_WINDOWS]; /* own_s of the last one; its relative changes: a ring */
+    int n_windows, n_changes;
+    bool named;            /* until it has been as fast as the others for a while */
+    int n_good;            /* windows in a row in which it was */
     double queued_since_s; /* slow without a break, what it waits for a processor counted; 0: not */
 } SlowRank;
 
@@ -177,10 +180,10 @@ typedef struct SlowWindow {
     int n;
     double factor, now_s;
 } SlowWindow;
-/* After a window. name[r]: rank r computes more than `factor` times as long as the median of the
- * ranks of its stage, which goes to median[r], in this window and the one before, and has not been
- * named for it yet. All arrays are [n]. */
-void slow_judge(const SlowWindow *window, SlowRank *rank, float *median, bool *name);
+/* After a window. since[r]: 0, or rank r is to be named: for so many windows it has computed more
+ * than `factor` times as long as the median of the ranks of its stage, which goes to median[r]. All
+ * arrays are [n]. */
+void slow_judge(const SlowWindow *window, SlowRank *rank, float *median, int *since);
 
 /* ---- trainer ---------------------------------------------------------------------------- */
 

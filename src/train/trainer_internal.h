@@ -15,9 +15,9 @@ enum { PREFETCH_DEPTH = 2 };
 typedef struct SlowWatch {
     double blocked_s, queued_s; /* when the step began */
     float window[SLOW_WINDOW], queued[SLOW_WINDOW];
-    int n;
-    int schedstat;  /* file of the rank's thread; 0: not opened yet, -1: there is none */
-    SlowRank *rank; /* [ranks], in the trainer's arena */
+    int n, n_warm_up; /* steps in the window; steps that were not judged */
+    int schedstat;    /* file of the rank's thread; 0: not opened yet, -1: there is none */
+    SlowRank *rank;   /* [ranks], in the trainer's arena */
 } SlowWatch;
 
 typedef struct Trace Trace;
