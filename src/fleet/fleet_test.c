@@ -456,6 +456,17 @@ static void test_report(void **state)
     assert_near(r.useful_tokens_per_s, 225.0 * 32768 * goodput, 1e-9);
     assert_near(r.capital.part_usd[CAPITAL_SERVERS].central, (4096.0 + (double)r.spares) * 250e3,
                 1e-9);
+    /* nodes that are there anyway are spares and paid for; fewer than are wanted change nothing */
+    FleetReport idle;
+    job.idle = r.spares + 500;
+    assert_ok(fleet_report_make(&job, &arena, &idle));
+    assert_int_equal(idle.spares, r.spares + 500);
+    assert_near(idle.capital.part_usd[CAPITAL_SERVERS].central,
+                (4096.0 + 500 + (double)r.spares) * 250e3, 1e-9);
+    assert_true(idle.goodput[RECOVER_SPARES].mean >= r.goodput[RECOVER_SPARES].mean);
+    job.idle = 1;
+    assert_ok(fleet_report_make(&job, &arena, &idle));
+    assert_int_equal(idle.spares, r.spares);
     Str text = {0};
     fleet_report_text(&r, &text);
     static const char *const said[] = {

@@ -388,6 +388,50 @@ static void test_doubling(void **state)
     unload(&config, &cluster);
 }
 
+/* 64 devices with 32 sequences are starved: a larger batch makes more, fewer devices less than all
+ * but more for each. With 64 sequences nobody is. Profiles that are kept change nothing. */
+static void test_batch_limit(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    SearchResult found, again;
+    BatchLimit limit;
+    Str text = {0};
+    load(SETTINGS(COMMON, "train.seq=1024"), &config, &cluster);
+    ProfileStore *profiles = profile_store_create();
+    Question q = ask(&config, &cluster, 0, (double)NAN);
+    q.max_batch = 32;
+    q.profiles = profiles;
+    SearchOptions how = {.devices = 64, .max_batch = 32, .simulate = 8, .threads = 2};
+    assert_ok(plan_search(&config, &cluster, &how, &found));
+    how.profiles = profiles;
+    for (int i = 0; i < 2; i++) {
+        assert_ok(plan_search(&config, &cluster, &how, &again));
+        assert_int_equal(again.n_layouts, found.n_layouts);
+        assert_int_equal(again.n, found.n);
+        assert_true(again.plan[0].time.step_s == found.plan[0].time.step_s);
+        search_result_deinit(&again);
+    }
+    assert_true(outlook_batch_limit(&q, &found.plan[0], &limit));
+    assert_near(limit.tokens, 32 * 1024.0, 1e-12);
+    assert_near(limit.rate, found.plan[0].tokens_per_s, 1e-12);
+    assert_true(limit.times >= 2 && limit.rate_larger > 1.05 * limit.rate);
+    assert_int_equal(limit.devices, 32);
+    assert_true(limit.rate_fewer < limit.rate && limit.rate_fewer > limit.rate * 32 / 64);
+    outlook_batch_limit_text(&limit, &text);
+    assert_non_null(strstr(text.at, "tokens/s"));
+    assert_non_null(strstr(text.at, "32 devices make"));
+    str_deinit(&text);
+    search_result_deinit(&found);
+    q.max_batch = how.max_batch = 64;
+    assert_ok(plan_search(&config, &cluster, &how, &found));
+    assert_false(outlook_batch_limit(&q, &found.plan[0], &limit));
+    search_result_deinit(&found);
+    profile_store_destroy(profiles);
+    unload(&config, &cluster);
+}
+
 static void test_largest(void **state)
 {
     (void)state;
@@ -435,7 +479,8 @@ int main(void)
         cmocka_unit_test(test_remedies), cmocka_unit_test(test_no_remedy),
         cmocka_unit_test(test_divides),  cmocka_unit_test(test_compare),
         cmocka_unit_test(test_smallest), cmocka_unit_test(test_search_refused),
-        cmocka_unit_test(test_doubling), cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_doubling), cmocka_unit_test(test_batch_limit),
+        cmocka_unit_test(test_largest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
