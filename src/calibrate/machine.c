@@ -40,21 +40,21 @@ static Status run_jobs(const CalibrateOptions *o, int cores, int rounds, Arena *
 }
 
 /* All cores as one rank against one rank on each: the mean of all jobs, and their nodes. */
-static Status measure_team(const CalibrateOptions *o, int cores, int rounds, Arena *arena,
-                           const double *step_s, OpSamples *samples, double *team_eta)
+static Status measure_team(const CalibrateOptions *o, int rounds, const double *step_s,
+                           OpSamples *samples, Calibration *c)
 {
     double sum = 0;
     int n = 0;
-    *team_eta = 1;
-    for (int i = 0; i < calibrate_jobs_n && cores > 1; i++) {
+    c->team_eta = 1;
+    for (int i = 0; i < calibrate_jobs_n && c->cores > 1; i++) {
         double team_s;
         if (calibrate_jobs[i].cut != MESH_PP) continue;
-        tell(o, job_text(arena, &calibrate_jobs[i], 1));
-        TRY(calibrate_run_job(&calibrate_jobs[i], 1, cores, rounds, samples, &team_s));
-        sum += log(step_s[i] / team_s / cores);
+        tell(o, job_text(&c->arena, &calibrate_jobs[i], 1));
+        TRY(calibrate_run_job(&calibrate_jobs[i], 1, c->cores, rounds, samples, &team_s));
+        sum += log(step_s[i] / team_s / c->cores);
         n++;
     }
-    if (n) *team_eta = exp(sum / n);
+    if (n) c->team_eta = exp(sum / n);
     return OK;
 }
 
@@ -206,8 +206,7 @@ static Status measure(const CalibrateOptions *o, Calibration *c)
     tell(o, "peaks and memory");
     measure_peaks(c->cores, c);
     Status status = run_jobs(o, c->cores, rounds, &c->arena, &samples, step_s);
-    if (status == OK)
-        status = measure_team(o, c->cores, rounds, &c->arena, step_s, &team, &c->team_eta);
+    if (status == OK) status = measure_team(o, rounds, step_s, &team, c);
     if (status == OK && samples.n == 0)
         status = fail(ERR_DEVICE, "calibrate: nothing was measured");
     take_network(&samples, c);
