@@ -91,6 +91,8 @@ typedef struct DeviceSheet {
     int64_t tile_m, tile_n; /* the largest output tile of one unit; halves of it are tried too */
     int64_t align;    /* elements; a matrix side that is no multiple of it costs `unaligned` */
     double unaligned; /* factor of the efficiency, 0..1 */
+    double vector_flop_per_s; /* f32 outside of matrix units: products of rows that these cannot
+                                 read; 0: not said */
     AttentionCurve attention;
     MemoryCurve memory;
     double launch_s;           /* of a kernel, on the device's side */

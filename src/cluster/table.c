@@ -66,6 +66,8 @@ const Setting cluster_table[] = {
         "what each side of a product should be a multiple of"),
     FLOAT("device.unaligned", "", 0.01, 1, "1", AT(device.unaligned),
           "factor of the speed where one is not"),
+    FLOAT("device.vector_flop_per_s", "FLOP/s", 0, 1e16, "0", AT(device.vector_flop_per_s),
+          "f32 outside of matrix units, for rows that these cannot read; 0: not said"),
     FLOAT("device.attention.eta_inf", "of the bf16 peak", 0.001, 2, "0.6",
           AT(device.attention.eta_inf), "that attention tends to, before the two factors below"),
     FLOAT("device.attention.head_half", "elements", 0, 1e4, "0", AT(device.attention.head_half),

@@ -57,6 +57,7 @@ typedef struct Run {
     double stream[MESH_AXES]; /* until when exchanges along an axis are on their way */
     double link[LINKS];       /* until when it is taken */
     Flight *flight;           /* per node that starts an exchange */
+    bool updates;             /* the phase of the update, which all stacks have few kernels for */
     SimTime time;
     SimWatch *watch;
     void *context;
@@ -84,6 +85,22 @@ static double sent_bytes(const Sim *sim, const Cost *c)
     unsigned replicas = 1u << MESH_DP | 1u << MESH_FSDP;
     bool sum = c->exchange == COMM_ALL_REDUCE || c->exchange == COMM_REDUCE_SCATTER;
     return c->whole_bytes * (sim->stack.gradients_16 && sum && c->axes & replicas ? 0.5 : 1);
+}
+
+/* Kernels, those of exchanges too, begin when the host has started them. */
+static void launch(Run *r)
+{
+    double host_s = r->updates ? 0 : r->sim->stack.host_s;
+    r->host += host_s > 0 ? host_s : r->sim->device.host_launch_s;
+    if (r->host <= r->now) return;
+    r->time.launch_s += r->host - r->now;
+    r->now = r->host;
+}
+
+/* A host that waits for what it has started. */
+static void return_to_host(Run *r)
+{
+    if (r->sim->stack.blocking) r->host = r->now;
 }
 
 /* It takes its turn on the links that it goes over. */
@@ -137,12 +154,14 @@ static void exchange(Run *r, const Instr *instr, const Cost *c)
                                              c->whole_bytes); /* how long, when it is waited for */
         return;
     }
+    launch(r);
     Flight f = take_off(r, c);
     tell(r, instr, 1 + axis, f.begin_s, f.end_s);
     if (starts)
         r->flight[at] = f;
     else
         land(r, &f, axis);
+    return_to_host(r);
 }
 
 /* ---- kernels ---------------------------------------------------------------------------- */
@@ -166,16 +185,13 @@ static double slowed_end(const Run *r, SimWork work, double seconds)
 
 static void compute(Run *r, SimWork work, double seconds)
 {
-    r->host += r->sim->device.host_launch_s;
-    if (r->host > r->now) {
-        r->time.launch_s += r->host - r->now;
-        r->now = r->host;
-    }
+    launch(r);
     double end = slowed_end(r, work, seconds);
     r->kernel_s += end - r->now;
     r->time.work_s[work] += end - r->now;
     r->time.slowed_s += end - r->now - seconds;
     r->now = end;
+    return_to_host(r);
 }
 
 /* Heads and routers stay as they are. */
@@ -234,7 +250,11 @@ static void run_and_tell(Run *r, const Instr *instr)
 SimTime sim_run(const Sim *sim, const Program *program, Phase first, Phase last, SimWatch *watch,
                 void *context)
 {
-    Run r = {.sim = sim, .program = program, .watch = watch, .context = context};
+    Run r = {.sim = sim,
+             .program = program,
+             .watch = watch,
+             .context = context,
+             .updates = first == PHASE_UPDATE};
     r.flight = xcalloc((size_t)program->graph->n_nodes, sizeof *r.flight);
     for (int i = program->phase_begin[first]; i < program->phase_begin[last + 1]; i++)
         run_and_tell(&r, &program->instr[i]);

@@ -37,6 +37,11 @@ typedef struct SimStack {
                   */
     bool whole_sequences; /* under tp, between products: no sequence parallelism */
     bool messages_wait;   /* a stage computes nothing while it sends to another */
+    bool messages_cut; /* a message's parts are sent by the ranks along tp, which all have it, and
+                          put together again over NVLink */
+    double host_s;     /* that the host needs for what we have one kernel for: frameworks that
+                          run a layer line by line in Python; 0: the sheet's */
+    bool blocking;     /* the host waits for each kernel before it starts the next */
 } SimStack;
 
 typedef struct Sim {

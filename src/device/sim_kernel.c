@@ -30,6 +30,18 @@ static double product_s(const DeviceSheet *d, const Cost *c)
     return fmax(flop_s, bytes_s);
 }
 
+/* A product of heads' rows. Those that do not begin at whole 16 bytes are read by kernels without
+ * matrix units, which fill the device as the others do. */
+static double heads_product_s(const DeviceSheet *d, const Cost *c, bool aligned)
+{
+    double s = product_s(d, c);
+    if (aligned || !(d->vector_flop_per_s > 0)) return s;
+    double eta = cluster_matrix_efficiency(d, MATH_BF16, (int64_t)(c->m * c->count), (int64_t)c->n,
+                                           (int64_t)c->k) /
+                 d->unaligned;
+    return fmax(s, 2 * c->m * c->n * c->k * c->count / (d->vector_flop_per_s * eta));
+}
+
 /* Of all keys, as many as a query sees on average twice over, and one less. */
 static double whole_attention_s(const DeviceSheet *d, const Cost *c)
 {
@@ -41,13 +53,15 @@ static double whole_attention_s(const DeviceSheet *d, const Cost *c)
     across.m = keys;
     across.n = c->k;
     across.k = c->m;
+    bool aligned = (int64_t)c->k % d->align == 0;
     /* Elements of 16 bits, a mask of 8. Forward: softmax reads and writes scores, dropout too, and
      * writes the mask. Backward: dropout reads what comes and the mask and writes, softmax reads
      * two and writes. */
     if (c->kind == COST_ATTENTION)
-        return product_s(d, &into) + product_s(d, &out) + move_s(d, 9 * scores) + 3 * d->launch_s;
-    return product_s(d, &into) + product_s(d, &out) + 2 * product_s(d, &across) +
-           move_s(d, 11 * scores) + 5 * d->launch_s;
+        return heads_product_s(d, &into, aligned) + heads_product_s(d, &out, aligned) +
+               move_s(d, 9 * scores) + 3 * d->launch_s;
+    return heads_product_s(d, &into, aligned) + heads_product_s(d, &out, aligned) +
+           2 * heads_product_s(d, &across, aligned) + move_s(d, 11 * scores) + 5 * d->launch_s;
 }
 
 static double plain_attention_s(const Sim *sim, const Cost *c)

@@ -192,6 +192,9 @@ static void test_stacks(void **state)
                   * and a scattering, and less where switches add */
                  {{.whole_sequences = true}, 0.98, 1.4},
                  {{.messages_wait = true}, 1.001, 1.2},
+                 {{.host_s = 100e-6}, 1.005, 10},
+                 {{.host_s = 5e-6, .blocking = true}, 1.005, 2},
+                 {{.messages_cut = true}, 0.95, 0.9999},
                  {{.rows_sent = 0.5}, 1, 1}}; /* there are no experts */
     double own = 0, own_memory_s = 0;
     for (int i = 0; i < COUNT_OF(cases); i++) {

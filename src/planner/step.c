@@ -108,14 +108,24 @@ static double ended(const Stepper *s, int stage, int micro, int work)
     return place < s->at[rank] ? s->end_s[rank][place] : -1;
 }
 
+/* A message of a stage's rank to the same rank of another stage. */
+static double message_s(const Stepper *s, int from, int to, double bytes)
+{
+    const Pipeline *p = s->pipeline;
+    int tp = mesh_size(&s->sim->mesh, MESH_TP);
+    if (!s->sim->stack.messages_cut || tp < 2)
+        return sim_message_s(s->sim, p->rank_of[from], p->rank_of[to], bytes);
+    return sim_message_s(s->sim, p->rank_of[from], p->rank_of[to], bytes / tp) +
+           sim_exchange_s(s->sim, COMM_ALL_GATHER, 1u << MESH_TP, bytes);
+}
+
 /* What another stage sends takes its way. *sent_s: when it was sent. */
 static double arrival(const Stepper *s, int from, int to, int micro, int work, double *sent_s)
 {
     const Pipeline *p = s->pipeline;
     *sent_s = ended(s, from, micro, work);
     if (*sent_s < 0 || p->rank_of[from] == p->rank_of[to]) return *sent_s;
-    return *sent_s +
-           sim_message_s(s->sim, p->rank_of[from], p->rank_of[to], s->stage[from].sent_bytes[work]);
+    return *sent_s + message_s(s, from, to, s->stage[from].sent_bytes[work]);
 }
 
 /* When all that the action reads is there; negative: not yet. *sent_s: when the last of it was
@@ -145,8 +155,7 @@ static double sending_s(const Stepper *s, const PipelineAction *a)
     if (a->work == PIPELINE_WEIGHTS || to < 0 || to >= p->n_stages ||
         p->rank_of[to] == p->rank_of[a->stage])
         return 0;
-    return sim_message_s(s->sim, p->rank_of[a->stage], p->rank_of[to],
-                         s->stage[a->stage].sent_bytes[forward ? 0 : 1]);
+    return message_s(s, a->stage, to, s->stage[a->stage].sent_bytes[forward ? 0 : 1]);
 }
 
 static bool run_next(Stepper *s, int rank)
