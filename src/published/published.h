@@ -68,8 +68,10 @@ typedef enum PublishedRecompute {
 } PublishedRecompute;
 /* Of one stack of software; at most one constant is fitted for each. */
 typedef enum Framework {
-    FRAMEWORK_MEGATRON,  /* Megatron-LM, Megatron-DeepSpeed and NeMo */
-    FRAMEWORK_DEEPSPEED, /* ZeRO-3 without model parallelism */
+    FRAMEWORK_MEGATRON,           /* Megatron-LM, and what is not said */
+    FRAMEWORK_NEMO,               /* NeMo and Megatron-Bridge, NVIDIA's MLPerf submissions too */
+    FRAMEWORK_MEGATRON_DEEPSPEED, /* Megatron's layers in DeepSpeed's pipeline: BLOOM, vTrain */
+    FRAMEWORK_DEEPSPEED,          /* ZeRO-3 without model parallelism */
     FRAMEWORK_MAXTEXT,
     FRAMEWORK_FSDP,     /* PyTorch's: torchtitan, fms-fsdp, Automodel */
     FRAMEWORK_COMPOSER, /* MosaicML's, on the PyTorch of 2023 */
@@ -77,6 +79,8 @@ typedef enum Framework {
     FRAMEWORKS
 } Framework;
 const char *published_framework_name(Framework framework);
+/* Megatron's layers, whatever runs them. */
+static inline bool published_is_megatron(Framework f) { return f <= FRAMEWORK_MEGATRON_DEEPSPEED; }
 
 /* Ranks along each axis; 0: not said. Data-parallel ranks are what is left of the devices. */
 typedef struct PublishedLayout {

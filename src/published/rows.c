@@ -8,8 +8,9 @@
 
 const char *published_framework_name(Framework framework)
 {
-    static const char *const names[] = {"Megatron",     "DeepSpeed", "MaxText",
-                                        "PyTorch FSDP", "Composer",  "InternEvo"};
+    static const char *const names[] = {"Megatron",  "NeMo",     "Megatron-DeepSpeed",
+                                        "DeepSpeed", "MaxText",  "PyTorch FSDP",
+                                        "Composer",  "InternEvo"};
     return names[framework];
 }
 
@@ -67,8 +68,17 @@ static Status read_machine(const Record *r, const char *gpu, PublishedRow *row)
     return OK;
 }
 
+static bool has_one_of(const char *id, const char *const *prefixes, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (has_prefix(id, prefixes[i])) return true;
+    return false;
+}
+
 static Status read_framework(PublishedRow *row)
 {
+    static const char *const nemo[] = {"DG", "NMO", "LSQ", "MBR", "MLG", "MLL"},
+                             *const pipeline[] = {"BLM", "VTR", "OTH-02"};
     const char *text = row->note;
     row->framework = FRAMEWORK_MEGATRON;
     if (strstr(text, "MaxText"))
@@ -82,6 +92,10 @@ static Status read_framework(PublishedRow *row)
         row->framework = FRAMEWORK_INTERNEVO;
     else if (has_prefix(row->id, "PTD") && row->layout.zero == 3)
         row->framework = FRAMEWORK_DEEPSPEED;
+    else if (has_one_of(row->id, nemo, COUNT_OF(nemo)))
+        row->framework = FRAMEWORK_NEMO;
+    else if (has_one_of(row->id, pipeline, COUNT_OF(pipeline)))
+        row->framework = FRAMEWORK_MEGATRON_DEEPSPEED;
     return OK;
 }
 
@@ -89,7 +103,7 @@ static Status read_framework(PublishedRow *row)
  * do not. */
 static void finish(PublishedRow *row)
 {
-    if (row->layout.zero == 0 && row->framework == FRAMEWORK_MEGATRON &&
+    if (row->layout.zero == 0 && published_is_megatron(row->framework) &&
         strcmp(row->device, "a100") != 0)
         row->layout.zero = 1;
     if (row->model.mla) row->skip = "multi-head latent attention is not modelled";

@@ -65,9 +65,9 @@ static double attention_share(const PublishedRow *r)
     if (r->framework == FRAMEWORK_COMPOSER)
         return is_a100(r) ? share_triton : share_flash2 * share_triton;
     if (is_a100(r)) return 0;
-    return r->framework == FRAMEWORK_MEGATRON ? share_cudnn
-           : r->framework == FRAMEWORK_FSDP   ? share_flash2
-                                              : 0;
+    return published_is_megatron(r->framework) ? share_cudnn
+           : r->framework == FRAMEWORK_FSDP    ? share_flash2
+                                               : 0;
 }
 
 /* Megatron-Bridge's dispatcher (DeepEP) sends a row to a node once; of k experts drawn from n nodes
@@ -91,9 +91,9 @@ SimStack validate_stack(const PublishedRow *r, PublishedRecompute recompute)
     s.blocking = launches_block(r);
     s.attention_again = s.plain_attention && recompute == RECOMPUTED_SELECTIVE;
     /* NeMo's recipes for H100 and later, and PyTorch's where it is said */
-    bool pieces = r->framework == FRAMEWORK_MEGATRON && !is_a100(r) && validate_has_sequence(r);
+    bool pieces = published_is_megatron(r->framework) && !is_a100(r) && validate_has_sequence(r);
     if (pieces || r->layout.async_tp) s.tp_hidden = tp_hidden;
-    s.dp_beside = r->framework == FRAMEWORK_MEGATRON && !is_a100(r); /* its overlap flags are on */
+    s.dp_beside = published_is_megatron(r->framework) && !is_a100(r); /* its overlap flags are on */
     bool eager = r->framework == FRAMEWORK_COMPOSER ||
                  (r->framework == FRAMEWORK_FSDP && !begins(r->id, "AUT")); /* fused layers */
     if (s.plain_attention || (eager && !r->compiled)) s.traffic = traffic_eager;
