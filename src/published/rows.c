@@ -250,7 +250,8 @@ static Status read_bloom(const Record *r, PublishedRow *row)
     TRY(record_number(r, "s/it", &row->step_s));
     row->out_of_memory = has_prefix(record_text(r, "mem GB"), "OOM");
     if (!row->out_of_memory) TRY(record_number(r, "mem GB", &gigabytes));
-    row->peak_bytes = gigabytes * 1e9;
+    /* a reading that its source doubts is none */
+    row->peak_bytes = strchr(record_text(r, "mem GB"), '?') ? 0 : gigabytes * 1e9;
     row->with_context = true;
     row->devices = nodes * 8;
     row->seq = 2048;

@@ -170,14 +170,14 @@ Status validate_config(Arena *arena, const PublishedRow *r, int64_t micro_batch,
         arena_printf(arena, "train.batch=%lld", (long long)r->batch),
         arena_printf(arena, "train.micro_batch=%lld", (long long)micro_batch),
         arena_printf(arena, "train.recompute=%s", recomputes[recompute]),
-        arena_printf(arena,
-                     "parallel={dp: %lld, fsdp: %lld, tp: %lld, pp: %lld, cp: %lld, ep: %lld, "
-                     "zero: %lld, schedule: %s, virtual_stages: %lld, fold_experts: %s}",
-                     (long long)axes.dp, (long long)axes.fsdp, (long long)l->tp, (long long)l->pp,
-                     (long long)l->cp, (long long)axes.ep, (long long)axes.zero,
-                     interleaved ? "interleaved" : "1f1b",
-                     (long long)(interleaved ? l->virtual_stages : 0),
-                     axes.fold ? "true" : "false"),
+        arena_printf(
+            arena,
+            "parallel={dp: %lld, fsdp: %lld, tp: %lld, pp: %lld, cp: %lld, ep: %lld, "
+            "zero: %lld, schedule: %s, virtual_stages: %lld, fold_experts: %s, overlap: %s}",
+            (long long)axes.dp, (long long)axes.fsdp, (long long)l->tp, (long long)l->pp,
+            (long long)l->cp, (long long)axes.ep, (long long)axes.zero,
+            interleaved ? "interleaved" : "1f1b", (long long)(interleaved ? l->virtual_stages : 0),
+            axes.fold ? "true" : "false", validate_overlaps(r) ? "true" : "false"),
     };
     return run_config_load(NULL, settings, COUNT_OF(settings), config);
 }

@@ -60,6 +60,10 @@ static bool gradients_16(const PublishedRow *r, const SimStack *s)
     return s->dp_beside && !begins(r->id, "MC");
 }
 
+/* Exchanges of that Megatron stand between kernels. Where launches block, nothing runs beside
+ * another. */
+bool validate_overlaps(const PublishedRow *r) { return !before_flash(r); }
+
 static double attention_share(const PublishedRow *r)
 {
     if (r->framework == FRAMEWORK_COMPOSER)

@@ -114,6 +114,7 @@ Status validate_config(Arena *arena, const PublishedRow *row, int64_t micro_batc
 /* What the row's software does otherwise than our trainer, by what its authors say of it. */
 SimStack validate_stack(const PublishedRow *row, PublishedRecompute recompute);
 bool validate_has_sequence(const PublishedRow *row);
+bool validate_overlaps(const PublishedRow *row); /* exchanges run beside kernels */
 /* Spearman's: Pearson's of the ranks, ties at their mean. NAN below two values or where one side is
  * constant. */
 double validate_rank_correlation(const double *a, const double *b, int n);
