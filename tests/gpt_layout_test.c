@@ -18,6 +18,7 @@ static const char *const layouts[] = {
     "tp4",
     "tp2 seq",
     "tp4 seq micro2",
+    "tp8 seq",
     "cp2",
     "cp2 ring",
     "cp4 ring tp2",

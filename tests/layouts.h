@@ -58,7 +58,7 @@ typedef struct Job {
     StepOptions options;       /* layout: sizes only */
     char schedule[64];         /* of the pipeline; empty: 1f1b */
     const char *table;         /* as text, instead; NULL: none */
-    int layers;                /* of the model; 0: as it says */
+    int layers, keys;          /* of the model, and its key heads; 0: as it says */
     Pipeline *pipeline;        /* made of it while the job runs */
     StepRoles planned[MAX_CP]; /* and what a plan says of its ranks; in a ring those of each
                                   coordinate along cp */
@@ -473,6 +473,7 @@ static Job parse_job(const char *text)
         if (!strncmp(word, "chunks", 6))
             o.layout.chunks = n, known = true; /* canonical mode; a leaf is one sequence */
         if (!strncmp(word, "layers", 6)) job.layers = n, known = true;
+        if (!strncmp(word, "keys", 4)) job.keys = n, known = true;
         assert_true(known);
     }
     if (o.layout.chunks) o.n_micro = BATCH / mesh_data_ranks(&o.layout.mesh);
@@ -481,10 +482,11 @@ static Job parse_job(const char *text)
     return job;
 }
 
-static void make_model(const char *text, int layers, ModelConfig *config)
+static void make_model_with(const char *text, int layers, int key_heads, ModelConfig *config)
 {
     json_t *json = json_loads(text, 0, NULL);
     assert_non_null(json);
+    if (key_heads) json_object_set_new(json, "num_key_value_heads", json_integer(key_heads));
     static const char *const keys[] = {"num_hidden_layers", "n_layer", "n_layers"};
     for (int i = 0; layers && i < COUNT_OF(keys); i++)
         if (json_object_get(json, keys[i]))
@@ -492,6 +494,11 @@ static void make_model(const char *text, int layers, ModelConfig *config)
     assert_int_equal(model_config_from_json(json, config), OK);
     json_decref(json);
     config->expert_bias = config->n_experts > 0;
+}
+
+static inline void make_model(const char *text, int layers, ModelConfig *config)
+{
+    make_model_with(text, layers, 0, config);
 }
 
 /* Relative difference of the worst step. In bf16 what is rounded apart drifts apart: the first two
@@ -517,7 +524,7 @@ static inline int check_against_one_rank(const char *name, const char *model_tex
                 pipeline_default_stages(many.schedule) > 1;
     if (model_text == grok1 && deep && !many.layers)
         many.layers = 4; /* it has 3, enough for two stages */
-    make_model(model_text, many.layers, &model);
+    make_model_with(model_text, many.layers, many.keys, &model);
     one.model = many.model = &model;
     one.options.micro_batch *= mesh_data_ranks(&one.options.layout.mesh);
     one.options.layout = (Layout){0};

@@ -58,6 +58,8 @@ parallel.pp=2,parallel.schedule=zb-v parallel.pp=4,parallel.schedule=zb-h1
 parallel.cp=4,parallel.context=ring parallel.cp=2
 parallel.cp=2,parallel.tp=2 parallel.cp=4,parallel.context=ring
 parallel.cp=2,parallel.dp=2,parallel.context=ring parallel.fsdp=2
+parallel.tp=8 parallel.fsdp=2,parallel.tp=2
+parallel.dp=2 parallel.tp=8
 EOF
 # a tied embedding, which two ranks of a pipeline hold: it is saved once and read by both
 tied="model={model_type: llama, vocab_size: 320, hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 8, num_key_value_heads: 4, \
@@ -73,4 +75,4 @@ checks=$((checks + 1))
 grep -q 'balancing loss was a mean over 4 sequences .* and is over 8 now; train.micro_batch=1 would keep it' "$work/err" ||
   { echo "not said: $(cat "$work/err")"; failed=1; }
 echo "$checks checks, failed: $failed"
-[ "$failed" = 0 ] && [ "$checks" = 22 ]
+[ "$failed" = 0 ] && [ "$checks" = 24 ]

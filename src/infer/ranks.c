@@ -28,9 +28,11 @@ static Status find_place(Infer *infer)
                                  "parallelism (tp) cuts caches too");
     if (wanted != n)
         return fail(ERR_REFUSED, "the layout is for %d ranks, but %d were started", wanted, n);
-    TRY(model_check_divides(&infer->model->config, &(ModelCut){mesh_size(&o->layout.mesh, MESH_TP),
-                                                               mesh_size(&o->layout.mesh, MESH_EP),
-                                                               o->layout.fold_experts, "--"}));
+    TRY(model_check_divides(&infer->model->config,
+                            &(ModelCut){.tp = mesh_size(&o->layout.mesh, MESH_TP),
+                                        .ep = mesh_size(&o->layout.mesh, MESH_EP),
+                                        .fold_experts = o->layout.fold_experts,
+                                        .before = "--"}));
     o->layout.mesh = mesh_at(&o->layout.mesh, comm_rank(o->world));
     o->layout.sequence = false; /* a single token cannot be cut */
     return OK;

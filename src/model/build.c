@@ -154,6 +154,16 @@ static ValueId cache_state(ModelBuilder *b, const char *which)
     return graph_state(b->g, name, b->o.dtype, shape, STATE_CACHE);
 }
 
+/* So that as many ranks as share the heads have a key head each. */
+static int64_t key_copies(const ModelBuilder *b)
+{
+    int64_t heads = b->config->n_kv_heads, share = b->o.share;
+    return share > heads && share % heads == 0 ? share / heads : 1;
+}
+
+/* Key heads that are repeated are not cut: all ranks make all of them. */
+static Axis key_axis(const ModelBuilder *b) { return key_copies(b) > 1 ? AXIS_ANY : AXIS_KV_HEADS; }
+
 static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *o)
 {
     const ModelConfig *c = b->config;
@@ -161,6 +171,10 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
                           .softcap = (float)c->attention_softcap,
                           .alibi = c->positions == POSITIONS_ALIBI ? (float)c->alibi : 0,
                           .chunk = c->layer[b->layer].chunk};
+    if (!cached(b) && key_copies(b) > 1) {
+        TRY(op_repeat_heads(b->g, k, key_copies(b), &k));
+        TRY(op_repeat_heads(b->g, v, key_copies(b), &v));
+    }
     if (!cached(b)) return op_attention(b->g, q, k, v, b->pos, attr, o);
     ValueId k_cache = cache_state(b, "k"), v_cache = cache_state(b, "v");
     TRY(op_cache_append(b->g, k, v, b->pos, k_cache, v_cache, &k_cache, &v_cache));
@@ -197,7 +211,7 @@ Status model_attention(ModelBuilder *b, const char *prefix, ValueId x, QkStep st
     graph_set_scope(b->g, prefix);
     for (int i = 0; i < 3; i++)
         TRY(model_project(b, arena_printf(arena, "%s.%s", prefix, names[i]), x,
-                          i ? c->n_kv_heads : c->n_heads, i ? AXIS_KV_HEADS : AXIS_HEADS, &qkv[i]));
+                          i ? c->n_kv_heads : c->n_heads, i ? key_axis(b) : AXIS_HEADS, &qkv[i]));
     if (step) TRY(step(b, &qkv[0], &qkv[1]));
     return model_attend(b, qkv, arena_printf(arena, "%s.o_proj", prefix), y);
 }

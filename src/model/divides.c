@@ -2,35 +2,45 @@
  * the name of a weight or a cache. */
 #include "model/model.h"
 
-/* The largest number up to `most` that divides all of n counts, for a remedy. */
-static int64_t works(int64_t most, const int64_t *count, int n)
+/* The largest number up to `most` that divides the count, for a remedy. */
+static int64_t works(int64_t most, int64_t count)
 {
-    for (int64_t d = most; d > 1; d--) {
+    int64_t d = most;
+    while (d > 1 && count % d) d--;
+    return d;
+}
+
+/* What ranks of tp share out; with keys as many of them as have one each, or several the same. */
+enum { SHARED = 5, KEYS = 1 };
+
+static bool can_share(const ModelCut *c, const int64_t count[SHARED], int which, int64_t n)
+{
+    return count[which] % n == 0 || (which == KEYS && c->copies_keys && n % count[which] == 0);
+}
+
+static int64_t largest_tp(const ModelCut *c, const int64_t count[SHARED])
+{
+    for (int64_t n = c->tp; n > 1; n--) {
         bool all = true;
-        for (int i = 0; i < n; i++) all &= count[i] % d == 0;
-        if (all) return d;
+        for (int i = 0; i < SHARED; i++) all &= can_share(c, count, i, n);
+        if (all) return n;
     }
     return 1;
 }
 
 static Status check_tp(const ModelConfig *m, const ModelCut *c, bool dense, bool moe)
 {
-    const struct {
-        const char *what;
-        int64_t count;
-    } cut[] = {{"query heads", m->n_heads},
-               {"key heads", m->n_kv_heads},
-               {"words in the vocabulary", m->vocab},
-               {"feed-forward columns", dense ? m->ffn_dense : 0},
-               {"feed-forward columns of experts", moe && !c->fold_experts ? m->ffn_expert : 0}};
-    int64_t counts[COUNT_OF(cut)];
-    for (int i = 0; i < COUNT_OF(cut); i++) counts[i] = cut[i].count;
-    for (int i = 0; i < COUNT_OF(cut); i++)
-        if (cut[i].count % c->tp)
+    static const char *const what[SHARED] = {"query heads", "key heads", "words in the vocabulary",
+                                             "feed-forward columns",
+                                             "feed-forward columns of experts"};
+    const int64_t count[SHARED] = {m->n_heads, m->n_kv_heads, m->vocab, dense ? m->ffn_dense : 0,
+                                   moe && !c->fold_experts ? m->ffn_expert : 0};
+    for (int i = 0; i < SHARED; i++)
+        if (!can_share(c, count, i, c->tp))
             return fail(ERR_REFUSED,
                         "%stp %lld does not divide the model's %lld %s; %stp %lld would", c->before,
-                        (long long)c->tp, (long long)cut[i].count, cut[i].what, c->before,
-                        (long long)works(c->tp, counts, COUNT_OF(cut)));
+                        (long long)c->tp, (long long)count[i], what[i], c->before,
+                        (long long)largest_tp(c, count));
     return OK;
 }
 
@@ -42,11 +52,11 @@ static Status check_experts(const ModelConfig *m, const ModelCut *c)
                     "%sfold_experts: tp %lld x ep %lld does not divide the model's %lld experts; "
                     "leave it out, or take tp x ep %lld",
                     c->before, (long long)c->tp, (long long)c->ep, (long long)m->n_experts,
-                    (long long)works(n, &m->n_experts, 1));
+                    (long long)works(n, m->n_experts));
     if (m->n_experts % c->ep == 0) return OK;
     return fail(ERR_REFUSED, "%sep %lld does not divide the model's %lld experts; %sep %lld would",
                 c->before, (long long)c->ep, (long long)m->n_experts, c->before,
-                (long long)works(c->ep, &m->n_experts, 1));
+                (long long)works(c->ep, m->n_experts));
 }
 
 Status model_check_divides(const ModelConfig *m, const ModelCut *c)

@@ -134,7 +134,9 @@ typedef struct ModelOptions {
     int64_t cache;  /* positions of the kv caches */
     DType dtype;    /* of activations and products: f32 or bf16 */
     bool no_master; /* weights in dtype only, no f32 masters: inference */
-    bool training;  /* counts expert loads, adds the router's losses to the loss */
+    int64_t share; /* ranks that share the heads: where there are fewer key heads, each is repeated,
+                      without caches; 0: one */
+    bool training; /* counts expert loads, adds the router's losses to the loss */
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss; /* coefficients */
 } ModelOptions;
@@ -143,6 +145,7 @@ typedef struct ModelOptions {
 typedef struct ModelCut {
     int64_t tp, ep;
     bool fold_experts;  /* whole ones over both */
+    bool copies_keys;   /* several ranks may have the same key head (ModelOptions.share) */
     const char *before; /* how these settings are written: "parallel." or "--" */
 } ModelCut;
 /* That tp ranks can share its heads, feed-forward columns and vocabulary, and ep ranks its experts;

@@ -54,6 +54,8 @@ OP(vocab_loss)
 OP(vocab_loss_grad)
 
 /* attention */
+OP(repeat_heads)
+OP(repeat_heads_grad)
 OP(attention)
 OP(attention_grad)
 OP(attention_part)

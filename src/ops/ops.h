@@ -157,6 +157,9 @@ typedef struct AttentionAttr {
     int64_t chunk;
     AttentionSlice slice; /* set by pass/context */
 } AttentionAttr;
+/* y [B T K copies d]: each head of x [B T K d] so often behind itself. Ranks that share heads (tp)
+ * make those copies that are theirs; x may be strided by token. */
+Status op_repeat_heads(Graph *g, ValueId x, int64_t copies, ValueId *y);
 /* q [B T H d], k and v [B T K d], H a multiple of K, query head h reads kv head h / (H / K); all
  * may be strided by token. o [B T H d]. Also makes lse [B H T] f32 (log-sum-exp per query) for the
  * gradient. */

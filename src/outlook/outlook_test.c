@@ -234,7 +234,7 @@ static void test_divides(void **state)
                  {"train.batch=16", "parallel.dp=64", "train.batch=64 would do"},
                  {"train.batch=128", "parallel.dp=128", "parallel.dp=64 would do"},
                  {"train.batch=96", "parallel.dp=96", "parallel.dp=48 would do"},
-                 {"train.batch=16", "parallel.tp=3", "tp 1 would"},
+                 {"train.batch=16", "parallel.tp=3", "tp 2 would"},
                  {"train.batch=16", "parallel.cp=3", "parallel.cp=2 would do"},
                  {"train.batch=16", "parallel.cp=12", "parallel.cp=8 would do"},
                  {"train.batch=16", "parallel.pp=128", "parallel.pp=8 would do"}};

@@ -51,6 +51,12 @@ static bool is_fusable(const Fusing *f, int i)
            readers_take_rows(f, node->out[0]);
 }
 
+/* What no axis names is never cut; it lies apart from what may be. */
+static bool has_named_rows(const Graph *g, int node)
+{
+    return graph_value(g, g->node[node].in[1])->shape.axis[0] != AXIS_ANY;
+}
+
 /* The fusable products that read the same input as node i, from i on, in the same layer. */
 static Siblings find_siblings(const Fusing *f, int i)
 {
@@ -60,7 +66,8 @@ static Siblings find_siblings(const Fusing *f, int i)
         const Node *node = &g->node[j];
         if (node->layer != g->node[i].layer || node->phase != g->node[i].phase) break;
         bool same = node->n_in > 0 && node->in[0].id == g->node[i].in[0].id;
-        if (same && is_fusable(f, j)) s.node[s.n++] = j;
+        if (same && is_fusable(f, j) && has_named_rows(g, j) == has_named_rows(g, i))
+            s.node[s.n++] = j;
     }
     return s;
 }

@@ -11,6 +11,8 @@ static ModelOptions model_options(const StepOptions *o, bool training, int64_t b
                           .seq = o->seq,
                           .dtype = o->dtype,
                           .training = training,
+                          /* in canonical mode a sum has an order of its own */
+                          .share = o->layout.chunks ? 0 : mesh_size(&o->layout.mesh, MESH_TP),
                           .balance = training ? o->balance : BALANCE_NONE,
                           .aux_loss = o->aux_loss,
                           .router_z_loss = training ? o->router_z_loss : 0,
