@@ -43,8 +43,9 @@ static Status grad(GradCtx *ctx)
 {
     const Node *node = graph_node(ctx->graph, ctx->node);
     ValueId in[4] = {ctx->dout[0], node->in[0], node->in[1], NO_VALUE}, out[3];
-    TRY(op_layernorm_grad(ctx->graph, in, *(const float *)node->attr, node->n_in > 2, out));
-    memcpy(ctx->din, out, sizeof *out * (size_t)node->n_in);
+    const int n = node->n_in; /* the node moves when the graph grows */
+    TRY(op_layernorm_grad(ctx->graph, in, *(const float *)node->attr, n > 2, out));
+    memcpy(ctx->din, out, sizeof *out * (size_t)n);
     return OK;
 }
 
