@@ -38,10 +38,25 @@ void graph_destroy(Graph *graph)
     free(graph);
 }
 
+/* In debug builds small graphs move whenever they grow: whoever keeps a pointer into one while it
+ * does is found by the address sanitizer in the first test that comes by, not in one of a size that
+ * happens to be full. */
+#ifdef DEBUG
+enum { MOVES_UP_TO = 400 };
+#else
+enum { MOVES_UP_TO = 0 };
+#endif
+
+static int more(int cap)
+{
+    if (cap < MOVES_UP_TO) return cap + 1;
+    return cap < 256 ? 256 : 2 * cap;
+}
+
 ValueId graph_new_value(Graph *graph)
 {
     if (graph->n_values >= graph->value_cap) {
-        graph->value_cap = graph->value_cap ? 2 * graph->value_cap : 256;
+        graph->value_cap = more(graph->value_cap);
         graph->value = xrealloc(graph->value, sizeof(Value) * (size_t)graph->value_cap);
     }
     memset(&graph->value[graph->n_values], 0, sizeof(Value));
@@ -51,7 +66,7 @@ ValueId graph_new_value(Graph *graph)
 Node *graph_new_node(Graph *graph)
 {
     if (graph->n_nodes >= graph->node_cap) {
-        graph->node_cap = graph->node_cap ? 2 * graph->node_cap : 256;
+        graph->node_cap = more(graph->node_cap);
         graph->node = xrealloc(graph->node, sizeof(Node) * (size_t)graph->node_cap);
     }
     Node *node = &graph->node[graph->n_nodes++];
