@@ -288,6 +288,9 @@ const char *name_nearest(const char *word, const char *const *candidates, int n)
 bool parse_i64(const char *text, int64_t *out);
 bool parse_f64(const char *text, double *out); /* finite */
 bool utf8_valid(const uint8_t *text, size_t n);
+/* Brackets of a JSON text, those in strings aside, go more than `levels` deep: a parser that
+ * recurses would follow them. */
+bool json_is_deeper(const char *text, size_t n, int levels);
 /* Decodes one code point at text[0..n), n > 0: its length 1..4, or 0 when malformed. */
 int utf8_decode(const uint8_t *text, size_t n, uint32_t *code_point);
 int utf8_encode(uint32_t code_point, uint8_t out[4]);

@@ -203,3 +203,25 @@ char *format_count(double count, char buf[32])
         snprintf(buf, 32, "%.3g", count);
     return buf;
 }
+
+bool json_is_deeper(const char *text, size_t n, int levels)
+{
+    int depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < n; i++) {
+        char c = text[i];
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            if (++depth > levels) return true;
+        } else if ((c == '}' || c == ']') && depth > 0) {
+            depth--;
+        }
+    }
+    return false;
+}

@@ -150,6 +150,21 @@ static void figures(void **state)
     assert_string_equal(format_count(1e30, b), "1e+30");
 }
 
+static void json_depth(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int depth;
+    } cases[] = {{"", 0},   {"1", 0}, {"[[],{}]", 2}, {"[[[\"]]\"", 3}, {"\"[[[\\\"[\"", 0},
+                 {"]][", 1}};
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        const char *text = cases[i].text;
+        assert_false(json_is_deeper(text, strlen(text), cases[i].depth));
+        if (cases[i].depth) assert_true(json_is_deeper(text, strlen(text), cases[i].depth - 1));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -160,6 +175,7 @@ int main(void)
         cmocka_unit_test(every_three_bytes),
         cmocka_unit_test(valid_texts),
         cmocka_unit_test(figures),
+        cmocka_unit_test(json_depth),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

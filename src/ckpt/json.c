@@ -5,31 +5,9 @@
  * more than a few levels deep, so a text that goes further is refused before it is parsed. */
 enum { MAX_DEPTH = 64 };
 
-static bool too_deep(const char *text, size_t n)
-{
-    int depth = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < n; i++) {
-        char c = text[i];
-        if (in_string) {
-            if (c == '\\')
-                i++;
-            else if (c == '"')
-                in_string = false;
-        } else if (c == '"') {
-            in_string = true;
-        } else if (c == '{' || c == '[') {
-            if (++depth > MAX_DEPTH) return true;
-        } else if ((c == '}' || c == ']') && depth > 0) {
-            depth--;
-        }
-    }
-    return false;
-}
-
 Status json_parse_object(const char *text, size_t n, const char *what, json_t **out)
 {
-    if (too_deep(text, n))
+    if (json_is_deeper(text, n, MAX_DEPTH))
         return fail(ERR_FORMAT, "%s: JSON more than %d levels deep", what, MAX_DEPTH);
     json_error_t error;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);

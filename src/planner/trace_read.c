@@ -8,28 +8,6 @@
  * refused before it is parsed. */
 enum { MAX_DEPTH = 16, MAX_NUMBER = 1 << 28 };
 
-static bool too_deep(Bytes text)
-{
-    int depth = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < text.n; i++) {
-        char c = (char)text.at[i];
-        if (in_string) {
-            if (c == '\\')
-                i++;
-            else if (c == '"')
-                in_string = false;
-        } else if (c == '"') {
-            in_string = true;
-        } else if (c == '{' || c == '[') {
-            if (++depth > MAX_DEPTH) return true;
-        } else if ((c == '}' || c == ']') && depth > 0) {
-            depth--;
-        }
-    }
-    return false;
-}
-
 static bool read_whole(const json_t *object, const char *key, int64_t *out)
 {
     const json_t *v = json_object_get(object, key);
@@ -99,7 +77,7 @@ Status trace_read(Bytes text, const char *name, json_t **root, TraceNodes *out)
 {
     json_error_t error;
     *out = (TraceNodes){0};
-    if (too_deep(text))
+    if (json_is_deeper((const char *)text.at, text.n, MAX_DEPTH))
         return fail(ERR_FORMAT, "%s: JSON more than %d levels deep is no trace", name, MAX_DEPTH);
     *root = json_loadb((const char *)text.at, text.n, 0, &error);
     if (!*root) return fail(ERR_FORMAT, "%s: line %d: %s", name, error.line, error.text);
