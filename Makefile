@@ -8,6 +8,7 @@
 #   make validate   published training runs against the planner; make residuals: the error bars of plans, from them
 #   make soak       ranks are killed 200 times and hang 100 times, 200 layouts, 10,000 steps: SOAK="kill hang layout slow"
 #   make test-slurm a Slurm cluster on this machine; a job loses a node (as root)
+#   make test-cuda  the cuda device on this machine's GPU (docs/cuda.md)
 #   make parity     beside transformers: logits, gradients, checkpoints, conversions
 #   make parity-tokenizers   token ids against tiktoken, tokenizers, sentencepiece: TOKENIZERS=dir (needs PyPI)
 #   make parity-chat TEMPLATES=DIR   chat formats against transformers and the published templates (docs/chat.md)
@@ -19,9 +20,9 @@ TEMPLATES ?=
 MINUTES ?=
 SECONDS ?= 60
 SOAK ?= kill hang layout slow
-SOURCES = $(shell find src tools bench tests -name '*.[ch]' 2>/dev/null)
+SOURCES = $(shell find src tools bench tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: all run test validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
+.PHONY: all run test test-cuda validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
 all: packages
 	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
 	@ninja -C build -j $(JOBS)
@@ -47,6 +48,11 @@ soak: all
 test-slurm: all
 	@tools/packages slurm
 	@tests/slurm_test.sh build/drover .
+
+test-cuda: packages
+	@cmake --preset cuda --log-level=WARNING >/dev/null
+	@ninja -C build-cuda -j $(JOBS)
+	@tools/cuda/test build-cuda
 
 bench: all
 	@ninja -C build -j $(JOBS) benches

@@ -48,7 +48,7 @@ static const Case cases[] = {
 typedef struct Bench {
     Graph *graph;
     const Node *node;
-    const CpuKernel *kernel;
+    const Kernel *kernel;
     KernelArgs args;
     Tensor in[MAX_OPERANDS], out[NODE_MAX_OUT];
 } Bench;

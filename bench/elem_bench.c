@@ -295,7 +295,7 @@ static void prepare(Prepared *p, const Graph *g, const Node *node, Tensor *value
     p->args = (KernelArgs){
         .attr = node->attr, .in = p->in, .out = p->out, .n_in = node->n_in, .n_out = node->n_out};
     p->args.threads = target->threads;
-    const CpuKernel *kernel = node->op->cpu[target->isa];
+    const Kernel *kernel = node->op->cpu[target->isa];
     p->args.workspace_bytes = kernel->workspace ? kernel->workspace(g, node, target) : 0;
     if (posix_memalign(&p->args.workspace, 64, p->args.workspace_bytes + 64)) abort();
 }
@@ -313,7 +313,7 @@ static Status time_node(const Graph *g, int timed, Tensor *value, const Target *
 {
     for (int i = 1; i <= timed; i++) {
         Prepared p;
-        const CpuKernel *kernel = g->node[i].op->cpu[target->isa];
+        const Kernel *kernel = g->node[i].op->cpu[target->isa];
         prepare(&p, g, &g->node[i], value, target);
         Status status = i == timed ? op_bench_time(kernel, &p.args, most_runs, took_s)
                                    : kernel->run(&p.args);

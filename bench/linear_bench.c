@@ -17,7 +17,7 @@ enum { MAX_OPERANDS = 6, EXPERTS = 8 };
 typedef struct Bench {
     Graph *graph;
     KernelArgs args;
-    const CpuKernel *kernel;
+    const Kernel *kernel;
     Tensor in[MAX_OPERANDS], out[NODE_MAX_OUT];
 } Bench;
 

@@ -41,7 +41,7 @@ static inline int op_bench_order(const void *a, const void *b)
 }
 
 /* Best and median seconds of up to most_runs runs over about 0.3 s, after one that is not timed. */
-static inline Status op_bench_time(const CpuKernel *kernel, KernelArgs *args, int most_runs,
+static inline Status op_bench_time(const Kernel *kernel, KernelArgs *args, int most_runs,
                                    double took_s[2])
 {
     double run_s[OP_BENCH_MOST_RUNS], start = clock_s();

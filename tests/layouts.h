@@ -121,7 +121,7 @@ static Status add_loss(const StepOptions *o, Session *session, int program, int6
                        float *loss)
 {
     float value;
-    if (!session_output(session, program, "loss")) return OK;
+    if (!session_has_output(session, program, "loss")) return OK;
     TRY(session_read(session, program, "loss", &value, sizeof value));
     if (o->layout.chunks)
         loss[layout_leaf(&o->layout, o->n_micro, micro)] = value;

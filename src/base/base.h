@@ -88,7 +88,7 @@ const char *status_name(Status status);
     do {                                                                                           \
         if (!(condition)) check_failed(__FILE__, __LINE__, #condition);                            \
     } while (0)
-_Noreturn void check_failed(const char *file, int line, const char *condition);
+__attribute__((noreturn)) void check_failed(const char *file, int line, const char *condition);
 
 /* ---- checked sizes ---------------------------------------------------------------------- */
 

@@ -97,7 +97,8 @@ const char *drover_version(void);
 /* ---- for commands that load a model (model_flags.c) ------------------------------------- */
 
 typedef struct ModelFlags {
-    int dtype; /* auto, f32, bf16 */
+    int dtype;  /* auto, f32, bf16 */
+    int device; /* DeviceKind */
     int64_t threads, memory;
     int64_t dp, fsdp, ep, tp, pp; /* ranks along each axis of the mesh */
 } ModelFlags;
@@ -105,6 +106,8 @@ typedef struct ModelFlags {
 #define MODEL_FLAGS(T, member)                                                                     \
     {"dtype", OPTION_CHOICE, "TYPE", 0, 0, "auto", "auto|f32|bf16", offsetof(T, member.dtype),     \
      "of weights and products; auto: 16 bits where the files have them"},                          \
+    {"device", OPTION_CHOICE, "DEVICE", 0, 0, "auto", "auto|cpu|cuda", offsetof(T, member.device), \
+     "auto: a GPU where there is one, else the processor"},                                        \
     {"threads", OPTION_INT, "N", 0, 4096, "0", NULL, offsetof(T, member.threads), "0: all cores"}, \
     {"memory", OPTION_INT, "BYTES", 0, 1e18, "0", NULL, offsetof(T, member.memory),                \
      "refuse to take more; 0: what is free"},                                                      \

@@ -17,6 +17,7 @@
 
 #include "calibrate/calibrate.h"
 #include "comm/comm.h"
+#include "gpu/gpu.h"
 #include "ops/probe.h"
 
 typedef struct DoctorFlags {
@@ -132,7 +133,37 @@ static void say_libraries(Report *r)
     say(r, "MPI", "%s",
         comm_mpi_version(mpi) ? mpi
                               : "not built in (libopenmpi-dev): ranks are threads of one process");
-    say(r, "CUDA", "not built in: the processor computes");
+}
+
+/* ---- GPUs ------------------------------------------------------------------------------- */
+
+static void say_gpu(Report *r, int index)
+{
+    Gpu *gpu;
+    char name[16], all[32], left[32];
+    snprintf(name, sizeof name, "GPU %d", index);
+    if (gpu_open(index, &gpu) != OK) {
+        say(r, name, "cannot be used: %s", status_message());
+        return;
+    }
+    const GpuInfo *i = gpu_info(gpu);
+    say(r, name,
+        "%s, %d multiprocessors of compute capability %d.%d at %d MHz, %s free of %s, ECC %s",
+        i->name, i->multiprocessors, i->major, i->minor, i->clock_mhz,
+        format_bytes((double)i->free_bytes, left), format_bytes((double)i->memory_bytes, all),
+        i->ecc ? "on" : "off");
+    if (index == 0)
+        say(r, "CUDA", "runtime %d.%d, driver for %d.%d; %s", i->runtime / 1000,
+            i->runtime % 1000 / 10, i->driver / 1000, i->driver % 1000 / 10, gpu_libraries(gpu));
+    gpu_close(gpu);
+}
+
+static void say_gpus(Report *r)
+{
+    const char *why;
+    int n = gpu_count(&why);
+    if (!n) say(r, "GPU", "none: %s", why);
+    for (int i = 0; i < n; i++) say_gpu(r, i);
 }
 
 static Status examine(const DoctorFlags *o)
@@ -144,6 +175,7 @@ static Status examine(const DoctorFlags *o)
     say_processor(&report, device);
     say_space(&report);
     say_libraries(&report);
+    say_gpus(&report);
     say_speed(&report, device);
     if (o->json) {
         json_dumpf(report.object, stdout, JSON_COMPACT);

@@ -83,25 +83,30 @@ static Status load_weights(Session *session, const Store *store, const Weights *
     }
     Status status = weights_load(weights, list.at, (int)list.n);
     VEC_FREE(&list);
-    return status;
+    TRY(status);
+    return session_store_states(session);
 }
 
 static Status write_gradients(Session *session, const Store *store, const char *path)
 {
     VEC(SafetensorsItem) items = {0};
-    VEC_PUSH(&items,
-             ((SafetensorsItem){
-                 .name = "loss", .dtype = DTYPE_F32, .data = session_output(session, 0, "loss")}));
-    for (int i = 0; i < store->n_entries; i++) {
+    const void *loss, *grad;
+    TRY(session_fetch_output(session, 0, "loss", &loss));
+    VEC_PUSH(&items, ((SafetensorsItem){.name = "loss", .dtype = DTYPE_F32, .data = loss}));
+    Status status = OK;
+    for (int i = 0; i < store->n_entries && status == OK; i++) {
         const StateEntry *e = &store->entry[i];
-        const char *grad = e->role == STATE_PARAM ? session_output(session, 0, e->name) : NULL;
+        grad = NULL;
+        if (e->role == STATE_PARAM && session_has_output(session, 0, e->name))
+            status = session_fetch_output(session, 0, e->name, &grad);
         for (int k = 0; grad && k < e->n_parts; k++)
-            VEC_PUSH(&items, ((SafetensorsItem){.name = e->part[k].name,
-                                                .dtype = DTYPE_F32,
-                                                .shape = e->part[k].shape,
-                                                .data = grad + e->part[k].offset_bytes}));
+            VEC_PUSH(&items,
+                     ((SafetensorsItem){.name = e->part[k].name,
+                                        .dtype = DTYPE_F32,
+                                        .shape = e->part[k].shape,
+                                        .data = (const char *)grad + e->part[k].offset_bytes}));
     }
-    Status status = safetensors_write(path, items.at, (int)items.n, NULL);
+    if (status == OK) status = safetensors_write(path, items.at, (int)items.n, NULL);
     VEC_FREE(&items);
     return status;
 }

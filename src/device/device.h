@@ -1,7 +1,7 @@
 /* device: where programs run.
  *
  * What it is.   Device (a processor with its memory), Session (a store and some programs, loaded).
- * Depends on.   base, tensor, pipeline, cluster, graph, ops, pass, program
+ * Depends on.   base, tensor, gpu, pipeline, cluster, graph, ops, pass, program
  * Owns.         A Device counts what it allocates; a Session owns the memory of its regions.
  *               Programs
  *               and the store are borrowed and must outlive it.
@@ -36,12 +36,33 @@ typedef struct CpuOptions {
 } CpuOptions;
 
 Status device_create_cpu(CpuOptions options, Device **device);
+
+/* A GPU. Its memory is its own: what the host sees of it are copies, see session_fetch_states and
+ * session_fetch_output. ERR_UNSUPPORTED with the remedy where there is none. */
+typedef struct CudaOptions {
+    int index; /* of the machine's GPUs */
+    Comm *world;
+    Mesh mesh;
+} CudaOptions;
+Status device_create_cuda(CudaOptions options, Device **device);
+
+/* auto: a GPU where there is one that can be used, else the processor. Ranks on one host take one
+ * GPU each, by their number on the host. */
+typedef enum DeviceKind { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA } DeviceKind;
+Status device_create(DeviceKind kind, CpuOptions options, Device **device);
 void device_destroy(Device *device);
 Target device_target(const Device *device);
 Isa cpu_best_isa(void);
 /* Tensor memory that this device holds now, and the most it ever held. */
 size_t device_allocated_bytes(const Device *device);
 size_t device_peak_bytes(const Device *device);
+/* What it could allocate now. */
+size_t device_available_bytes(const Device *device);
+/* Sessions lie in memory of the device's own; the host has what it wants of them once more. */
+bool device_has_own_memory(const Device *device);
+/* Of products in a type: measured on a processor (some hundredths of a second), by its sheet on a
+ * GPU; 0 where nobody knows it. */
+Status device_peak_flop_per_s(const Device *device, DType dtype, double *peak);
 /* "AMD EPYC, 2 threads, avx512bf16": for logs and doctor. */
 const char *device_text(const Device *device);
 
@@ -68,22 +89,32 @@ void session_destroy(Session *session);
 void session_use_slots(Session *session, int program, const int slot[PIPELINE_SPANS]);
 /* Runs the instructions of the phases first..last of a program. */
 Status session_run(Session *session, int program, Phase first, Phase last);
-/* Copies between the host and an input or output, whole: bytes must be its size. */
+/* Copies between the host and an input or output, whole: bytes must be its size. What is written is
+ * there for the next run. */
 Status session_write(Session *session, int program, const char *input, const void *data,
                      size_t bytes);
 Status session_read(Session *session, int program, const char *output, void *data, size_t bytes);
-/* The same places as pointers, where the host shares the device's memory (cpu); NULL elsewhere. */
+/* Where the host writes an input in place, until the next run; NULL: there is none. */
 void *session_input(Session *session, int program, const char *input);
-void *session_output(Session *session, int program, const char *output);
-/* The memory of an entry of the store, as a tensor the host can read (cpu). */
+bool session_has_output(const Session *session, int program, const char *output);
+/* Where the host reads what the last run made of an output, until the next run. */
+Status session_fetch_output(Session *session, int program, const char *output, const void **data);
+/* An entry of the store as the host sees it: on the cpu device its very memory, elsewhere a copy
+ * that is as old as the last call of session_fetch_states, and that the device has after
+ * session_store_states. */
 Tensor session_state(Session *session, int entry);
+Status session_fetch_states(Session *session);
+Status session_store_states(Session *session);
+/* Zeros, for the host and the device. */
+Status session_clear_state(Session *session, int entry);
 /* One part of an entry: a weight by its published name. */
 Tensor session_state_part(Session *session, int entry, int part);
 /* Initial weights of every PARAM from (seed, published name), so that a fused, a sharded and a
  * plain start are the same start; then working copies. */
 Status session_init_weights(Session *session, uint64_t seed);
-/* Remakes every working copy (STATE_COPY) from its master: after loading or initialising. All ranks
- * call it: where they share masters of whole copies, they exchange what they made. */
+/* Remakes every working copy (STATE_COPY) from its master, and stores all states: after loading or
+ * initialising. All ranks call it: where they share masters of whole copies, they exchange what
+ * they made. */
 Status session_refresh_copies(Session *session);
 
 /* From now on fn hears of every instruction that was run, and when (clock_s); NULL: no longer. For

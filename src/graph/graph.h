@@ -326,19 +326,21 @@ typedef struct KernelArgs {
     size_t workspace_bytes;
     void *state; /* what prepare made */
     int threads;
-    Ranks *ranks;     /* NULL: there are no others */
+    struct GpuStream *stream; /* cuda: what the kernel puts its work on (gpu/gpu.h) */
+    Ranks *ranks;             /* NULL: there are no others */
     const char *node; /* the node's name, for collectives */
 } KernelArgs;
 
-/* A kernel of the cpu device. run allocates nothing. prepare (may be NULL) is called once when the
- * program is loaded and may make library objects into args->state; release gives them back. */
-typedef struct CpuKernel {
+/* How an op is run on the cpu device or the cuda device. run allocates nothing. prepare (may be
+ * NULL) is called once when the program is loaded and may make library objects into args->state;
+ * release gives them back. */
+typedef struct Kernel {
     Status (*run)(KernelArgs *args);
     Status (*prepare)(KernelArgs *args);
     void (*release)(KernelArgs *args);
     size_t (*workspace)(const Graph *graph, const Node *node,
                         const Target *target); /* may be NULL */
-} CpuKernel;
+} Kernel;
 
 enum {
     OP_VIEW = 1,   /* outputs are views of input 0; no kernel, no time */
@@ -375,7 +377,9 @@ struct OpDef {
                        void *attr); /* makes attr that of this rank; NULL: nothing to do */
     void (*attr_text)(const void *attr,
                       Str *out);     /* for dumps; NULL when there is nothing to say */
-    const CpuKernel *cpu[ISA_COUNT]; /* NULL entries: this device lacks the op */
+    const Kernel *cpu[ISA_COUNT]; /* NULL entries: this device lacks the op */
+    const Kernel *cuda;           /* NULL: so does the cuda device, or it is not linked */
+    size_t (*gpu_workspace)(const Graph *graph, const Node *node); /* NULL: none */
 };
 
 /* ---- builder ---------------------------------------------------------------------------- */

@@ -30,8 +30,9 @@ Status infer_logits(Infer *infer, const int32_t *ids, int64_t n, const float **l
         pos[i] = (int32_t)i;
     }
     TRY(session_run(infer->session, infer->logits, PHASE_FORWARD, PHASE_FORWARD));
-    return infer_share_same(infer, session_output(infer->session, infer->logits, "logits"),
-                            width * infer->model->config.vocab, logits);
+    const float *own;
+    TRY(infer_fetch(infer, infer->logits, "logits", &own));
+    return infer_share_same(infer, own, width * infer->model->config.vocab, logits);
 }
 
 /* ---- slots ------------------------------------------------------------------------------ */
@@ -112,9 +113,9 @@ Status infer_feed(Infer *infer, const SlotTokens *feed, int n, const float **log
     Grid grid = empty_grid(infer, infer->decode, 1);
     for (int i = 0; i < n; i++) put(infer, &grid, &feed[i], feed[i].n - 1, 1);
     TRY(session_run(infer->session, infer->decode, PHASE_FORWARD, PHASE_FORWARD));
-    const float *all;
-    TRY(infer_share_rows(infer, session_output(infer->session, infer->decode, "logits"),
-                         infer->slots * infer->model->config.vocab, &all));
+    const float *own, *all;
+    TRY(infer_fetch(infer, infer->decode, "logits", &own));
+    TRY(infer_share_rows(infer, own, infer->slots * infer->model->config.vocab, &all));
     for (int i = 0; i < n; i++) logits[i] = all + feed[i].slot * infer->model->config.vocab;
     return OK;
 }

@@ -91,8 +91,8 @@ static Status compile(Infer *infer)
     infer->logits = infer->score = infer->prefill = infer->decode = -1;
     TRY(complete_options(infer->model, o));
     TRY(infer_ranks_setup(infer));
-    TRY(device_create_cpu(
-        (CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh},
+    TRY(device_create(
+        o->device, (CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh},
         &infer->device));
     infer->store = store_create();
     if (o->logits_tokens > 0)
@@ -162,7 +162,7 @@ static Status check_memory(const Infer *infer)
     const InferPlan *p = &infer->plan;
     size_t limit = infer->options.memory_limit_bytes
                        ? infer->options.memory_limit_bytes
-                       : memory_available_bytes() / (size_t)infer->options.ranks_here;
+                       : device_available_bytes(infer->device) / (size_t)infer->options.ranks_here;
     if (p->total_bytes <= limit) return OK;
     char total[32], weights[32], cache[32], rest[32], have[32];
     Str remedy = {0};
@@ -198,7 +198,8 @@ static Status load_weights(Infer *infer)
     }
     Status status = weights_load(infer->model->weights, tensors, n);
     arena_deinit(&arena);
-    return status;
+    TRY(status);
+    return session_store_states(infer->session);
 }
 
 /* ---- entry ------------------------------------------------------------------------------ */

@@ -31,6 +31,7 @@ Status infer_ranks_setup(Infer *infer); /* completes the layout; before programs
 Status infer_ranks_start(Infer *infer); /* groups and buffer */
 /* `own`, n values that each data rank computed, of all of them in order; on every rank, valid until
  * the next call. Only the last stage has any. */
+Status infer_fetch(Infer *infer, int program, const char *output, const float **own);
 Status infer_share_rows(Infer *infer, const float *own, int64_t n, const float **all);
 /* n values that every data rank computed alike. */
 Status infer_share_same(Infer *infer, const float *own, int64_t n, const float **all);

@@ -77,6 +77,15 @@ static Status from_last_stage(Infer *infer, float *all, int64_t n)
                                              .node = "answers"});
 }
 
+Status infer_fetch(Infer *infer, int program, const char *output, const float **own)
+{
+    const void *data = NULL;
+    if (session_has_output(infer->session, program, output))
+        TRY(session_fetch_output(infer->session, program, output, &data));
+    *own = data;
+    return OK;
+}
+
 Status infer_share_rows(Infer *infer, const float *own, int64_t n, const float **all)
 {
     *all = own;
@@ -152,5 +161,5 @@ Status infer_load_share(Infer *infer)
                      .data = session_state(infer->session, i).data};
         TRY(store_each_run(infer->store, i, load_run, &l));
     }
-    return OK;
+    return session_store_states(infer->session);
 }

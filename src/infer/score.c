@@ -75,9 +75,9 @@ static Status run(Infer *infer, Grid *g)
 {
     if (g->n_places == 0) return OK;
     TRY(session_run(infer->session, infer->score, PHASE_FORWARD, PHASE_FORWARD));
-    const float *nll;
-    TRY(infer_share_rows(infer, session_output(infer->session, infer->score, "nll"),
-                         g->own * g->width, &nll));
+    const float *own, *nll;
+    TRY(infer_fetch(infer, infer->score, "nll", &own));
+    TRY(infer_share_rows(infer, own, g->own * g->width, &nll));
     for (int64_t i = 0; i < g->n_places; i++) {
         const ScoreSequence *s = g->place[i].sequence;
         s->nll[0] = 0;

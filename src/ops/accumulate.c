@@ -106,7 +106,7 @@ static Status run_clear(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel clear_kernel = {.run = run_clear};
+static const Kernel clear_kernel = {.run = run_clear};
 
 static Cost cost_clear(const Graph *g, const Node *node)
 {

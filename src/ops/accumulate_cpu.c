@@ -15,7 +15,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(accumulate) = {.run = run};
+const Kernel CPU(accumulate) = {.run = run};
 
 SIMD void step_assign(int64_t i, int64_t m, const Piece *p, int to_bf16, int from_bf16)
 {
@@ -38,4 +38,4 @@ static Status run_assign(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(assign) = {.run = run_assign};
+const Kernel CPU(assign) = {.run = run_assign};

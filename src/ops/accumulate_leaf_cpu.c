@@ -33,4 +33,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(accumulate_leaf) = {.run = run};
+const Kernel CPU(accumulate_leaf) = {.run = run};

@@ -29,7 +29,7 @@ static void fill(void)
 static void check(Isa isa, int n_micro, int threads)
 {
     static float state[NODE_MAX_OUT][N];
-    const CpuKernel *kernel = op_find("accumulate_leaf")->cpu[isa];
+    const Kernel *kernel = op_find("accumulate_leaf")->cpu[isa];
     int parts = op_accumulate_leaf_parts(n_micro);
     memset(state, 0x55, sizeof state);
     for (int32_t m = 0; m < n_micro; m++) {

@@ -97,5 +97,5 @@ static Status run_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(activation) = {.run = run};
-const CpuKernel CPU(activation_grad) = {.run = run_grad};
+const Kernel CPU(activation) = {.run = run};
+const Kernel CPU(activation_grad) = {.run = run_grad};

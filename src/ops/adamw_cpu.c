@@ -101,4 +101,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(adamw) = {.run = run};
+const Kernel CPU(adamw) = {.run = run};

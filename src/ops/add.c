@@ -3,6 +3,7 @@
 #include "ops/rules.h"
 
 CPU_DECLARE(add);
+CUDA_DECLARE(add);
 
 static Status infer(InferCtx *ctx)
 {
@@ -34,6 +35,7 @@ const OpDef op_def_add = {
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(add),
+    .cuda = &cuda_add,
 };
 
 Status op_add(Graph *g, ValueId a, ValueId b, ValueId *y)

@@ -20,7 +20,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(add_bias) = {.run = run};
+const Kernel CPU(add_bias) = {.run = run};
 
 /* ---- bias_grad -------------------------------------------------------------------------- */
 
@@ -75,4 +75,4 @@ static size_t grad_workspace(const Graph *graph, const Node *node, const Target 
     return (size_t)(row_blocks(rows) * width) * sizeof(float);
 }
 
-const CpuKernel CPU(bias_grad) = {.run = run_grad, .workspace = grad_workspace};
+const Kernel CPU(bias_grad) = {.run = run_grad, .workspace = grad_workspace};

@@ -16,4 +16,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(add) = {.run = run};
+const Kernel CPU(add) = {.run = run};

@@ -48,7 +48,7 @@ static Status run_bucket(KernelArgs *args)
 
 static Cost cost_bucket(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
-static const CpuKernel bucket_kernel = {.run = run_bucket};
+static const Kernel bucket_kernel = {.run = run_bucket};
 
 const OpDef op_def_bucket = {
     .name = "bucket",

@@ -21,4 +21,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(cast) = {.run = run};
+const Kernel CPU(cast) = {.run = run};

@@ -110,5 +110,5 @@ static size_t workspace_dx(const Graph *graph, const Node *node, const Target *t
     return workspace_of(graph, node, target, true);
 }
 
-const CpuKernel CPU(chunked_linear) = {.run = run_y, .workspace = workspace_y};
-const CpuKernel CPU(chunked_linear_dx) = {.run = run_dx, .workspace = workspace_dx};
+const Kernel CPU(chunked_linear) = {.run = run_y, .workspace = workspace_y};
+const Kernel CPU(chunked_linear_dx) = {.run = run_dx, .workspace = workspace_dx};

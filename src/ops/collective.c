@@ -204,7 +204,7 @@ void collective_attr_text(const void *attribute, Str *out)
 
 /* overwrites: bit 0 where the result may take the place of x. */
 #define COLLECTIVE(op, operands, how, overwrites, more_flags)                                      \
-    extern const CpuKernel collective_##op##_kernel;                                               \
+    extern const Kernel collective_##op##_kernel;                                               \
     const OpDef op_def_##op = {.name = #op,                                                        \
                                .min_in = (operands),                                               \
                                .max_in = (operands),                                               \

@@ -305,25 +305,25 @@ static size_t ring_workspace(const Graph *graph, const Node *node, const Target 
                : 0;
 }
 
-const CpuKernel collective_all_reduce_kernel = {
+const Kernel collective_all_reduce_kernel = {
     .run = run_all_reduce, .prepare = prepare, .release = release};
-const CpuKernel collective_all_gather_kernel = {
+const Kernel collective_all_gather_kernel = {
     .run = run_all_gather, .prepare = prepare, .release = release, .workspace = workspace};
-const CpuKernel collective_reduce_scatter_kernel = {
+const Kernel collective_reduce_scatter_kernel = {
     .run = run_reduce_scatter, .prepare = prepare, .release = release, .workspace = workspace};
-const CpuKernel collective_cut_kernel = {.run = run_cut};
-const CpuKernel collective_all_gather_into_kernel = {
+const Kernel collective_cut_kernel = {.run = run_cut};
+const Kernel collective_all_gather_into_kernel = {
     .run = run_all_gather_into, .prepare = prepare, .release = release};
-const CpuKernel collective_all_reduce_start_kernel = {
+const Kernel collective_all_reduce_start_kernel = {
     .run = start_all_reduce, .prepare = prepare, .release = release};
-const CpuKernel collective_all_gather_start_kernel = {
+const Kernel collective_all_gather_start_kernel = {
     .run = start_all_gather, .prepare = prepare, .release = release};
-const CpuKernel collective_reduce_scatter_start_kernel = {
+const Kernel collective_reduce_scatter_start_kernel = {
     .run = start_reduce_scatter, .prepare = prepare, .release = release};
-const CpuKernel collective_all_gather_into_start_kernel = {
+const Kernel collective_all_gather_into_start_kernel = {
     .run = start_all_gather_into, .prepare = prepare, .release = release};
-const CpuKernel collective_wait_kernel = {.run = run_wait};
-const CpuKernel collective_ring_pass_kernel = {
+const Kernel collective_wait_kernel = {.run = run_wait};
+const Kernel collective_ring_pass_kernel = {
     .run = run_ring_pass, .prepare = prepare, .release = release, .workspace = ring_workspace};
-const CpuKernel collective_ring_pass_start_kernel = {
+const Kernel collective_ring_pass_start_kernel = {
     .run = start_ring_pass, .prepare = prepare, .release = release};

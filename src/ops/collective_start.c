@@ -42,7 +42,7 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
     static Status cut_##op(CutCtx *ctx) { return op_def_##op.cut_rule(ctx); }                      \
     static Cost cost_##op(const Graph *g, const Node *node) { return op_def_##op.cost(g, node); }  \
     static void text_##op(const void *attr, Str *out) { op_def_##op.attr_text(attr, out); }        \
-    extern const CpuKernel collective_##op##_start_kernel;                                         \
+    extern const Kernel collective_##op##_start_kernel;                                         \
     const OpDef op_def_##op##_start = {.name = #op "_start",                                       \
                                        .min_in = (operands),                                       \
                                        .max_in = (operands),                                       \
@@ -94,7 +94,7 @@ static void text_wait(const void *attr, Str *out)
     op_def_all_gather.attr_text(&((const WaitAttr *)attr)->of, out);
 }
 
-extern const CpuKernel collective_wait_kernel;
+extern const Kernel collective_wait_kernel;
 const OpDef op_def_wait = {
     .name = "wait",
     .min_in = 4,

@@ -28,4 +28,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(concat) = {.run = run};
+const Kernel CPU(concat) = {.run = run};

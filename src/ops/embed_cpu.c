@@ -45,7 +45,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(embed) = {.run = run};
+const Kernel CPU(embed) = {.run = run};
 
 /* ---- gradient --------------------------------------------------------------------------- */
 
@@ -152,4 +152,4 @@ static size_t grad_workspace(const Graph *graph, const Node *node, const Target 
            sizeof(int32_t);
 }
 
-const CpuKernel CPU(embed_grad) = {.run = run_grad, .workspace = grad_workspace};
+const Kernel CPU(embed_grad) = {.run = run_grad, .workspace = grad_workspace};

@@ -35,7 +35,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel kernel = {.run = run};
+static const Kernel kernel = {.run = run};
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 6); }
 

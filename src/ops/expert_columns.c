@@ -196,7 +196,7 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
     return (size_t)(in > out ? in : out);
 }
 
-static const CpuKernel unite_kernel = {.run = run_unite,
+static const Kernel unite_kernel = {.run = run_unite,
                                        .prepare = prepare,
                                        .workspace = workspace},
                        divide_kernel = {

@@ -343,10 +343,10 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
     return (size_t)(in > out ? in : out);
 }
 
-static const CpuKernel plan_kernel = {.run = run_plan, .prepare = prepare, .release = release};
-static const CpuKernel dispatch_kernel = {
+static const Kernel plan_kernel = {.run = run_plan, .prepare = prepare, .release = release};
+static const Kernel dispatch_kernel = {
     .run = run_dispatch, .prepare = prepare, .release = release, .workspace = workspace};
-static const CpuKernel collect_kernel = {
+static const Kernel collect_kernel = {
     .run = run_collect, .prepare = prepare, .release = release, .workspace = workspace};
 
 const OpDef op_def_expert_plan = {

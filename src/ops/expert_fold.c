@@ -174,7 +174,7 @@ static Status run_put(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel share_kernel = {.run = run_share}, pick_kernel = {.run = run_pick},
+static const Kernel share_kernel = {.run = run_share}, pick_kernel = {.run = run_pick},
                        put_kernel = {.run = run_put};
 
 const OpDef op_def_expert_share = {

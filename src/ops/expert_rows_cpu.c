@@ -40,7 +40,7 @@ static Status run_gather(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(expert_gather) = {.run = run_gather};
+const Kernel CPU(expert_gather) = {.run = run_gather};
 
 /* ---- combine: rows [R D] -> y [tokens D] ------------------------------------------------ */
 
@@ -106,7 +106,7 @@ static Status run_combine(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(expert_combine) = {.run = run_combine};
+const Kernel CPU(expert_combine) = {.run = run_combine};
 
 /* ---- gradient of gather: drows [R D] -> dx [tokens D], dscore [tokens k] ---------------- */
 
@@ -146,4 +146,4 @@ static Status run_gather_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(expert_gather_grad) = {.run = run_gather_grad};
+const Kernel CPU(expert_gather_grad) = {.run = run_gather_grad};

@@ -61,7 +61,7 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
     return (size_t) * (const int64_t *)node->attr * sizeof(int32_t);
 }
 
-static const CpuKernel kernel = {.run = run, .workspace = workspace};
+static const Kernel kernel = {.run = run, .workspace = workspace};
 
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 

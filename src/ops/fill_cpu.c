@@ -29,4 +29,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(fill) = {.run = run};
+const Kernel CPU(fill) = {.run = run};

@@ -80,7 +80,7 @@ static Status run_geglu_grad(KernelArgs *args)
     return backward(args, gelu_grad_f32, gelu_grad_bf16);
 }
 
-const CpuKernel CPU(swiglu) = {.run = run_swiglu};
-const CpuKernel CPU(geglu) = {.run = run_geglu};
-const CpuKernel CPU(swiglu_grad) = {.run = run_swiglu_grad};
-const CpuKernel CPU(geglu_grad) = {.run = run_geglu_grad};
+const Kernel CPU(swiglu) = {.run = run_swiglu};
+const Kernel CPU(geglu) = {.run = run_geglu};
+const Kernel CPU(swiglu_grad) = {.run = run_swiglu_grad};
+const Kernel CPU(geglu_grad) = {.run = run_geglu_grad};

@@ -151,7 +151,7 @@ static size_t workspace_join(const Graph *graph, const Node *node, const Target 
     return n > 1 ? n * (size_t)words_of(node->attr) * sizeof(float) : 0;
 }
 
-static const CpuKernel join_kernel = {
+static const Kernel join_kernel = {
     .run = run_join, .prepare = prepare_join, .release = release_join, .workspace = workspace_join};
 
 static Cost cost_join(const Graph *g, const Node *node)
@@ -212,7 +212,7 @@ static Status run_clip(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel clip_kernel = {.run = run_clip};
+static const Kernel clip_kernel = {.run = run_clip};
 
 static Cost cost_clip(const Graph *g, const Node *node) { return cost_streaming(g, node, 1); }
 

@@ -112,4 +112,4 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
     return (size_t)blocks * sizeof(double);
 }
 
-const CpuKernel CPU(grad_norm) = {.run = run, .workspace = workspace};
+const Kernel CPU(grad_norm) = {.run = run, .workspace = workspace};

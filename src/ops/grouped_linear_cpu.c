@@ -350,7 +350,7 @@ static size_t workspace_dw(const Graph *graph, const Node *node, const Target *t
     return job.scratch_bytes * (size_t)target->threads;
 }
 
-const CpuKernel CPU(grouped_linear) = {.run = run, .workspace = workspace};
-const CpuKernel CPU(grouped_linear_dx) = {.run = run_dx, .workspace = workspace_dx};
-const CpuKernel CPU(grouped_linear_dw) = {.run = run_dw, .workspace = workspace_dw};
-const CpuKernel CPU(chunked_grouped_linear) = {.run = run_chunked, .workspace = workspace_chunked};
+const Kernel CPU(grouped_linear) = {.run = run, .workspace = workspace};
+const Kernel CPU(grouped_linear_dx) = {.run = run_dx, .workspace = workspace_dx};
+const Kernel CPU(grouped_linear_dw) = {.run = run_dw, .workspace = workspace_dw};
+const Kernel CPU(chunked_grouped_linear) = {.run = run_chunked, .workspace = workspace_chunked};

@@ -77,7 +77,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel kernel = {.run = run, .prepare = prepare, .release = release};
+static const Kernel kernel = {.run = run, .prepare = prepare, .release = release};
 
 const OpDef op_def_join_stages = {
     .name = "join_stages",

@@ -3,7 +3,7 @@
  * A *_cpu.c file is compiled once for each instruction-set level (generic, avx2, avx512,
  * avx512bf16), with ISA set to its name. Everything in it is static but one constant per kernel:
  *
- *     const CpuKernel CPU(rmsnorm) = {.run = run};
+ *     const Kernel CPU(rmsnorm) = {.run = run};
  *
  * and the op's own file ties them: .cpu = CPU_KERNELS(rmsnorm), after CPU_DECLARE(rmsnorm).
  * A kernel that is the same at every level (because a library chooses) stands in the op's own file:
@@ -23,14 +23,14 @@
 
 #if defined(__x86_64__)
 #define CPU_DECLARE(name)                                                                          \
-    extern const CpuKernel cpu_##name##_generic, cpu_##name##_avx2, cpu_##name##_avx512,           \
+    extern const Kernel cpu_##name##_generic, cpu_##name##_avx2, cpu_##name##_avx512,           \
         cpu_##name##_avx512bf16
 #define CPU_KERNELS(name)                                                                          \
     {                                                                                              \
         &cpu_##name##_generic, &cpu_##name##_avx2, &cpu_##name##_avx512, &cpu_##name##_avx512bf16  \
     }
 #else
-#define CPU_DECLARE(name) extern const CpuKernel cpu_##name##_generic
+#define CPU_DECLARE(name) extern const Kernel cpu_##name##_generic
 #define CPU_KERNELS(name)                                                                          \
     {                                                                                              \
         &cpu_##name##_generic                                                                      \
@@ -40,6 +40,13 @@
     {                                                                                              \
         kernel, kernel, kernel, kernel                                                             \
     }
+
+/* The cuda device's kernel stands in the op's .cu file, as CUDA_KERNEL(name) = {.run = run}; the
+ * op's own file ties it: .cuda = &cuda_name after CUDA_DECLARE(name). Where the program is linked
+ * without CUDA the address is NULL. Its run puts work on args->stream and waits for nothing. Memory
+ * that it needs is told by the op itself (OpDef.gpu_workspace): plans for GPUs are made where there
+ * are none. */
+#define CUDA_DECLARE(name) extern const Kernel cuda_##name __attribute__((weak))
 
 /* A tensor as rows of its last axis. Operands marked strided in the OpDef have one stride between
  * rows of the axis before the last "row axis": for [batch seq heads head_dim] that were split from
@@ -58,7 +65,7 @@ typedef struct Rows {
  * strided operand they make has this form for trailing = 1 or 2. */
 static inline Rows tensor_as_rows(const Tensor *t, int trailing)
 {
-    Rows r = {.data = t->data, .dtype = t->dtype, .n = 1, .width = 1, .pitch = 0};
+    Rows r = {.data = (char *)t->data, .dtype = t->dtype, .n = 1, .width = 1, .pitch = 0};
     int first = t->shape.rank - trailing;
     if (first < 0) first = 0;
     for (int i = first; i < t->shape.rank; i++) r.width *= t->shape.dim[i];

@@ -85,5 +85,5 @@ static Status run_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(l2norm) = {.run = run};
-const CpuKernel CPU(l2norm_grad) = {.run = run_grad};
+const Kernel CPU(l2norm) = {.run = run};
+const Kernel CPU(l2norm_grad) = {.run = run_grad};

@@ -89,7 +89,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(layernorm) = {.run = run};
+const Kernel CPU(layernorm) = {.run = run};
 
 /* ---- add_layernorm ---------------------------------------------------------------------- */
 
@@ -113,7 +113,7 @@ static Status run_add(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(add_layernorm) = {.run = run_add};
+const Kernel CPU(add_layernorm) = {.run = run_add};
 
 /* ---- layernorm_grad --------------------------------------------------------------------- */
 
@@ -239,4 +239,4 @@ static size_t grad_workspace(const Graph *graph, const Node *node, const Target 
     return (size_t)(row_blocks(rows) * block_width(width, bias)) * sizeof(float);
 }
 
-const CpuKernel CPU(layernorm_grad) = {.run = run_grad, .workspace = grad_workspace};
+const Kernel CPU(layernorm_grad) = {.run = run_grad, .workspace = grad_workspace};

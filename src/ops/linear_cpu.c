@@ -71,7 +71,7 @@ static Status run_of(KernelArgs *args, ProductOf product, bool add)
         return workspace_of(graph, node, target, product);                                         \
     }                                                                                              \
     static Status run_##name(KernelArgs *args) { return run_of(args, product, add); }              \
-    const CpuKernel CPU(name) = {.run = run_##name, .workspace = workspace_##name}
+    const Kernel CPU(name) = {.run = run_##name, .workspace = workspace_##name}
 
 KERNEL(linear, product_y, false);
 KERNEL(linear_dx, product_dx, false);

@@ -492,7 +492,7 @@ static size_t workspace_stats_grad(const Graph *graph, const Node *node, const T
     return workspace_of_part(graph, node, target, true);
 }
 
-const CpuKernel CPU(vocab_stats) = {.run = run_stats, .workspace = workspace_stats};
-const CpuKernel CPU(vocab_stats_grad) = {.run = run_stats_grad, .workspace = workspace_stats_grad};
-const CpuKernel CPU(linear_cross_entropy) = {.run = run, .workspace = workspace};
-const CpuKernel CPU(linear_cross_entropy_grad) = {.run = run_grad, .workspace = workspace_grad};
+const Kernel CPU(vocab_stats) = {.run = run_stats, .workspace = workspace_stats};
+const Kernel CPU(vocab_stats_grad) = {.run = run_stats_grad, .workspace = workspace_stats_grad};
+const Kernel CPU(linear_cross_entropy) = {.run = run, .workspace = workspace};
+const Kernel CPU(linear_cross_entropy_grad) = {.run = run_grad, .workspace = workspace_grad};

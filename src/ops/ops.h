@@ -3,7 +3,7 @@
  * What it is.   The op table and the builders: a function per op that adds its node to a graph.
  *               Each
  *               op's file holds its shape rule, gradient rule, cost and kernels (kernel.h).
- * Depends on.   base, tensor, graph
+ * Depends on.   base, tensor, graph, gpu
  * Owns.         The read-only table of ops.
  * Invariants.   Nothing outside this folder switches over ops. Activations are f32 or bf16;
  *               statistics,

@@ -373,15 +373,16 @@ static const char *same_bits(OpTest *t, const OpRun *run, const Wanted *wanted,
                             sizeof *now * (size_t)optest_count(t, wanted->value.at[i]));
         free(now);
         if (!same)
-            return arena_printf(
-                &t->arena, "%s: result %zu has other bits with %d threads%s than with one",
-                isa_name(run->target.isa), i, run->target.threads, run->inplace ? " in place" : "");
+            return arena_printf(&t->arena,
+                                "%s: result %zu has other bits with %d threads%s than with one",
+                                optest_target_name(&run->target), i, run->target.threads,
+                                run->inplace ? " in place" : "");
     }
     return NULL;
 }
 
-/* Further runs of the same instruction set must have the same bits as the first. */
-static const char *vary(OpTest *t, Isa isa, const Wanted *wanted, double *const *first)
+/* Further runs on the same target must have the same bits as the first. */
+static const char *vary(OpTest *t, Target target, const Wanted *wanted, double *const *first)
 {
     static const struct {
         int threads, inplace;
@@ -389,7 +390,8 @@ static const char *vary(OpTest *t, Isa isa, const Wanted *wanted, double *const 
     const char *fault = NULL;
     for (int i = 0; i < COUNT_OF(variant) && !fault; i++) {
         OpRun run;
-        Target target = {.isa = isa, .threads = variant[i].threads};
+        target.threads = variant[i].threads;
+        if (target.gpu && i < 2) continue; /* it has no threads of ours */
         if (optest_run(&run, t, target, variant[i].inplace))
             fault = same_bits(t, &run, wanted, first);
         else
@@ -432,21 +434,20 @@ static const char *compare_all(const Check *c, const Wanted *wanted, double *con
     return fault;
 }
 
-static const char *check_isa(const Check *c, Isa isa, const Wanted *wanted)
+static const char *check_target(const Check *c, Target target, const Wanted *wanted)
 {
     OpRun run;
     const char *fault = NULL;
     double **got = xcalloc(wanted->value.n + 1, sizeof *got);
-    if (!optest_run(&run, c->t, (Target){.isa = isa, .threads = 1}, 0))
-        fault = arena_strdup(&c->t->arena, run.fault);
+    if (!optest_run(&run, c->t, target, 0)) fault = arena_strdup(&c->t->arena, run.fault);
     if (!fault) {
         for (size_t i = 0; i < wanted->value.n; i++)
             got[i] = optest_run_values(&run, wanted->value.at[i]);
         fault = compare_all(c, wanted, got);
-        if (fault) fault = arena_printf(&c->t->arena, "%s: %s", isa_name(isa), fault);
+        if (fault) fault = arena_printf(&c->t->arena, "%s: %s", optest_target_name(&target), fault);
     }
     optest_run_end(&run);
-    if (!fault) fault = vary(c->t, isa, wanted, got);
+    if (!fault) fault = vary(c->t, target, wanted, got);
     for (size_t i = 0; i < wanted->value.n; i++) free(got[i]);
     free(got);
     return fault;
@@ -465,7 +466,7 @@ static const char *check_costs(OpTest *t)
     return NULL;
 }
 
-static const char *check_isas(const Check *c)
+static const char *check_targets(const Check *c)
 {
     Wanted wanted = {0};
     const char *fault = check_costs(c->t);
@@ -476,7 +477,9 @@ static const char *check_isas(const Check *c)
     for (Isa isa = ISA_GENERIC; isa < ISA_COUNT && !fault; isa++)
         if (optest_isa_available(isa) &&
             (isa == ISA_GENERIC || !same_kernels(c->t->graph, isa, isa - 1)))
-            fault = check_isa(c, isa, &wanted);
+            fault = check_target(c, (Target){.isa = isa, .threads = 1}, &wanted);
+    if (!fault && optest_gpu_available(c->t->graph))
+        fault = check_target(c, (Target){.gpu = true, .threads = 1}, &wanted);
     VEC_FREE(&wanted.value);
     return fault;
 }
@@ -524,7 +527,7 @@ const char *optest_fault(OpTest *t, OpReference reference, const void *user, dou
     const char *fault = grad ? add_gradients(&c) : NULL;
     if (!fault && graph_verify(t->graph, "building the test") != OK)
         fault = arena_strdup(&t->arena, status_message());
-    if (!fault) fault = check_isas(&c);
+    if (!fault) fault = check_targets(&c);
     free_outputs(t, c.expected);
     for (size_t i = 0; i < c.n_inputs; i++) free(c.slopes[i]);
     free(c.slopes);

@@ -3,12 +3,12 @@
  * What it is.   A small interpreter for graphs: every value in its own poisoned and guarded memory,
  *               each
  *               node run for every instruction set of this machine, several thread counts and in
- *               place
- *               where the op allows it. Compares with a reference in double precision, and
+ *               place where the op allows it, and on the cuda device that is linked: the emulated
+ *               one, or a GPU. Compares with a reference in double precision, and
  *               gradients
  *               made by the real gradient rules with finite differences of that reference.
  *               Linked into test programs only.
- * Depends on.   graph, ops, cmocka
+ * Depends on.   graph, gpu, ops, cmocka
  * Owns.         An OpTest owns its graph and the data of its inputs.
  * Invariants.   A reference reads in[i] and writes out[i] in the order of the calls that made the
  *               inputs
@@ -28,6 +28,7 @@
 #ifndef OPS_OPTEST_H
 #define OPS_OPTEST_H
 
+#include "gpu/gpu.h"
 #include "ops/ops.h"
 
 #include <setjmp.h>
@@ -121,12 +122,24 @@ typedef struct OpRun {
     int32_t *storage; /* value id -> value id whose block holds it */
     struct OpRunBlock {
         uint8_t *memory, *data;
-        size_t bytes;
+        size_t bytes, all_bytes; /* of data; with its guards */
+        void *device;            /* on a GPU: its copy of memory */
     } * block;
     char fault[1024]; /* empty: none */
 } OpRun;
 
 bool optest_isa_available(Isa isa);
+const char *optest_target_name(const Target *target);
+/* optest_gpu.c: every kernel of the graph is there for the cuda device that this program is linked
+ * to, and there is one. */
+bool optest_gpu_available(const Graph *graph);
+/* Blocks get their copies on the device; before a node its workspace does; after it the host has
+ * them back, what was written outside included. */
+Status optest_gpu_load(OpRun *run);
+Status optest_gpu_begin(OpRun *run, struct OpRunBlock *workspace, GpuStream **stream);
+Status optest_gpu_end(OpRun *run, struct OpRunBlock *workspace);
+void optest_gpu_free(struct OpRunBlock *block);
+char *optest_gpu_data(const struct OpRunBlock *block); /* where its data is there */
 /* All nodes for the target; false with run->fault set. optest_run_end frees in any case. */
 bool optest_run(OpRun *run, const OpTest *t, Target target, int inplace);
 void optest_run_end(OpRun *run);

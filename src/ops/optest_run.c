@@ -54,10 +54,10 @@ static void block_init(struct OpRunBlock *block, size_t bytes)
 {
     void *memory = NULL;
     CHECK(posix_memalign(&memory, 64, bytes + 2 * GUARD + 1) == 0);
-    block->memory = memory;
+    *block = (struct OpRunBlock){.memory = memory, .bytes = bytes};
     block->data = block->memory + GUARD;
-    block->bytes = bytes;
-    memset(block->memory, POISON, bytes + 2 * GUARD);
+    block->all_bytes = bytes + 2 * GUARD;
+    memset(block->memory, POISON, block->all_bytes);
 }
 
 static bool block_guards_hold(const struct OpRunBlock *block)
@@ -79,13 +79,18 @@ static size_t element_offset(const Value *v, int64_t i)
     return (size_t)at * dtype_bytes(v->dtype);
 }
 
-static uint8_t *value_data(const OpRun *run, ValueId id)
+static size_t value_offset(const OpRun *run, ValueId id)
 {
     size_t offset = 0;
     const Graph *g = run->t->graph;
     for (ValueId v = id; value_ok(graph_value(g, v)->base); v = graph_value(g, v)->base)
         offset += graph_value(g, v)->offset_bytes;
-    return run->block[run->storage[id.id]].data + offset;
+    return offset;
+}
+
+static uint8_t *value_data(const OpRun *run, ValueId id)
+{
+    return run->block[run->storage[id.id]].data + value_offset(run, id);
 }
 
 double *optest_run_values(const OpRun *run, ValueId id)
@@ -187,7 +192,8 @@ static void place_values(OpRun *run)
 static bool run_fault(OpRun *run, const Node *node, const char *what)
 {
     snprintf(run->fault, sizeof run->fault, "%s on %s with %d threads%s: %s", node->op->name,
-             isa_name(run->target.isa), run->target.threads, run->inplace ? " in place" : "", what);
+             optest_target_name(&run->target), run->target.threads, run->inplace ? " in place" : "",
+             what);
     return false;
 }
 
@@ -203,28 +209,55 @@ Tensor optest_run_tensor(const OpRun *run, ValueId id)
     return tensor;
 }
 
+const char *optest_target_name(const Target *target)
+{
+    return target->gpu ? "the GPU" : isa_name(target->isa);
+}
+
+/* The value as the kernels of the run's target get it. */
+static Tensor operand(const OpRun *run, ValueId id)
+{
+    Tensor tensor = optest_run_tensor(run, id);
+    if (value_ok(id) && run->target.gpu)
+        tensor.data = optest_gpu_data(&run->block[run->storage[id.id]]) + value_offset(run, id);
+    return tensor;
+}
+
+static Status run_kernel(OpRun *run, const Kernel *kernel, KernelArgs *args,
+                         struct OpRunBlock *workspace)
+{
+    args->workspace = workspace->data;
+    if (run->target.gpu) {
+        TRY(optest_gpu_begin(run, workspace, &args->stream));
+        args->workspace = optest_gpu_data(workspace);
+    }
+    TRY(kernel->prepare ? kernel->prepare(args) : OK);
+    Status status = kernel->run(args);
+    if (status == OK && run->target.gpu) status = optest_gpu_end(run, workspace);
+    if (kernel->release) kernel->release(args);
+    return status;
+}
+
 static bool run_node(OpRun *run, const Node *node)
 {
-    const CpuKernel *kernel = node->op->cpu[run->target.isa];
+    const Kernel *kernel = run->target.gpu ? node->op->cuda : node->op->cpu[run->target.isa];
     if (node->op->flags & OP_VIEW) return true;
     if (!kernel) return run_fault(run, node, "there is no kernel");
     Tensor out[NODE_MAX_OUT] = {0}, *in = xcalloc((size_t)node->n_in + 1, sizeof *in);
-    for (int i = 0; i < node->n_in; i++) in[i] = optest_run_tensor(run, node->in[i]);
-    for (int i = 0; i < node->n_out; i++) out[i] = optest_run_tensor(run, node->out[i]);
+    for (int i = 0; i < node->n_in; i++) in[i] = operand(run, node->in[i]);
+    for (int i = 0; i < node->n_out; i++) out[i] = operand(run, node->out[i]);
     KernelArgs args = {
         .attr = node->attr, .in = in, .out = out, .n_in = node->n_in, .n_out = node->n_out};
     args.threads = run->target.threads;
-    if (kernel->workspace)
+    if (run->target.gpu && node->op->gpu_workspace)
+        args.workspace_bytes = node->op->gpu_workspace(run->t->graph, node);
+    if (!run->target.gpu && kernel->workspace)
         args.workspace_bytes = kernel->workspace(run->t->graph, node, &run->target);
     struct OpRunBlock workspace;
     block_init(&workspace, args.workspace_bytes);
-    args.workspace = workspace.data;
-    Status status = kernel->prepare ? kernel->prepare(&args) : OK;
-    if (status == OK) {
-        status = kernel->run(&args);
-        if (kernel->release) kernel->release(&args);
-    }
+    Status status = run_kernel(run, kernel, &args, &workspace);
     bool guards = block_guards_hold(&workspace);
+    optest_gpu_free(&workspace);
     free(workspace.memory);
     free(in);
     if (status != OK) return run_fault(run, node, status_message());
@@ -281,6 +314,8 @@ bool optest_run(OpRun *run, const OpTest *t, Target target, int inplace)
     place_values(run);
     for (size_t i = 0; i < t->input.n; i++)
         write_values(run, t->input.at[i].value, t->input.at[i].data);
+    if (target.gpu && optest_gpu_load(run) != OK)
+        return run_fault(run, &g->node[1], status_message());
     for (int n = 1; n < g->n_nodes; n++) {
         const Node *node = &g->node[n];
         if (!run_node(run, node)) return false;
@@ -294,7 +329,10 @@ bool optest_run(OpRun *run, const OpTest *t, Target target, int inplace)
 
 void optest_run_end(OpRun *run)
 {
-    for (int i = 1; run->block && i < run->t->graph->n_values; i++) free(run->block[i].memory);
+    for (int i = 1; run->block && i < run->t->graph->n_values; i++) {
+        optest_gpu_free(&run->block[i]);
+        free(run->block[i].memory);
+    }
     free(run->block);
     free(run->storage);
     run->block = NULL;

@@ -52,7 +52,7 @@ static Status run_as(KernelArgs *args, bool avx2)
 static Status run_plain(KernelArgs *args) { return run_as(args, false); }
 static Status run_avx2(KernelArgs *args) { return run_as(args, true); }
 
-static const CpuKernel kernel = {.run = run_plain}, kernel_avx2 = {.run = run_avx2};
+static const Kernel kernel = {.run = run_plain}, kernel_avx2 = {.run = run_avx2};
 
 const OpDef test_op = {
     .name = "test_op",

@@ -215,12 +215,12 @@ static Status run_take(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel send_kernel = {
+static const Kernel send_kernel = {
     .run = run_send, .prepare = prepare_message, .release = release};
-static const CpuKernel recv_kernel = {
+static const Kernel recv_kernel = {
     .run = run_recv, .prepare = prepare_message, .release = release};
-static const CpuKernel put_kernel = {.run = run_put, .prepare = prepare_put, .release = release};
-static const CpuKernel take_kernel = {.run = run_take, .prepare = prepare_take, .release = release};
+static const Kernel put_kernel = {.run = run_put, .prepare = prepare_put, .release = release};
+static const Kernel take_kernel = {.run = run_take, .prepare = prepare_take, .release = release};
 
 #define PIPE_OP(op, inputs, infer_rule, place_rule, cost_rule, more_flags)                         \
     const OpDef op_def_##op = {                                                                    \

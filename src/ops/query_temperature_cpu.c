@@ -32,4 +32,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(query_temperature) = {.run = run};
+const Kernel CPU(query_temperature) = {.run = run};

@@ -70,5 +70,5 @@ static Status run_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(repeat_heads) = {.run = run};
-const CpuKernel CPU(repeat_heads_grad) = {.run = run_grad};
+const Kernel CPU(repeat_heads) = {.run = run};
+const Kernel CPU(repeat_heads_grad) = {.run = run_grad};

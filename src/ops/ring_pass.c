@@ -69,7 +69,7 @@ static void attr_text(const void *attribute, Str *out)
                halves[attr->ring.take]);
 }
 
-extern const CpuKernel collective_ring_pass_kernel;
+extern const Kernel collective_ring_pass_kernel;
 const OpDef op_def_ring_pass = {
     .name = "ring_pass",
     .min_in = 2,

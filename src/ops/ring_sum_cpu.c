@@ -40,4 +40,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(ring_sum) = {.run = run};
+const Kernel CPU(ring_sum) = {.run = run};

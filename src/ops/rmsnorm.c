@@ -5,11 +5,15 @@
  * r is made again from x: reading x is needed anyway, and storing it would save one multiplication.
  */
 #include "ops/kernel.h"
+#include "ops/row_blocks.h"
 #include "ops/rules.h"
 
 CPU_DECLARE(rmsnorm);
 CPU_DECLARE(add_rmsnorm);
 CPU_DECLARE(rmsnorm_grad);
+CUDA_DECLARE(rmsnorm);
+CUDA_DECLARE(add_rmsnorm);
+CUDA_DECLARE(rmsnorm_grad);
 
 static void attr_text(const void *attr, Str *out)
 {
@@ -59,6 +63,7 @@ const OpDef op_def_rmsnorm = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(rmsnorm),
+    .cuda = &cuda_rmsnorm,
 };
 
 Status op_rmsnorm(Graph *g, ValueId x, ValueId w, float eps, ValueId *y)
@@ -107,6 +112,7 @@ const OpDef op_def_add_rmsnorm = {
     .cost = cost_add,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(add_rmsnorm),
+    .cuda = &cuda_add_rmsnorm,
 };
 
 Status op_add_rmsnorm(Graph *g, ValueId a, ValueId b, ValueId w, float eps, ValueId *h, ValueId *y)
@@ -133,6 +139,14 @@ static Status infer_grad(InferCtx *ctx)
 
 static Cost cost_grad(const Graph *g, const Node *node) { return cost_streaming(g, node, 11); }
 
+/* dw of each block of rows. */
+static size_t gpu_workspace_grad(const Graph *g, const Node *node)
+{
+    const Value *x = graph_value(g, node->in[1]);
+    int64_t width = last_dim(x), rows = shape_count(&x->shape) / width;
+    return (size_t)(gpu_row_blocks(rows) * width) * sizeof(float);
+}
+
 const OpDef op_def_rmsnorm_grad = {
     .name = "rmsnorm_grad",
     .min_in = 3,
@@ -149,6 +163,8 @@ const OpDef op_def_rmsnorm_grad = {
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(rmsnorm_grad),
+    .cuda = &cuda_rmsnorm_grad,
+    .gpu_workspace = gpu_workspace_grad,
 };
 
 Status op_rmsnorm_grad(Graph *g, ValueId dy, ValueId x, ValueId w, ValueId residual, float eps,

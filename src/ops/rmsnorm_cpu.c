@@ -44,7 +44,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(rmsnorm) = {.run = run};
+const Kernel CPU(rmsnorm) = {.run = run};
 
 /* ---- add_rmsnorm ------------------------------------------------------------------------ */
 
@@ -67,7 +67,7 @@ static Status run_add(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(add_rmsnorm) = {.run = run_add};
+const Kernel CPU(add_rmsnorm) = {.run = run_add};
 
 /* ---- rmsnorm_grad ----------------------------------------------------------------------- */
 
@@ -174,4 +174,4 @@ static size_t grad_workspace(const Graph *graph, const Node *node, const Target 
     return (size_t)(row_blocks(shape_count(shape) / width) * width) * sizeof(float);
 }
 
-const CpuKernel CPU(rmsnorm_grad) = {.run = run_grad, .workspace = grad_workspace};
+const Kernel CPU(rmsnorm_grad) = {.run = run_grad, .workspace = grad_workspace};

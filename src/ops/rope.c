@@ -100,7 +100,7 @@ static Status table_run(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel table_kernel = {.run = table_run, .workspace = table_workspace};
+static const Kernel table_kernel = {.run = table_run, .workspace = table_workspace};
 
 const OpDef op_def_rope_table = {
     .name = "rope_table",

@@ -106,4 +106,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(rope) = {.run = run, .workspace = workspace};
+const Kernel CPU(rope) = {.run = run, .workspace = workspace};

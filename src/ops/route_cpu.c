@@ -66,7 +66,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(route) = {.run = run};
+const Kernel CPU(route) = {.run = run};
 
 /* ---- gradient --------------------------------------------------------------------------- */
 
@@ -102,4 +102,4 @@ static Status run_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(route_grad) = {.run = run_grad};
+const Kernel CPU(route_grad) = {.run = run_grad};

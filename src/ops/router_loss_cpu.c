@@ -84,7 +84,7 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
     return (size_t)(max_i64(blocks, 1) * (2 * experts + 2)) * sizeof(double);
 }
 
-const CpuKernel CPU(router_loss) = {.run = run, .workspace = workspace};
+const Kernel CPU(router_loss) = {.run = run, .workspace = workspace};
 
 /* ---- gradient --------------------------------------------------------------------------- */
 
@@ -139,4 +139,4 @@ static Status run_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(router_loss_grad) = {.run = run_grad};
+const Kernel CPU(router_loss_grad) = {.run = run_grad};

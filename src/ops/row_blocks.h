@@ -14,4 +14,12 @@ static inline int64_t row_blocks(int64_t rows)
     return (rows + each - 1) / each;
 }
 
+/* On GPUs: at most 256, about two for each multiprocessor. */
+static inline int64_t gpu_row_block_rows(int64_t rows) { return max_i64(4, (rows + 255) / 256); }
+static inline int64_t gpu_row_blocks(int64_t rows)
+{
+    int64_t each = gpu_row_block_rows(rows);
+    return (rows + each - 1) / each;
+}
+
 #endif

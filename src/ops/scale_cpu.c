@@ -21,4 +21,4 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(scale) = {.run = run};
+const Kernel CPU(scale) = {.run = run};

@@ -38,7 +38,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(softcap) = {.run = run};
+const Kernel CPU(softcap) = {.run = run};
 
 /* at: dx, y, dy */
 SIMD void step_grad(int64_t i, int64_t m, const Piece *p, Vf cap, int bf16)
@@ -63,4 +63,4 @@ static Status run_grad(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(softcap_grad) = {.run = run_grad};
+const Kernel CPU(softcap_grad) = {.run = run_grad};

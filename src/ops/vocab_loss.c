@@ -260,7 +260,7 @@ static Status run_loss_grad(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel loss_kernel = {.run = run_loss}, loss_grad_kernel = {.run = run_loss_grad};
+static const Kernel loss_kernel = {.run = run_loss}, loss_grad_kernel = {.run = run_loss_grad};
 
 static Cost cost_loss(const Graph *g, const Node *node) { return cost_streaming(g, node, 12); }
 

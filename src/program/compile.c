@@ -43,14 +43,19 @@ static void add_storages(Compiler *c)
     }
 }
 
+static size_t workspace_bytes(const Program *p, const Node *node)
+{
+    const OpDef *op = node->op;
+    if (p->target.gpu && op->gpu_workspace) return op->gpu_workspace(p->graph, node);
+    const Kernel *kernel = op->cpu[p->target.isa];
+    return kernel && kernel->workspace ? kernel->workspace(p->graph, node, &p->target) : 0;
+}
+
 static void add_workspaces(Compiler *c)
 {
     const Program *p = c->program;
     for (int i = 1; i < p->graph->n_nodes; i++) {
-        const Node *node = &p->graph->node[i];
-        const CpuKernel *kernel = node->op->cpu[p->target.isa];
-        size_t bytes = kernel && kernel->workspace ? kernel->workspace(p->graph, node, &p->target)
-                                                   : 0;
+        size_t bytes = workspace_bytes(p, &p->graph->node[i]);
         c->workspace_of[i] = bytes ? c->n_blocks : -1;
         if (bytes) c->block[c->n_blocks++] = (Block){.bytes = bytes, .birth = i, .death = i};
     }

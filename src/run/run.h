@@ -74,6 +74,7 @@ typedef struct RunTrain {
     double minutes; /* 0: no limit */
     int64_t batch, micro_batch, seq;
     RunPrecision precision;
+    int device; /* DeviceKind */
     double lr, min_lr_ratio;
     RunSchedule schedule;
     int64_t warmup;

@@ -86,6 +86,8 @@ static const Setting settings[] = {
     CHOICE("train.precision", "auto|f32|bf16|fp8", "auto", train.precision,
            "of computation; master weights are f32; auto: bf16 where the processor has it; fp8: "
            "products of layers, which plans price and no device here computes"),
+    CHOICE("train.device", "auto|cpu|cuda", "auto", train.device,
+           "where steps run; auto: a GPU where there is one, else the processor"),
     FLOAT("train.lr", "", 1e-12, 10, "3e-4", train.lr, "highest learning rate"),
     FLOAT("train.min_lr_ratio", "of lr", 0, 1, "0.1", train.min_lr_ratio,
           "the last learning rate, as a part of lr"),

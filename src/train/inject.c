@@ -28,20 +28,28 @@ static void flip_bit(Trainer *t)
     }
 }
 
-StepFaults faults_begin(Trainer *t)
+Status faults_begin(Trainer *t, StepFaults *f)
 {
-    if (fault_hit("train.flip")) flip_bit(t);
-    StepFaults f = {.loss = fault_hit("train.nan"), .gradient = fault_hit("train.inf")};
-    if (fault_hit("train.activation")) f.poisoned = first_vector(t);
-    if (!f.poisoned) return f;
-    f.kept = *f.poisoned;
-    *f.poisoned = NAN;
-    return f;
+    bool flip = fault_hit("train.flip"), poison = fault_hit("train.activation");
+    *f = (StepFaults){.loss = fault_hit("train.nan"), .gradient = fault_hit("train.inf")};
+    if (!flip && !poison) return OK;
+    TRY(session_fetch_states(t->session));
+    if (flip) flip_bit(t);
+    if (poison) f->poisoned = first_vector(t);
+    if (f->poisoned) {
+        f->kept = *f->poisoned;
+        *f->poisoned = NAN;
+    }
+    return session_store_states(t->session);
 }
 
-void faults_end(const StepFaults *f)
+/* A step that failed is put back by nobody: the run ends with it. */
+Status faults_end(const StepFaults *f, Trainer *t)
 {
-    if (f->poisoned) *f->poisoned = f->kept;
+    if (!f->poisoned) return OK;
+    TRY(session_fetch_states(t->session));
+    *f->poisoned = f->kept;
+    return session_store_states(t->session);
 }
 
 void faults_in_batch(const StepFaults *f, Trainer *t, int program)
@@ -50,15 +58,17 @@ void faults_in_batch(const StepFaults *f, Trainer *t, int program)
 }
 
 /* Several micro-batches: their sum is a state, and one element of it overflows. */
-void faults_in_sums(const StepFaults *f, Trainer *t)
+Status faults_in_sums(const StepFaults *f, Trainer *t)
 {
     const Store *store = t->programs.store;
-    if (!f->gradient) return;
+    if (!f->gradient) return OK;
+    TRY(session_fetch_states(t->session));
     for (int i = 0; i < store->n_entries; i++) {
         if (store->entry[i].role != STATE_GRAD) continue;
         *(float *)session_state(t->session, i).data = INFINITY;
-        return;
+        break;
     }
+    return session_store_states(t->session);
 }
 
 /* Gradients that are no states, or whose norm is there before the host sees them: the norm is what

@@ -64,10 +64,12 @@ static size_t needed_with(Trainer *t, const Remedy *r)
     Status status = step_programs_build(&t->model, &o, device_target(t->device), &p);
     pipeline_destroy(pipeline);
     if (status != OK) return SIZE_MAX;
-    size_t bytes = session_plan(p.store, p.at, p.n).total_bytes + t->prefetch_bytes;
+    size_t bytes = session_plan(p.store, p.at, p.n).total_bytes;
+    step_programs_destroy(&p);
+    if (device_has_own_memory(t->device)) return bytes;
+    bytes += t->prefetch_bytes;
     if (!r->no_snapshot) bytes += t->snapshot_bytes;
     if (!r->no_copies) bytes += trainer_copies_bytes(t);
-    step_programs_destroy(&p);
     return bytes;
 }
 
@@ -84,8 +86,9 @@ static const char *find_remedy(Trainer *t, size_t limit)
         join = " ";                                                                                \
         if (needed_with(t, &r) <= limit) goto found;                                               \
     } while (0)
-    if (trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
-    if (t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
+    bool own = device_has_own_memory(t->device); /* then these are the host's */
+    if (!own && trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
+    if (!own && t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");
     if (mesh_ranks(&t->layout.mesh) > 1 && !t->layout.blocking)
         ATTEMPT((r.options.layout.blocking = true, r.options.update_last = false),
                 "parallel.overlap=false");
@@ -111,7 +114,11 @@ found:;
 static Status check_fits(Trainer *t)
 {
     size_t need = trainer_total_bytes(t), limit = (size_t)t->config->train.memory_limit;
-    if (!limit) limit = memory_available_bytes() / (size_t)(t->ranks_here > 0 ? t->ranks_here : 1);
+    bool own = device_has_own_memory(t->device);
+    if (own) need = session_plan(t->programs.store, t->programs.at, t->programs.n).total_bytes;
+    if (!limit)
+        limit = device_available_bytes(t->device) /
+                (size_t)(t->ranks_here > 0 && !own ? t->ranks_here : 1);
     if (need <= limit) return OK;
     char a[32], b[32];
     const char *remedy = find_remedy(t, limit);

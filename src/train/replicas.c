@@ -126,6 +126,7 @@ Status trainer_check_replicas(Trainer *t)
     int n = t->programs.store->n_entries;
     uint64_t together[1u << MESH_AXES] = {0};
     if (!t->world || t->config->train.check_replicas == 0 || t->checked_step == t->step) return OK;
+    TRY(session_fetch_states(t->session));
     uint64_t *hash = xcalloc((size_t)n, sizeof *hash);
     hash_states(t, hash);
     for (int i = 0; i < n; i++) {

@@ -205,6 +205,7 @@ static Status begin_save(Trainer *t, bool copy)
     Arena arena = {0};
     CkptFile files[TRAINER_MAX_FILES];
     CkptSave save = {.step = t->step, .share = &t->saved.share, .files = files};
+    TRY(session_fetch_states(t->session));
     char *json = trainer_run_json(t);
     save.run_json = json;
     Status status = t->rank == 0 ? trainer_model_files(t, &arena, files, &save.n_files) : OK;

@@ -40,7 +40,7 @@ static Status forward(Trainer *t, const StepFaults *faults, int program, int64_t
 Status trainer_add_loss(Trainer *t, int program, int64_t micro, double *loss)
 {
     float value;
-    if (!session_output(t->session, program, "loss")) return OK; /* another stage's */
+    if (!session_has_output(t->session, program, "loss")) return OK; /* another stage's */
     TRY(session_read(t->session, program, "loss", &value, sizeof value));
     if (t->n_leaves)
         t->leaf_loss[layout_leaf(&t->layout, t->n_micro, micro)] = value;
@@ -71,7 +71,7 @@ static Status gradients(Trainer *t, const StepFaults *faults, StepMetrics *m, in
     if (t->n_leaves) memset(t->leaf_loss, 0, (size_t)t->n_leaves * sizeof *t->leaf_loss);
     TRY(t->pipeline ? trainer_run_pipeline(t, faults, &m->loss) : run_micro_batches(t, faults, m));
     if (t->n_leaves) TRY(trainer_sum_leaves(t, &m->loss));
-    faults_in_sums(faults, t);
+    TRY(faults_in_sums(faults, t));
     if (update >= 0 && t->programs.last != PROGRAM_UPDATE)
         TRY(session_run(t->session, update, PHASE_FORWARD, PHASE_BACKWARD));
     TRY(session_read(t->session, update >= 0 ? update : step, "grad_norm", &norm, sizeof norm));
@@ -80,14 +80,14 @@ static Status gradients(Trainer *t, const StepFaults *faults, StepMetrics *m, in
 }
 
 /* A skipped step leaves nothing behind: sums over micro-batches start again from zero. */
-static void forget_sums(Trainer *t)
+static Status forget_sums(Trainer *t)
 {
     const Store *store = t->programs.store;
     for (int i = 0; i < store->n_entries; i++) {
         if (store->entry[i].role != STATE_GRAD && store->entry[i].role != STATE_LOAD) continue;
-        Tensor sum = session_state(t->session, i);
-        memset(sum.data, 0, tensor_bytes(&sum));
+        TRY(session_clear_state(t->session, i));
     }
+    return OK;
 }
 
 static Status update(Trainer *t, double lr)
@@ -108,7 +108,7 @@ static Status judge(Trainer *t, StepMetrics *m)
     StepVerdict verdict = bad_steps_judge(&t->bad_steps, m->loss, m->grad_norm, &why);
     if (verdict == STEP_GOOD) return update(t, m->lr);
     m->skipped = true;
-    forget_sums(t);
+    TRY(forget_sums(t));
     progress_note(&t->progress, "drover: step %lld skipped: %s (loss %g, gradient norm %g)",
                   (long long)t->step + 1, why, m->loss, m->grad_norm);
     metrics_event(t->metrics, verdict == STEP_SKIP ? "skip" : "stop", t->step + 1, why);
@@ -139,10 +139,10 @@ Status trainer_run_step(Trainer *t, StepMetrics *m)
                        .lr = schedule_lr(&t->schedule, t->step)};
     int64_t tokens = 0;
     trainer_begin_timing(t);
-    StepFaults faults = faults_begin(t);
-    Status status = gradients(t, &faults, m, &tokens);
-    faults_end(&faults);
-    TRY(status);
+    StepFaults faults;
+    TRY(faults_begin(t, &faults));
+    TRY(gradients(t, &faults, m, &tokens));
+    TRY(faults_end(&faults, t));
     TRY(judge(t, m));
     t->step++;
     t->tokens += tokens;

@@ -30,18 +30,20 @@ static Status open_device(Trainer *t)
                     "take train.precision=bf16");
     if (threads == 0 && t->ranks_here > 1)
         threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
-    TRY(device_create_cpu(
-        (CpuOptions){.threads = threads, .world = t->world, .mesh = t->layout.mesh}, &t->device));
-    bool fast_bf16 = device_target(t->device).isa == ISA_AVX512BF16;
+    TRY(device_create((DeviceKind)r->device,
+                      (CpuOptions){.threads = threads, .world = t->world, .mesh = t->layout.mesh},
+                      &t->device));
+    Target target = device_target(t->device);
+    bool fast_bf16 = target.gpu || target.isa == ISA_AVX512BF16;
     t->dtype = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16) ? DTYPE_BF16
                                                                                    : DTYPE_F32;
     if (t->dtype == DTYPE_BF16 && !fast_bf16)
         log_warn("this processor has no bf16 products: train.precision=f32 is faster here");
-    const double probe_s = 0.03;
-    t->peak_flop_per_s = probe_peak_flop_per_s(device_target(t->device).isa, t->dtype,
-                                               device_target(t->device).threads, probe_s);
-    log_info("device: %s, %s, peak %.0f GFLOP/s", device_text(t->device), dtype_name(t->dtype),
-             t->peak_flop_per_s / 1e9);
+    TRY(device_peak_flop_per_s(t->device, t->dtype, &t->peak_flop_per_s));
+    char peak[48] = "";
+    if (t->peak_flop_per_s > 0)
+        snprintf(peak, sizeof peak, ", peak %.0f GFLOP/s", t->peak_flop_per_s / 1e9);
+    log_info("device: %s, %s%s", device_text(t->device), dtype_name(t->dtype), peak);
     return OK;
 }
 
@@ -75,10 +77,7 @@ static Status choose_steps(Trainer *t)
     TRY(trainer_choose_steps(t));
     t->step = t->tokens = 0;
     t->bad_steps = before;
-    for (int i = 0; i < t->programs.store->n_entries; i++) {
-        Tensor state = session_state(t->session, i);
-        memset(state.data, 0, tensor_bytes(&state));
-    }
+    for (int i = 0; i < t->programs.store->n_entries; i++) TRY(session_clear_state(t->session, i));
     data_prefetch_destroy(t->prefetch);
     t->prefetch = NULL;
     TRY(trainer_load_or_init(t));

@@ -193,11 +193,11 @@ typedef struct StepFaults {
     bool loss, gradient;
     float *poisoned, kept; /* a weight and its true value; NULL: none */
 } StepFaults;
-StepFaults faults_begin(Trainer *t);
+Status faults_begin(Trainer *t, StepFaults *f);
 void faults_in_batch(const StepFaults *f, Trainer *t, int program);
-void faults_in_sums(const StepFaults *f, Trainer *t);
+Status faults_in_sums(const StepFaults *f, Trainer *t);
 double faults_in_norm(const StepFaults *f, const Trainer *t, double grad_norm);
-void faults_end(const StepFaults *f);
+Status faults_end(const StepFaults *f, Trainer *t);
 /* pipeline.c */
 Status trainer_run_pipeline(Trainer *t, const StepFaults *faults,
                             double *loss); /* a step's micro-batches, in the schedule's order */

@@ -14,7 +14,7 @@ static Status run_batch(Trainer *t, const DataBatch *b, double *loss)
          k++) { /* a rank's stages, in their order */
         TRY(trainer_feed(t, k, b, 0));
         TRY(session_run(t->session, k, PHASE_FORWARD, PHASE_FORWARD));
-        if (!session_output(t->session, k, "cross_entropy")) continue;
+        if (!session_has_output(t->session, k, "cross_entropy")) continue;
         TRY(session_read(t->session, k, "cross_entropy", &mean, sizeof mean));
         *loss = (double)mean;
     }

@@ -404,6 +404,6 @@ static size_t workspace_cached(const Graph *graph, const Node *node, const Targe
     return job_workspace(graph, node, target, true);
 }
 
-const CpuKernel CPU(attention) = {.run = run, .workspace = workspace};
-const CpuKernel CPU(attention_part) = {.run = run_part, .workspace = workspace};
-const CpuKernel CPU(attention_cached) = {.run = run_cached, .workspace = workspace_cached};
+const Kernel CPU(attention) = {.run = run, .workspace = workspace};
+const Kernel CPU(attention_part) = {.run = run_part, .workspace = workspace};
+const Kernel CPU(attention_cached) = {.run = run_cached, .workspace = workspace_cached};

@@ -507,5 +507,5 @@ static Status run_part(KernelArgs *args)
     return OK;
 }
 
-const CpuKernel CPU(attention_grad) = {.run = run, .workspace = workspace};
-const CpuKernel CPU(attention_grad_part) = {.run = run_part, .workspace = workspace_part};
+const Kernel CPU(attention_grad) = {.run = run, .workspace = workspace};
+const Kernel CPU(attention_grad_part) = {.run = run_part, .workspace = workspace_part};

@@ -62,7 +62,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
-static const CpuKernel kernel = {.run = run};
+static const Kernel kernel = {.run = run};
 
 const OpDef op_def_cache_append = {
     .name = "cache_append",

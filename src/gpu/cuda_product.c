@@ -1,0 +1,222 @@
+/* Products by cuBLASLt. The library is loaded when the first product is planned: the program starts
+ * where it is not. Of the algorithms that it proposes for a shape the first is taken that fits the
+ * workspace.
+ *
+ * cuBLASLt's matrices are column-major: a row-major c = a b is theirs as c' = b' a', so b comes
+ * first.
+ */
+#include "gpu/cuda_internal.h"
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wstrict-prototypes" /* theirs */
+#include <cublasLt.h>
+#pragma GCC diagnostic pop
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#define LIBRARY "libcublasLt.so.13"
+
+#define FUNCTIONS(X)                                                                               \
+    X(cublasLtCreate)                                                                              \
+    X(cublasLtDestroy)                                                                             \
+    X(cublasLtGetVersion)                                                                          \
+    X(cublasLtMatmul)                                                                              \
+    X(cublasLtMatmulDescCreate)                                                                    \
+    X(cublasLtMatmulDescDestroy)                                                                   \
+    X(cublasLtMatmulDescSetAttribute)                                                              \
+    X(cublasLtMatrixLayoutCreate)                                                                  \
+    X(cublasLtMatrixLayoutDestroy)                                                                 \
+    X(cublasLtMatmulPreferenceCreate)                                                              \
+    X(cublasLtMatmulPreferenceDestroy)                                                             \
+    X(cublasLtMatmulPreferenceSetAttribute)                                                        \
+    X(cublasLtMatmulAlgoGetHeuristic)                                                              \
+    X(cublasLtGetStatusString)
+
+typedef struct Library {
+    void *file;
+    cublasLtHandle_t handle;
+    char text[64]; /* its version, in words */
+#define X(name) __typeof__(&name) name;
+    FUNCTIONS(X)
+#undef X
+} Library;
+
+struct GpuProductPlan {
+    GpuStream *stream;
+    Library *library;
+    GpuProduct product;
+    cublasLtMatmulDesc_t work;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+};
+
+static Status open_library(Library *l)
+{
+    l->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+    if (!l->file)
+        return fail(ERR_UNSUPPORTED,
+                    "products on a GPU need %s, which is not found (%s): install CUDA's cuBLAS or "
+                    "set LD_LIBRARY_PATH",
+                    LIBRARY, dlerror());
+#define X(name)                                                                                    \
+    *(void **)(void *)&l->name = dlsym(l->file, #name);                                            \
+    if (!l->name) return fail(ERR_UNSUPPORTED, "%s has no %s: it is too old", LIBRARY, #name);
+    FUNCTIONS(X)
+#undef X
+    size_t version = l->cublasLtGetVersion();
+    snprintf(l->text, sizeof l->text, "cuBLASLt %zu.%zu.%zu", version / 10000, version / 100 % 100,
+             version % 100);
+    cublasStatus_t error = l->cublasLtCreate(&l->handle);
+    if (error != CUBLAS_STATUS_SUCCESS)
+        return fail(ERR_DEVICE, "starting cuBLASLt: %s", l->cublasLtGetStatusString(error));
+    return OK;
+}
+
+static void close_library(Library *l)
+{
+    if (l->handle) (void)l->cublasLtDestroy(l->handle);
+    if (l->file) dlclose(l->file);
+    free(l);
+}
+
+static Status library_of(Gpu *gpu, Library **out)
+{
+    if (!gpu->products) {
+        Library *l = xcalloc(1, sizeof *l);
+        Status status = open_library(l);
+        if (status != OK) {
+            close_library(l);
+            return status;
+        }
+        gpu->products = l;
+    }
+    *out = gpu->products;
+    return OK;
+}
+
+const char *gpu_libraries(Gpu *gpu)
+{
+    Library *l;
+    return library_of(gpu, &l) == OK ? l->text : status_message();
+}
+
+void cuda_products_close(Gpu *gpu)
+{
+    if (gpu->products) close_library(gpu->products);
+    gpu->products = NULL;
+}
+
+static Status check(const GpuProductPlan *plan, cublasStatus_t error, const char *what)
+{
+    if (error == CUBLAS_STATUS_SUCCESS) return OK;
+    const GpuProduct *p = &plan->product;
+    return fail(ERR_DEVICE, "%s a product of [%lld %lld] with [%lld %lld] in %s: cuBLASLt: %s",
+                what, (long long)p->m, (long long)p->k, (long long)p->k, (long long)p->n,
+                dtype_name(p->dtype), plan->library->cublasLtGetStatusString(error));
+}
+
+static cudaDataType_t cuda_type(DType dtype)
+{
+    return dtype == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+/* A row-major [rows columns] is their column-major [columns rows]. */
+static Status layout(GpuProductPlan *plan, cublasLtMatrixLayout_t *out, DType dtype, int64_t rows,
+                     int64_t columns, int64_t pitch)
+{
+    return check(plan,
+                 plan->library->cublasLtMatrixLayoutCreate(out, cuda_type(dtype), (uint64_t)columns,
+                                                           (uint64_t)rows, pitch),
+                 "describing");
+}
+
+static Status describe(GpuProductPlan *plan)
+{
+    const GpuProduct *p = &plan->product;
+    const Library *l = plan->library;
+    cublasOperation_t first = p->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                      second = p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    TRY(check(plan, l->cublasLtMatmulDescCreate(&plan->work, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+              "describing"));
+    TRY(check(plan,
+              l->cublasLtMatmulDescSetAttribute(plan->work, CUBLASLT_MATMUL_DESC_TRANSA, &first,
+                                                sizeof first),
+              "describing"));
+    TRY(check(plan,
+              l->cublasLtMatmulDescSetAttribute(plan->work, CUBLASLT_MATMUL_DESC_TRANSB, &second,
+                                                sizeof second),
+              "describing"));
+    TRY(layout(plan, &plan->a, p->dtype, p->a_transposed ? p->k : p->m,
+               p->a_transposed ? p->m : p->k, p->a_pitch));
+    TRY(layout(plan, &plan->b, p->dtype, p->b_transposed ? p->n : p->k,
+               p->b_transposed ? p->k : p->n, p->b_pitch));
+    return layout(plan, &plan->c, p->c_dtype, p->m, p->n, p->c_pitch);
+}
+
+static Status choose(GpuProductPlan *plan)
+{
+    const Library *l = plan->library;
+    cublasLtMatmulPreference_t wish = NULL;
+    cublasLtMatmulHeuristicResult_t found;
+    int n = 0;
+    size_t bytes = plan->product.workspace_bytes;
+    TRY(check(plan, l->cublasLtMatmulPreferenceCreate(&wish), "choosing how to compute"));
+    cublasStatus_t error = l->cublasLtMatmulPreferenceSetAttribute(
+        wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
+    if (error == CUBLAS_STATUS_SUCCESS)
+        error = l->cublasLtMatmulAlgoGetHeuristic(l->handle, plan->work, plan->b, plan->a, plan->c,
+                                                  plan->c, wish, 1, &found, &n);
+    (void)l->cublasLtMatmulPreferenceDestroy(wish);
+    if (error == CUBLAS_STATUS_SUCCESS && !n) error = CUBLAS_STATUS_NOT_SUPPORTED;
+    TRY(check(plan, error, "choosing how to compute"));
+    plan->algorithm = found.algo;
+    return OK;
+}
+
+Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **out)
+{
+    Library *library;
+    TRY(library_of(stream->gpu, &library));
+    GpuProductPlan *plan = xcalloc(1, sizeof *plan);
+    plan->stream = stream;
+    plan->library = library;
+    plan->product = *product;
+    bool empty = !product->m || !product->n; /* nothing will be done */
+    Status status = empty ? OK : describe(plan);
+    if (status == OK && !empty && product->k) status = choose(plan);
+    if (status != OK) {
+        gpu_product_plan_destroy(plan);
+        return status;
+    }
+    *out = plan;
+    return OK;
+}
+
+void gpu_product_plan_destroy(GpuProductPlan *plan)
+{
+    if (!plan) return;
+    const Library *l = plan->library;
+    if (plan->a) (void)l->cublasLtMatrixLayoutDestroy(plan->a);
+    if (plan->b) (void)l->cublasLtMatrixLayoutDestroy(plan->b);
+    if (plan->c) (void)l->cublasLtMatrixLayoutDestroy(plan->c);
+    if (plan->work) (void)l->cublasLtMatmulDescDestroy(plan->work);
+    free(plan);
+}
+
+Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void *c, void *workspace)
+{
+    const GpuProduct *p = &plan->product;
+    if (!p->m || !p->n || (!p->k && p->accumulate)) return OK;
+    if (!p->k) /* rows of nothing: contiguous or not, zero */
+        return cuda_check(cudaMemset2DAsync(c, (size_t)p->c_pitch * dtype_bytes(p->c_dtype), 0,
+                                            (size_t)p->n * dtype_bytes(p->c_dtype), (size_t)p->m,
+                                            plan->stream->cuda),
+                          "clearing a product");
+    float one = 1, keep = p->accumulate ? 1 : 0;
+    return check(plan,
+                 plan->library->cublasLtMatmul(plan->library->handle, plan->work, &one, b, plan->b,
+                                               a, plan->a, &keep, c, plan->c, c, plan->c,
+                                               &plan->algorithm, workspace, p->workspace_bytes,
+                                               plan->stream->cuda),
+                 "computing");
+}

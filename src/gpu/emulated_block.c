@@ -1,0 +1,260 @@
+/* The blocks of a launch, one after the other; the threads of a block as fibers. */
+#include "gpu/emulated_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+enum { MAX_THREADS = 1024, WARP = EMULATED_WARP, MAX_WARPS = MAX_THREADS / WARP };
+enum { STACK_BYTES = 96 << 10, MAX_SHARED = 228 << 10, POISON = 0xff };
+
+/* Threads that wait for each other: all of a block, or of a warp. */
+typedef struct Barrier {
+    int members, arrived;
+    unsigned round;
+} Barrier;
+
+typedef struct Fiber {
+#if defined(__x86_64__)
+    void *stack_at; /* where it stopped */
+#else
+    ucontext_t at;
+#endif
+    unsigned thread[3];
+    bool done;
+    const Barrier *waits; /* NULL: for nobody */
+    unsigned round;       /* of it, that has to pass */
+    unsigned exchanges;   /* it took part in */
+} Fiber;
+
+/* All that one host thread needs to run blocks. */
+typedef struct Machine {
+    const EmulatedLaunch *launch;
+    Fiber fiber[MAX_THREADS], host;
+    int n, now;
+    char *stacks; /* MAX_THREADS of STACK_BYTES */
+    unsigned char *shared;
+    Barrier block, warp[MAX_WARPS];
+    uint64_t slot[2][MAX_THREADS]; /* what lanes exchange, by turns */
+    void *host_fake_stack;
+    const void *host_stack;
+    size_t host_stack_bytes;
+} Machine;
+
+__thread EmulatedPlace emulated_place;
+static _Thread_local Machine *machine;
+
+/* ---- fibers ------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+/* Saves what a callee must keep on the stack, and the stack in *from; goes on where `to` was saved.
+ */
+void emulated_switch(void **from, void *to);
+__asm__(".text\n.p2align 4\n.globl emulated_switch\n.type emulated_switch,@function\n"
+        "emulated_switch:\n"
+        "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
+        "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
+        "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
+        ".size emulated_switch,.-emulated_switch\n");
+#endif
+
+static char *stack_of(const Machine *m, const Fiber *fiber)
+{
+    return m->stacks + (size_t)(fiber - m->fiber) * STACK_BYTES;
+}
+
+static void switch_fibers(Machine *m, Fiber *from, Fiber *to)
+{
+    (void)m; /* who it is matters to the sanitizer alone */
+#if defined(__SANITIZE_ADDRESS__)
+    void *fake = NULL;
+    bool to_host = to == &m->host;
+    __sanitizer_start_switch_fiber(from->done ? NULL : &fake,
+                                   to_host ? m->host_stack : stack_of(m, to),
+                                   to_host ? m->host_stack_bytes : STACK_BYTES);
+#endif
+#if defined(__x86_64__)
+    emulated_switch(&from->stack_at, to->stack_at);
+#else
+    swapcontext(&from->at, &to->at);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake, NULL, NULL);
+#endif
+}
+
+static void fiber_main(void)
+{
+    Machine *m = machine;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(NULL, &m->host_stack, &m->host_stack_bytes);
+#endif
+    Fiber *self = &m->fiber[m->now];
+    m->launch->body(m->launch->context);
+    self->done = true;
+    switch_fibers(m, self, &m->host);
+    abort(); /* nobody goes on here */
+}
+
+static void fiber_start(Machine *m, Fiber *fiber)
+{
+    char *stack = stack_of(m, fiber);
+#if defined(__x86_64__)
+    void **top = (void **)(void *)(stack + STACK_BYTES);
+    memset(top - 16, 0, 16 * sizeof *top);
+    void (*start)(void) = fiber_main;
+    memcpy(top - 2, &start, sizeof start); /* as if called: the stack is 8 off a multiple of 16 */
+    fiber->stack_at = top - 8;
+#else
+    getcontext(&fiber->at);
+    fiber->at.uc_stack.ss_sp = stack;
+    fiber->at.uc_stack.ss_size = STACK_BYTES;
+    fiber->at.uc_link = NULL;
+    makecontext(&fiber->at, fiber_main, 0);
+#endif
+}
+
+/* ---- waiting for each other --------------------------------------------------------------- */
+
+static void pass(Barrier *barrier)
+{
+    barrier->arrived = 0;
+    barrier->round++;
+}
+
+static void arrive(Barrier *barrier)
+{
+    Machine *m = machine;
+    Fiber *self = &m->fiber[m->now];
+    self->waits = barrier;
+    self->round = barrier->round;
+    if (++barrier->arrived == barrier->members) pass(barrier);
+    if (self->round == barrier->round) switch_fibers(m, self, &m->host);
+    self->waits = NULL;
+}
+
+/* A thread that ended is waited for no longer. */
+static void leave(Barrier *barrier)
+{
+    barrier->members--;
+    if (barrier->members && barrier->arrived == barrier->members) pass(barrier);
+}
+
+void emulated_barrier(void) { arrive(&machine->block); }
+void emulated_warp_barrier(void) { arrive(&machine->warp[machine->now / WARP]); }
+
+void emulated_gather(uint64_t mine, uint64_t all[WARP])
+{
+    Machine *m = machine;
+    int self = m->now, first = self / WARP * WARP;
+    uint64_t *slot = m->slot[m->fiber[self].exchanges++ % 2];
+    slot[self] = mine;
+    emulated_warp_barrier();
+    for (int i = 0; i < WARP; i++)
+        all[i] = first + i < m->n && !m->fiber[first + i].done ? slot[first + i] : 0;
+}
+
+uint64_t emulated_exchange(uint64_t mine, int from)
+{
+    Machine *m = machine;
+    int self = m->now, other = self / WARP * WARP + from;
+    uint64_t *slot = m->slot[m->fiber[self].exchanges++ % 2];
+    slot[self] = mine;
+    emulated_warp_barrier();
+    return from >= 0 && from < WARP && other < m->n ? slot[other] : mine;
+}
+
+unsigned char *emulated_dynamic_shared(void) { return machine->shared; }
+
+/* ---- blocks ------------------------------------------------------------------------------- */
+
+static Machine *machine_of_thread(void)
+{
+    if (machine) return machine;
+    machine = xcalloc(1, sizeof *machine);
+    machine->stacks = mmap(NULL, (size_t)MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(machine->stacks != MAP_FAILED);
+    machine->shared = aligned_alloc(128, MAX_SHARED);
+    CHECK(machine->shared);
+    return machine;
+}
+
+/* The fiber that has turn i of n. */
+static int turn(int order, int i, int n)
+{
+    if (order == 0) return i;
+    if (order == 1) return n - 1 - i;
+    return n % 7 ? (int)((int64_t)i * 7 % n) : n - 1 - i;
+}
+
+static void block_begin(Machine *m, const unsigned block[3])
+{
+    const unsigned *dim = m->launch->block;
+    memcpy(emulated_place.block, block, sizeof emulated_place.block);
+    m->block = (Barrier){.members = m->n};
+    for (int w = 0; w < MAX_WARPS; w++)
+        m->warp[w] = (Barrier){.members = m->n - w * WARP < WARP ? m->n - w * WARP : WARP};
+    memset(m->shared, POISON, m->launch->shared_bytes);
+    for (int i = 0; i < m->n; i++) {
+        Fiber *f = &m->fiber[i];
+        *f = (Fiber){.thread = {(unsigned)i % dim[0], (unsigned)i / dim[0] % dim[1],
+                                (unsigned)i / (dim[0] * dim[1])}};
+        fiber_start(m, f);
+    }
+}
+
+static Status run_block(Machine *m)
+{
+    int left = m->n;
+    while (left) {
+        bool moved = false;
+        for (int i = 0; i < m->n; i++) {
+            m->now = turn(m->launch->order, i, m->n);
+            Fiber *f = &m->fiber[m->now];
+            if (f->done || (f->waits && f->waits->round == f->round)) continue;
+            memcpy(emulated_place.thread, f->thread, sizeof f->thread);
+            switch_fibers(m, &m->host, f);
+            moved = true;
+            if (!f->done) continue;
+            left--;
+            leave(&m->block);
+            leave(&m->warp[m->now / WARP]);
+        }
+        if (!moved)
+            return fail(ERR_DEVICE, "kernel %s: %d of %d threads wait for others that do not come",
+                        m->launch->kernel, left, m->n);
+    }
+    return OK;
+}
+
+Status emulated_run_blocks(const EmulatedLaunch *launch)
+{
+    Machine *m = machine_of_thread();
+    const unsigned *grid = launch->grid, *dim = launch->block;
+    uint64_t threads = (uint64_t)dim[0] * dim[1] * dim[2],
+             blocks = (uint64_t)grid[0] * grid[1] * grid[2];
+    if (!threads || threads > MAX_THREADS || !blocks || grid[1] > 65535 || grid[2] > 65535)
+        return fail(ERR_ARG, "kernel %s: a grid of %u x %u x %u blocks of %u x %u x %u threads",
+                    launch->kernel, grid[0], grid[1], grid[2], dim[0], dim[1], dim[2]);
+    if (launch->shared_bytes > MAX_SHARED - 1024)
+        return fail(ERR_ARG, "kernel %s: %zu bytes of shared memory", launch->kernel,
+                    launch->shared_bytes);
+    m->launch = launch;
+    m->n = (int)threads;
+    memcpy(emulated_place.block_dim, dim, sizeof emulated_place.block_dim);
+    memcpy(emulated_place.grid_dim, grid, sizeof emulated_place.grid_dim);
+    for (uint64_t b = 0; b < blocks; b++) {
+        uint64_t at = launch->order == 1 ? blocks - 1 - b : b;
+        block_begin(m, (unsigned[]){(unsigned)(at % grid[0]), (unsigned)(at / grid[0] % grid[1]),
+                                    (unsigned)(at / grid[0] / grid[1])});
+        TRY(run_block(m));
+    }
+    return OK;
+}

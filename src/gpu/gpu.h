@@ -1,0 +1,111 @@
+/* gpu: a CUDA device behind one header, so that whoever uses it is plain C and links where there is
+ * no CUDA.
+ *
+ * What it is.   Gpu (a device with what it is and has), GpuStream (work in order on it, and the
+ *               libraries' handles that belong to it), memory, events, captured graphs, products.
+ *               Three implementations are linked by turns: CUDA; none, which refuses to open one;
+ *               and for tests an emulated device, on which the same .cu files run thread by thread
+ *               on the processor, memory of its own included (emulated.h).
+ * Depends on.   base, tensor
+ * Owns.         A Gpu owns its streams' handles; memory belongs to who allocated it.
+ * Invariants.   Pointers of gpu_alloc mean something to kernels and to the functions here alone.
+ *               What is put on a stream runs in order; nothing but gpu_stream_wait, gpu_read and
+ *               gpu_event_wait waits for it. An error of the device, which comes late, is told by
+ *               the next call that waits.
+ * Use:
+ *     Gpu *gpu;
+ *     GpuStream *stream;
+ *     TRY(gpu_open(0, &gpu));
+ *     TRY(gpu_stream_create(gpu, &stream));
+ *     TRY(gpu_alloc(gpu, bytes, "weights", &memory));
+ *     TRY(gpu_write(stream, memory, host, bytes));          (kernels are launched: ops/kernel.cuh)
+ *     TRY(gpu_read(stream, host, memory, bytes));
+ */
+#ifndef GPU_GPU_H
+#define GPU_GPU_H
+
+#include "tensor/tensor.h"
+
+typedef struct Gpu Gpu;
+typedef struct GpuStream GpuStream;
+typedef struct GpuEvent GpuEvent;
+typedef struct GpuGraph GpuGraph;
+
+typedef struct GpuInfo {
+    char name[96];
+    int index;
+    int major, minor; /* compute capability: 9.0 is Hopper */
+    int multiprocessors;
+    int shared_bytes;    /* that one block may have at most */
+    int driver, runtime; /* CUDA versions as 1000 major + 10 minor */
+    int clock_mhz, memory_clock_mhz;
+    bool ecc;
+    size_t memory_bytes, free_bytes, l2_bytes;
+} GpuInfo;
+
+/* Devices that can be used. 0 with `why` (may be NULL) set to a sentence with the remedy: no build
+ * with CUDA, no driver, too old a driver, no device. */
+int gpu_count(const char **why);
+/* Whether this program is linked to the emulated device. */
+bool gpu_is_emulated(void);
+/* ERR_UNSUPPORTED: there is none, or it is older than compute capability 8.0. */
+Status gpu_open(int index, Gpu **gpu);
+void gpu_close(Gpu *gpu);                /* NULL: nothing */
+const GpuInfo *gpu_info(const Gpu *gpu); /* as of when it was opened */
+size_t gpu_free_bytes(Gpu *gpu);         /* now; 0 when it cannot be asked */
+/* "cuBLASLt 13.0.1", or what is missing and where to get it: for reports. */
+const char *gpu_libraries(Gpu *gpu);
+
+/* Memory of the device, aligned to 256 bytes. ERR_MEMORY with bytes asked and free. */
+Status gpu_alloc(Gpu *gpu, size_t bytes, const char *what, void **memory);
+void gpu_free(Gpu *gpu, void *memory);
+/* Memory of the host that copies need not stage. */
+Status gpu_host_alloc(Gpu *gpu, size_t bytes, void **memory);
+void gpu_host_free(Gpu *gpu, void *memory);
+
+Status gpu_stream_create(Gpu *gpu, GpuStream **stream);
+void gpu_stream_destroy(GpuStream *stream);
+Gpu *gpu_stream_device(const GpuStream *stream);
+Status gpu_stream_wait(GpuStream *stream);
+
+/* To and from the host, behind what is on the stream. write may return before the copy where `host`
+ * came from gpu_host_alloc: it must not change until the stream was waited for. read waits. */
+Status gpu_write(GpuStream *stream, void *to, const void *host, size_t bytes);
+Status gpu_read(GpuStream *stream, void *host, const void *from, size_t bytes);
+Status gpu_copy(GpuStream *stream, void *to, const void *from, size_t bytes);
+Status gpu_fill(GpuStream *stream, void *to, int byte, size_t bytes);
+
+/* A moment of a stream. */
+Status gpu_event_create(Gpu *gpu, GpuEvent **event);
+void gpu_event_destroy(GpuEvent *event);
+Status gpu_event_record(GpuEvent *event, GpuStream *stream);
+Status gpu_event_wait(GpuEvent *event);                           /* the host waits */
+Status gpu_stream_wait_event(GpuStream *stream, GpuEvent *event); /* the stream waits */
+Status gpu_event_ms(GpuEvent *from, GpuEvent *to, double *ms);    /* both waited for */
+
+/* What is put on the stream between begin and end is not run but kept; a launch runs all of it. */
+Status gpu_capture_begin(GpuStream *stream);
+Status gpu_capture_end(GpuStream *stream, GpuGraph **graph);
+Status gpu_graph_launch(GpuGraph *graph, GpuStream *stream);
+void gpu_graph_destroy(GpuGraph *graph);
+
+/* ---- products ----------------------------------------------------------------------------- */
+
+/* c [m n] = a [m k] b [k n], row-major, sums in f32; with accumulate, c += a b. Operands of one
+ * type (f32 or bf16), c of either. Transposed operands lie as [k m] and [n k]. */
+typedef struct GpuProduct {
+    int64_t m, n, k;
+    DType dtype, c_dtype;
+    bool a_transposed, b_transposed, accumulate;
+    int64_t a_pitch, b_pitch, c_pitch; /* elements from row to row, as they lie */
+    size_t workspace_bytes;            /* of the buffer that runs get */
+} GpuProduct;
+
+typedef struct GpuProductPlan GpuProductPlan; /* an algorithm chosen for a shape; of one stream */
+
+Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **plan);
+void gpu_product_plan_destroy(GpuProductPlan *plan);
+Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void *c,
+                       void *workspace);
+
+#endif

@@ -1,0 +1,277 @@
+/* The device behind gpu.h: the emulated one, or a GPU where the tests were built for one. */
+#include "gpu/gpu.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* kernels_test.cu */
+Status test_sums(GpuStream *stream, const float *x, float *y, int n);
+Status test_lanes(GpuStream *stream, int *y);
+Status test_race(GpuStream *stream, int *y);
+Status test_stuck(GpuStream *stream, int *y);
+Status test_poison(GpuStream *stream, float *y);
+
+static Gpu *gpu;
+static GpuStream *stream;
+
+static int setup(void **state)
+{
+    (void)state;
+    if (!gpu_count(NULL)) return 0;
+    return gpu_open(0, &gpu) != OK || gpu_stream_create(gpu, &stream) != OK;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    gpu_stream_destroy(stream);
+    gpu_close(gpu);
+    stream = NULL;
+    gpu = NULL;
+    return 0;
+}
+
+#define NEED_GPU()                                                                                 \
+    if (!gpu) skip()
+#define assert_ok(call) assert_int_equal((call), OK)
+
+static void *alloc(size_t bytes)
+{
+    void *memory;
+    assert_ok(gpu_alloc(gpu, bytes, "a test", &memory));
+    return memory;
+}
+
+static void test_info(void **state)
+{
+    (void)state;
+    const char *why = NULL;
+    int n = gpu_count(&why);
+    assert_true(n > 0 ? !why : why && *why);
+    NEED_GPU();
+    assert_true(gpu_info(gpu)->major >= 8);
+    assert_true(gpu_info(gpu)->multiprocessors > 0);
+    Gpu *other = NULL;
+    assert_int_equal(gpu_open(999, &other), ERR_UNSUPPORTED);
+    assert_null(other);
+}
+
+static void test_copies(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    uint8_t out[1000], back[1000];
+    for (int i = 0; i < 1000; i++) out[i] = (uint8_t)(i * 7);
+    char *a = alloc(1000), *b = alloc(1000);
+    assert_int_equal((uintptr_t)a % 256, 0);
+    assert_ok(gpu_write(stream, a, out, 1000));
+    memset(out, 1, 500); /* pageable memory: it was taken already */
+    assert_ok(gpu_fill(stream, b, 0xab, 1000));
+    assert_ok(gpu_copy(stream, b + 10, a + 20, 100));
+    assert_ok(gpu_read(stream, back, b, 1000));
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(back[i], i >= 10 && i < 110 ? (uint8_t)((i + 10) * 7) : 0xab);
+    gpu_free(gpu, a);
+    gpu_free(gpu, b);
+    void *none = NULL;
+    assert_int_equal(gpu_alloc(gpu, (size_t)1 << 50, "too much", &none), ERR_MEMORY);
+    assert_null(none);
+    assert_non_null(strstr(status_message(), "too much"));
+}
+
+/* Two events with work between, on two streams of which one waits for the other. */
+static void test_events(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    GpuStream *second;
+    GpuEvent *from, *to;
+    assert_ok(gpu_stream_create(gpu, &second));
+    assert_ok(gpu_event_create(gpu, &from));
+    assert_ok(gpu_event_create(gpu, &to));
+    char *a = alloc(64), *b = alloc(64), back[64];
+    assert_ok(gpu_event_record(from, stream));
+    assert_ok(gpu_fill(stream, a, 5, 64));
+    assert_ok(gpu_event_record(to, stream));
+    assert_ok(gpu_stream_wait_event(second, to));
+    assert_ok(gpu_copy(second, b, a, 64));
+    assert_ok(gpu_read(second, back, b, 64));
+    for (int i = 0; i < 64; i++) assert_int_equal(back[i], 5);
+    double ms = -1;
+    assert_ok(gpu_event_wait(to));
+    assert_ok(gpu_event_ms(from, to, &ms));
+    assert_true(ms >= 0);
+    gpu_event_destroy(from);
+    gpu_event_destroy(to);
+    gpu_stream_destroy(second);
+    gpu_free(gpu, a);
+    gpu_free(gpu, b);
+}
+
+/* What is captured does not run until it is launched, and then with what memory holds by then. */
+static void test_graph(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    enum { N = 500 };
+    float x[N], sums[6], again[6];
+    for (int i = 0; i < N; i++) x[i] = (float)(i % 9);
+    float *dx = alloc(sizeof x), *dy = alloc(sizeof sums);
+    GpuGraph *graph;
+    assert_ok(gpu_fill(stream, dy, 0, sizeof sums));
+    assert_ok(gpu_stream_wait(stream));
+    assert_ok(gpu_capture_begin(stream));
+    assert_ok(test_sums(stream, dx, dy, N));
+    assert_ok(gpu_capture_end(stream, &graph));
+    assert_ok(gpu_read(stream, sums, dy, sizeof sums));
+    for (int b = 0; b < 6; b++) assert_true(sums[b] == 0);
+    for (int round = 1; round <= 2; round++) {
+        assert_ok(gpu_write(stream, dx, x, sizeof x));
+        assert_ok(gpu_graph_launch(graph, stream));
+        assert_ok(gpu_read(stream, again, dy, sizeof again));
+        for (int b = 0; b < 6; b++) {
+            float want = 0;
+            for (int i = b * 96; i < (b + 1) * 96 && i < N; i++) want += x[i];
+            assert_true(again[b] == want);
+        }
+        for (int i = 0; i < N; i++) x[i] += 1;
+    }
+    gpu_graph_destroy(graph);
+    gpu_free(gpu, dx);
+    gpu_free(gpu, dy);
+}
+
+static void test_warps(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    int got[192], *y = alloc(sizeof got);
+    assert_ok(test_lanes(stream, y));
+    assert_ok(gpu_read(stream, got, y, sizeof got));
+    for (int i = 0; i < 32; i++) {
+        assert_int_equal(got[i], 100 + (i + 5) % 32);
+        assert_int_equal(got[32 + i], i ^ 3);
+        assert_int_equal(got[64 + i], i < 4 ? i : i - 4);
+        assert_int_equal(got[96 + i], i + 4 > 31 ? i : i + 4);
+        assert_int_equal((unsigned)got[128 + i], 0x49249249u);
+        assert_int_equal(got[160 + i], i / 8 * 8 + 2);
+    }
+    gpu_free(gpu, y);
+}
+
+/* What the emulated device finds that a real one may hide. */
+static void test_faults_are_seen(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    if (!gpu_is_emulated()) skip();
+    int got[64], first[64], *y = alloc(sizeof got);
+    float lost[32];
+    bool differ = false;
+    for (int round = 0; round < 3; round++) {
+        assert_ok(test_race(stream, y));
+        assert_ok(gpu_read(stream, got, y, sizeof got));
+        if (round == 0) memcpy(first, got, sizeof got);
+        differ |= memcmp(first, got, sizeof got) != 0;
+    }
+    assert_true(differ);
+    assert_ok(test_poison(stream, (float *)(void *)y));
+    assert_ok(gpu_read(stream, lost, y, sizeof lost));
+    for (int i = 0; i < 32; i++) assert_true(isnan(lost[i]));
+    GpuStream *broken;
+    assert_ok(gpu_stream_create(gpu, &broken));
+    assert_ok(test_stuck(broken, y)); /* the error comes when somebody waits */
+    assert_int_equal(gpu_stream_wait(broken), ERR_DEVICE);
+    assert_non_null(strstr(status_message(), "wait for others"));
+    assert_int_equal(gpu_stream_wait(broken), ERR_DEVICE); /* and stays */
+    gpu_stream_destroy(broken);
+    gpu_free(gpu, y);
+}
+
+/* ---- products ----------------------------------------------------------------------------- */
+
+static double value(const void *data, DType dtype, int64_t i)
+{
+    return dtype == DTYPE_BF16 ? (double)bf16_to_f32(((const uint16_t *)data)[i])
+                               : (double)((const float *)data)[i];
+}
+
+static void put(void *data, DType dtype, int64_t i, double x)
+{
+    if (dtype == DTYPE_BF16)
+        ((uint16_t *)data)[i] = bf16_from_f32((float)x);
+    else
+        ((float *)data)[i] = (float)x;
+}
+
+/* Whole numbers, whose sums are exact in f32; rows are a few elements further apart than needed. */
+static void check_product(GpuProduct p)
+{
+    enum { MOST = 64 * 64 };
+    static float a[MOST], b[MOST], c[MOST], got[MOST];
+    int64_t a_rows = p.a_transposed ? p.k : p.m, b_rows = p.b_transposed ? p.n : p.k;
+    p.a_pitch = (p.a_transposed ? p.m : p.k) + 8;
+    p.b_pitch = (p.b_transposed ? p.k : p.n) + 8;
+    p.c_pitch = p.n + 8;
+    assert_true(a_rows * p.a_pitch <= MOST && b_rows * p.b_pitch <= MOST &&
+                p.m * p.c_pitch <= MOST);
+    for (int64_t i = 0; i < MOST; i++) {
+        if (i < a_rows * p.a_pitch) put(a, p.dtype, i, (double)(i * 7 % 5 - 2));
+        if (i < b_rows * p.b_pitch) put(b, p.dtype, i, (double)(i * 3 % 7 - 3));
+        if (i < p.m * p.c_pitch) put(c, p.c_dtype, i, (double)(i % 4));
+    }
+    void *da = alloc(sizeof a), *db = alloc(sizeof b), *dc = alloc(sizeof c);
+    GpuProductPlan *plan;
+    assert_ok(gpu_product_plan(stream, &p, &plan));
+    assert_ok(gpu_write(stream, da, a, sizeof a));
+    assert_ok(gpu_write(stream, db, b, sizeof b));
+    assert_ok(gpu_write(stream, dc, c, sizeof c));
+    assert_ok(gpu_product_run(plan, da, db, dc, NULL));
+    assert_ok(gpu_read(stream, got, dc, sizeof got));
+    for (int64_t i = 0; i < p.m; i++)
+        for (int64_t j = 0; j < p.c_pitch; j++) {
+            double want = value(c, p.c_dtype, i * p.c_pitch + j);
+            if (j < p.n && !p.accumulate) want = 0;
+            for (int64_t k = 0; k < p.k && j < p.n; k++)
+                want += value(a, p.dtype, p.a_transposed ? k * p.a_pitch + i : i * p.a_pitch + k) *
+                        value(b, p.dtype, p.b_transposed ? j * p.b_pitch + k : k * p.b_pitch + j);
+            assert_true(value(got, p.c_dtype, i * p.c_pitch + j) == want);
+        }
+    gpu_product_plan_destroy(plan);
+    gpu_free(gpu, da);
+    gpu_free(gpu, db);
+    gpu_free(gpu, dc);
+}
+
+static void test_products(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    for (int i = 0; i < 32; i++)
+        check_product((GpuProduct){.m = 16,
+                                   .n = 24,
+                                   .k = 8,
+                                   .dtype = i & 1 ? DTYPE_BF16 : DTYPE_F32,
+                                   .c_dtype = (i & 1) && (i & 2) ? DTYPE_BF16 : DTYPE_F32,
+                                   .a_transposed = i & 4,
+                                   .b_transposed = i & 8,
+                                   .accumulate = i & 16});
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_info),     cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_events),   cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_warps),    cmocka_unit_test(test_faults_are_seen),
+        cmocka_unit_test(test_products),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
