@@ -1,6 +1,7 @@
 #!/bin/bash
 # tests/clean_steps_test.sh DROVER SOURCE_DIR [STEPS] [STARTS] : make soak: so many (10,000) real steps of two ranks of which none is slow, and
-# 20 starts of 40 steps: none is named; then a rank that computes 1.3 times as long from step 41 on: named by step 60.
+# 20 starts of 40 steps: none is named; then a rank that computes 1.3 times as long from step 41 on, in steps of more than an eighth of a second, of
+# which four windows are over two seconds: named by step 60.
 drover=$1 steps=${3:-10000} starts=${4:-20}
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 export OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1
@@ -19,7 +20,7 @@ for ((i = 0; i < starts; i++)); do
   grep 'is slow: it computes' "$work/err"
 done
 echo "$starts starts, $flags ranks named slow in all"
-FAULT=train.slow:41+@1 run slow train.steps=120 || { tail -5 "$work/err"; exit 1; }
+FAULT=train.slow:41+@1 run slow train.steps=64 train.batch=72 || { tail -5 "$work/err"; exit 1; }
 grep 'is slow: it computes' "$work/err"
 last=$(grep -oE 'rank 1 on [^ ]+ is slow: .* in steps [0-9]+ to [0-9]+' "$work/err" | head -1 | grep -oE '[0-9]+$')
 [ "$flags" = 0 ] && [ -n "$last" ] && [ "$last" -le 60 ]

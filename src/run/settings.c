@@ -198,7 +198,7 @@ static const Setting settings[] = {
     INT("log.trace_steps", "steps", 1, 1e6, "2", log.trace_steps, "how many are traced"),
     FLOAT("log.slow_rank", "times the median", 0, 1000, "1.2", log.slow_rank,
           "a rank whose computing takes this much longer than that of its peers, in four "
-          "windows of four steps, is named; 0: never"),
+          "windows of four steps and for two seconds, is named; 0: never"),
 };
 
 int run_setting_count(void) { return COUNT_OF(settings); }

@@ -3,7 +3,8 @@
  * for others. Over a window of steps each rank takes the second smallest time of computing, which a
  * disturbance of single steps leaves alone; the first rank compares. A stretch of some steps is
  * disturbed now and then all the same: so several windows must say the same, more of them the more
- * the times of all ranks scatter.
+ * the times of all ranks scatter, and for two seconds, since a machine's disturbances last as long
+ * as they do however short the steps are.
  *
  * A rank that waits for a processor does not compute, though its clock runs: on a host with more to
  * do than processors that hits now one rank and now another, for many short steps in a row. So
@@ -86,12 +87,14 @@ static void note_speed(SlowRank *rank, float own_s)
 
 /* ---- the verdict ------------------------------------------------------------------------ */
 
+static double most_of(double factor) { return 0.7 * (factor - 1); }
+
 /* In the latest n windows it was slow on the whole, and in nearly each by most of the factor and by
  * `reach` of itself; none counts as more than slow enough, so that not one alone makes it slow. */
 static bool is_slow_in(const SlowRank *rank, double factor, double reach, int n)
 {
     const double most = 1 + 1.5 * (factor - 1);
-    double bar = 1 + fmax(0.7 * (factor - 1), reach), sum = 0;
+    double bar = 1 + fmax(most_of(factor), reach), sum = 0;
     int below = 0;
     if (rank->n_windows < n) return false;
     for (int k = 1; k <= n; k++) {
@@ -111,19 +114,36 @@ static int slow_windows(const SlowRank *rank, double factor, double deviation)
     return is_slow_in(rank, factor, 1.2 * deviation, SLOW_WINDOWS) ? SLOW_WINDOWS : 0;
 }
 
+/* Since when it has been slow by most of the factor. One window may miss it, as noise makes it. */
+static void note_stretch(const SlowWindow *w, double ratio, SlowRank *rank)
+{
+    rank->n_below = ratio < 1 + most_of(w->factor) ? rank->n_below + 1 : 0;
+    if (rank->n_below > 1)
+        rank->above_since_s = 0;
+    else if (rank->n_below == 0 && rank->above_since_s == 0)
+        rank->above_since_s = w->began_s;
+}
+
+static bool lasts(const SlowWindow *w, const SlowRank *rank)
+{
+    return rank->n_below == 0 && rank->above_since_s > 0 &&
+           w->now_s - rank->above_since_s >= SLOW_LEAST_S;
+}
+
 /* After a window; returns for how many it is to be named, 0: it is not. One that was named and is
  * no longer slow is watched for a while before it can be named again. */
-static int next(SlowRank *rank, double factor, double deviation)
+static int next(const SlowWindow *w, SlowRank *rank, double deviation)
 {
     enum { WATCHED = 8 }; /* windows */
     double latest = (double)rank->ratio[(rank->n_windows - 1) % SLOW_WINDOWS];
-    rank->n_good = latest > factor ? 0 : rank->n_good + 1;
+    note_stretch(w, latest, rank);
+    rank->n_good = latest > w->factor ? 0 : rank->n_good + 1;
     if (rank->named) {
         rank->named = rank->n_good < WATCHED;
         if (!rank->named) rank->n_windows = 0;
         return 0;
     }
-    int n = slow_windows(rank, factor, deviation);
+    int n = lasts(w, rank) ? slow_windows(rank, w->factor, deviation) : 0;
     rank->named = n > 0;
     return n;
 }
@@ -162,7 +182,7 @@ static void judge_stage(const SlowWindow *w, int stage, SlowRank *rank, float *s
         if (w->stage[r] != stage) continue;
         note_ratio(w, r, m, &rank[r]);
         median[r] = m;
-        since[r] = next(&rank[r], w->factor, noise);
+        since[r] = next(w, &rank[r], noise);
     }
 }
 
@@ -201,8 +221,13 @@ static void judge(Trainer *t, const SlowSpeed *speed)
     float *median = xmalloc((size_t)n * sizeof *median);
     if (!w->rank) w->rank = ARENA_ARRAY(&t->arena, SlowRank, n);
     for (int r = 0; r < n; r++) stage[r] = mesh_at(&t->layout.mesh, r).coord[MESH_PP];
-    slow_judge(&(SlowWindow){speed, stage, n, t->config->log.slow_rank, clock_s()}, w->rank, median,
-               since);
+    slow_judge(&(SlowWindow){.speed = speed,
+                             .stage = stage,
+                             .n = n,
+                             .factor = t->config->log.slow_rank,
+                             .began_s = w->began_s,
+                             .now_s = clock_s()},
+               w->rank, median, since);
     for (int r = 0; r < n; r++)
         if (since[r]) name_slow(t, r, speed[r], median[r], since[r]);
     free(stage);
@@ -240,6 +265,7 @@ static bool is_watched(const Trainer *t) { return t->world && t->config->log.slo
 void trainer_begin_timing(Trainer *t)
 {
     if (!is_watched(t)) return;
+    if (t->slow.n == 0) t->slow.began_s = clock_s();
     t->slow.blocked_s = blocked_s(t);
     t->slow.queued_s = queued_s(&t->slow);
 }

@@ -21,7 +21,7 @@ static unsigned judge_even(const float *compute_s, const float *queued_s, const 
             all[i] = compute_s[r], queued[i] = queued_s ? queued_s[r] : 0;
         speed[r] = slow_speed(all, queued, SLOW_WINDOW);
     }
-    slow_judge(&(SlowWindow){speed, stage, n, 1.2, now_s}, rank, median, since);
+    slow_judge(&(SlowWindow){speed, stage, n, 1.2, now_s - 1, now_s}, rank, median, since);
     for (int r = 0; r < n; r++) named |= (unsigned)(since[r] > 0) << r;
     return named;
 }
@@ -78,7 +78,8 @@ static void test_windows(void **state)
             float slow = both * (1 + 0.1f * (float)(cases[c].windows[k] - '0') - 1e-4f);
             SlowSpeed speed[2] = {{both, both}, {slow, slow}};
             int since[2];
-            slow_judge(&(SlowWindow){speed, (int[]){0, 0}, 2, 1.2, k}, rank, median, since);
+            slow_judge(&(SlowWindow){speed, (int[]){0, 0}, 2, 1.2, k + 1, k + 2}, rank, median,
+                       since);
             assert_int_equal(since[0], 0);
             assert_int_equal(since[1], k + 1 == cases[c].named ? cases[c].since : 0);
         }
@@ -96,12 +97,39 @@ static void test_again(void **state)
         float slow = is_slow ? 1.3f : 1, median[2];
         SlowSpeed speed[2] = {{1, 1}, {slow, slow}};
         int since[2];
-        slow_judge(&(SlowWindow){speed, (int[]){0, 0}, 2, 1.2, k}, rank, median, since);
+        slow_judge(&(SlowWindow){speed, (int[]){0, 0}, 2, 1.2, k + 1, k + 2}, rank, median, since);
         if (since[1] && n < 4) named[n++] = k;
     }
     assert_int_equal(n, 2);
     assert_int_equal(named[0], 3);
     assert_int_equal(named[1], 33);
+}
+
+/* However many windows say so, not before two seconds: windows of an eighth of a second. One below
+ * the bar is noise, two end the stretch. */
+static void test_lasts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *windows; /* tenths by which rank 1 is slower than its peer */
+        int named;           /* in which window; 0: never */
+    } cases[] = {{"33333333333333333333", 16}, {"00003333333333333333", 20},
+                 {"33333333333303333333", 16}, {"333333333333003333333333333330", 0},
+                 {"3333333333333330", 0},      {"111111113333333333333333", 24}};
+    for (int c = 0; c < COUNT_OF(cases); c++) {
+        SlowRank rank[2] = {0};
+        int named = 0;
+        for (int k = 0; cases[c].windows[k]; k++) {
+            float slow = 1 + 0.1f * (float)(cases[c].windows[k] - '0'), median[2];
+            SlowSpeed speed[2] = {{1, 1}, {slow, slow}};
+            int since[2];
+            double began_s = 100 + 0.125 * k;
+            slow_judge(&(SlowWindow){speed, (int[]){0, 0}, 2, 1.2, began_s, began_s + 0.125}, rank,
+                       median, since);
+            if (since[1]) named = k + 1;
+        }
+        assert_int_equal(named, cases[c].named);
+    }
 }
 
 /* Others use its processor: no fault of the rank, unless it stays so for a minute. */
@@ -123,8 +151,8 @@ static void test_queued(void **state)
 
 /* ---- made-up timings -------------------------------------------------------------------- */
 
-/* A step of a rank: a spread of some per cent, and disturbances of single steps and of stretches,
- * in which others have the rank's processor. */
+/* A step of a rank, of 20 ms: a spread of some per cent, and disturbances of single steps and of
+ * stretches, in which others have the rank's processor. */
 typedef struct Made {
     uint64_t key;
     double spread, disturbed,
@@ -160,12 +188,20 @@ static void make_step(Made *m, int rank, uint64_t step, float *compute_s, float 
     *queued_s = (float)(0.98 * lost); /* the processor's caches are cold afterwards */
 }
 
-/* Steps 1 to n, with rank `slow` (or -1) at `times` from step `since` on. */
+/* Steps 1 to n of step_s each, with rank `slow` (or -1) at `times` from step `since` on; with
+ * `stretch` in so many steps, and again each time after so many pause. */
 typedef struct MadeRun {
     int ranks, slow;
     uint64_t n, since;
-    double times, factor;
+    double times, factor, step_s;
+    uint64_t stretch, pause;
 } MadeRun;
+
+static bool is_slow_at(const MadeRun *run, uint64_t step)
+{
+    if (step < run->since) return false;
+    return !run->stretch || (step - run->since) % (run->stretch + run->pause) < run->stretch;
+}
 
 /* Returns the step at which a rank was named, 0: none. */
 static uint64_t run_made(Made *m, const MadeRun *run, int *who)
@@ -180,12 +216,16 @@ static uint64_t run_made(Made *m, const MadeRun *run, int *who)
         int i = (int)((step - 1) % SLOW_WINDOW);
         for (int r = 0; r < ranks; r++) {
             make_step(m, r, step, &all[r][i], &queued[r][i]);
-            if (r == run->slow && step >= run->since) all[r][i] *= (float)run->times;
+            all[r][i] *= (float)(run->step_s / 0.02);
+            queued[r][i] *= (float)(run->step_s / 0.02);
+            if (r == run->slow && is_slow_at(run, step)) all[r][i] *= (float)run->times;
         }
         if (i + 1 < SLOW_WINDOW) continue;
         for (int r = 0; r < ranks; r++) speed[r] = slow_speed(all[r], queued[r], SLOW_WINDOW);
-        slow_judge(&(SlowWindow){speed, stage, ranks, run->factor, 0.02 * (double)step}, rank,
-                   median, named);
+        double now_s = 100 + run->step_s * (double)step;
+        slow_judge(&(SlowWindow){speed, stage, ranks, run->factor,
+                                 now_s - SLOW_WINDOW * run->step_s, now_s},
+                   rank, median, named);
         for (int r = 0; r < ranks; r++)
             if (named[r]) return *who = r, step;
     }
@@ -201,7 +241,8 @@ static const Made kinds[] = {{.spread = 0.01},
                              {.spread = 0.03, .unseen = 0.003},
                              {.spread = 0.03, .disturbed = 0.02, .stretch = 0.005}};
 
-/* Nobody is named in 10,000 steps, of 2, 4 or 16 ranks. */
+/* Nobody is named in 10,000 steps, of 2, 4 or 16 ranks; of 0.2 s, so that two seconds are no longer
+ * than four windows. */
 static void test_no_false_alarm(void **state)
 {
     (void)state;
@@ -211,15 +252,46 @@ static void test_no_false_alarm(void **state)
         for (uint64_t seed = 0; seed < 30; seed++) {
             Made m = kinds[k];
             m.key = 1000 * seed + 10 * (uint64_t)k;
-            uint64_t step = run_made(
-                &m,
-                &(MadeRun){
-                    .ranks = ranks[seed % COUNT_OF(ranks)], .slow = -1, .n = 10000, .factor = 1.2},
-                &who);
+            uint64_t step = run_made(&m,
+                                     &(MadeRun){.ranks = ranks[seed % COUNT_OF(ranks)],
+                                                .slow = -1,
+                                                .n = 10000,
+                                                .factor = 1.2,
+                                                .step_s = 0.2},
+                                     &who);
             if (step)
                 fail_msg("kind %d, seed %d: rank %d is named at step %d", k, (int)seed, who,
                          (int)step);
         }
+}
+
+/* What a machine does to a rank for half a second, the system telling nothing of it, is no
+ * slowness, again and again; the same steps are when they last. Steps of 32 ms, as in
+ * tests/clean_steps_test.sh. */
+static void test_half_a_second(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 100; seed++) {
+        Made m = kinds[seed % 2];
+        int who = -1;
+        MadeRun run = {.ranks = seed % 3 ? 2 : 4,
+                       .slow = 1,
+                       .n = 10000,
+                       .since = 41 + seed % 4,
+                       .times = 1.27,
+                       .factor = 1.2,
+                       .step_s = 0.032,
+                       .stretch = 16 + seed % 4,
+                       .pause = 12};
+        m.key = 1000 * seed + 7;
+        assert_int_equal(run_made(&m, &run, &who), 0);
+        m = kinds[seed % 2];
+        m.key = 1000 * seed + 7;
+        run.stretch = 0;
+        uint64_t step = run_made(&m, &run, &who);
+        assert_int_equal(who, 1);
+        assert_in_range(step, run.since + 62, run.since + 62 + 2 * SLOW_WINDOW);
+    }
 }
 
 /* Slow from some step on: how many of 400 runs name it only after more than `limit` steps. */
@@ -231,7 +303,13 @@ static int count_late(int kind, double times, double factor, uint64_t limit)
         int slow = (int)(seed % 4), who = -1;
         uint64_t since = 20 + seed % 37;
         m.key = 1000 * seed + 10 * (uint64_t)kind + 5;
-        MadeRun run = {seed % 8 < 4 ? 4 : 16, slow, since + 100, since, times, factor};
+        MadeRun run = {.ranks = seed % 8 < 4 ? 4 : 16,
+                       .slow = slow,
+                       .n = since + 100,
+                       .since = since,
+                       .times = times,
+                       .factor = factor,
+                       .step_s = 0.2};
         uint64_t step = run_made(&m, &run, &who);
         if (!step || who != slow)
             fail_msg("kind %d, seed %d: rank %d is named, %d is slow", kind, (int)seed, who, slow);
@@ -265,12 +343,10 @@ static void test_named_in_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_who),
-        cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_again),
-        cmocka_unit_test(test_queued),
-        cmocka_unit_test(test_no_false_alarm),
-        cmocka_unit_test(test_named_in_time),
+        cmocka_unit_test(test_who),           cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_again),         cmocka_unit_test(test_lasts),
+        cmocka_unit_test(test_queued),        cmocka_unit_test(test_no_false_alarm),
+        cmocka_unit_test(test_half_a_second), cmocka_unit_test(test_named_in_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

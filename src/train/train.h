@@ -153,9 +153,10 @@ StepVerdict bad_steps_judge(BadSteps *policy, double loss, double grad_norm, con
 
 /* Steps of a window. A rank is named when it is slow in four windows one after the other, so at
  * most 18 steps after it has become so; in 8 or 16, of which an eighth may have missed it, where
- * steps scatter more. The first steps of a process are not judged: it meets its memory for the
- * first time. */
-enum { SLOW_WINDOW = 4, SLOW_WARM_UP = 4, SLOW_WINDOWS = 16 };
+ * steps scatter more. And it must have been so for SLOW_LEAST_S: where steps take less than an
+ * eighth of a second, four windows are over sooner than a disturbance of the machine. The first
+ * steps of a process are not judged: it meets its memory for the first time. */
+enum { SLOW_WINDOW = 4, SLOW_WARM_UP = 4, SLOW_WINDOWS = 16, SLOW_LEAST_S = 2 };
 
 /* Of a rank in a window: how long it computes a step, the second smallest of its steps; and without
  * what it waited for a processor. */
@@ -169,6 +170,8 @@ typedef struct SlowRank {
     float ratio[SLOW_WINDOWS];          /* to its peers, in the latest windows: a ring */
     float last_s, change[SLOW_WINDOWS]; /* own_s of the last one; its relative changes: a ring */
     int n_windows, n_changes;
+    double above_since_s;  /* nearly slow enough, no two windows in a row less; 0: it is not */
+    int n_below;           /* windows in a row in which it was less than that */
     bool named;            /* until it has been as fast as the others for a while */
     int n_good;            /* windows in a row in which it was */
     double queued_since_s; /* slow without a break, what it waits for a processor counted; 0: not */
@@ -178,7 +181,7 @@ typedef struct SlowWindow {
     const SlowSpeed *speed; /* [n] ranks */
     const int *stage;       /* [n] of the pipeline */
     int n;
-    double factor, now_s;
+    double factor, began_s, now_s; /* seconds of clock_s: when the window began, and ended */
 } SlowWindow;
 /* After a window. since[r]: 0, or rank r is to be named: for so many windows it has computed more
  * than `factor` times as long as the median of the ranks of its stage, which goes to median[r]. All

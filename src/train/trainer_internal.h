@@ -14,6 +14,7 @@ enum { PREFETCH_DEPTH = 2 };
  * others. */
 typedef struct SlowWatch {
     double blocked_s, queued_s; /* when the step began */
+    double began_s;             /* the window */
     float window[SLOW_WINDOW], queued[SLOW_WINDOW];
     int n, n_warm_up; /* steps in the window; steps that were not judged */
     int schedstat;    /* file of the rank's thread; 0: not opened yet, -1: there is none */
