@@ -4,47 +4,8 @@
 #include "shop.h"
 
 #include <jansson.h>
-#include <pthread.h>
 
-enum { MAX_RANKS = 4, TRACED = 2, MORE = 6 };
-
-typedef struct Rank {
-    const RunConfig *config;
-    Comm *world;
-    int ranks;
-    Status status;
-} Rank;
-
-static void *run_rank(void *at)
-{
-    Rank *r = at;
-    Trainer *trainer;
-    TrainOutcome outcome;
-    log_set_thread_quiet(true);
-    r->status = trainer_create_rank(r->config, r->world, r->ranks, &trainer);
-    if (r->status == OK) {
-        r->status = trainer_run(trainer, &outcome);
-        trainer_destroy(trainer);
-    }
-    if (r->status != OK) comm_abort(r->world, ERR_COMM);
-    return NULL;
-}
-
-static void run(const RunConfig *config)
-{
-    CommWorld *world;
-    Rank rank[MAX_RANKS];
-    pthread_t thread[MAX_RANKS];
-    int n = (int)run_ranks(config);
-    assert_true(n <= MAX_RANKS);
-    assert_ok(comm_world_create_local(n, NULL, &world));
-    for (int r = 0; r < n; r++) rank[r] = (Rank){config, comm_of_rank(world, r), n, OK};
-    for (int r = 0; r < n; r++)
-        assert_int_equal(pthread_create(&thread[r], NULL, run_rank, &rank[r]), 0);
-    for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
-    for (int r = 0; r < n; r++) assert_int_equal(rank[r].status, OK);
-    comm_world_destroy(world);
-}
+enum { TRACED = 2, MORE = 6 };
 
 /* Runs, plans with the trace of the run, and leaves both in one file. */
 static void lay_over(const char *name, const char *const *settings, Plan *plan, Overlay *overlay)
@@ -57,7 +18,7 @@ static void lay_over(const char *name, const char *const *settings, Plan *plan, 
     int n = 3;
     for (; *settings; settings++) more[n++] = *settings;
     assert_ok(load(name, more, n, &config));
-    run(&config);
+    train_ranks(&config);
     assert_ok(cluster_load("cpu", &cluster));
     PlanOptions how = {.jitter = -1,
                        .measured = config.log.trace,

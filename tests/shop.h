@@ -1,5 +1,5 @@
-/* For tests of whole runs: a directory with text, small runs in it, and hashes of what they leave.
- */
+/* For tests of whole runs: a directory with text, small runs in it, of one rank or of several that
+ * are threads, and hashes of what they leave. */
 #ifndef TESTS_SHOP_H
 #define TESTS_SHOP_H
 
@@ -9,6 +9,7 @@
 #include "base/testing.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <unistd.h>
 
 /* ---- a workshop: a directory with text, thrown away afterwards -------------------------- */
@@ -89,6 +90,50 @@ static inline Status train(const char *name, const char *const *more, int n_more
     run_config_deinit(&config);
     return status;
 }
+
+/* ---- ranks as threads ------------------------------------------------------------------- */
+
+enum { MAX_SHOP_RANKS = 16 };
+
+typedef struct ShopRank {
+    const RunConfig *config;
+    Comm *world;
+    Status status;
+} ShopRank;
+
+static inline void *train_rank(void *context)
+{
+    ShopRank *r = context;
+    Trainer *trainer;
+    TrainOutcome outcome;
+    log_set_thread_quiet(true);
+    r->status = trainer_create_rank(r->config, r->world, comm_size(r->world), &trainer);
+    if (r->status == OK) {
+        r->status = trainer_run(trainer, &outcome);
+        trainer_destroy(trainer);
+    }
+    if (r->status != OK) comm_abort(r->world, ERR_COMM);
+    return NULL;
+}
+
+/* All ranks of the layout, which all end well. */
+static inline void train_ranks(const RunConfig *config)
+{
+    CommWorld *world;
+    ShopRank rank[MAX_SHOP_RANKS];
+    pthread_t thread[MAX_SHOP_RANKS];
+    int n = (int)run_ranks(config);
+    assert_true(n <= MAX_SHOP_RANKS);
+    assert_ok(comm_world_create_local(n, NULL, &world));
+    for (int r = 0; r < n; r++) rank[r] = (ShopRank){config, comm_of_rank(world, r), OK};
+    for (int r = 0; r < n; r++)
+        assert_int_equal(pthread_create(&thread[r], NULL, train_rank, &rank[r]), 0);
+    for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
+    for (int r = 0; r < n; r++) assert_int_equal(rank[r].status, OK);
+    comm_world_destroy(world);
+}
+
+/* ---- what runs leave -------------------------------------------------------------------- */
 
 /* Hash of every tensor of a checkpoint, weights and moments. */
 static inline uint64_t ckpt_hash(const Ckpt *ckpt)

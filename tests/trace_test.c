@@ -3,51 +3,20 @@
 #include "shop.h"
 
 #include <jansson.h>
-#include <pthread.h>
 
 enum { RANKS = 2 };
-
-typedef struct Rank {
-    const RunConfig *config;
-    Comm *world;
-    Status status;
-} Rank;
-
-static void *run_rank(void *at)
-{
-    Rank *r = at;
-    Trainer *trainer;
-    TrainOutcome outcome;
-    log_set_thread_quiet(true);
-    r->status = trainer_create_rank(r->config, r->world, RANKS, &trainer);
-    if (r->status == OK) {
-        r->status = trainer_run(trainer, &outcome);
-        trainer_destroy(trainer);
-    }
-    if (r->status != OK) comm_abort(r->world, ERR_COMM);
-    return NULL;
-}
 
 /* Two ranks of a run with a trace; the events. */
 static json_t *traced(const char *name, const char *overlap)
 {
     Arena arena = {0};
-    CommWorld *world;
-    Rank rank[RANKS];
-    pthread_t thread[RANKS];
     RunConfig config;
     const char *file = arena_printf(&arena, "%s/%s.json", shop, name);
     const char *more[] = {"train.steps=5", "checkpoint.every=0",
                           "parallel.dp=2", "parallel.bucket=20000",
                           overlap,         arena_printf(&arena, "log.trace=%s", file)};
     assert_ok(load(name, more, COUNT_OF(more), &config));
-    assert_ok(comm_world_create_local(RANKS, NULL, &world));
-    for (int r = 0; r < RANKS; r++) rank[r] = (Rank){&config, comm_of_rank(world, r), OK};
-    for (int r = 0; r < RANKS; r++)
-        assert_int_equal(pthread_create(&thread[r], NULL, run_rank, &rank[r]), 0);
-    for (int r = 0; r < RANKS; r++) pthread_join(thread[r], NULL);
-    for (int r = 0; r < RANKS; r++) assert_int_equal(rank[r].status, OK);
-    comm_world_destroy(world);
+    train_ranks(&config);
     run_config_deinit(&config);
     json_error_t error;
     json_t *root = json_load_file(file, JSON_REJECT_DUPLICATES, &error);
