@@ -5,7 +5,7 @@
  *               are threads of one process (local) or processes on one or many hosts (MPI), behind
  *               one
  *               header. Another transport is one more CommTransport (comm_internal.h).
- * Depends on.   base, tensor; MPI where it was found when building.
+ * Depends on.   base, tensor, gpu; MPI where it was found when building.
  * Owns.         The world owns every group and all that the transport needs; a request belongs to
  *               its rank
  *               until it is waited for. Buffers are the caller's and rest until then.
@@ -38,6 +38,7 @@
 #define COMM_COMM_H
 
 #include "base/base.h"
+#include "gpu/gpu.h"
 #include "tensor/tensor.h"
 
 typedef struct CommWorld CommWorld;
@@ -99,6 +100,16 @@ Status comm_start(Comm *comm, const CommOp *op, CommRequest **request);
  * arrive: there the buffers must stay until the process ends. */
 Status comm_wait(CommRequest *request);
 Status comm_run(Comm *comm, const CommOp *op); /* start and wait */
+
+/* The same where the buffers are a GPU's: put on its stream, behind what is there, for what comes
+ * there later. By NCCL where it is, and then nobody waits here: a rank that does not come is found
+ * when the host waits for the stream. Else the host carries the data, and waits. Sums by NCCL have
+ * an order of its own. */
+Status comm_enqueue(Comm *comm, const CommOp *op, GpuStream *stream);
+/* n (at most 4) that do not wait for each other: what goes round a ring. */
+Status comm_enqueue_all(Comm *comm, const CommOp *op, int n, GpuStream *stream);
+/* Before this rank closes its GPU: what its groups have there is given up. member: any of them. */
+void comm_leave_gpu(Comm *member);
 
 /* ---- worlds and groups ------------------------------------------------------------------ */
 

@@ -112,9 +112,12 @@ struct Comm {
     CommStats stats;
     CommTrace trace[COMM_TRACES];
     int64_t n_traces;
-    CommRequest *open; /* not yet waited for; owned */
-    void *state;       /* the transport's */
-    Comm *next;        /* group of the same rank */
+    CommRequest *open;                    /* not yet waited for; owned */
+    struct GpuGroup *gpu;                 /* by which GPUs exchange; NULL: not yet asked for */
+    CommRequest *enqueued, *enqueued_end; /* of the group of all ranks, for all groups of the rank:
+                                             on their way on its GPU, in order */
+    void *state;                          /* the transport's */
+    Comm *next;                           /* group of the same rank */
     CommDone
         *on_done; /* of the group of all ranks, for all groups of the rank; NULL: nobody listens */
     void *on_done_context;
@@ -146,6 +149,8 @@ struct CommRequest {
     char node[COMM_NODE_BYTES];
     CommRequest *prev, *next; /* in comm->open */
     void *state;              /* the transport's */
+    struct GpuEvent *done;    /* comm_enqueue: when it is, on the device */
+    CommRequest *later;       /* enqueued after it by this rank */
 };
 
 /* What a transport does. It sets arrived_s and end_s of a request; failures of the world go to the
@@ -171,7 +176,20 @@ struct CommTransport {
     void (*destroy)(CommWorld *world);
 };
 
+/* What comm_start and comm_wait do before and after the transport (world.c). *request NULL: a fault
+ * has left it out. */
+Status comm_request_begin(Comm *comm, const CommOp *op, CommRequest **request);
+void comm_request_end(CommRequest *request, double blocked_s); /* done: counted, and freed */
+void comm_request_free(CommRequest *request);
+Comm *comm_of_all(const Comm *comm); /* the group of all ranks, as this rank sees it */
+void comm_device_close(Comm *comm);  /* device.c: of the group, and at the group of all */
+
 /* The part of an operation that needs no transport (op.c). */
+/* Elements that it reads and writes on this rank. */
+typedef struct CommExtent {
+    int64_t send, recv;
+} CommExtent;
+Status comm_op_measure(const Comm *comm, const CommOp *op, CommExtent *extent);
 Status comm_op_check(const Comm *comm, const CommOp *op);
 void comm_op_cut(const CommOp *op, int n,
                  CommParts *parts); /* allocates one block at parts->count */

@@ -40,11 +40,6 @@ static Status check_sum(const Comm *c, const CommOp *op, const int64_t *counts, 
     return OK;
 }
 
-/* Elements that the send and recv buffers must hold, from their starts. */
-typedef struct Extent {
-    int64_t send, recv;
-} Extent;
-
 static Status extent_of_parts(const Comm *c, const CommOp *op, const int64_t *counts,
                               const int64_t *offsets, int64_t *extent)
 {
@@ -60,19 +55,19 @@ static Status extent_of_parts(const Comm *c, const CommOp *op, const int64_t *co
     return OK;
 }
 
-static Status measure(const Comm *c, const CommOp *op, Extent *e)
+Status comm_op_measure(const Comm *c, const CommOp *op, CommExtent *e)
 {
     int64_t total = 0, own = op->counts ? op->counts[c->rank] : op->count;
     TRY(check_sum(c, op, op->counts, &total));
-    *e = (Extent){0, 0};
+    *e = (CommExtent){0, 0};
     switch (op->kind) {
-    case COMM_ALL_REDUCE: *e = (Extent){op->count, op->count}; break;
-    case COMM_REDUCE_SCATTER: *e = (Extent){total, own}; break;
-    case COMM_ALL_GATHER: *e = (Extent){own, total}; break;
+    case COMM_ALL_REDUCE: *e = (CommExtent){op->count, op->count}; break;
+    case COMM_REDUCE_SCATTER: *e = (CommExtent){total, own}; break;
+    case COMM_ALL_GATHER: *e = (CommExtent){own, total}; break;
     case COMM_ALL_TO_ALL:
         TRY(extent_of_parts(c, op, op->send_counts, op->send_offsets, &e->send));
         return extent_of_parts(c, op, op->recv_counts, op->recv_offsets, &e->recv);
-    case COMM_BROADCAST: *e = (Extent){op->peer == c->rank ? op->count : 0, op->count}; break;
+    case COMM_BROADCAST: *e = (CommExtent){op->peer == c->rank ? op->count : 0, op->count}; break;
     case COMM_SEND: e->send = op->count; break;
     case COMM_RECV: e->recv = op->count; break;
     case COMM_BARRIER:
@@ -101,7 +96,7 @@ static bool in_place(const Comm *c, const CommOp *op, const char *send, const ch
     return false;
 }
 
-static Status check_buffers(const Comm *c, const CommOp *op, Extent e)
+static Status check_buffers(const Comm *c, const CommOp *op, CommExtent e)
 {
     size_t unit = dtype_bytes(op->dtype);
     const char *send = op->send, *recv = op->recv;
@@ -136,8 +131,8 @@ Status comm_op_check(const Comm *c, const CommOp *op)
             return wrong(c, op, "the tag is not in 0 to 4095");
         if (op->peer == c->rank) return wrong(c, op, "a rank does not send to itself");
     }
-    Extent extent;
-    TRY(measure(c, op, &extent));
+    CommExtent extent;
+    TRY(comm_op_measure(c, op, &extent));
     return check_buffers(c, op, extent);
 }
 

@@ -64,7 +64,7 @@ void comm_world_add_ranks(CommWorld *w, int first, int here)
     for (int i = 0; i < here; i++) w->all[i] = group_new(w, first + i, "world", NULL, w->n);
 }
 
-static void request_free(CommRequest *r)
+void comm_request_free(CommRequest *r)
 {
     if (r->prev) r->prev->next = r->next;
     if (r->next) r->next->prev = r->prev;
@@ -75,10 +75,11 @@ static void request_free(CommRequest *r)
 
 static void group_free(Comm *c)
 {
+    comm_device_close(c);
     c->world->transport->close(c);
     for (CommRequest *r = c->open, *next; r; r = next) {
         next = r->next;
-        request_free(r);
+        comm_request_free(r);
     }
     free(c->ranks);
     free(c->sent);
@@ -268,8 +269,9 @@ static CommRequest *request_skipped(Comm *c)
     return r;
 }
 
-Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
+Status comm_request_begin(Comm *c, const CommOp *op, CommRequest **request)
 {
+    *request = NULL;
     TRY(comm_op_check(c, op));
     if (fault_hit("comm"))
         return fail(ERR_COMM, "%s: %s failed on rank %d (injected fault)", c->name,
@@ -278,25 +280,28 @@ Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
     if (comm_board_failed(c->world->board)) return comm_failure(c->world);
     bool collective = !comm_kind_is_message(op->kind); /* a barrier has no size */
     bool differs = collective && op->kind != COMM_BARRIER && fault_hit("comm_differ");
-    if (collective && fault_hit("comm_skip")) {
-        *request = request_skipped(c);
-        return OK;
-    }
+    if (collective && fault_hit("comm_skip")) return OK;
     CommRequest *r = request_new(c, op);
     r->head.count += differs; /* fault comm_differ: this rank's program says another size */
     comm_board_say(r, COMM_PHASE_STARTED);
     r->start_s = clock_s();
-    Status status = c->world->transport->start(r);
-    if (status != OK) {
-        request_free(r);
-        return status;
-    }
     *request = r;
     return OK;
 }
 
+Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
+{
+    CommRequest *r;
+    TRY(comm_request_begin(c, op, &r));
+    *request = r ? r : request_skipped(c);
+    if (!r) return OK;
+    Status status = c->world->transport->start(r);
+    if (status != OK) comm_request_free(r);
+    return status;
+}
+
 /* The group of all ranks, as the rank of this group sees it: the head of the list of its groups. */
-static Comm *all_of(const Comm *c) { return c->world->all[c->self - c->world->first]; }
+Comm *comm_of_all(const Comm *c) { return c->world->all[c->self - c->world->first]; }
 
 static void count(CommRequest *r, double blocked_s)
 {
@@ -312,26 +317,32 @@ static void count(CommRequest *r, double blocked_s)
                      r->arrived_s, r->end_s,  blocked_s,     {0}};
     if (r->op.kind == COMM_RECV) t->bytes = r->op.count * (int64_t)dtype_bytes(r->op.dtype);
     memcpy(t->node, r->node, sizeof t->node);
-    const Comm *all = all_of(c);
+    const Comm *all = comm_of_all(c);
     if (all->on_done) all->on_done(all->on_done_context, c, t);
+}
+
+void comm_request_end(CommRequest *r, double blocked_s)
+{
+    comm_board_say(r, COMM_PHASE_DONE);
+    count(r, blocked_s);
+    comm_request_free(r);
 }
 
 Status comm_wait(CommRequest *r)
 {
     double start_s = clock_s();
     if (r->skipped) {
-        request_free(r);
+        comm_request_free(r);
         return OK;
     }
     r->until_s = start_s + r->comm->deadline_s;
     r->say_s = start_s + say_every_s;
     comm_board_say(r, COMM_PHASE_WAITING);
     Status status = r->comm->world->transport->wait(r);
-    if (status == OK) {
-        comm_board_say(r, COMM_PHASE_DONE);
-        count(r, clock_s() - start_s);
-    }
-    request_free(r);
+    if (status == OK)
+        comm_request_end(r, clock_s() - start_s);
+    else
+        comm_request_free(r);
     return status;
 }
 
@@ -349,7 +360,7 @@ void comm_stats_reset(Comm *c) { c->stats = (CommStats){0}; }
 CommStats comm_stats_of_rank(const Comm *member)
 {
     CommStats sum = {0};
-    for (const Comm *c = all_of(member); c; c = c->next) {
+    for (const Comm *c = comm_of_all(member); c; c = c->next) {
         for (int k = 0; k < COMM_KINDS; k++) {
             sum.kind[k].calls += c->stats.kind[k].calls;
             sum.kind[k].sent_bytes += c->stats.kind[k].sent_bytes;
@@ -363,7 +374,7 @@ CommStats comm_stats_of_rank(const Comm *member)
 
 void comm_on_done(Comm *member, CommDone *fn, void *context)
 {
-    Comm *all = all_of(member);
+    Comm *all = comm_of_all(member);
     all->on_done = fn;
     all->on_done_context = context;
 }

@@ -50,6 +50,7 @@ void device_join(Device *device, Comm *world, Mesh mesh)
 void device_destroy(Device *device)
 {
     if (!device) return;
+    if (device->gpu && device->world) comm_leave_gpu(device->world);
     gpu_stream_destroy(device->stream);
     gpu_close(device->gpu);
     free(device);

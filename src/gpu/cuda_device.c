@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { LEAST_MAJOR = 8 }; /* bf16 matrix units */
 
@@ -122,6 +123,7 @@ void gpu_close(Gpu *gpu)
 {
     if (!gpu) return;
     cuda_products_close(gpu);
+    cuda_exchange_close(gpu);
     free(gpu);
 }
 
@@ -202,8 +204,33 @@ void gpu_stream_destroy(GpuStream *stream)
 
 Gpu *gpu_stream_device(const GpuStream *stream) { return stream->gpu; }
 
+void gpu_stream_on_wait(GpuStream *stream, GpuLook *look, void *context)
+{
+    stream->look = look;
+    stream->look_context = context;
+}
+
+/* Spins for a while, since most waits are short, then sleeps between looks. */
+static Status wait_and_look(GpuStream *stream)
+{
+    static const double spin_s = 200e-6;
+    double begin_s = clock_s(), looked_s = begin_s;
+    for (;;) {
+        cudaError_t error = cudaStreamQuery(stream->cuda);
+        if (error == cudaSuccess) return OK;
+        if (error != cudaErrorNotReady) return cuda_check(error, "waiting for the GPU");
+        double now_s = clock_s();
+        if (now_s - begin_s < spin_s) continue;
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        if (now_s - looked_s < 5e-3) continue;
+        looked_s = now_s;
+        TRY(stream->look(stream->look_context));
+    }
+}
+
 Status gpu_stream_wait(GpuStream *stream)
 {
+    if (stream->look) return wait_and_look(stream);
     return cuda_check(cudaStreamSynchronize(stream->cuda), "waiting for the GPU");
 }
 
@@ -226,6 +253,15 @@ Status gpu_copy(GpuStream *stream, void *to, const void *from, size_t bytes)
 {
     if (!bytes) return OK;
     return cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream->cuda),
+                      "copying on the GPU");
+}
+
+Status gpu_copy_rows(GpuStream *stream, void *to, size_t to_pitch, const void *from,
+                     size_t from_pitch, size_t bytes, size_t rows)
+{
+    if (!bytes || !rows) return OK;
+    return cuda_check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, rows,
+                                        cudaMemcpyDeviceToDevice, stream->cuda),
                       "copying on the GPU");
 }
 
@@ -264,6 +300,13 @@ void gpu_event_destroy(GpuEvent *event)
 Status gpu_event_record(GpuEvent *event, GpuStream *stream)
 {
     return cuda_check(cudaEventRecord(event->cuda, stream->cuda), "recording an event");
+}
+
+Status gpu_event_look(GpuEvent *event, bool *done)
+{
+    cudaError_t error = cudaEventQuery(event->cuda);
+    *done = error == cudaSuccess;
+    return error == cudaErrorNotReady ? OK : cuda_check(error, "looking at an event");
 }
 
 Status gpu_event_wait(GpuEvent *event)

@@ -9,11 +9,14 @@
 struct Gpu {
     GpuInfo info;
     void *products; /* what cuda_product.c keeps for the device; it frees it */
+    void *nccl;     /* likewise cuda_exchange.c */
 };
 
 struct GpuStream {
     Gpu *gpu;
     cudaStream_t cuda;
+    GpuLook *look;
+    void *look_context;
 };
 
 /* ERR_DEVICE, or ERR_MEMORY, with CUDA's name of the error and what it was about. */
@@ -24,5 +27,6 @@ Status gpu_launched(const char *kernel);
 Status gpu_allowed(cudaError_t error, const char *kernel);
 
 void cuda_products_close(Gpu *gpu);
+void cuda_exchange_close(Gpu *gpu);
 
 #endif

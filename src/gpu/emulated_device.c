@@ -1,6 +1,7 @@
 /* The emulated device: memory that the host cannot touch, streams of work that waits until somebody
  * waits for it. */
 #include "gpu/emulated_internal.h"
+#include "gpu/no_exchange.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,8 @@ struct GpuStream {
     VEC(Item) item; /* that were not run yet */
     GpuGraph *capture;
     unsigned launches;
+    GpuLook *look;
+    void *look_context;
     Status status; /* of what was run; an error stays, as on a device */
     char error[512];
 };
@@ -236,6 +239,12 @@ void gpu_stream_destroy(GpuStream *stream)
     free(stream);
 }
 
+void gpu_stream_on_wait(GpuStream *stream, GpuLook *look, void *context)
+{
+    stream->look = look;
+    stream->look_context = context;
+}
+
 Gpu *gpu_stream_device(const GpuStream *stream) { return stream->gpu; }
 
 Status emulated_submit(GpuStream *stream, EmulatedWork *work, const void *context, size_t bytes)
@@ -262,6 +271,7 @@ Status gpu_stream_wait(GpuStream *stream)
 {
     if (stream->capture)
         return fail(ERR_DEVICE, "a stream was waited for while its work is captured");
+    if (stream->look) TRY(stream->look(stream->look_context));
     open_memory(stream->gpu);
     run_items(stream, stream->item.at, stream->item.n);
     close_memory(stream->gpu);
@@ -272,6 +282,28 @@ Status gpu_stream_wait(GpuStream *stream)
 }
 
 /* ---- copies ------------------------------------------------------------------------------- */
+
+typedef struct CopyRows {
+    char *to;
+    const char *from;
+    size_t to_pitch, from_pitch, bytes, rows;
+} CopyRows;
+
+static Status copy_rows_work(GpuStream *stream, void *context)
+{
+    (void)stream;
+    const CopyRows *c = context;
+    for (size_t i = 0; i < c->rows; i++)
+        memcpy(c->to + i * c->to_pitch, c->from + i * c->from_pitch, c->bytes);
+    return OK;
+}
+
+Status gpu_copy_rows(GpuStream *stream, void *to, size_t to_pitch, const void *from,
+                     size_t from_pitch, size_t bytes, size_t rows)
+{
+    CopyRows copy = {to, from, to_pitch, from_pitch, bytes, rows};
+    return bytes && rows ? emulated_submit(stream, copy_rows_work, &copy, sizeof copy) : OK;
+}
 
 typedef struct Copy {
     void *to;
@@ -354,6 +386,12 @@ Status gpu_event_record(GpuEvent *event, GpuStream *stream)
 {
     event->stream = stream;
     return emulated_submit(stream, event_work, &event, sizeof(GpuEvent *));
+}
+
+Status gpu_event_look(GpuEvent *event, bool *done)
+{
+    *done = event->stream == NULL || event->stream->item.n == 0;
+    return OK;
 }
 
 Status gpu_event_wait(GpuEvent *event)

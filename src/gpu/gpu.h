@@ -73,12 +73,16 @@ Status gpu_stream_wait(GpuStream *stream);
 Status gpu_write(GpuStream *stream, void *to, const void *host, size_t bytes);
 Status gpu_read(GpuStream *stream, void *host, const void *from, size_t bytes);
 Status gpu_copy(GpuStream *stream, void *to, const void *from, size_t bytes);
+/* rows of `bytes` each, so far apart. */
+Status gpu_copy_rows(GpuStream *stream, void *to, size_t to_pitch, const void *from,
+                     size_t from_pitch, size_t bytes, size_t rows);
 Status gpu_fill(GpuStream *stream, void *to, int byte, size_t bytes);
 
 /* A moment of a stream. */
 Status gpu_event_create(Gpu *gpu, GpuEvent **event);
 void gpu_event_destroy(GpuEvent *event);
 Status gpu_event_record(GpuEvent *event, GpuStream *stream);
+Status gpu_event_look(GpuEvent *event, bool *done);               /* nobody waits */
 Status gpu_event_wait(GpuEvent *event);                           /* the host waits */
 Status gpu_stream_wait_event(GpuStream *stream, GpuEvent *event); /* the stream waits */
 Status gpu_event_ms(GpuEvent *from, GpuEvent *to, double *ms);    /* both waited for */
@@ -88,6 +92,46 @@ Status gpu_capture_begin(GpuStream *stream);
 Status gpu_capture_end(GpuStream *stream, GpuGraph **graph);
 Status gpu_graph_launch(GpuGraph *graph, GpuStream *stream);
 void gpu_graph_destroy(GpuGraph *graph);
+
+/* ---- exchanges among GPUs ----------------------------------------------------------------- */
+
+/* Ranks that exchange on their GPUs' streams (NCCL). All of them say the same operations in the
+ * same order; each is behind what is on the stream, and nobody waits for it but what is put there
+ * later. Where there is no such library the host must carry data (gpu_can_exchange). */
+typedef struct GpuGroup GpuGroup;
+enum { GPU_GROUP_ID_BYTES = 128 };
+
+bool gpu_can_exchange(Gpu *gpu);
+/* Made by one of the ranks, told to all by other means. */
+Status gpu_group_id(Gpu *gpu, uint8_t id[GPU_GROUP_ID_BYTES]);
+/* Begins; ready once gpu_group_look says so: whoever waits for it can say who is missing. */
+Status gpu_group_create(GpuStream *stream, const uint8_t id[GPU_GROUP_ID_BYTES], int n, int rank,
+                        GpuGroup **group);
+void gpu_group_destroy(GpuGroup *group); /* also while others hang: nothing is waited for */
+/* OK with *ready false: not yet. ERR_COMM: a peer is gone, or the network. */
+Status gpu_group_look(GpuGroup *group, bool *ready);
+
+typedef enum GpuReduce { GPU_SUM, GPU_MAX, GPU_MIN } GpuReduce;
+Status gpu_all_reduce(GpuGroup *group, const void *send, void *recv, int64_t count, DType dtype,
+                      GpuReduce reduce);
+/* Parts of equal size, in the order of ranks. */
+Status gpu_all_gather(GpuGroup *group, const void *send, void *recv, int64_t count, DType dtype);
+Status gpu_reduce_scatter(GpuGroup *group, const void *send, void *recv, int64_t count,
+                          DType dtype);
+Status gpu_reduce(GpuGroup *group, const void *send, void *recv, int64_t count, DType dtype,
+                  int root); /* the sum, in root's recv */
+Status gpu_broadcast(GpuGroup *group, const void *send, void *recv, int64_t count, DType dtype,
+                     int root);
+/* Between batch_begin and batch_end they are one operation, in which none waits for another. */
+Status gpu_batch_begin(GpuGroup *group);
+Status gpu_batch_end(GpuGroup *group);
+Status gpu_send(GpuGroup *group, const void *data, int64_t count, DType dtype, int to);
+Status gpu_recv(GpuGroup *group, void *data, int64_t count, DType dtype, int from);
+
+/* While the host waits for this stream, `look` is asked every few milliseconds whether it still
+ * should: another status than OK ends the wait with it. NULL: nobody is asked. */
+typedef Status GpuLook(void *context);
+void gpu_stream_on_wait(GpuStream *stream, GpuLook *look, void *context);
 
 /* ---- products ----------------------------------------------------------------------------- */
 

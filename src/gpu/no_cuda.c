@@ -1,5 +1,6 @@
 /* A build without CUDA: there is no device, and nobody gets further than asking for one. */
 #include "gpu/gpu.h"
+#include "gpu/no_exchange.h"
 
 static const char sentence[] = "this drover was built without CUDA: install the CUDA toolkit "
                                "(nvcc on the PATH) and build again";
@@ -46,10 +47,14 @@ ABSENT(gpu_stream_wait, GpuStream *stream)
 ABSENT(gpu_write, GpuStream *stream, void *to, const void *host, size_t bytes)
 ABSENT(gpu_read, GpuStream *stream, void *host, const void *from, size_t bytes)
 ABSENT(gpu_copy, GpuStream *stream, void *to, const void *from, size_t bytes)
+ABSENT(gpu_copy_rows, GpuStream *stream, void *to, size_t to_pitch, const void *from,
+       size_t from_pitch, size_t bytes, size_t rows)
+NOTHING(gpu_stream_on_wait, GpuStream *stream, GpuLook *look, void *context)
 ABSENT(gpu_fill, GpuStream *stream, void *to, int byte, size_t bytes)
 ABSENT(gpu_event_create, Gpu *gpu, GpuEvent **event)
 NOTHING(gpu_event_destroy, GpuEvent *event)
 ABSENT(gpu_event_record, GpuEvent *event, GpuStream *stream)
+ABSENT(gpu_event_look, GpuEvent *event, bool *done)
 ABSENT(gpu_event_wait, GpuEvent *event)
 ABSENT(gpu_stream_wait_event, GpuStream *stream, GpuEvent *event)
 ABSENT(gpu_event_ms, GpuEvent *from, GpuEvent *to, double *ms)

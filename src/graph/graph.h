@@ -326,9 +326,9 @@ typedef struct KernelArgs {
     size_t workspace_bytes;
     void *state; /* what prepare made */
     int threads;
-    struct GpuStream *stream; /* cuda: what the kernel puts its work on (gpu/gpu.h) */
-    Ranks *ranks;             /* NULL: there are no others */
-    const char *node; /* the node's name, for collectives */
+    GpuStream *stream; /* cuda: what the kernel puts its work on (gpu/gpu.h) */
+    Ranks *ranks;      /* NULL: there are no others */
+    const char *node;  /* the node's name, for collectives */
 } KernelArgs;
 
 /* How an op is run on the cpu device or the cuda device. run allocates nothing. prepare (may be
@@ -376,7 +376,7 @@ struct OpDef {
     Status (*cut_attr)(const CutCtx *ctx,
                        void *attr); /* makes attr that of this rank; NULL: nothing to do */
     void (*attr_text)(const void *attr,
-                      Str *out);     /* for dumps; NULL when there is nothing to say */
+                      Str *out);  /* for dumps; NULL when there is nothing to say */
     const Kernel *cpu[ISA_COUNT]; /* NULL entries: this device lacks the op */
     const Kernel *cuda;           /* NULL: so does the cuda device, or it is not linked */
     size_t (*gpu_workspace)(const Graph *graph, const Node *node); /* NULL: none */

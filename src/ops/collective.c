@@ -204,7 +204,8 @@ void collective_attr_text(const void *attribute, Str *out)
 
 /* overwrites: bit 0 where the result may take the place of x. */
 #define COLLECTIVE(op, operands, how, overwrites, more_flags)                                      \
-    extern const Kernel collective_##op##_kernel;                                               \
+    extern const Kernel collective_##op##_kernel;                                                  \
+    CUDA_DECLARE(op);                                                                              \
     const OpDef op_def_##op = {.name = #op,                                                        \
                                .min_in = (operands),                                               \
                                .max_in = (operands),                                               \
@@ -217,7 +218,9 @@ void collective_attr_text(const void *attribute, Str *out)
                                .cut_rule = cut_##op,                                               \
                                .cut_attr = collective_cut_attr,                                    \
                                .attr_text = collective_attr_text,                                  \
-                               .cpu = CPU_KERNEL_ANY(&collective_##op##_kernel)}
+                               .cpu = CPU_KERNEL_ANY(&collective_##op##_kernel),                   \
+                               .cuda = &cuda_##op,                                                 \
+                               .gpu_workspace = collective_gpu_workspace}
 
 COLLECTIVE(all_reduce, 1, infer_all_reduce, 1, OP_COLLECTIVE);
 COLLECTIVE(all_gather, 1, infer_all_gather, 0, OP_COLLECTIVE | OP_CHEAP);

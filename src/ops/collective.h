@@ -57,6 +57,21 @@ static inline bool collective_parts_lie_apart(const CollectiveAttr *attr)
     return outer == 1 && !attr->zigzag;
 }
 
+/* The whole as [outer][dim][inner], in bytes of one (outer, dim) row: inner. */
+typedef struct CollectiveStrips {
+    int64_t outer, dim;
+    size_t inner_bytes;
+} CollectiveStrips;
+static inline CollectiveStrips collective_strips(const CollectiveAttr *attr, DType dtype)
+{
+    CollectiveStrips s = {
+        .outer = 1, .dim = attr->whole.dim[attr->dim], .inner_bytes = dtype_bytes(dtype)};
+    for (int i = 0; i < attr->dim; i++) s.outer *= attr->whole.dim[i];
+    for (int i = attr->dim + 1; i < attr->whole.rank; i++)
+        s.inner_bytes *= (size_t)attr->whole.dim[i];
+    return s;
+}
+
 /* Shape of these halves of a rank's part. */
 static inline Shape ring_shape(const CollectiveAttr *attr, int halves)
 {
@@ -99,6 +114,10 @@ CollectiveAttr collective_attr(const Graph *g, MeshAxis axis, int dim, const Sha
 Status collective_cut_other_axis(CutCtx *ctx);
 Status collective_cut_attr(const CutCtx *ctx, void *attr);
 void collective_attr_text(const void *attr, Str *out);
+
+/* collective_gpu.c */
+size_t collective_gpu_workspace(const Graph *graph, const Node *node);
+size_t ring_gpu_workspace(const Graph *graph, const Node *node);
 
 extern const OpDef op_def_all_reduce, op_def_all_gather, op_def_reduce_scatter,
     op_def_all_gather_into, op_def_ring_pass;

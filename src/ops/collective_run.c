@@ -42,27 +42,12 @@ static void release(KernelArgs *args)
 
 /* ---- parts of an axis ------------------------------------------------------------------- */
 
-/* The whole as [outer][dim][inner], in bytes of one (outer, dim) row: inner. */
-typedef struct Strips {
-    int64_t outer, dim;
-    size_t inner_bytes;
-} Strips;
-
-static Strips strips_of(const CollectiveAttr *attr, DType dtype)
-{
-    Strips s = {.outer = 1, .dim = attr->whole.dim[attr->dim], .inner_bytes = dtype_bytes(dtype)};
-    for (int i = 0; i < attr->dim; i++) s.outer *= attr->whole.dim[i];
-    for (int i = attr->dim + 1; i < attr->whole.rank; i++)
-        s.inner_bytes *= (size_t)attr->whole.dim[i];
-    return s;
-}
-
 /* Copies rank r's part between its own layout [outer][dim / n][inner] and its places in the whole.
  */
 static void copy_part(const CollectiveAttr *attr, DType dtype, int r, char *whole, char *part,
                       bool into_whole)
 {
-    Strips s = strips_of(attr, dtype);
+    CollectiveStrips s = collective_strips(attr, dtype);
     int n_blocks = attr->zigzag ? 2 : 1;
     int64_t length = s.dim / attr->n / n_blocks,
             first[2] = {r * length, (2 * (int64_t)attr->n - 1 - r) * length};
@@ -245,7 +230,7 @@ static const void *given(const KernelArgs *args, char *scratch)
     const CollectiveAttr *attr = args->attr;
     char *x = args->in[0].data;
     if (attr->ring.home || attr->ring.give == HALF_BOTH) return x;
-    Strips s = strips_of(attr, args->in[0].dtype);
+    CollectiveStrips s = collective_strips(attr, args->in[0].dtype);
     size_t half = (size_t)(s.dim / attr->n / 2) * s.inner_bytes,
            from = attr->ring.give == HALF_SECOND ? half : 0;
     if (s.outer == 1) return x + from;

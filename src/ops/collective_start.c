@@ -42,7 +42,8 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
     static Status cut_##op(CutCtx *ctx) { return op_def_##op.cut_rule(ctx); }                      \
     static Cost cost_##op(const Graph *g, const Node *node) { return op_def_##op.cost(g, node); }  \
     static void text_##op(const void *attr, Str *out) { op_def_##op.attr_text(attr, out); }        \
-    extern const Kernel collective_##op##_start_kernel;                                         \
+    extern const Kernel collective_##op##_start_kernel;                                            \
+    CUDA_DECLARE(op##_start);                                                                      \
     const OpDef op_def_##op##_start = {.name = #op "_start",                                       \
                                        .min_in = (operands),                                       \
                                        .max_in = (operands),                                       \
@@ -54,7 +55,8 @@ static Status infer_start(InferCtx *ctx, const OpDef *of)
                                        .cost = cost_##op,                                          \
                                        .cut_rule = cut_##op,                                       \
                                        .attr_text = text_##op,                                     \
-                                       .cpu = CPU_KERNEL_ANY(&collective_##op##_start_kernel)}
+                                       .cpu = CPU_KERNEL_ANY(&collective_##op##_start_kernel),     \
+                                       .cuda = &cuda_##op##_start}
 
 STARTED(all_reduce, 1, 0);
 STARTED(all_gather, 1, 0);
@@ -95,6 +97,7 @@ static void text_wait(const void *attr, Str *out)
 }
 
 extern const Kernel collective_wait_kernel;
+CUDA_DECLARE(wait);
 const OpDef op_def_wait = {
     .name = "wait",
     .min_in = 4,
@@ -108,6 +111,7 @@ const OpDef op_def_wait = {
     .cost = cost_wait,
     .attr_text = text_wait,
     .cpu = CPU_KERNEL_ANY(&collective_wait_kernel),
+    .cuda = &cuda_wait,
 };
 
 /* ---- builders --------------------------------------------------------------------------- */

@@ -70,6 +70,7 @@ static void attr_text(const void *attribute, Str *out)
 }
 
 extern const Kernel collective_ring_pass_kernel;
+CUDA_DECLARE(ring_pass);
 const OpDef op_def_ring_pass = {
     .name = "ring_pass",
     .min_in = 2,
@@ -84,6 +85,8 @@ const OpDef op_def_ring_pass = {
     .cut_attr = collective_cut_attr,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&collective_ring_pass_kernel),
+    .cuda = &cuda_ring_pass,
+    .gpu_workspace = ring_gpu_workspace,
 };
 
 enum { SEQUENCE_DIM = 1 };

@@ -1,0 +1,237 @@
+/* Collectives on GPUs: the same as collective_run.c, with operands in the device's memory. What
+ * does not lie in parts is packed by copies of rows on the stream, and the operation is put there
+ * too.
+ *
+ * TODO(#6): started collectives run on a stream of their own, beside computation. Now they are put
+ * on the one stream where they start, and a wait has nothing left to do but unpack. */
+#include "gpu/gpu.h"
+#include "ops/collective.h"
+#include "ops/kernel.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Prepared {
+    Comm *comm;
+    int64_t *counts;
+} Prepared;
+
+static Status prepare(KernelArgs *args)
+{
+    const CollectiveAttr *attr = args->attr;
+    Prepared *p = xcalloc(1, sizeof *p);
+    args->state = p;
+    if (!args->ranks)
+        return fail(ERR_ARG, "a program for several ranks, but this device has no peers");
+    TRY(args->ranks->group(args->ranks, 1u << attr->axis, &p->comm));
+    p->counts = xcalloc((size_t)attr->n, sizeof *p->counts);
+    for (int r = 0; r < attr->n; r++) p->counts[r] = collective_part_count(attr, r);
+    return OK;
+}
+
+static void release(KernelArgs *args)
+{
+    Prepared *p = args->state;
+    if (p) free(p->counts);
+    free(p);
+    args->state = NULL;
+}
+
+/* Rank r's part between its own layout and its places in the whole. */
+static Status copy_part(const KernelArgs *args, const CollectiveAttr *attr, DType dtype, int r,
+                        char *whole, char *part, bool into_whole)
+{
+    CollectiveStrips s = collective_strips(attr, dtype);
+    int n_blocks = attr->zigzag ? 2 : 1;
+    int64_t length = s.dim / attr->n / n_blocks,
+            first[2] = {r * length, (2 * (int64_t)attr->n - 1 - r) * length};
+    size_t run = (size_t)length * s.inner_bytes, whole_pitch = (size_t)s.dim * s.inner_bytes,
+           part_pitch = (size_t)n_blocks * run;
+    for (int b = 0; b < n_blocks; b++, part += run) {
+        char *place = whole + (size_t)first[b] * s.inner_bytes;
+        TRY(into_whole ? gpu_copy_rows(args->stream, place, whole_pitch, part, part_pitch, run,
+                                       (size_t)s.outer)
+                       : gpu_copy_rows(args->stream, part, part_pitch, place, whole_pitch, run,
+                                       (size_t)s.outer));
+    }
+    return OK;
+}
+
+static Status copy_all_parts(const KernelArgs *args, const CollectiveAttr *attr, DType dtype,
+                             char *whole, char *parts, bool into_whole)
+{
+    size_t bytes = (size_t)(shape_count(&attr->whole) / attr->n) * dtype_bytes(dtype);
+    for (int r = 0; r < attr->n; r++)
+        TRY(copy_part(args, attr, dtype, r, whole, parts + (size_t)r * bytes, into_whole));
+    return OK;
+}
+
+size_t collective_gpu_workspace(const Graph *graph, const Node *node)
+{
+    const CollectiveAttr *attr = node->attr;
+    if (collective_parts_lie_apart(attr)) return 0;
+    return (size_t)shape_count(&attr->whole) * dtype_bytes(graph_value(graph, node->in[0])->dtype);
+}
+
+static Status put(const KernelArgs *args, const CommOp *op)
+{
+    return comm_enqueue(((const Prepared *)args->state)->comm, op, args->stream);
+}
+
+/* ---- the collectives ---------------------------------------------------------------------- */
+
+static Status run_all_reduce(KernelArgs *args)
+{
+    return put(args, &(CommOp){.kind = COMM_ALL_REDUCE,
+                               .dtype = args->in[0].dtype,
+                               .send = args->in[0].data,
+                               .recv = args->out[0].data,
+                               .count = tensor_count(&args->in[0]),
+                               .node = args->node});
+}
+
+static Status gather(const KernelArgs *args, const Tensor *part, void *whole)
+{
+    return put(args, &(CommOp){.kind = COMM_ALL_GATHER,
+                               .dtype = part->dtype,
+                               .send = part->data,
+                               .recv = whole,
+                               .counts = ((const Prepared *)args->state)->counts,
+                               .node = args->node});
+}
+
+static Status run_all_gather(KernelArgs *args)
+{
+    const CollectiveAttr *attr = args->attr;
+    if (collective_parts_lie_apart(attr)) return gather(args, &args->in[0], args->out[0].data);
+    TRY(gather(args, &args->in[0], args->workspace));
+    return copy_all_parts(args, attr, args->in[0].dtype, args->out[0].data, args->workspace, true);
+}
+
+static Status run_all_gather_into(KernelArgs *args)
+{
+    return gather(args, &args->in[1], args->in[0].data);
+}
+
+static Status clear_padding(const KernelArgs *args, int64_t from)
+{
+    const Tensor *y = &args->out[0];
+    size_t size = dtype_bytes(y->dtype);
+    return gpu_fill(args->stream, (char *)y->data + (size_t)from * size, 0,
+                    (size_t)(tensor_count(y) - from) * size);
+}
+
+static Status scatter(const KernelArgs *args, void *scratch)
+{
+    const CollectiveAttr *attr = args->attr;
+    const Prepared *p = args->state;
+    bool apart = collective_parts_lie_apart(attr);
+    if (!apart)
+        TRY(copy_all_parts(args, attr, args->in[0].dtype, args->in[0].data, scratch, false));
+    TRY(clear_padding(args, p->counts[attr->rank]));
+    return put(args, &(CommOp){.kind = COMM_REDUCE_SCATTER,
+                               .dtype = args->in[0].dtype,
+                               .recv = args->out[0].data,
+                               .send = apart ? args->in[0].data : scratch,
+                               .counts = p->counts,
+                               .node = args->node});
+}
+
+static Status run_reduce_scatter(KernelArgs *args) { return scatter(args, args->workspace); }
+
+/* ---- started, and waited for later -------------------------------------------------------- */
+
+static Status start_all_gather(KernelArgs *args)
+{
+    bool apart = collective_parts_lie_apart(args->attr);
+    return gather(args, &args->in[0], args->out[apart ? START_Y : START_SCRATCH].data);
+}
+
+static Status start_reduce_scatter(KernelArgs *args)
+{
+    return scatter(args, args->out[START_SCRATCH].data);
+}
+
+static Status run_wait(KernelArgs *args)
+{
+    const WaitAttr *attr = args->attr;
+    if (!attr->unpack) return OK;
+    return copy_all_parts(args, &attr->of, args->out[0].dtype, args->out[0].data,
+                          args->in[START_SCRATCH].data, true);
+}
+
+/* ---- a hop of a ring ---------------------------------------------------------------------- */
+
+/* The halves of x that are given: where they lie, or packed into scratch. */
+static Status find_given(const KernelArgs *args, char *scratch, const void **given)
+{
+    const CollectiveAttr *attr = args->attr;
+    char *x = args->in[0].data;
+    *given = x;
+    if (attr->ring.home || attr->ring.give == HALF_BOTH) return OK;
+    CollectiveStrips s = collective_strips(attr, args->in[0].dtype);
+    size_t half = (size_t)(s.dim / attr->n / 2) * s.inner_bytes;
+    if (attr->ring.give == HALF_SECOND) *given = x += half;
+    if (s.outer == 1) return OK;
+    *given = scratch;
+    return gpu_copy_rows(args->stream, scratch, half, x, 2 * half, half, (size_t)s.outer);
+}
+
+static Status hop(KernelArgs *args, char *scratch)
+{
+    const CollectiveAttr *attr = args->attr;
+    const RingHop *h = &attr->ring;
+    CommOp op[2];
+    int n = 0;
+    if (h->give) {
+        Shape give = ring_shape(attr, h->give);
+        op[n] = (CommOp){.kind = COMM_SEND,
+                         .dtype = args->in[0].dtype,
+                         .count = shape_count(&give),
+                         .peer = (attr->rank + h->hop + attr->n) % attr->n,
+                         .tag = h->tag,
+                         .node = args->node};
+        TRY(find_given(args, scratch, &op[n++].send));
+    }
+    if (h->take)
+        op[n++] = (CommOp){.kind = COMM_RECV,
+                           .dtype = args->in[0].dtype,
+                           .recv = args->out[0].data,
+                           .count = tensor_count(&args->out[0]),
+                           .peer = (attr->rank - h->hop + attr->n) % attr->n,
+                           .tag = h->tag,
+                           .node = args->node};
+    if (!n) return OK;
+    return comm_enqueue_all(((const Prepared *)args->state)->comm, op, n, args->stream);
+}
+
+static Status run_ring_pass(KernelArgs *args) { return hop(args, args->workspace); }
+static Status start_ring_pass(KernelArgs *args) { return hop(args, args->out[START_SCRATCH].data); }
+
+size_t ring_gpu_workspace(const Graph *graph, const Node *node)
+{
+    const CollectiveAttr *attr = node->attr;
+    Shape give = ring_shape(attr, attr->ring.give);
+    return ring_packs(attr)
+               ? (size_t)shape_count(&give) * dtype_bytes(graph_value(graph, node->in[0])->dtype)
+               : 0;
+}
+
+const Kernel cuda_ring_pass = {.run = run_ring_pass, .prepare = prepare, .release = release};
+const Kernel cuda_ring_pass_start = {
+    .run = start_ring_pass, .prepare = prepare, .release = release};
+const Kernel cuda_all_reduce = {.run = run_all_reduce, .prepare = prepare, .release = release};
+const Kernel cuda_all_gather = {.run = run_all_gather, .prepare = prepare, .release = release};
+const Kernel cuda_reduce_scatter = {
+    .run = run_reduce_scatter, .prepare = prepare, .release = release};
+const Kernel cuda_all_gather_into = {
+    .run = run_all_gather_into, .prepare = prepare, .release = release};
+const Kernel cuda_all_reduce_start = {
+    .run = run_all_reduce, .prepare = prepare, .release = release};
+const Kernel cuda_all_gather_start = {
+    .run = start_all_gather, .prepare = prepare, .release = release};
+const Kernel cuda_reduce_scatter_start = {
+    .run = start_reduce_scatter, .prepare = prepare, .release = release};
+const Kernel cuda_all_gather_into_start = {
+    .run = run_all_gather_into, .prepare = prepare, .release = release};
+const Kernel cuda_wait = {.run = run_wait};
