@@ -11,6 +11,8 @@
 
 CPU_DECLARE(activation);
 CPU_DECLARE(activation_grad);
+CUDA_DECLARE(activation);
+CUDA_DECLARE(activation_grad);
 
 /* exp counts as 12, as in glu.c */
 static const struct {
@@ -72,6 +74,7 @@ const OpDef op_def_activation = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(activation),
+    .cuda = &cuda_activation,
 };
 
 const OpDef op_def_activation_grad = {
@@ -89,6 +92,7 @@ const OpDef op_def_activation_grad = {
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(activation_grad),
+    .cuda = &cuda_activation_grad,
 };
 
 static Status add(Graph *g, const OpDef *def, ActivationKind kind, const ValueId *in, ValueId *out)

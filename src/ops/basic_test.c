@@ -66,11 +66,12 @@ static void test_add_to_itself(void **state)
 static void test_scale(void **state)
 {
     (void)state;
-    for (int d = 0; d < COUNT_OF(dtypes); d++) {
+    for (int i = 0; i < 2 * COUNT_OF(dtypes); i++) {
         OpTest *t = optest_create(1);
-        int64_t n = 5 * 77;
-        ValueId x = optest_normal(t, dtypes[d], SHAPE(5, 77), 1.0), y;
-        optest_pitch(t, x, 1, 80);
+        int d = i / 2;
+        int64_t width = i % 2 ? 80 : 77, n = 5 * width;
+        ValueId x = optest_normal(t, dtypes[d], SHAPE(5, width), 1.0), y;
+        optest_pitch(t, x, 1, i % 2 ? 96 : 80);
         optest_ok(op_scale(t->graph, x, 2.0f, &y));
         optest_output(t, y);
         optest_check_grad(t, reference_twice, &n, tolerance(dtypes[d]));
@@ -86,10 +87,11 @@ static void reference_copy(const void *user, double *const *in, double *const *o
 static void test_cast(void **state)
 {
     (void)state;
-    for (int d = 0; d < COUNT_OF(dtypes); d++) {
+    for (int i = 0; i < 2 * COUNT_OF(dtypes); i++) {
         OpTest *t = optest_create(1);
-        int64_t n = 3 * 45;
-        ValueId x = optest_normal(t, dtypes[d], SHAPE(3, 45), 1.0), y, same;
+        int d = i / 2;
+        int64_t width = i % 2 ? 48 : 45, n = 3 * width;
+        ValueId x = optest_normal(t, dtypes[d], SHAPE(3, width), 1.0), y, same;
         optest_ok(op_cast(t->graph, x, dtypes[1 - d], &y));
         optest_ok(op_cast(t->graph, x, dtypes[d], &same));
         assert_int_equal(same.id, x.id); /* no node for nothing */
@@ -129,23 +131,24 @@ static void reference_fill(const void *user, double *const *in, double *const *o
 {
     (void)in;
     for (int k = 0; k < 3; k++)
-        for (int64_t i = 0; i < 51; i++) out[k][i] = *(const double *)user;
+        for (int64_t i = 0; i < *(const int64_t *)user; i++) out[k][i] = -3;
 }
 
 static void test_fill(void **state)
 {
     (void)state;
-    OpTest *t = optest_create(1);
-    ValueId y[3];
-    double value = -3;
-    optest_ok(op_fill(t->graph, DTYPE_F32, SHAPE(3, 17), -3.0f, &y[0]));
-    optest_ok(op_fill(t->graph, DTYPE_BF16, SHAPE(3, 17), -3.0f, &y[1]));
-    optest_ok(op_fill(t->graph, DTYPE_I32, SHAPE(3, 17), -3.0f, &y[2]));
-    for (int k = 0; k < 3; k++) optest_plain_output(t, y[k]);
-    optest_check(t, reference_fill, &value, 0);
-    ValueId z;
-    optest_refused(op_fill(t->graph, DTYPE_I64, SHAPE(3), 0, &z), ERR_ARG, "not i64");
-    optest_destroy(t);
+    for (int64_t width = 16; width < 18; width++) {
+        OpTest *t = optest_create(1);
+        ValueId y[3], z;
+        int64_t n = 3 * width;
+        optest_ok(op_fill(t->graph, DTYPE_F32, SHAPE(3, width), -3.0f, &y[0]));
+        optest_ok(op_fill(t->graph, DTYPE_BF16, SHAPE(3, width), -3.0f, &y[1]));
+        optest_ok(op_fill(t->graph, DTYPE_I32, SHAPE(3, width), -3.0f, &y[2]));
+        for (int k = 0; k < 3; k++) optest_plain_output(t, y[k]);
+        optest_check(t, reference_fill, &n, 0);
+        optest_refused(op_fill(t->graph, DTYPE_I64, SHAPE(3), 0, &z), ERR_ARG, "not i64");
+        optest_destroy(t);
+    }
 }
 
 /* ---- views and concat ------------------------------------------------------------------- */
@@ -177,27 +180,39 @@ static void test_split(void **state)
     }
 }
 
+/* n operands: number k has (k + 1) each columns. */
+typedef struct Parts {
+    int n, each;
+} Parts;
+
 static void reference_concat(const void *user, double *const *in, double *const *out)
 {
-    int n = *(const int *)user, width = n * (n + 1) / 2; /* operand k has k + 1 columns */
-    for (int r = 0; r < 4; r++)
-        for (int k = 0, column = 0; k < n; column += ++k)
-            memcpy(out[0] + r * width + column, in[k] + r * (k + 1),
-                   (size_t)(k + 1) * sizeof(double));
+    const Parts *p = user;
+    int width = p->n * (p->n + 1) / 2 * p->each, column = 0;
+    for (int k = 0; k < p->n; k++) {
+        int columns = (k + 1) * p->each;
+        for (int r = 0; r < 4; r++)
+            memcpy(out[0] + r * width + column, in[k] + r * columns,
+                   (size_t)columns * sizeof(double));
+        column += columns;
+    }
 }
 
 static void test_concat(void **state)
 {
     (void)state;
     for (int n = 1; n < 17; n += 3) /* beyond NODE_MAX_OUT its gradient splits more than once */
-        for (int d = 0; d < COUNT_OF(dtypes); d++) {
+        for (int i = 0; i < 2 * COUNT_OF(dtypes); i++) {
             OpTest *t = optest_create(1);
+            DType dtype = dtypes[i / 2];
+            Parts p = {n, i % 2 ? 8 : 1};
             ValueId x[17], y;
-            for (int k = 0; k < n; k++) x[k] = optest_normal(t, dtypes[d], SHAPE(2, 2, k + 1), 1.0);
-            for (int k = 0; k < n; k += 2) optest_pitch(t, x[k], 1, k + 4);
+            for (int k = 0; k < n; k++)
+                x[k] = optest_normal(t, dtype, SHAPE(2, 2, (k + 1) * p.each), 1.0);
+            for (int k = 0; k < n; k += 2) optest_pitch(t, x[k], 1, (k + 4) * p.each);
             optest_ok(op_concat(t->graph, n, x, &y));
             optest_output(t, y);
-            optest_check_grad(t, reference_concat, &n, tolerance(dtypes[d]));
+            optest_check_grad(t, reference_concat, &p, tolerance(dtype));
             optest_destroy(t);
         }
 }

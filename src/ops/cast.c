@@ -3,6 +3,7 @@
 #include "ops/rules.h"
 
 CPU_DECLARE(cast);
+CUDA_DECLARE(cast);
 
 static Status infer(InferCtx *ctx)
 {
@@ -42,6 +43,7 @@ const OpDef op_def_cast = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(cast),
+    .cuda = &cuda_cast,
 };
 
 Status op_cast(Graph *g, ValueId x, DType dtype, ValueId *y)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 CPU_DECLARE(concat);
+CUDA_DECLARE(concat);
 
 static Status infer(InferCtx *ctx)
 {
@@ -70,6 +71,7 @@ const OpDef op_def_concat = {
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(concat),
+    .cuda = &cuda_concat,
 };
 
 Status op_concat(Graph *g, int n, const ValueId *x, ValueId *y)

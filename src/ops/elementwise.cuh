@@ -20,6 +20,8 @@ template <int K> struct Places {
     void *data[K]; /* NULL where the operand is left out */
     int64_t pitch[K];
     int64_t width, count;
+    const int32_t *rows; /* where it stands how many rows of row_width there are; NULL: all */
+    int64_t row_width;
 };
 
 enum { WALK_THREADS = 256 };
@@ -27,7 +29,8 @@ enum { WALK_THREADS = 256 };
 template <int N, int K, class F>
 __global__ void __launch_bounds__(WALK_THREADS) walk_kernel(Places<K> p, F f)
 {
-    int64_t steps = p.count / N, each = (int64_t)gridDim.x * WALK_THREADS;
+    int64_t count = p.rows ? min(p.count, *p.rows * p.row_width) : p.count;
+    int64_t steps = count / N, each = (int64_t)gridDim.x * WALK_THREADS;
     for (int64_t i = (int64_t)blockIdx.x * WALK_THREADS + threadIdx.x; i < steps; i += each) {
         int64_t element = i * N, row = p.width == p.count ? 0 : element / p.width,
                 column = element - row * p.width, at[K];
@@ -58,16 +61,20 @@ static inline int64_t pitch_of_rows(const Tensor *t, int64_t width)
     return width;
 }
 
-/* The first operand is there and gives the shape. N: elements at a time where all are aligned. */
+/* The first operand is there and gives the shape. N: elements at a time where all are aligned.
+ * offsets, where there are some, end with the number of rows of the last axis that are walked. */
 template <int N, int K, class F>
-static Status gpu_walk(GpuStream *stream, const Tensor *const (&tensor)[K], F f)
+static Status gpu_walk(GpuStream *stream, const Tensor *const (&tensor)[K], F f,
+                       const Tensor *offsets = NULL)
 {
     Places<K> p = {};
     p.count = p.width = tensor_count(tensor[0]);
     if (!p.count) return OK;
     for (int k = 0; k < K; k++)
         if (tensor[k]->data) p.width = min_i64(p.width, contiguous_elements(tensor[k]));
-    bool aligned = p.width % N == 0;
+    p.row_width = tensor[0]->shape.rank ? tensor[0]->shape.dim[tensor[0]->shape.rank - 1] : 1;
+    if (offsets) p.rows = (const int32_t *)offsets->data + tensor_count(offsets) - 1;
+    bool aligned = p.width % N == 0 && (!offsets || p.row_width % N == 0);
     for (int k = 0; k < K; k++) {
         p.data[k] = tensor[k]->data;
         if (!p.data[k]) continue;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 CPU_DECLARE(fill);
+CUDA_DECLARE(fill);
 
 static Status infer(InferCtx *ctx)
 {
@@ -35,6 +36,7 @@ const OpDef op_def_fill = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(fill),
+    .cuda = &cuda_fill,
 };
 
 Status op_fill(Graph *g, DType dtype, Shape shape, float value, ValueId *y)

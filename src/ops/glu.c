@@ -16,6 +16,10 @@ CPU_DECLARE(swiglu);
 CPU_DECLARE(swiglu_grad);
 CPU_DECLARE(geglu);
 CPU_DECLARE(geglu_grad);
+CUDA_DECLARE(swiglu);
+CUDA_DECLARE(swiglu_grad);
+CUDA_DECLARE(geglu);
+CUDA_DECLARE(geglu_grad);
 
 enum { GLU_OFFSETS = 2, GLU_GRAD_OFFSETS = 3 };
 
@@ -115,6 +119,7 @@ const OpDef op_def_swiglu = {
     .grad = swiglu_grad,
     .cost = swiglu_cost,
     .cpu = CPU_KERNELS(swiglu),
+    .cuda = &cuda_swiglu,
 };
 
 const OpDef op_def_swiglu_grad = {
@@ -130,6 +135,7 @@ const OpDef op_def_swiglu_grad = {
     .cut_rule = cut_grad,
     .cost = swiglu_grad_cost,
     .cpu = CPU_KERNELS(swiglu_grad),
+    .cuda = &cuda_swiglu_grad,
 };
 
 const OpDef op_def_geglu = {
@@ -146,6 +152,7 @@ const OpDef op_def_geglu = {
     .grad = geglu_grad,
     .cost = geglu_cost,
     .cpu = CPU_KERNELS(geglu),
+    .cuda = &cuda_geglu,
 };
 
 const OpDef op_def_geglu_grad = {
@@ -161,6 +168,7 @@ const OpDef op_def_geglu_grad = {
     .cut_rule = cut_grad,
     .cost = geglu_grad_cost,
     .cpu = CPU_KERNELS(geglu_grad),
+    .cuda = &cuda_geglu_grad,
 };
 
 Status op_swiglu(Graph *g, ValueId gate, ValueId up, ValueId *y)

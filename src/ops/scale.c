@@ -3,6 +3,7 @@
 #include "ops/rules.h"
 
 CPU_DECLARE(scale);
+CUDA_DECLARE(scale);
 
 static Status infer(InferCtx *ctx)
 {
@@ -40,6 +41,7 @@ const OpDef op_def_scale = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(scale),
+    .cuda = &cuda_scale,
 };
 
 Status op_scale(Graph *g, ValueId x, float factor, ValueId *y)

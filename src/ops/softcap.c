@@ -5,6 +5,8 @@
 
 CPU_DECLARE(softcap);
 CPU_DECLARE(softcap_grad);
+CUDA_DECLARE(softcap);
+CUDA_DECLARE(softcap_grad);
 
 static Status check(const InferCtx *ctx, const char *what)
 {
@@ -51,6 +53,7 @@ const OpDef op_def_softcap = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(softcap),
+    .cuda = &cuda_softcap,
 };
 
 static Status infer_grad(InferCtx *ctx)
@@ -78,6 +81,7 @@ const OpDef op_def_softcap_grad = {
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(softcap_grad),
+    .cuda = &cuda_softcap_grad,
 };
 
 Status op_softcap(Graph *g, ValueId x, float cap, ValueId *y)
