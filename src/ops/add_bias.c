@@ -5,10 +5,13 @@
  *
  * Gradient: dx = dy; db = sum over rows of dy, f32 (bias_grad). */
 #include "ops/kernel.h"
+#include "ops/row_blocks.h"
 #include "ops/rules.h"
 
 CPU_DECLARE(add_bias);
 CPU_DECLARE(bias_grad);
+CUDA_DECLARE(add_bias);
+CUDA_DECLARE(bias_grad);
 
 static Status infer(InferCtx *ctx)
 {
@@ -42,6 +45,7 @@ const OpDef op_def_add_bias = {
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(add_bias),
+    .cuda = &cuda_add_bias,
 };
 
 Status op_add_bias(Graph *g, ValueId x, ValueId b, ValueId *y)
@@ -61,6 +65,14 @@ static Status infer_grad(InferCtx *ctx)
     return OK;
 }
 
+/* Sums of each block of rows. */
+static size_t gpu_workspace_grad(const Graph *g, const Node *node)
+{
+    const Value *dy = graph_value(g, node->in[0]);
+    int64_t width = last_dim(dy), rows = width ? shape_count(&dy->shape) / width : 0;
+    return (size_t)(gpu_row_blocks(rows) * width) * sizeof(float);
+}
+
 const OpDef op_def_bias_grad = {
     .name = "bias_grad",
     .min_in = 1,
@@ -72,6 +84,8 @@ const OpDef op_def_bias_grad = {
     .cut = "*n -> n",
     .cost = cost,
     .cpu = CPU_KERNELS(bias_grad),
+    .cuda = &cuda_bias_grad,
+    .gpu_workspace = gpu_workspace_grad,
 };
 
 Status op_bias_grad(Graph *g, ValueId dy, ValueId *db)

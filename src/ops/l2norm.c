@@ -5,6 +5,8 @@
 
 CPU_DECLARE(l2norm);
 CPU_DECLARE(l2norm_grad);
+CUDA_DECLARE(l2norm);
+CUDA_DECLARE(l2norm_grad);
 extern const OpDef op_def_l2norm, op_def_l2norm_grad;
 
 /* in: x, and for the gradient dy */
@@ -66,6 +68,7 @@ const OpDef op_def_l2norm = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(l2norm),
+    .cuda = &cuda_l2norm,
 };
 
 const OpDef op_def_l2norm_grad = {
@@ -83,6 +86,7 @@ const OpDef op_def_l2norm_grad = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(l2norm_grad),
+    .cuda = &cuda_l2norm_grad,
 };
 
 Status op_l2norm(Graph *g, ValueId x, float eps, ValueId *y)

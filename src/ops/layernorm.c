@@ -6,6 +6,7 @@
  *   dx = r (g - mean(g) - n mean(g n));  dw = sum over rows of dy n;  db = sum over rows of dy.
  * mean and r are made again from x, as in rmsnorm.c. */
 #include "ops/kernel.h"
+#include "ops/row_blocks.h"
 #include "ops/rules.h"
 
 #include <string.h>
@@ -13,6 +14,9 @@
 CPU_DECLARE(layernorm);
 CPU_DECLARE(add_layernorm);
 CPU_DECLARE(layernorm_grad);
+CUDA_DECLARE(layernorm);
+CUDA_DECLARE(add_layernorm);
+CUDA_DECLARE(layernorm_grad);
 
 static void attr_text(const void *attr, Str *out)
 {
@@ -67,6 +71,7 @@ const OpDef op_def_layernorm = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(layernorm),
+    .cuda = &cuda_layernorm,
 };
 
 Status op_layernorm(Graph *g, ValueId x, ValueId w, ValueId b, float eps, ValueId *y)
@@ -117,6 +122,7 @@ const OpDef op_def_add_layernorm = {
     .cost = cost_add,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(add_layernorm),
+    .cuda = &cuda_add_layernorm,
 };
 
 Status op_add_layernorm(Graph *g, const ValueId in[4], float eps, ValueId *h, ValueId *y)
@@ -149,6 +155,15 @@ static Status infer_grad(InferCtx *ctx)
 
 static Cost cost_grad(const Graph *g, const Node *node) { return cost_streaming(g, node, 17); }
 
+/* dw and db of each block of rows, where they are wanted. */
+static size_t gpu_workspace_grad(const Graph *g, const Node *node)
+{
+    const Value *x = graph_value(g, node->in[1]);
+    int64_t width = last_dim(x), rows = shape_count(&x->shape) / width;
+    int wanted = value_ok(node->out[1]) + value_ok(node->out[2]);
+    return (size_t)(gpu_row_blocks(rows) * width * wanted) * sizeof(float);
+}
+
 const OpDef op_def_layernorm_grad = {
     .name = "layernorm_grad",
     .min_in = 3,
@@ -165,6 +180,8 @@ const OpDef op_def_layernorm_grad = {
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(layernorm_grad),
+    .cuda = &cuda_layernorm_grad,
+    .gpu_workspace = gpu_workspace_grad,
 };
 
 Status op_layernorm_grad(Graph *g, const ValueId in[4], float eps, bool bias, ValueId out[3])

@@ -5,6 +5,7 @@
 #include "ops/rope_internal.h"
 
 CPU_DECLARE(query_temperature);
+CUDA_DECLARE(query_temperature);
 
 static Status infer(InferCtx *ctx)
 {
@@ -66,6 +67,7 @@ const OpDef op_def_query_temperature = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(query_temperature),
+    .cuda = &cuda_query_temperature,
 };
 
 Status op_query_temperature(Graph *g, ValueId x, ValueId pos, float scale, float floor_scale,

@@ -10,6 +10,8 @@
 
 CPU_DECLARE(repeat_heads);
 CPU_DECLARE(repeat_heads_grad);
+CUDA_DECLARE(repeat_heads);
+CUDA_DECLARE(repeat_heads_grad);
 extern const OpDef op_def_repeat_heads, op_def_repeat_heads_grad;
 
 enum { HEADS_DIM = 2 };
@@ -123,6 +125,7 @@ const OpDef op_def_repeat_heads = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(repeat_heads),
+    .cuda = &cuda_repeat_heads,
 };
 
 const OpDef op_def_repeat_heads_grad = {
@@ -138,6 +141,7 @@ const OpDef op_def_repeat_heads_grad = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(repeat_heads_grad),
+    .cuda = &cuda_repeat_heads_grad,
 };
 
 Status op_repeat_heads(Graph *g, ValueId x, int64_t copies, ValueId *y)

@@ -10,6 +10,8 @@
 #include <math.h>
 
 CPU_DECLARE(rope);
+CUDA_DECLARE(rope_table);
+CUDA_DECLARE(rope);
 
 /* ---- rope_table ------------------------------------------------------------------------- */
 
@@ -50,24 +52,6 @@ static void table_text(const void *attr, Str *out)
         str_printf(out, " factor=%g low=%g high=%g original=%g", (double)a->scaling.factor,
                    (double)a->scaling.low_freq_factor, (double)a->scaling.high_freq_factor,
                    (double)a->scaling.original_max_position);
-}
-
-/* f_j = 1 / theta^(2j / d) and its scaling, each step rounded to f32 as the published models do. */
-static float rope_frequency(const RopeTableAttr *attr, int64_t j)
-{
-    float exponent = (float)(2 * j) / (float)attr->head_dim;
-    float f = 1.0f / (float)pow(attr->theta, (double)exponent);
-    const RopeScaling *s = &attr->scaling;
-    if (s->factor == 0 || s->factor == 1) return f;
-    float wavelength = (float)(2 * M_PI) / f;
-    if (wavelength < s->original_max_position / s->high_freq_factor) return f;
-    /* with low == high the middle band is empty, and its blend would be 0 / 0 */
-    if (wavelength > s->original_max_position / s->low_freq_factor ||
-        s->high_freq_factor == s->low_freq_factor)
-        return f / s->factor;
-    float smooth = (s->original_max_position / wavelength - s->low_freq_factor) /
-                   (s->high_freq_factor - s->low_freq_factor);
-    return (1 - smooth) * f / s->factor + smooth * f;
 }
 
 /* The frequencies, f32. */
@@ -114,6 +98,7 @@ const OpDef op_def_rope_table = {
     .cost = table_cost,
     .attr_text = table_text,
     .cpu = CPU_KERNEL_ANY(&table_kernel),
+    .cuda = &cuda_rope_table,
 };
 
 Status op_rope_table(Graph *g, ValueId pos, int64_t head_dim, double theta, RopeScaling scaling,
@@ -186,6 +171,7 @@ const OpDef op_def_rope = {
     .cost = rope_cost,
     .attr_text = rope_text,
     .cpu = CPU_KERNELS(rope),
+    .cuda = &cuda_rope,
 };
 
 Status op_rope(Graph *g, ValueId x, ValueId table, bool interleaved, ValueId *y)
