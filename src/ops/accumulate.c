@@ -6,6 +6,9 @@
 
 CPU_DECLARE(accumulate);
 CPU_DECLARE(assign);
+CUDA_DECLARE(accumulate);
+CUDA_DECLARE(assign);
+CUDA_DECLARE(clear);
 
 /* x must lie as the state does. */
 static Status cut_like_state(CutCtx *ctx)
@@ -37,6 +40,7 @@ const OpDef op_def_accumulate = {
     .cut_rule = cut_like_state,
     .cost = cost,
     .cpu = CPU_KERNELS(accumulate),
+    .cuda = &cuda_accumulate,
 };
 
 Status op_accumulate(Graph *g, ValueId state, ValueId x, ValueId *sum)
@@ -77,6 +81,7 @@ const OpDef op_def_assign = {
     .cut_rule = cut_like_state,
     .cost = cost_assign,
     .cpu = CPU_KERNELS(assign),
+    .cuda = &cuda_assign,
 };
 
 Status op_assign(Graph *g, ValueId state, ValueId x)
@@ -123,6 +128,7 @@ const OpDef op_def_clear = {
     .cut_rule = cut_anywhere,
     .cost = cost_clear,
     .cpu = CPU_KERNEL_ANY(&clear_kernel),
+    .cuda = &cuda_clear,
 };
 
 Status op_clear(Graph *g, ValueId state)

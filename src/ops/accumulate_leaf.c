@@ -14,6 +14,7 @@
 #include <string.h>
 
 CPU_DECLARE(accumulate_leaf);
+CUDA_DECLARE(accumulate_leaf);
 
 enum { IN_STATE, IN_X, IN_MICRO };
 
@@ -77,6 +78,7 @@ const OpDef op_def_accumulate_leaf = {
     .cut_rule = cut_like_state,
     .cost = cost,
     .cpu = CPU_KERNELS(accumulate_leaf),
+    .cuda = &cuda_accumulate_leaf,
 };
 
 Status op_accumulate_leaf(Graph *g, ValueId state, ValueId x, ValueId micro, int n_parts,

@@ -9,6 +9,7 @@
 #include <string.h>
 
 CPU_DECLARE(adamw);
+CUDA_DECLARE(adamw);
 
 enum { IN_W, IN_M, IN_V, IN_GRAD, IN_COPY, IN_FACTOR, IN_HYPER, N_IN, N_OUT = IN_COPY + 1 };
 
@@ -77,6 +78,7 @@ const OpDef op_def_adamw = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(adamw),
+    .cuda = &cuda_adamw,
 };
 
 Status op_adamw(Graph *g, ValueId w, ValueId m, ValueId v, ValueId grad, ValueId copy,

@@ -13,9 +13,10 @@
 #ifndef OPS_EXACT_SUM_H
 #define OPS_EXACT_SUM_H
 
+#include "base/base.h"
+#include "ops/device_too.h"
+
 #include <math.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 
 enum {
@@ -33,7 +34,7 @@ typedef struct ExactSum {
 } ExactSum;
 
 /* Makes every digit one of 0 .. 65535 again; the value stays, and has one form only. */
-static inline void exact_carry(ExactSum *s)
+DEVICE_TOO static inline void exact_carry(ExactSum *s)
 {
     int64_t carry = 0;
     for (int j = 0; j < EXACT_DIGITS; j++) {
@@ -43,7 +44,7 @@ static inline void exact_carry(ExactSum *s)
     }
 }
 
-static inline void exact_add_bits(ExactSum *s, uint32_t bits)
+DEVICE_TOO static inline void exact_add_bits(ExactSum *s, uint32_t bits)
 {
     uint32_t exponent = bits >> 23 & 0xff, m = bits & 0x7fffff;
     if (exponent == 0xff) {
@@ -84,7 +85,7 @@ static inline void exact_add_squares_bf16(ExactSum *s, const uint16_t *x, int64_
     }
 }
 
-static inline void exact_add(ExactSum *s, const ExactSum *other)
+DEVICE_TOO static inline void exact_add(ExactSum *s, const ExactSum *other)
 {
     for (int j = 0; j < EXACT_DIGITS; j++) s->digit[j] += other->digit[j];
     s->bad |= other->bad;
@@ -92,12 +93,12 @@ static inline void exact_add(ExactSum *s, const ExactSum *other)
 }
 
 /* As EXACT_WORDS numbers for other ranks, and back. */
-static inline void exact_write(const ExactSum *s, int32_t *words)
+DEVICE_TOO static inline void exact_write(const ExactSum *s, int32_t *words)
 {
     for (int j = 0; j < EXACT_DIGITS; j++) words[j] = (int32_t)s->digit[j];
     words[EXACT_DIGITS] = s->bad;
 }
-static inline ExactSum exact_read(const int32_t *words)
+DEVICE_TOO static inline ExactSum exact_read(const int32_t *words)
 {
     ExactSum s = {.bad = words[EXACT_DIGITS] != 0};
     for (int j = 0; j < EXACT_DIGITS; j++) s.digit[j] = words[j];
@@ -105,7 +106,7 @@ static inline ExactSum exact_read(const int32_t *words)
 }
 
 /* The four highest digits that count: at least 49 bits, cut off the same way whoever asks. */
-static inline double exact_value(const ExactSum *s)
+DEVICE_TOO static inline double exact_value(const ExactSum *s)
 {
     int top = EXACT_DIGITS - 1;
     uint64_t bits = 0;

@@ -3,6 +3,8 @@
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
+CUDA_DECLARE(expert_bias_update);
+
 static Status infer(InferCtx *ctx)
 {
     int64_t n = shape_count(&ctx->in[0]->shape);
@@ -48,6 +50,7 @@ const OpDef op_def_expert_bias_update = {
     .infer = infer,
     .cost = cost,
     .cpu = CPU_KERNEL_ANY(&kernel),
+    .cuda = &cuda_expert_bias_update,
 };
 
 Status op_expert_bias_update(Graph *g, ValueId bias, ValueId load, ValueId hyper)

@@ -10,6 +10,9 @@
 #include <string.h>
 
 CPU_DECLARE(grad_norm);
+CUDA_DECLARE(grad_norm);
+CUDA_DECLARE(join_norms);
+CUDA_DECLARE(clip_factor);
 
 /* ---- grad_norm(gradients...) -> [1], or the digits of an exact sum of squares ----------- */
 
@@ -54,6 +57,15 @@ static Status cut_attr(const CutCtx *ctx, void *attribute)
     return OK;
 }
 
+/* Of each block its sum, or the words of its exact sum, 8 bytes each. */
+static size_t gpu_workspace(const Graph *g, const Node *node)
+{
+    int64_t blocks = 0;
+    for (int k = 0; k < node->n_in; k++)
+        blocks += gpu_norm_blocks(shape_count(&graph_value(g, node->in[k])->shape));
+    return (size_t)(blocks * words_of(node->attr)) * sizeof(int64_t);
+}
+
 const OpDef op_def_grad_norm = {
     .name = "grad_norm",
     .min_in = 0,
@@ -66,6 +78,8 @@ const OpDef op_def_grad_norm = {
     .cut_rule = cut_rule,
     .cut_attr = cut_attr,
     .cpu = CPU_KERNELS(grad_norm),
+    .cuda = &cuda_grad_norm,
+    .gpu_workspace = gpu_workspace,
 };
 
 /* ---- join_norms(x): of all ranks that hold other parts of the gradients ----------------- */
@@ -177,6 +191,7 @@ const OpDef op_def_join_norms = {
     .cut_attr = cut_join_attr,
     .cost = cost_join,
     .cpu = CPU_KERNEL_ANY(&join_kernel),
+    .cuda = &cuda_join_norms,
 };
 
 Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm)
@@ -225,6 +240,7 @@ const OpDef op_def_clip_factor = {
     .infer = infer_clip,
     .cost = cost_clip,
     .cpu = CPU_KERNEL_ANY(&clip_kernel),
+    .cuda = &cuda_clip_factor,
 };
 
 Status op_clip_factor(Graph *g, ValueId norm, ValueId hyper, ValueId *factor)

@@ -15,4 +15,12 @@ enum { NORM_BLOCK = 65536 }; /* elements */
 
 static inline int64_t norm_blocks(int64_t n) { return (n + NORM_BLOCK - 1) / NORM_BLOCK; }
 
+/* On GPUs, where many are summed at once. */
+enum { GPU_NORM_BLOCK = 32768 };
+
+static inline int64_t gpu_norm_blocks(int64_t n)
+{
+    return (n + GPU_NORM_BLOCK - 1) / GPU_NORM_BLOCK;
+}
+
 #endif

@@ -47,12 +47,18 @@ static float factor_for(double norm, double clip)
     ValueId n = optest_data(t, DTYPE_F32, SCALAR, &norm), factor;
     ValueId h = optest_data(t, DTYPE_F32, SHAPE(HYPER_COUNT), hyper);
     optest_ok(op_clip_factor(t->graph, n, h, &factor));
-    OpRun run;
-    assert_true(optest_run(&run, t, (Target){.isa = ISA_GENERIC, .threads = 1}, 0));
-    float result = *(const float *)optest_run_tensor(&run, factor).data;
-    optest_run_end(&run);
+    float result[2];
+    for (int gpu = 0; gpu < 2; gpu++) {
+        OpRun run;
+        Target target = {
+            .isa = ISA_GENERIC, .threads = 1, .gpu = gpu && optest_gpu_available(t->graph)};
+        assert_true(optest_run(&run, t, target, 0));
+        result[gpu] = *(const float *)optest_run_tensor(&run, factor).data;
+        optest_run_end(&run);
+    }
     optest_destroy(t);
-    return result;
+    assert_memory_equal(&result[0], &result[1], sizeof *result);
+    return result[0];
 }
 
 static void test_clip_factor(void **state)
@@ -173,6 +179,33 @@ static void test_accumulate(void **state)
     }
 }
 
+/* Micro-batches 0 to 3 of four: the last leaves ((0 + 1) + (2 + 3)) in the uppermost state. */
+static void reference_leaf(const void *user, double *const *in, double *const *out)
+{
+    int64_t n = *(const int64_t *)user;
+    for (int64_t i = 0; i < n; i++) out[0][i] = in[2][i] + in[4][i] + in[6][i] + in[8][i];
+}
+
+static void test_accumulate_leaf(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 2 * COUNT_OF(sizes); k++) {
+        OpTest *t = optest_create(2);
+        Shape shape = SHAPE(sizes[k / 2]);
+        ValueId sum = optest_state(t, DTYPE_F32, shape, STATE_GRAD, NULL),
+                part = optest_state(t, DTYPE_F32, shape, STATE_GRAD_PART, NULL);
+        for (int m = 0; m < 4; m++) {
+            ValueId x = optest_normal(t, k % 2 ? DTYPE_BF16 : DTYPE_F32, shape, 1.0);
+            ValueId micro = optest_data(t, DTYPE_I32, SHAPE(1), (double[]){m});
+            optest_ok(op_accumulate_leaf(t->graph, sum, x, micro, 1, &part, &sum));
+            part = graph_node(t->graph, (NodeId){t->graph->n_nodes - 1})->out[1];
+        }
+        optest_plain_output(t, sum);
+        optest_check(t, reference_leaf, &sizes[k / 2], 1e-6);
+        optest_destroy(t);
+    }
+}
+
 /* in: state, x; out: state */
 static void reference_assign(const void *user, double *const *in, double *const *out)
 {
@@ -232,13 +265,10 @@ static void test_expert_bias_update(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_grad_norm),
-        cmocka_unit_test(test_clip_factor),
-        cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_adamw_skips_bad_steps),
-        cmocka_unit_test(test_accumulate),
-        cmocka_unit_test(test_assign),
-        cmocka_unit_test(test_expert_bias_update),
+        cmocka_unit_test(test_grad_norm),  cmocka_unit_test(test_clip_factor),
+        cmocka_unit_test(test_adamw),      cmocka_unit_test(test_adamw_skips_bad_steps),
+        cmocka_unit_test(test_accumulate), cmocka_unit_test(test_accumulate_leaf),
+        cmocka_unit_test(test_assign),     cmocka_unit_test(test_expert_bias_update),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
