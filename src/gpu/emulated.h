@@ -119,6 +119,8 @@ static inline float __fdividef(float x, float y) { return x / y; }
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 static inline float __fmul_rn(float x, float y) { return x * y; }
 static inline float __fadd_rn(float x, float y) { return x + y; }
+/* On integers only; blocks may run on several threads of the host. */
+static inline int atomicAdd(int *at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_RELAXED); }
 template <class T> static inline T __ldg(const T *p) { return *p; }
 using std::max;
 using std::min;

@@ -2,6 +2,7 @@
  * are sorted by id (counting sort, stable), then each row of the table is written once, by one
  * thread. */
 #include "ops/embed.h"
+#include "ops/id_sort.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -9,6 +10,8 @@
 
 CPU_DECLARE(embed);
 CPU_DECLARE(embed_grad);
+CUDA_DECLARE(embed);
+CUDA_DECLARE(embed_grad);
 
 /* ---- embed(ids, w) ---------------------------------------------------------------------- */
 
@@ -69,6 +72,7 @@ const OpDef op_def_embed = {
     .grad = grad,
     .cost = cost,
     .cpu = CPU_KERNELS(embed),
+    .cuda = &cuda_embed,
 };
 
 Status op_embed(Graph *g, ValueId ids, ValueId w, DType dtype, ValueId *y)
@@ -122,6 +126,11 @@ static Status cut_table(const CutCtx *ctx, void *attribute)
 
 static Cost cost_grad(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
+static size_t gpu_workspace_grad(const Graph *g, const Node *node)
+{
+    return sort_workspace(shape_count(&graph_value(g, node->in[0])->shape));
+}
+
 const OpDef op_def_embed_grad = {
     .name = "embed_grad",
     .min_in = 2,
@@ -135,6 +144,8 @@ const OpDef op_def_embed_grad = {
     .cut_attr = cut_table,
     .cost = cost_grad,
     .cpu = CPU_KERNELS(embed_grad),
+    .cuda = &cuda_embed_grad,
+    .gpu_workspace = gpu_workspace_grad,
 };
 
 Status op_embed_grad(Graph *g, ValueId ids, ValueId dy, Shape table, ValueId *dw)
