@@ -10,6 +10,8 @@
 
 #include <string.h>
 
+CUDA_DECLARE(bucket);
+
 /* ---- bucket ----------------------------------------------------------------------------- */
 
 static Status infer_bucket(InferCtx *ctx)
@@ -60,6 +62,7 @@ const OpDef op_def_bucket = {
     .cut_rule = cut_bucket,
     .cost = cost_bucket,
     .cpu = CPU_KERNEL_ANY(&bucket_kernel),
+    .cuda = &cuda_bucket,
 };
 
 /* ---- bucket_part ------------------------------------------------------------------------ */

@@ -202,8 +202,8 @@ void collective_attr_text(const void *attribute, Str *out)
         str_printf(out, ", axis %d%s", attr->dim, attr->zigzag ? " zigzag" : "");
 }
 
-/* overwrites: bit 0 where the result may take the place of x. */
-#define COLLECTIVE(op, operands, how, overwrites, more_flags)                                      \
+/* overwrites: bit 0 where the result may take the place of x. packs: GPUs need room to pack in. */
+#define COLLECTIVE(op, operands, how, overwrites, more_flags, packs)                               \
     extern const Kernel collective_##op##_kernel;                                                  \
     CUDA_DECLARE(op);                                                                              \
     const OpDef op_def_##op = {.name = #op,                                                        \
@@ -220,13 +220,13 @@ void collective_attr_text(const void *attribute, Str *out)
                                .attr_text = collective_attr_text,                                  \
                                .cpu = CPU_KERNEL_ANY(&collective_##op##_kernel),                   \
                                .cuda = &cuda_##op,                                                 \
-                               .gpu_workspace = collective_gpu_workspace}
+                               .gpu_workspace = (packs) ? collective_gpu_workspace : NULL}
 
-COLLECTIVE(all_reduce, 1, infer_all_reduce, 1, OP_COLLECTIVE);
-COLLECTIVE(all_gather, 1, infer_all_gather, 0, OP_COLLECTIVE | OP_CHEAP);
-COLLECTIVE(reduce_scatter, 1, infer_part, 0, OP_COLLECTIVE);
-COLLECTIVE(cut, 1, infer_part, 0, 0);
-COLLECTIVE(all_gather_into, 2, infer_all_gather_into, 0, OP_COLLECTIVE | OP_EFFECT);
+COLLECTIVE(all_reduce, 1, infer_all_reduce, 1, OP_COLLECTIVE, false);
+COLLECTIVE(all_gather, 1, infer_all_gather, 0, OP_COLLECTIVE | OP_CHEAP, true);
+COLLECTIVE(reduce_scatter, 1, infer_part, 0, OP_COLLECTIVE, true);
+COLLECTIVE(cut, 1, infer_part, 0, 0, false);
+COLLECTIVE(all_gather_into, 2, infer_all_gather_into, 0, OP_COLLECTIVE | OP_EFFECT, false);
 
 enum { NO_DIM = -2 }; /* a sum has nothing cut */
 

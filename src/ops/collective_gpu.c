@@ -139,6 +139,22 @@ static Status scatter(const KernelArgs *args, void *scratch)
 
 static Status run_reduce_scatter(KernelArgs *args) { return scatter(args, args->workspace); }
 
+/* This rank's part; nothing is sent. */
+static Status run_cut(KernelArgs *args)
+{
+    const CollectiveAttr *attr = args->attr;
+    char *from = args->in[0].data, *to = args->out[0].data;
+    DType dtype = args->in[0].dtype;
+    if (attr->dim != PLACE_FLAT) return copy_part(args, attr, dtype, attr->rank, from, to, false);
+    int64_t count = shape_count(&attr->whole),
+            mine = collective_flat_count(count, attr->n, attr->rank),
+            first = collective_flat_part(count, attr->n) * attr->rank;
+    if (mine)
+        TRY(gpu_copy(args->stream, to, from + (size_t)first * dtype_bytes(dtype),
+                     (size_t)mine * dtype_bytes(dtype)));
+    return clear_padding(args, mine);
+}
+
 /* ---- started, and waited for later -------------------------------------------------------- */
 
 static Status start_all_gather(KernelArgs *args)
@@ -220,6 +236,7 @@ size_t ring_gpu_workspace(const Graph *graph, const Node *node)
 const Kernel cuda_ring_pass = {.run = run_ring_pass, .prepare = prepare, .release = release};
 const Kernel cuda_ring_pass_start = {
     .run = start_ring_pass, .prepare = prepare, .release = release};
+const Kernel cuda_cut = {.run = run_cut};
 const Kernel cuda_all_reduce = {.run = run_all_reduce, .prepare = prepare, .release = release};
 const Kernel cuda_all_gather = {.run = run_all_gather, .prepare = prepare, .release = release};
 const Kernel cuda_reduce_scatter = {

@@ -8,6 +8,7 @@
 #include "ops/rules.h"
 
 CPU_DECLARE(ring_sum);
+CUDA_DECLARE(ring_sum);
 
 static Status cut(CutCtx *c)
 {
@@ -68,6 +69,7 @@ const OpDef op_def_ring_sum = {
     .cut_rule = cut,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(ring_sum),
+    .cuda = &cuda_ring_sum,
 };
 
 Status op_ring_sum(Graph *g, ValueId sum, ValueId x, const RingSumAttr *attr, ValueId *y)

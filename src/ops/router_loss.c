@@ -14,6 +14,8 @@
 
 CPU_DECLARE(router_loss);
 CPU_DECLARE(router_loss_grad);
+CUDA_DECLARE(router_loss);
+CUDA_DECLARE(router_loss_grad);
 
 static Status check_operands(InferCtx *ctx)
 {
@@ -69,6 +71,14 @@ static void attr_text(const void *attribute, Str *out)
                attr->kind == ROUTER_SIGMOID ? "sigmoid" : "softmax");
 }
 
+/* Sums of each block of tokens. */
+static size_t gpu_workspace(const Graph *g, const Node *node)
+{
+    const Value *logits = graph_value(g, node->in[0]);
+    int64_t experts = last_dim(logits), tokens = shape_count(&logits->shape) / experts;
+    return (size_t)(router_blocks(tokens) * (2 * experts + 2)) * sizeof(double);
+}
+
 const OpDef op_def_router_loss = {
     .name = "router_loss",
     .min_in = 3,
@@ -81,6 +91,8 @@ const OpDef op_def_router_loss = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(router_loss),
+    .cuda = &cuda_router_loss,
+    .gpu_workspace = gpu_workspace,
 };
 
 Status op_router_loss(Graph *g, ValueId logits, ValueId choice, ValueId weights, float aux, float z,
@@ -102,6 +114,12 @@ static Status infer_grad(InferCtx *ctx)
 
 static Cost cost_grad(const Graph *g, const Node *node) { return cost_streaming(g, node, 40); }
 
+/* How often each expert was chosen, and how many tokens count. */
+static size_t gpu_workspace_grad(const Graph *g, const Node *node)
+{
+    return (size_t)(last_dim(graph_value(g, node->in[0])) + 1) * sizeof(int);
+}
+
 const OpDef op_def_router_loss_grad = {
     .name = "router_loss_grad",
     .min_in = 4,
@@ -115,6 +133,8 @@ const OpDef op_def_router_loss_grad = {
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(router_loss_grad),
+    .cuda = &cuda_router_loss_grad,
+    .gpu_workspace = gpu_workspace_grad,
 };
 
 Status op_router_loss_grad(Graph *g, ValueId logits, ValueId choice, ValueId weights, ValueId dloss,
