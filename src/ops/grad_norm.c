@@ -165,6 +165,11 @@ static size_t workspace_join(const Graph *graph, const Node *node, const Target 
     return n > 1 ? n * (size_t)words_of(node->attr) * sizeof(float) : 0;
 }
 
+static size_t gpu_workspace_join(const Graph *g, const Node *node)
+{
+    return workspace_join(g, node, NULL);
+}
+
 static const Kernel join_kernel = {
     .run = run_join, .prepare = prepare_join, .release = release_join, .workspace = workspace_join};
 
@@ -192,6 +197,7 @@ const OpDef op_def_join_norms = {
     .cost = cost_join,
     .cpu = CPU_KERNEL_ANY(&join_kernel),
     .cuda = &cuda_join_norms,
+    .gpu_workspace = gpu_workspace_join,
 };
 
 Status op_grad_norm(Graph *g, int n, const ValueId *grads, ValueId *norm)

@@ -149,28 +149,58 @@ static Status run(KernelArgs *args)
 
 /* ---- join_norms, clip_factor --------------------------------------------------------------- */
 
-__global__ void join_kernel(const void *norms, bool exact, float *norm)
+/* Of n ranks. */
+__global__ void join_kernel(const void *norms, int n, bool exact, float *norm)
 {
     if (exact) {
-        ExactSum sum = exact_read((const int32_t *)norms);
+        ExactSum sum = {};
+        for (int i = 0; i < n; i++) {
+            ExactSum one = exact_read((const int32_t *)norms + i * EXACT_WORDS);
+            exact_add(&sum, &one);
+        }
         *norm = (float)sqrt(exact_value(&sum));
     } else {
-        double one = (double)*(const float *)norms;
-        *norm = (float)sqrt(one * one);
+        double sum = 0;
+        for (int i = 0; i < n; i++) {
+            double one = (double)((const float *)norms)[i];
+            sum += one * one;
+        }
+        *norm = (float)sqrt(sum);
     }
 }
 
-/* The norms of other ranks would have to be gathered first. */
 static Status prepare_join(KernelArgs *args)
 {
-    if (!((const GradNormAttr *)args->attr)->cut_axes) return OK;
-    return fail(ERR_UNSUPPORTED, "norms of gradients cannot yet be exchanged between GPUs");
+    const GradNormAttr *attr = (const GradNormAttr *)args->attr;
+    Comm *comm;
+    if (!attr->cut_axes) return OK;
+    TRY(args->ranks->group(args->ranks, attr->cut_axes, &comm));
+    args->state = comm;
+    return OK;
 }
 
+static void release_join(KernelArgs *args) { args->state = NULL; /* the group is the device's */ }
+
+/* The norms of all ranks that hold other parts are gathered first. */
 static Status run_join(KernelArgs *args)
 {
     const GradNormAttr *attr = (const GradNormAttr *)args->attr;
-    return GPU_LAUNCH(args->stream, 1, 1, 0, (join_kernel), args->in[0].data, attr->exact,
+    const void *norms = args->in[0].data;
+    int n = 1;
+    if (args->state) {
+        Comm *comm = (Comm *)args->state;
+        CommOp op = {};
+        op.kind = COMM_ALL_GATHER;
+        op.dtype = args->in[0].dtype;
+        op.send = norms;
+        op.recv = args->workspace;
+        op.count = tensor_count(&args->in[0]);
+        op.node = args->node;
+        TRY(comm_enqueue(comm, &op, args->stream));
+        norms = args->workspace;
+        n = comm_size(comm);
+    }
+    return GPU_LAUNCH(args->stream, 1, 1, 0, (join_kernel), norms, n, attr->exact,
                       (float *)args->out[0].data);
 }
 
@@ -189,5 +219,5 @@ static Status run_clip(KernelArgs *args)
 } // namespace
 
 CUDA_KERNEL(grad_norm) = {.run = run};
-CUDA_KERNEL(join_norms) = {.run = run_join, .prepare = prepare_join};
+CUDA_KERNEL(join_norms) = {.run = run_join, .prepare = prepare_join, .release = release_join};
 CUDA_KERNEL(clip_factor) = {.run = run_clip};
