@@ -108,6 +108,9 @@ Status comm_run(Comm *comm, const CommOp *op); /* start and wait */
 Status comm_enqueue(Comm *comm, const CommOp *op, GpuStream *stream);
 /* n (at most 4) that do not wait for each other: what goes round a ring. */
 Status comm_enqueue_all(Comm *comm, const CommOp *op, int n, GpuStream *stream);
+/* This rank's host waits for its GPU by waiting for this stream: from now on it looks meanwhile
+ * whether others still come. */
+void comm_join_gpu(Comm *member, GpuStream *stream);
 /* Before this rank closes its GPU: what its groups have there is given up. member: any of them. */
 void comm_leave_gpu(Comm *member);
 

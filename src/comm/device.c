@@ -133,8 +133,12 @@ static Status open_group(Comm *c, GpuStream *stream)
                         c->n, c->deadline_s);
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
-    gpu_stream_on_wait(stream, look, comm_of_all(c));
     return OK;
+}
+
+void comm_join_gpu(Comm *member, GpuStream *stream)
+{
+    gpu_stream_on_wait(stream, look, comm_of_all(member));
 }
 
 void comm_leave_gpu(Comm *member)

@@ -14,6 +14,7 @@ Status device_create_cuda(CudaOptions options, Device **out)
     }
     const GpuInfo *info = gpu_info(device->gpu);
     device_join(device, options.world, options.mesh);
+    if (options.world) comm_join_gpu(options.world, device->stream);
     device->target = (Target){.isa = ISA_GENERIC, .threads = 1, .gpu = true};
     snprintf(device->text, sizeof device->text, "GPU %d: %s, %d multiprocessors", info->index,
              info->name, info->multiprocessors);

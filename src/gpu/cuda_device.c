@@ -198,9 +198,12 @@ Status gpu_stream_create(Gpu *gpu, GpuStream **out)
 void gpu_stream_destroy(GpuStream *stream)
 {
     if (!stream) return;
+    gpu_side_destroy(stream->side);
     if (cudaStreamDestroy(stream->cuda) != cudaSuccess) (void)cudaGetLastError();
     free(stream);
 }
+
+GpuSide **gpu_stream_side(GpuStream *stream) { return &stream->side; }
 
 Gpu *gpu_stream_device(const GpuStream *stream) { return stream->gpu; }
 

@@ -15,6 +15,7 @@ struct Gpu {
 struct GpuStream {
     Gpu *gpu;
     cudaStream_t cuda;
+    GpuSide *side;
     GpuLook *look;
     void *look_context;
 };

@@ -34,7 +34,9 @@ struct GpuGraph {
 
 struct GpuStream {
     Gpu *gpu;
-    VEC(Item) item; /* that were not run yet */
+    VEC(Item) item;
+    size_t next; /* of the items, that was not begun yet */
+    GpuSide *side;
     GpuGraph *capture;
     unsigned launches;
     GpuLook *look;
@@ -44,8 +46,8 @@ struct GpuStream {
 };
 
 struct GpuEvent {
-    GpuStream *stream; /* it was recorded on; NULL: never */
-    size_t items;      /* that were on it then */
+    GpuStream *stream;        /* it was recorded on; NULL: never */
+    int64_t recorded, passed; /* how often */
     double at_s;
 };
 
@@ -231,10 +233,11 @@ static void items_free(Item *item, size_t n)
 void gpu_stream_destroy(GpuStream *stream)
 {
     if (!stream) return;
+    gpu_side_destroy(stream->side);
     Gpu *gpu = stream->gpu;
     for (size_t i = 0; i < gpu->stream.n; i++)
         if (gpu->stream.at[i] == stream) gpu->stream.at[i--] = gpu->stream.at[--gpu->stream.n];
-    items_free(stream->item.at, stream->item.n);
+    items_free(stream->item.at + stream->next, stream->item.n - stream->next);
     VEC_FREE(&stream->item);
     free(stream);
 }
@@ -244,6 +247,8 @@ void gpu_stream_on_wait(GpuStream *stream, GpuLook *look, void *context)
     stream->look = look;
     stream->look_context = context;
 }
+
+GpuSide **gpu_stream_side(GpuStream *stream) { return &stream->side; }
 
 Gpu *gpu_stream_device(const GpuStream *stream) { return stream->gpu; }
 
@@ -258,13 +263,22 @@ Status emulated_submit(GpuStream *stream, EmulatedWork *work, const void *contex
     return OK;
 }
 
-static void run_items(GpuStream *stream, const Item *item, size_t n)
+/* Takes the next item off and runs it: another one that waits for this stream may come in between.
+ */
+static void run_next(GpuStream *stream)
 {
-    for (size_t i = 0; i < n && stream->status == OK; i++) {
-        stream->status = item[i].work(stream, item[i].context);
+    Item item = stream->item.at[stream->next++];
+    if (stream->status == OK) {
+        stream->status = item.work(stream, item.context);
         if (stream->status != OK)
             snprintf(stream->error, sizeof stream->error, "%s", status_message());
     }
+    free(item.context);
+}
+
+static Status state_of(const GpuStream *stream)
+{
+    return stream->status == OK ? OK : fail(stream->status, "%s", stream->error);
 }
 
 Status gpu_stream_wait(GpuStream *stream)
@@ -273,12 +287,10 @@ Status gpu_stream_wait(GpuStream *stream)
         return fail(ERR_DEVICE, "a stream was waited for while its work is captured");
     if (stream->look) TRY(stream->look(stream->look_context));
     open_memory(stream->gpu);
-    run_items(stream, stream->item.at, stream->item.n);
+    while (stream->next < stream->item.n) run_next(stream);
     close_memory(stream->gpu);
-    items_free(stream->item.at, stream->item.n);
-    stream->item.n = 0;
-    if (stream->status != OK) return fail(stream->status, "%s", stream->error);
-    return OK;
+    stream->next = stream->item.n = 0;
+    return state_of(stream);
 }
 
 /* ---- copies ------------------------------------------------------------------------------- */
@@ -363,15 +375,34 @@ Status gpu_read(GpuStream *stream, void *host, const void *from, size_t bytes)
 static Status event_work(GpuStream *stream, void *context)
 {
     (void)stream;
-    (*(GpuEvent **)context)->at_s = clock_s();
+    GpuEvent *event = *(GpuEvent **)context;
+    event->at_s = clock_s();
+    event->passed++;
     return OK;
 }
 
-/* Another stream's work up to the event is done first. */
+/* The event's stream goes on to it. One that waits for what comes behind itself waits for ever. */
+static Status reach(GpuEvent *event, int64_t time)
+{
+    while (event->passed < time) {
+        if (event->stream->next >= event->stream->item.n)
+            return fail(ERR_DEVICE, "a stream waits for an event that does not come");
+        run_next(event->stream);
+        TRY(state_of(event->stream));
+    }
+    return OK;
+}
+
+typedef struct WaitFor {
+    GpuEvent *event;
+    int64_t time; /* its last record when the wait was put on the stream */
+} WaitFor;
+
 static Status wait_work(GpuStream *stream, void *context)
 {
-    GpuEvent *event = *(GpuEvent **)context;
-    return event->stream && event->stream != stream ? gpu_stream_wait(event->stream) : OK;
+    (void)stream;
+    const WaitFor *wait = context;
+    return reach(wait->event, wait->time);
 }
 
 Status gpu_event_create(Gpu *gpu, GpuEvent **event)
@@ -385,23 +416,29 @@ void gpu_event_destroy(GpuEvent *event) { free(event); }
 Status gpu_event_record(GpuEvent *event, GpuStream *stream)
 {
     event->stream = stream;
+    event->recorded++;
     return emulated_submit(stream, event_work, &event, sizeof(GpuEvent *));
 }
 
 Status gpu_event_look(GpuEvent *event, bool *done)
 {
-    *done = event->stream == NULL || event->stream->item.n == 0;
+    *done = event->passed == event->recorded;
     return OK;
 }
 
 Status gpu_event_wait(GpuEvent *event)
 {
-    return event->stream ? gpu_stream_wait(event->stream) : OK;
+    if (!event->stream) return OK;
+    open_memory(event->stream->gpu);
+    Status status = reach(event, event->recorded);
+    close_memory(event->stream->gpu);
+    return status;
 }
 
 Status gpu_stream_wait_event(GpuStream *stream, GpuEvent *event)
 {
-    return emulated_submit(stream, wait_work, &event, sizeof(GpuEvent *));
+    WaitFor wait = {event, event->recorded};
+    return emulated_submit(stream, wait_work, &wait, sizeof wait);
 }
 
 Status gpu_event_ms(GpuEvent *from, GpuEvent *to, double *ms)

@@ -115,6 +115,36 @@ static void test_events(void **state)
     gpu_free(gpu, b);
 }
 
+/* The side goes on behind what was on the stream, and the stream behind what it joins, not before.
+ */
+static void test_side(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    GpuStream *side;
+    char *a = alloc(64), *b = alloc(64), *c = alloc(64), back[64];
+    for (int round = 1; round <= 3; round++) {
+        assert_ok(gpu_fill(stream, a, round, 64));
+        assert_ok(gpu_side_begin(stream, &side));
+        assert_ok(gpu_copy(side, b, a, 64));
+        assert_ok(gpu_side_end(stream, &a));
+        assert_int_equal(gpu_side_end(stream, &a), ERR_ARG); /* nobody has joined it */
+        assert_ok(gpu_side_begin(stream, &side));
+        assert_ok(gpu_fill(side, c, 9, 64));
+        assert_ok(gpu_side_end(stream, &b));
+        assert_ok(gpu_side_join(stream, &a));
+        assert_ok(gpu_side_join(stream, &c)); /* nobody has promised anything */
+        assert_ok(gpu_copy(stream, a, b, 64));
+        assert_ok(gpu_side_join(stream, &b));
+        assert_ok(gpu_copy(stream, a, c, 32));
+        assert_ok(gpu_read(stream, back, a, 64));
+        for (int i = 0; i < 64; i++) assert_int_equal(back[i], i < 32 ? 9 : round);
+    }
+    gpu_free(gpu, a);
+    gpu_free(gpu, b);
+    gpu_free(gpu, c);
+}
+
 /* What is captured does not run until it is launched, and then with what memory holds by then. */
 static void test_graph(void **state)
 {
@@ -268,9 +298,13 @@ static void test_products(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_info),     cmocka_unit_test(test_copies),
-        cmocka_unit_test(test_events),   cmocka_unit_test(test_graph),
-        cmocka_unit_test(test_warps),    cmocka_unit_test(test_faults_are_seen),
+        cmocka_unit_test(test_info),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_events),
+        cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_side),
+        cmocka_unit_test(test_warps),
+        cmocka_unit_test(test_faults_are_seen),
         cmocka_unit_test(test_products),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -58,6 +58,7 @@ ABSENT(gpu_event_look, GpuEvent *event, bool *done)
 ABSENT(gpu_event_wait, GpuEvent *event)
 ABSENT(gpu_stream_wait_event, GpuStream *stream, GpuEvent *event)
 ABSENT(gpu_event_ms, GpuEvent *from, GpuEvent *to, double *ms)
+GpuSide **gpu_stream_side(GpuStream *stream) { return NULL; }
 ABSENT(gpu_capture_begin, GpuStream *stream)
 ABSENT(gpu_capture_end, GpuStream *stream, GpuGraph **graph)
 ABSENT(gpu_graph_launch, GpuGraph *graph, GpuStream *stream)

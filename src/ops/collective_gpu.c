@@ -73,44 +73,56 @@ size_t collective_gpu_workspace(const Graph *graph, const Node *node)
     return (size_t)shape_count(&attr->whole) * dtype_bytes(graph_value(graph, node->in[0])->dtype);
 }
 
-static Status put(const KernelArgs *args, const CommOp *op)
+/* From beginning to end where `token` is NULL; else wait will ask for it under the token's place.
+ */
+static Status put(const KernelArgs *args, const CommOp *op, int n, const Tensor *token)
 {
-    return comm_enqueue(((const Prepared *)args->state)->comm, op, args->stream);
+    GpuStream *side;
+    const void *key = token ? token->data : args;
+    TRY(gpu_side_begin(args->stream, &side));
+    TRY(comm_enqueue_all(((const Prepared *)args->state)->comm, op, n, side));
+    TRY(gpu_side_end(args->stream, key));
+    return token ? OK : gpu_side_join(args->stream, key);
 }
 
 /* ---- the collectives ---------------------------------------------------------------------- */
 
-static Status run_all_reduce(KernelArgs *args)
+static Status reduce(const KernelArgs *args, const Tensor *token)
 {
-    return put(args, &(CommOp){.kind = COMM_ALL_REDUCE,
-                               .dtype = args->in[0].dtype,
-                               .send = args->in[0].data,
-                               .recv = args->out[0].data,
-                               .count = tensor_count(&args->in[0]),
-                               .node = args->node});
+    CommOp op = {.kind = COMM_ALL_REDUCE,
+                 .dtype = args->in[0].dtype,
+                 .send = args->in[0].data,
+                 .recv = args->out[0].data,
+                 .count = tensor_count(&args->in[0]),
+                 .node = args->node};
+    return put(args, &op, 1, token);
 }
 
-static Status gather(const KernelArgs *args, const Tensor *part, void *whole)
+static Status run_all_reduce(KernelArgs *args) { return reduce(args, NULL); }
+
+static Status gather(const KernelArgs *args, const Tensor *part, void *whole, const Tensor *token)
 {
-    return put(args, &(CommOp){.kind = COMM_ALL_GATHER,
-                               .dtype = part->dtype,
-                               .send = part->data,
-                               .recv = whole,
-                               .counts = ((const Prepared *)args->state)->counts,
-                               .node = args->node});
+    CommOp op = {.kind = COMM_ALL_GATHER,
+                 .dtype = part->dtype,
+                 .send = part->data,
+                 .recv = whole,
+                 .counts = ((const Prepared *)args->state)->counts,
+                 .node = args->node};
+    return put(args, &op, 1, token);
 }
 
 static Status run_all_gather(KernelArgs *args)
 {
     const CollectiveAttr *attr = args->attr;
-    if (collective_parts_lie_apart(attr)) return gather(args, &args->in[0], args->out[0].data);
-    TRY(gather(args, &args->in[0], args->workspace));
+    if (collective_parts_lie_apart(attr))
+        return gather(args, &args->in[0], args->out[0].data, NULL);
+    TRY(gather(args, &args->in[0], args->workspace, NULL));
     return copy_all_parts(args, attr, args->in[0].dtype, args->out[0].data, args->workspace, true);
 }
 
 static Status run_all_gather_into(KernelArgs *args)
 {
-    return gather(args, &args->in[1], args->in[0].data);
+    return gather(args, &args->in[1], args->in[0].data, NULL);
 }
 
 static Status clear_padding(const KernelArgs *args, int64_t from)
@@ -121,7 +133,7 @@ static Status clear_padding(const KernelArgs *args, int64_t from)
                     (size_t)(tensor_count(y) - from) * size);
 }
 
-static Status scatter(const KernelArgs *args, void *scratch)
+static Status scatter(const KernelArgs *args, void *scratch, const Tensor *token)
 {
     const CollectiveAttr *attr = args->attr;
     const Prepared *p = args->state;
@@ -129,15 +141,16 @@ static Status scatter(const KernelArgs *args, void *scratch)
     if (!apart)
         TRY(copy_all_parts(args, attr, args->in[0].dtype, args->in[0].data, scratch, false));
     TRY(clear_padding(args, p->counts[attr->rank]));
-    return put(args, &(CommOp){.kind = COMM_REDUCE_SCATTER,
-                               .dtype = args->in[0].dtype,
-                               .recv = args->out[0].data,
-                               .send = apart ? args->in[0].data : scratch,
-                               .counts = p->counts,
-                               .node = args->node});
+    CommOp op = {.kind = COMM_REDUCE_SCATTER,
+                 .dtype = args->in[0].dtype,
+                 .recv = args->out[0].data,
+                 .send = apart ? args->in[0].data : scratch,
+                 .counts = p->counts,
+                 .node = args->node};
+    return put(args, &op, 1, token);
 }
 
-static Status run_reduce_scatter(KernelArgs *args) { return scatter(args, args->workspace); }
+static Status run_reduce_scatter(KernelArgs *args) { return scatter(args, args->workspace, NULL); }
 
 /* This rank's part; nothing is sent. */
 static Status run_cut(KernelArgs *args)
@@ -157,20 +170,29 @@ static Status run_cut(KernelArgs *args)
 
 /* ---- started, and waited for later -------------------------------------------------------- */
 
+static Status start_all_reduce(KernelArgs *args) { return reduce(args, &args->out[START_TOKEN]); }
+
 static Status start_all_gather(KernelArgs *args)
 {
     bool apart = collective_parts_lie_apart(args->attr);
-    return gather(args, &args->in[0], args->out[apart ? START_Y : START_SCRATCH].data);
+    return gather(args, &args->in[0], args->out[apart ? START_Y : START_SCRATCH].data,
+                  &args->out[START_TOKEN]);
+}
+
+static Status start_all_gather_into(KernelArgs *args)
+{
+    return gather(args, &args->in[1], args->in[0].data, &args->out[START_TOKEN]);
 }
 
 static Status start_reduce_scatter(KernelArgs *args)
 {
-    return scatter(args, args->out[START_SCRATCH].data);
+    return scatter(args, args->out[START_SCRATCH].data, &args->out[START_TOKEN]);
 }
 
 static Status run_wait(KernelArgs *args)
 {
     const WaitAttr *attr = args->attr;
+    TRY(gpu_side_join(args->stream, args->in[START_TOKEN].data));
     if (!attr->unpack) return OK;
     return copy_all_parts(args, &attr->of, args->out[0].dtype, args->out[0].data,
                           args->in[START_SCRATCH].data, true);
@@ -193,7 +215,7 @@ static Status find_given(const KernelArgs *args, char *scratch, const void **giv
     return gpu_copy_rows(args->stream, scratch, half, x, 2 * half, half, (size_t)s.outer);
 }
 
-static Status hop(KernelArgs *args, char *scratch)
+static Status hop(const KernelArgs *args, char *scratch, const Tensor *token)
 {
     const CollectiveAttr *attr = args->attr;
     const RingHop *h = &attr->ring;
@@ -217,12 +239,14 @@ static Status hop(KernelArgs *args, char *scratch)
                            .peer = (attr->rank - h->hop + attr->n) % attr->n,
                            .tag = h->tag,
                            .node = args->node};
-    if (!n) return OK;
-    return comm_enqueue_all(((const Prepared *)args->state)->comm, op, n, args->stream);
+    return n ? put(args, op, n, token) : OK;
 }
 
-static Status run_ring_pass(KernelArgs *args) { return hop(args, args->workspace); }
-static Status start_ring_pass(KernelArgs *args) { return hop(args, args->out[START_SCRATCH].data); }
+static Status run_ring_pass(KernelArgs *args) { return hop(args, args->workspace, NULL); }
+static Status start_ring_pass(KernelArgs *args)
+{
+    return hop(args, args->out[START_SCRATCH].data, &args->out[START_TOKEN]);
+}
 
 size_t ring_gpu_workspace(const Graph *graph, const Node *node)
 {
@@ -244,11 +268,11 @@ const Kernel cuda_reduce_scatter = {
 const Kernel cuda_all_gather_into = {
     .run = run_all_gather_into, .prepare = prepare, .release = release};
 const Kernel cuda_all_reduce_start = {
-    .run = run_all_reduce, .prepare = prepare, .release = release};
+    .run = start_all_reduce, .prepare = prepare, .release = release};
 const Kernel cuda_all_gather_start = {
     .run = start_all_gather, .prepare = prepare, .release = release};
 const Kernel cuda_reduce_scatter_start = {
     .run = start_reduce_scatter, .prepare = prepare, .release = release};
 const Kernel cuda_all_gather_into_start = {
-    .run = run_all_gather_into, .prepare = prepare, .release = release};
+    .run = start_all_gather_into, .prepare = prepare, .release = release};
 const Kernel cuda_wait = {.run = run_wait};
