@@ -32,6 +32,11 @@ static inline bool rows_align(const Rows *rows, int n)
     return !rows->data ||
            (rows->width % n == 0 && rows->pitch % n == 0 && (uintptr_t)rows->data % bytes == 0);
 }
+/* Host: whether a vector may be read n floats at a time; NULL may. */
+static inline bool vector_aligns(const float *x, int n)
+{
+    return (uintptr_t)x % ((size_t)n * sizeof *x) == 0;
+}
 template <class T> __host__ __device__ inline T *row_at(const Rows &rows, int64_t i)
 {
     return (T *)(void *)rows.data + i * rows.pitch;

@@ -24,9 +24,6 @@ __device__ static float row_mean(const T *x, int64_t width, float *scratch)
     return block_sum(sum, scratch) / (float)width;
 }
 
-/* Host: whether a vector of the width may be read N floats at a time; NULL may. */
-static bool vector_aligns(const float *w, int n) { return (uintptr_t)w % (n * sizeof *w) == 0; }
-
 /* ---- layernorm, add_layernorm -------------------------------------------------------------- */
 
 typedef struct NormRows {

@@ -3,7 +3,7 @@
  */
 #include "ops/column_sums.cuh"
 
-enum { NORM_THREADS = 256 };
+enum { NORM_THREADS = 256, MAX_SHARED_BYTES = 200 << 10 };
 
 /* Of a row, over the block. */
 __device__ static float inverse_root(float squares, int64_t width, float eps)
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
         if (b.data) x = row_at<const T>(h, row);
         for (int64_t i = threadIdx.x * N; i < width; i += NORM_THREADS * N) {
             auto v = load_neighbours<N>(x + i);
-            for (int k = 0; k < N; k++) v.at[k] = from_f32<T>(to_f32(v.at[k]) * r * w[i + k]);
+            auto weight = load_neighbours<N>(w + i);
+            for (int k = 0; k < N; k++) v.at[k] = from_f32<T>(to_f32(v.at[k]) * r * weight.at[k]);
             store_neighbours(to + i, v);
         }
         __syncthreads(); /* before scratch is written again */
@@ -51,7 +52,8 @@ static Status norm(KernelArgs *args, const Rows *a, const Rows *b, const Rows *h
     if (!a->n) return OK;
     BY_ACTIVATION(a->dtype, T, {
         constexpr int N = 16 / (int)sizeof(T);
-        if (rows_align(a, N) && rows_align(b, N) && rows_align(h, N) && rows_align(y, N))
+        if (rows_align(a, N) && rows_align(b, N) && rows_align(h, N) && rows_align(y, N) &&
+            vector_aligns(w, N))
             return GPU_LAUNCH(args->stream, grid, NORM_THREADS, 0, (norm_kernel<T, N>), *a, *b, *h,
                               *y, w, eps);
         return GPU_LAUNCH(args->stream, grid, NORM_THREADS, 0, (norm_kernel<T, 1>), *a, *b, *h, *y,
@@ -80,38 +82,84 @@ typedef struct GradRows {
     float eps;
     int64_t rows_each; /* of a block */
     float *partial;    /* dw of each block; NULL: nobody wants it */
+    bool shared;       /* there is shared memory for a block's */
 } GradRows;
 
-template <class T> __global__ void __launch_bounds__(NORM_THREADS) grad_kernel(GradRows job)
+/* dx of one row, r its inverse root: r dy w - shift x; dw (NULL: not wanted) grows by its part. */
+template <class T, int N>
+__device__ static void grad_row(const GradRows &job, int64_t row, float r, float shift, float *dw)
+{
+    const T *x = row_at<const T>(job.x, row), *dy = row_at<const T>(job.dy, row);
+    for (int64_t i = threadIdx.x * N; i < job.x.width; i += NORM_THREADS * N) {
+        auto v = load_neighbours<N>(x + i), d = load_neighbours<N>(dy + i);
+        auto w = load_neighbours<N>(job.w + i);
+        if (dw) {
+            auto more = load_neighbours<N>((const float *)dw + i);
+            for (int k = 0; k < N; k++)
+                more.at[k] = fmaf(to_f32(d.at[k]) * to_f32(v.at[k]), r, more.at[k]);
+            store_neighbours(dw + i, more);
+        }
+        if (!job.dx.data) continue;
+        Neighbours<T, N> rest = {};
+        if (job.residual.data) rest = load_neighbours<N>(row_at<const T>(job.residual, row) + i);
+        for (int k = 0; k < N; k++) {
+            float dx = r * to_f32(d.at[k]) * w.at[k] - to_f32(v.at[k]) * shift;
+            v.at[k] = from_f32<T>(job.residual.data ? dx + to_f32(rest.at[k]) : dx);
+        }
+        store_neighbours(row_at<T>(job.dx, row) + i, v);
+    }
+}
+
+/* The sums of a block of rows lie in shared memory, or where rows are too wide for it at once where
+ * they go. Each thread has columns of its own. */
+template <class T, int N> __global__ void __launch_bounds__(NORM_THREADS) grad_kernel(GradRows job)
 {
     GPU_DYNAMIC_SHARED(shared);
     __shared__ float scratch[2 * WARP];
-    float *dw = (float *)shared;
-    int64_t width = job.x.width, first = blockIdx.x * job.rows_each,
-            end = min(first + job.rows_each, job.x.n);
-    for (int64_t i = threadIdx.x; i < width && job.partial; i += NORM_THREADS) dw[i] = 0;
+    const int64_t width = job.x.width, first = blockIdx.x * job.rows_each,
+                  end = min(first + job.rows_each, job.x.n);
+    float *to = job.partial ? job.partial + blockIdx.x * width : NULL;
+    float *dw = to && job.shared ? (float *)shared : to;
+    const Neighbours<float, N> zero = {};
+    for (int64_t i = threadIdx.x * N; i < width && dw; i += NORM_THREADS * N)
+        store_neighbours(dw + i, zero);
     for (int64_t row = first; row < end; row++) {
         const T *x = row_at<const T>(job.x, row), *dy = row_at<const T>(job.dy, row);
         float squares = 0, products = 0;
-        for (int64_t i = threadIdx.x; i < width; i += NORM_THREADS) {
-            float v = to_f32(x[i]);
-            squares = fmaf(v, v, squares);
-            products = fmaf(to_f32(dy[i]) * v, job.w[i], products);
+        for (int64_t i = threadIdx.x * N; i < width; i += NORM_THREADS * N) {
+            auto v = load_neighbours<N>(x + i), d = load_neighbours<N>(dy + i);
+            auto w = load_neighbours<N>(job.w + i);
+            for (int k = 0; k < N; k++) {
+                float a = to_f32(v.at[k]);
+                squares = fmaf(a, a, squares);
+                products = fmaf(to_f32(d.at[k]) * a, w.at[k], products);
+            }
         }
         float r = inverse_root(block_sum(squares, scratch), width, job.eps);
         float shift = r * r * r * (block_sum(products, scratch + WARP) / (float)width);
-        for (int64_t i = threadIdx.x; i < width; i += NORM_THREADS) {
-            float v = to_f32(x[i]), g = to_f32(dy[i]);
-            if (job.partial) dw[i] = fmaf(g * v, r, dw[i]);
-            if (!job.dx.data) continue;
-            float d = r * g * job.w[i] - v * shift;
-            if (job.residual.data) d += to_f32(row_at<const T>(job.residual, row)[i]);
-            row_at<T>(job.dx, row)[i] = from_f32<T>(d);
-        }
+        grad_row<T, N>(job, row, r, shift, dw);
         __syncthreads(); /* before scratch is written again */
     }
-    for (int64_t i = threadIdx.x; i < width && job.partial; i += NORM_THREADS)
-        job.partial[blockIdx.x * width + i] = dw[i];
+    if (!to || dw == to) return;
+    for (int64_t i = threadIdx.x * N; i < width; i += NORM_THREADS * N)
+        store_neighbours(to + i, load_neighbours<N>((const float *)dw + i));
+}
+
+static Status grad_blocks(GpuStream *stream, const GradRows *job, int64_t blocks)
+{
+    size_t shared = job->shared ? (size_t)job->x.width * sizeof(float) : 0;
+    BY_ACTIVATION(job->x.dtype, T, {
+        constexpr int N = 16 / (int)sizeof(T);
+        if (rows_align(&job->x, N) && rows_align(&job->dy, N) && rows_align(&job->residual, N) &&
+            rows_align(&job->dx, N) && vector_aligns(job->w, N)) {
+            TRY(GPU_ALLOW_SHARED((grad_kernel<T, N>), shared));
+            return GPU_LAUNCH(stream, (unsigned)blocks, NORM_THREADS, shared, (grad_kernel<T, N>),
+                              *job);
+        }
+        TRY(GPU_ALLOW_SHARED((grad_kernel<T, 1>), shared));
+        return GPU_LAUNCH(stream, (unsigned)blocks, NORM_THREADS, shared, (grad_kernel<T, 1>),
+                          *job);
+    });
 }
 
 static Status run_grad(KernelArgs *args)
@@ -123,15 +171,9 @@ static Status run_grad(KernelArgs *args)
     job.eps = *(const float *)args->attr;
     job.rows_each = gpu_row_block_rows(job.x.n);
     if (args->out[1].data) job.partial = (float *)args->workspace;
-    int64_t blocks = gpu_row_blocks(job.x.n), width = job.x.width;
-    size_t shared = job.partial ? (size_t)width * sizeof(float) : 0;
-    if (blocks) {
-        BY_ACTIVATION(job.x.dtype, T, {
-            TRY(GPU_ALLOW_SHARED((grad_kernel<T>), shared));
-            TRY(GPU_LAUNCH(args->stream, (unsigned)blocks, NORM_THREADS, shared, (grad_kernel<T>),
-                           job));
-        });
-    }
+    const int64_t blocks = gpu_row_blocks(job.x.n), width = job.x.width;
+    job.shared = job.partial && width * (int64_t)sizeof(float) <= MAX_SHARED_BYTES;
+    if (blocks) TRY(grad_blocks(args->stream, &job, blocks));
     if (!job.partial) return OK;
     return sum_row_blocks(args->stream, job.partial, blocks, width, &args->out[1]);
 }
