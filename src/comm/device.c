@@ -110,12 +110,33 @@ static Status look(void *context)
 
 /* ---- groups ------------------------------------------------------------------------------- */
 
+/* NCCL joins devices, not ranks: where two ranks have the same one (tests, a laptop), the host
+ * carries. */
+static Status find_sharing(Comm *c, GpuStream *stream)
+{
+    uint64_t mine = rng_key((uint64_t)gpu_info(gpu_stream_device(stream))->index,
+                            comm_host(c, c->rank)),
+             *all = xcalloc((size_t)c->n, sizeof *all);
+    Status status = comm_run(c, &(CommOp){.kind = COMM_ALL_GATHER,
+                                          .dtype = DTYPE_I64,
+                                          .send = &mine,
+                                          .recv = all,
+                                          .count = 1,
+                                          .node = "joining GPUs"});
+    for (int i = 0; i < c->n; i++)
+        for (int k = 0; k < i; k++) c->carried |= all[i] == all[k];
+    free(all);
+    return status;
+}
+
 /* The id goes the host's way, where a rank that does not come is named; who has come makes the
  * group. */
 static Status open_group(Comm *c, GpuStream *stream)
 {
     uint8_t id[GPU_GROUP_ID_BYTES] = {0};
     bool ready = false;
+    TRY(find_sharing(c, stream));
+    if (c->carried) return OK;
     if (c->rank == 0) TRY(gpu_group_id(gpu_stream_device(stream), id));
     TRY(comm_run(c, &(CommOp){.kind = COMM_BROADCAST,
                               .dtype = DTYPE_U8,
@@ -280,9 +301,9 @@ Status comm_enqueue_all(Comm *c, const CommOp *op, int n, GpuStream *stream)
 {
     CommRequest *request[TOGETHER] = {0};
     if (n < 1 || n > TOGETHER) return fail(ERR_ARG, "%d operations at once", n);
-    if (!gpu_can_exchange(gpu_stream_device(stream)) || op->kind == COMM_BARRIER)
-        return carry(c, op, n, stream);
-    if (!c->gpu) TRY(open_group(c, stream));
+    bool can = gpu_can_exchange(gpu_stream_device(stream)) && op->kind != COMM_BARRIER;
+    if (can && !c->gpu && !c->carried) TRY(open_group(c, stream));
+    if (!can || c->carried) return carry(c, op, n, stream);
     Status status = OK;
     for (int i = 0; i < n && status == OK; i++) status = comm_request_begin(c, &op[i], &request[i]);
     if (status == OK) status = put_on_stream(c, request, n, stream);

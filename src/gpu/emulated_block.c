@@ -8,6 +8,7 @@
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -105,6 +106,10 @@ static void fiber_main(void)
 static void fiber_start(Machine *m, Fiber *fiber)
 {
     char *stack = stack_of(m, fiber);
+#if defined(__SANITIZE_ADDRESS__)
+    enum { FIRST_FRAME = 2048 }; /* of fiber_main, which never left it the last time */
+    ASAN_UNPOISON_MEMORY_REGION(stack + STACK_BYTES - FIRST_FRAME, FIRST_FRAME);
+#endif
 #if defined(__x86_64__)
     void **top = (void **)(void *)(stack + STACK_BYTES);
     memset(top - 16, 0, 16 * sizeof *top);
