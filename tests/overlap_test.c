@@ -187,16 +187,23 @@ static void test_last(void **state)
 
 /* ---- what the order leaves room for ----------------------------------------------------- */
 
-/* The graph of the step as rank 0 has it. The caller destroys the programs. */
-static const Graph *step_graph(const char *text, const char *model_text, StepPrograms *programs)
+/* The graph of the step as rank 0 has it, of so many layers (0: the model's). The caller destroys
+ * the programs. */
+static const Graph *deep_graph(const char *text, const char *model_text, int layers,
+                               StepPrograms *programs)
 {
     ModelConfig model;
     StepOptions o = parse_more(text);
-    make_model(model_text, 0, &model);
+    make_model(model_text, layers, &model);
     assert_int_equal(
         step_programs_build(&model, &o, (Target){.isa = ISA_GENERIC, .threads = 1}, programs), OK);
     model_config_deinit(&model);
     return programs->at[programs->index[PROGRAM_STEP]]->graph;
+}
+
+static const Graph *step_graph(const char *text, const char *model_text, StepPrograms *programs)
+{
+    return deep_graph(text, model_text, 0, programs);
 }
 
 static bool is_op(const Node *node, const char *name) { return !strcmp(node->op->name, name); }
@@ -241,6 +248,40 @@ static void test_prefetch(void **state)
     assert_true(exposed[0] <= 8 && hidden[0] >= 15);
     assert_true(hidden[1] >= 3 * exposed[1]);
     step_programs_destroy(&p);
+}
+
+/* A backward pass goes from layer to layer: none is begun while another that is two away is not
+ * through, whatever its nodes wait for. So no more than a few layers' gathered rows and gradients
+ * are held, and a deep model needs hardly more than without overlap. */
+static void test_layers_in_order(void **state)
+{
+    (void)state;
+    enum { LAYERS = 12 };
+    static const char *const text[] = {"tp2 seq", "tp2 seq selective", "fsdp2 tp2 seq selective",
+                                       "fsdp2 tp2 seq full", "tp2 cp2 seq selective"};
+    for (int k = 0; k < COUNT_OF(text); k++) {
+        StepPrograms p[2];
+        const Graph *g = deep_graph(text[k], llama3, LAYERS, &p[0]);
+        int lowest = LAYERS;
+        for (int i = 1; i < g->n_nodes; i++) {
+            const Node *node = &g->node[i];
+            bool takes_time = !strncmp(node->op->name, "linear", 6) ||
+                              !strncmp(node->op->name, "attention", 9);
+            if (node->phase != PHASE_BACKWARD || node->layer < 0 || !takes_time) continue;
+            if (node->layer > lowest + 2)
+                fail_msg("%s: layer %d's %s behind layer %d", text[k], node->layer, node->op->name,
+                         lowest);
+            lowest = node->layer < lowest ? node->layer : lowest;
+        }
+        char blocking[64];
+        snprintf(blocking, sizeof blocking, "%s blocking", text[k]);
+        deep_graph(blocking, llama3, LAYERS, &p[1]);
+        double bytes = (double)p[0].at[p[0].index[PROGRAM_STEP]]->step_bytes,
+               least = (double)p[1].at[p[1].index[PROGRAM_STEP]]->step_bytes;
+        if (bytes > 1.3 * least)
+            fail_msg("%s: %.0f bytes, %.0f without overlap", text[k], bytes, least);
+        for (int i = 0; i < 2; i++) step_programs_destroy(&p[i]);
+    }
 }
 
 /* Gradients of a layer are summed while the next one's are made; a small bucket makes many sums of
@@ -598,6 +639,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefetch),
+        cmocka_unit_test(test_layers_in_order),
         cmocka_unit_test(test_buckets),
         cmocka_unit_test(test_buckets_cost_no_memory),
         cmocka_unit_test(test_verifier),

@@ -12,6 +12,7 @@ typedef struct Flight {
     VEC(int) later;  /* nodes that read its result and can wait */
     size_t bytes;    /* of what is sent */
     int segment;     /* in which it was started */
+    int work;        /* kernels that were in front of its start */
     int handed_by;   /* flight whose results its members are, 0: none */
     bool started, landed;
 } Flight;

@@ -3,6 +3,7 @@
  *
  * A phase is seen as segments: what comes before the layers, each layer, what comes behind them.
  *   - A weight that is gathered starts on its way one segment before the one that reads it.
+ *   - Rows that are made again for the backward pass of a layer are gathered when it begins.
  *   - Any other collective starts as soon as its operand is made.
  *   - It is waited for in front of the first node that needs its result. What can wait (sums of
  *   gradients, their further
@@ -20,6 +21,7 @@
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct Planner {
     const Graph *graph;
@@ -34,6 +36,7 @@ typedef struct Planner {
         *next_started;   /* per node: the collectives that read its outputs first, as a list */
     int open[MESH_AXES]; /* flights that take more members */
     int now;             /* segment */
+    int work;            /* kernels so far that take their time: products, attention */
     Phase phase_now;
     int landing; /* flight whose readers are being placed */
 } Planner;
@@ -60,6 +63,19 @@ static bool is_of_ring(const Node *node)
     return node_is(node, "ring_pass") || node_is(node, "ring_sum");
 }
 
+/* Makes a weight's gradient, or hands it on. All else in a backward pass is on the way to the next
+ * layer and its stage, though in the end only the update reads what comes of it. */
+static bool is_of_sums(const Node *node)
+{
+    static const char *const products[] = {"linear_dw", "grouped_linear_dw", "embed_grad", "cut",
+                                           "concat"};
+    const unsigned hands_on = OP_CHEAP | OP_VIEW | OP_JOINS | OP_EFFECT;
+    if (node_is(node, "put")) return false; /* to another stage of this rank */
+    for (int i = 0; i < COUNT_OF(products); i++)
+        if (node_is(node, products[i])) return true;
+    return is_startable(node) || node->op->flags & hands_on || node->phase == PHASE_UPDATE;
+}
+
 static void find_late(Planner *p)
 {
     const Graph *g = p->graph;
@@ -67,7 +83,7 @@ static void find_late(Planner *p)
     for (int i = 0; i < g->n_outputs; i++) needed[g->output[i].value.id] = true;
     for (int i = g->n_nodes - 1; i > 0; i--) {
         const Node *node = &g->node[i];
-        bool late = node->phase != PHASE_FORWARD && !is_of_ring(node) &&
+        bool late = node->phase != PHASE_FORWARD && is_of_sums(node) && !is_of_ring(node) &&
                     !(node->op->flags & OP_COLLECTIVE && !is_startable(node));
         for (int k = 0; k < node->n_out && late; k++) late = !needed[node->out[k].id];
         p->late[i] = late && !node_is(node, "grad_norm");
@@ -170,6 +186,7 @@ static void start(Planner *p, int f)
     close_bucket(p, f);
     flight_at(p, f)->started = true;
     flight_at(p, f)->segment = p->now;
+    flight_at(p, f)->work = p->work;
     act(p, ACT_START, f);
 }
 
@@ -277,6 +294,15 @@ static void put_off(Planner *p, int i, int f)
     p->gone[i] = true;
 }
 
+/* What is gathered for a weight's gradient has had a product beside it: it is waited for, since the
+ * sums of the other gradients have this product beside them. */
+static bool had_its_time(const Planner *p, int f)
+{
+    const Flight *flight = flight_at(p, f);
+    return flight->started && flight->work < p->work &&
+           node_is(&p->graph->node[flight->member.at[0]], "all_gather");
+}
+
 static bool reads_storage(const Planner *p, int i, int root)
 {
     const Node *node = &p->graph->node[i];
@@ -306,6 +332,14 @@ static void land_readers(Planner *p, int writer)
     }
 }
 
+static bool takes_time(const Node *node)
+{
+    static const char *const begins[] = {"linear", "grouped_linear", "attention"};
+    for (int i = 0; i < COUNT_OF(begins); i++)
+        if (!strncmp(node->op->name, begins[i], strlen(begins[i]))) return true;
+    return false;
+}
+
 static void visit(Planner *p, int i)
 {
     const Node *node = &p->graph->node[i];
@@ -313,7 +347,7 @@ static void visit(Planner *p, int i)
     if (p->gone[i]) return;
     if (node->op->flags & OP_EFFECT && node->phase == PHASE_UPDATE) land_readers(p, i);
     while ((f = last_pending(p, node))) {
-        if (p->late[i]) {
+        if (p->late[i] && !had_its_time(p, f)) {
             put_off(p, i, f);
             return;
         }
@@ -324,11 +358,39 @@ static void visit(Planner *p, int i)
         return;
     }
     p->gone[i] = true;
+    p->work += takes_time(node);
     act(p, ACT_NODE, i);
     for (int c = p->first_started[i]; c; c = p->next_started[c]) visit(p, c);
 }
 
 /* ---- the walk --------------------------------------------------------------------------- */
+
+/* A row's reduction that is made again, of operands that an earlier phase kept: its gathering can
+ * begin with the layer. */
+static bool gathers_what_is_remade(const Graph *g, const Node *node)
+{
+    if (!node_is(node, "all_gather") || node->phase != PHASE_BACKWARD) return false;
+    const Value *x = graph_value(g, node->in[0]);
+    const Node *by = &g->node[x->producer.id];
+    if (x->kind != VALUE_TEMP || by->phase != node->phase || !(by->op->flags & OP_CHEAP) ||
+        by->op->flags & OP_COLLECTIVE)
+        return false;
+    for (int k = 0; k < by->n_in; k++) {
+        const Value *in = value_ok(by->in[k]) ? graph_value(g, by->in[k]) : NULL;
+        if (in && in->kind == VALUE_TEMP && g->node[in->producer.id].phase >= node->phase)
+            return false;
+    }
+    return true;
+}
+
+static void remake(Planner *p, int first)
+{
+    const Graph *g = p->graph;
+    for (int i = first; i < g->n_nodes && p->segment[i] <= p->now; i++)
+        if (p->segment[i] == p->now && p->phase[i] == p->phase_now &&
+            gathers_what_is_remade(g, &g->node[i]))
+            visit(p, graph_value(g, g->node[i].in[0])->producer.id);
+}
 
 static void prefetch(Planner *p, int first, int segment)
 {
@@ -346,6 +408,14 @@ static bool is_worth_landing(const Planner *p, const Flight *f)
     return f->later.n > 0 || !node_is(node, "all_reduce");
 }
 
+/* Sums have a whole layer's time; what a weight's gradient waits for only the rest of its layer's,
+ * since its other operand is held as long. */
+static bool is_due(const Planner *p, const Flight *f)
+{
+    bool gathers = node_is(&p->graph->node[f->member.at[0]], "all_gather");
+    return f->segment + (gathers && f->later.n > 0 ? 1 : 2) <= p->now && is_worth_landing(p, f);
+}
+
 static void enter_segment(Planner *p, int i)
 {
     bool fresh_phase = i == 1 || p->phase[i] != p->phase_now;
@@ -354,11 +424,10 @@ static void enter_segment(Planner *p, int i)
     p->now = p->segment[i];
     for (size_t f = 1; f < p->table->flight.n; f++) {
         const Flight *flight = flight_at(p, (int)f);
-        if (flight->started && !flight->landed && flight->segment + 2 <= p->now &&
-            is_worth_landing(p, flight))
-            land(p, (int)f);
+        if (flight->started && !flight->landed && is_due(p, flight)) land(p, (int)f);
     }
     if (fresh_phase) prefetch(p, i, p->now);
+    remake(p, i);
     prefetch(p, i, p->now + 1);
 }
 
