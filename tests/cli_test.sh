@@ -477,7 +477,8 @@ expect 3 '64 devices' plan "${big[@]}" parallel.dp=128 train.batch=128
 expect 2 'did you mean llama3.1-70b' plan --model llama3.1-70c --cluster "$node"
 expect 0 '' plan --model llama3-nano --cluster "8 h100, 8 per node" train.canonical=true train.seq=64 train.batch=4 train.micro_batch=1 parallel.dp=2
 expect 3 'train.canonical 6 leaves|6 leaves, which must be a power of two' plan --model llama3-nano --cluster "8 h100, 8 per node" train.canonical=true train.seq=64 train.batch=6 train.micro_batch=1 parallel.dp=2
-expect 3 'search with train.canonical=false' plan --model llama3-nano --cluster "8 h100, 8 per node" train.canonical=true train.seq=64 --search --max-batch 4k
+expect 0 '' plan --model llama3-nano --cluster "8 h100, 8 per node" train.canonical=true train.seq=64 train.steps=2 --search --max-batch 4k --simulate 4 --out "$work/canonical.yaml"
+expect 0 '' plan "$work/canonical.yaml" --cluster "8 h100, 8 per node"
 expect 2 'cluster is missing' plan --model llama3.1-8b
 expect 2 'neither a run file nor --model' plan --cluster "$node"
 expect 2 'a number of tokens is wanted' plan "${big[@]}" parallel.tp=8 parallel.dp=8 --tokens lots

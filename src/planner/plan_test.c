@@ -338,6 +338,30 @@ static void test_search(void **state)
     cluster_deinit(&cluster);
 }
 
+/* In canonical mode what is found sums a power of two of leaves, also where the devices are none.
+ */
+static void test_search_canonical(void **state)
+{
+    (void)state;
+    RunConfig config;
+    Cluster cluster;
+    SearchResult found;
+    SearchOptions how = {.devices = 96, .max_batch = 200, .simulate = 16, .threads = 2};
+    load(SETTINGS(BIG, "train.canonical=true"), "96 h100, 8 per node, 400G", &config, &cluster);
+    if (plan_search(&config, &cluster, &how, &found) != OK) fail_msg("%s", status_message());
+    assert_true(found.n > 0 && found.n_layouts > 100);
+    for (int i = 0; i < found.n; i++) {
+        const RunConfig *c = &found.plan[i].config;
+        int64_t leaves = c->train.batch / c->train.micro_batch;
+        assert_true(c->train.canonical && leaves > 0 && (leaves & (leaves - 1)) == 0);
+        assert_true(c->train.batch <= 200 && c->parallel.tp <= 8);
+        assert_ok(run_layout_check(c, run_ranks(c)));
+    }
+    search_result_deinit(&found);
+    run_config_deinit(&config);
+    cluster_deinit(&cluster);
+}
+
 /* 13 nodes and a batch of 96: that many devices have a sequence each, and the others are idle. Few
  * ever are. */
 static void test_search_idle(void **state)
@@ -462,6 +486,7 @@ int main(void)
                                        cmocka_unit_test(test_search),
                                        cmocka_unit_test(test_search_goes_on),
                                        cmocka_unit_test(test_search_idle),
+                                       cmocka_unit_test(test_search_canonical),
                                        cmocka_unit_test(test_search_folded),
                                        cmocka_unit_test(test_profile_small)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,6 +27,15 @@ Status profile_kinds(const ModelConfig *m, LayerKinds *out)
     return OK;
 }
 
+/* So many, or more where only powers of two can be summed. */
+static int64_t micro_batches(const RunConfig *config, int64_t stages)
+{
+    int64_t n = 1;
+    if (!config->train.canonical) return stages;
+    while (n < stages) n *= 2;
+    return n;
+}
+
 /* The run with a pipeline of so many stages, a layer on each. */
 static RunConfig short_run(const RunConfig *config, LayerCut cut, int64_t stages)
 {
@@ -42,7 +51,7 @@ static RunConfig short_run(const RunConfig *config, LayerCut cut, int64_t stages
                                .overlap = config->parallel.overlap,
                                .bucket = config->parallel.bucket};
     c.train.micro_batch = cut.micro_batch;
-    c.train.batch = cut.micro_batch * cut.ep * stages;
+    c.train.batch = cut.micro_batch * cut.ep * micro_batches(config, stages);
     c.train.recompute = cut.recompute;
     return c;
 }

@@ -19,7 +19,8 @@ enum {
     MAX_TOKENS = 16384,
     ROUND = 16,
     MORE_ROUNDS = 8,
-    FIRST_OF_KIND = 2
+    FIRST_OF_KIND = 2,
+    MOST_LEAVES = 1 << NODE_MAX_OUT /* of a rank, in canonical mode */
 };
 
 /* Estimates may be wrong by so much: what seems to need more is not tried. */
@@ -241,6 +242,13 @@ static int64_t usable_times(const Search *s, int64_t ranks, int64_t most)
     return (double)(ranks * times) >= (1 - SEARCH_IDLE) * (double)all ? times : 0;
 }
 
+/* A canonical step sums a power of two of leaves, so replicas and micro-batches are powers too. */
+static int64_t summable(const Search *s, int64_t n)
+{
+    if (!s->config->train.canonical || n < 1) return n;
+    return (int64_t)1 << (63 - __builtin_clzll((unsigned long long)n));
+}
+
 /* As many replicas as the devices hold, each with as many micro-batches as the batch leaves it; or
  * fewer replicas, where the batch then gives each one micro-batch more: with yet fewer the same
  * batch only takes longer. */
@@ -249,10 +257,11 @@ static void consider_replicas(const Search *s, const Profile *p, Spread spread)
     int64_t ranks = cut_ranks(&p->cut) * spread.pp * spread.fsdp,
             sequences = s->options->max_batch / (p->cut.micro_batch * p->cut.ep * spread.fsdp),
             most = s->options->devices / ranks;
-    for (int i = 0; i < 2; i++) {
-        spread.dp = usable_times(s, ranks, most);
-        if (spread.dp == 0) return;
-        spread.n_micro = sequences / spread.dp;
+    for (int i = 0; i < (s->config->train.canonical ? 1 : 2); i++) {
+        spread.dp = usable_times(s, ranks, summable(s, most));
+        if (spread.dp == 0 || spread.dp != summable(s, spread.dp)) return;
+        spread.n_micro = summable(s, sequences / spread.dp);
+        if (s->config->train.canonical) spread.n_micro = min_i64(spread.n_micro, MOST_LEAVES);
         for (spread.zero = 0; spread.zero <= 2 && spread.n_micro; spread.zero++)
             if (!spread.zero || (spread.dp > 1 && spread.fsdp == 1)) consider(s, p, spread);
         most = sequences / (spread.n_micro + 1);
@@ -472,11 +481,6 @@ Status plan_search(const RunConfig *config, const Cluster *cluster, const Search
     ModelConfig model;
     const MemoryCurve *m = &cluster->device.memory;
     *out = (SearchResult){0};
-    if (config->train.canonical)
-        return fail(ERR_REFUSED,
-                    "train.canonical: layouts whose batch is no power of two of leaves "
-                    "are none of it, and a search finds others; search with "
-                    "train.canonical=false, and plan what it finds with it");
     TRY(plan_read_model(config, &model));
     Search s = {.config = config,
                 .model = &model,
