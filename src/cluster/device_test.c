@@ -81,6 +81,27 @@ static void test_attention(void **state)
     cluster_deinit(&c);
 }
 
+/* FlashAttention-2 on H100, causal, forward and backward together, s = 512 ... 16384: A100's sheet
+ * has the shape of these, for both sizes of heads, and the rate that is known of A100. */
+static void test_flash2(void **state)
+{
+    (void)state;
+    static const double causal128[] = {163, 221, 265, 294, 308, 328},
+                        causal64[] = {141, 192, 232, 257, 273, 284};
+    Cluster c = load("a100");
+    double unit = cluster_attention_efficiency(&c.device, 128, 8192, false) / 328;
+    for (int i = 0; i < COUNT_OF(causal64); i++) {
+        double keys = 256 << i;
+        assert_near(cluster_attention_efficiency(&c.device, 128, keys, false) / unit / causal128[i],
+                    1, 0.04);
+        assert_near(cluster_attention_efficiency(&c.device, 64, keys, false) / unit / causal64[i],
+                    1, 0.04);
+    }
+    assert_near(312e12 * cluster_attention_efficiency(&c.device, 128, 8192, false) / 225e12, 1,
+                0.02);
+    cluster_deinit(&c);
+}
+
 /* A fit finds the curve that made the points. */
 static void test_fit_recovers(void **state)
 {
@@ -168,13 +189,10 @@ static void test_share_of_a_processor(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fp8_products),
-        cmocka_unit_test(test_bf16_products),
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_fit_recovers),
-        cmocka_unit_test(test_waves),
-        cmocka_unit_test(test_memory_and_kinds),
-        cmocka_unit_test(test_share_of_a_processor),
+        cmocka_unit_test(test_fp8_products),     cmocka_unit_test(test_bf16_products),
+        cmocka_unit_test(test_attention),        cmocka_unit_test(test_flash2),
+        cmocka_unit_test(test_fit_recovers),     cmocka_unit_test(test_waves),
+        cmocka_unit_test(test_memory_and_kinds), cmocka_unit_test(test_share_of_a_processor),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

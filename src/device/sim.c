@@ -79,12 +79,15 @@ static int axis_of(unsigned axes)
 
 /* ---- exchanges -------------------------------------------------------------------------- */
 
-/* Sums over replicas of the batch are those of gradients. */
+/* Sums over replicas of the batch are those of gradients; gatherings along tp those of what
+ * products read. */
 static double sent_bytes(const Sim *sim, const Cost *c)
 {
     unsigned replicas = 1u << MESH_DP | 1u << MESH_FSDP;
-    bool sum = c->exchange == COMM_ALL_REDUCE || c->exchange == COMM_REDUCE_SCATTER;
-    return c->whole_bytes * (sim->stack.gradients_16 && sum && c->axes & replicas ? 0.5 : 1);
+    bool sum = c->exchange == COMM_ALL_REDUCE || c->exchange == COMM_REDUCE_SCATTER,
+         half = sim->stack.gradients_16 && sum && c->axes & replicas,
+         cast = sim->stack.gathers_8 && c->exchange == COMM_ALL_GATHER && c->axes == 1u << MESH_TP;
+    return c->whole_bytes * (half || cast ? 0.5 : 1);
 }
 
 /* Kernels, those of exchanges too, begin when the host has started them. */
@@ -100,7 +103,7 @@ static void launch(Run *r)
 /* A host that waits for what it has started. */
 static void return_to_host(Run *r)
 {
-    if (r->sim->stack.blocking) r->host = r->now;
+    if (r->sim->stack.blocking) r->host = r->now + (r->updates ? 0 : r->sim->stack.return_s);
 }
 
 /* It takes its turn on the links that it goes over. */
@@ -113,7 +116,9 @@ static Flight take_off(Run *r, const Cost *c)
     int link = reach > cluster->node.link_domain && cluster->node.link_domain > 0 ? NETWORK
                                                                                   : NVLINK;
     double begin = fmax(r->now, fmax(r->stream[axis], r->link[link]));
-    double end = begin + sim_exchange_s(r->sim, c->exchange, c->axes, sent_bytes(r->sim, c));
+    double seconds = sim_exchange_s(r->sim, c->exchange, c->axes, sent_bytes(r->sim, c)),
+           times = c->axes & 1u << MESH_FSDP ? r->sim->stack.sharded_times : 0,
+           end = begin + seconds * (times > 0 ? times : 1);
     r->stream[axis] = r->link[link] = end;
     return (Flight){begin, end};
 }
@@ -201,19 +206,56 @@ static bool reads_8_bits(const Run *r, const Instr *instr, const Cost *c)
            instr->node->layer >= 0;
 }
 
+/* What a forward pass's product reads is written with 8 bits by the kernel that makes it, where
+ * that is a norm or an activation. */
+static bool is_made_with_8_bits(const Run *r, const Node *node)
+{
+    const Graph *g = r->program->graph;
+    const unsigned passes = OP_VIEW | OP_STARTS | OP_WAITS | OP_COLLECTIVE;
+    const Node *by = &g->node[graph_value(g, node->in[0])->producer.id];
+    while (by->op && by->op->flags & passes && by->n_in > 0)
+        by = &g->node[graph_value(g, by->in[0])->producer.id];
+    return node->phase == PHASE_FORWARD && by->op && by->op->flags & OP_CHEAP;
+}
+
+/* A loss that keeps its logits makes them once. */
+static void keep_logits(Run *r, Cost *c)
+{
+    if (!(r->sim->stack.logit_bytes > 0) || !(c->unwritten > 0)) return;
+    compute(r, SIM_MEMORY, sim_logits_s(r->sim, c));
+    c->flop *= 1 - c->again / c->count;
+    c->count -= c->again;
+}
+
+/* How often a stack that makes products of layers again has this one made. */
+static double times_made(const Run *r, const Node *node, SimWork work)
+{
+    bool forward = work == SIM_MATRIX && node->layer >= 0 && node->phase == PHASE_FORWARD;
+    return forward ? 1 + r->sim->stack.products_again : 1;
+}
+
 static void kernel(Run *r, const Instr *instr, const Cost *c)
 {
     SimWork work = work_of(c);
     Cost priced = *c;
     if (reads_8_bits(r, instr, c)) {
-        compute(r, SIM_MEMORY, sim_cast_s(r->sim, c));
+        if (!is_made_with_8_bits(r, instr->node)) compute(r, SIM_MEMORY, sim_cast_s(r->sim, c));
         priced.dtype = DTYPE_F8_E4M3;
     }
-    compute(r, work, sim_kernel_s(r->sim, instr->op->name, &priced));
-    if (work != SIM_MEMORY) r->time.flop += c->flop;
+    keep_logits(r, &priced);
+    double times = times_made(r, instr->node, work);
+    compute(r, work, times * sim_kernel_s(r->sim, instr->op->name, &priced));
+    if (work != SIM_MEMORY) r->time.flop += times * priced.flop;
 }
 
 /* ---- instructions ----------------------------------------------------------------------- */
+
+/* It is on its way where it is waited for: nothing but the sums of gradients runs beside it. */
+static bool is_fetched_late(const Run *r, const Instr *instr, const Cost *c)
+{
+    return r->sim->stack.fetch_late && c->exchange == COMM_ALL_GATHER &&
+           c->axes == 1u << MESH_FSDP && instr->node->phase == PHASE_BACKWARD;
+}
 
 static void wait(Run *r, const Instr *instr)
 {
@@ -221,7 +263,10 @@ static void wait(Run *r, const Instr *instr)
     int start = graph_value(g, instr->node->in[0])->producer.id;
     Cost c = g->node[start].op->cost(g, &g->node[start]);
     Flight f = r->flight[start];
-    if (nobody_flies(r)) f = (Flight){r->now, r->now + f.end_s};
+    if (nobody_flies(r))
+        f = (Flight){r->now, r->now + f.end_s};
+    else if (is_fetched_late(r, instr, &c))
+        f = (Flight){r->now, r->now + f.end_s - f.begin_s};
     land(r, &f, axis_of(c.axes));
 }
 

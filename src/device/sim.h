@@ -42,6 +42,18 @@ typedef struct SimStack {
     double host_s;     /* that the host needs for what we have one kernel for: frameworks that
                           run a layer line by line in Python; 0: the sheet's */
     bool blocking;     /* the host waits for each kernel before it starts the next */
+    double return_s;   /* blocking: that it takes to go on after what we have one kernel for */
+    /* A loss that is not fused: logits are made once, and each has so many bytes read and written.
+     * 0: as ours. */
+    double logit_bytes;
+    double products_again; /* share of the layers' forward products that the backward pass makes
+                              again; told with the forward pass */
+    bool gathers_8;        /* with fp8: what ranks along tp gather has 8 bits */
+    bool rings; /* gathers and scatters go around rings: none in log2 steps (NCCL before 2.23) */
+    double sharded_times; /* exchanges of sharded weights and their gradients take so many times as
+                             long; 0: 1 */
+    bool fetch_late; /* weights for the backward pass of a layer are gathered when that of the layer
+                        behind it is through, not beside it */
 } SimStack;
 
 typedef struct Sim {
@@ -99,6 +111,8 @@ double sim_kernel_s(const Sim *sim, const char *op, const Cost *cost);
  * other is a weight, cast once for all micro-batches, or what the layer's other product has cast).
  */
 double sim_cast_s(const Sim *sim, const Cost *cost);
+/* The logits of a loss that is not fused, on their way through memory. */
+double sim_logits_s(const Sim *sim, const Cost *cost);
 /* An exchange among the ranks along these axes, which have the links to themselves. whole_bytes:
  * Cost.whole_bytes. */
 double sim_exchange_s(const Sim *sim, CommKind kind, unsigned axes, double whole_bytes);

@@ -165,7 +165,7 @@ static double best_algorithm_s(const Sim *sim, const Spread *s, int passes, doub
                         traffic_s / p->share;
         double tree_s = net->tree.base_s * p->base + passes * depth_s(sim, s, &net->tree, p) +
                         traffic_s / p->share / (passes == 2 ? net->tree_eta : logarithmic_share);
-        best = fmin(best, fmin(ring_s, tree_s));
+        best = fmin(best, passes == 1 && sim->stack.rings ? ring_s : fmin(ring_s, tree_s));
     }
     const DeviceSheet *d = &sim->device;
     if (passes == 2 && d->switch_bytes_per_s > 0 && s->inside[0] == s->n)

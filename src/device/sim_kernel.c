@@ -89,6 +89,11 @@ double sim_cast_s(const Sim *sim, const Cost *c)
     return sim->device.launch_s + move_s(&sim->device, 3 * c->count * c->m * c->k);
 }
 
+double sim_logits_s(const Sim *sim, const Cost *c)
+{
+    return sim->device.launch_s + move_s(&sim->device, sim->stack.logit_bytes * c->unwritten);
+}
+
 double sim_kernel_s(const Sim *sim, const char *op, const Cost *c)
 {
     const DeviceSheet *d = &sim->device;

@@ -226,8 +226,10 @@ typedef struct Cost {
     double wire_bytes; /* that this rank sends to others */
     CostKind kind;
     double m, n, k, count;
-    DType dtype;        /* of the operands of products and attention */
-    unsigned axes;      /* exchanges: bit a set for mesh axis a */
+    double again;     /* of count: products that make again what keeping it would have spared */
+    double unwritten; /* elements that are made and used up inside, and never are in memory whole */
+    DType dtype;      /* of the operands of products and attention */
+    unsigned axes;    /* exchanges: bit a set for mesh axis a */
     CommKind exchange;  /* COMM_SEND: along pp of the first and the last stage with each other, else
                            to the next rank of a ring */
     double whole_bytes; /* exchanges: what is reduced, scattered or gathered, in all; all_to_all:

@@ -91,6 +91,7 @@ static Cost cost_grad(const Graph *g, const Node *node)
     cost.read_bytes += blocks * value_bytes(g, node->in[1]) +
                        (blocks - 1) * value_bytes(g, node->out[3]);
     cost.write_bytes += (blocks - 1) * value_bytes(g, node->out[3]);
+    cost.unwritten = cost.m * cost.n;
     return cost;
 }
 

@@ -119,7 +119,15 @@ static Cost products(const Graph *g, const Node *node, int n)
 }
 
 static Cost cost_stats(const Graph *g, const Node *node) { return products(g, node, 1); }
-static Cost cost_stats_grad(const Graph *g, const Node *node) { return products(g, node, 3); }
+
+/* the logits once more */
+static Cost cost_stats_grad(const Graph *g, const Node *node)
+{
+    Cost cost = products(g, node, 3);
+    cost.again = 1;
+    cost.unwritten = cost.m * cost.n;
+    return cost;
+}
 
 static void attr_text(const void *attr, Str *out)
 {

@@ -194,8 +194,16 @@ static void test_stacks(void **state)
                  {{.messages_wait = true}, 1.001, 1.2},
                  {{.host_s = 100e-6}, 1.005, 10},
                  {{.host_s = 5e-6, .blocking = true}, 1.005, 2},
+                 {{.host_s = 5e-6, .blocking = true, .return_s = 50e-6}, 1.05, 10},
                  {{.messages_cut = true}, 0.95, 0.9999},
-                 {{.rows_sent = 0.5}, 1, 1}}; /* there are no experts */
+                 {{.rows_sent = 0.5}, 1, 1}, /* there are no experts */
+                 /* of 128,256 words on 4 ranks a product less, and as many logits through memory */
+                 {{.logit_bytes = 1e-3}, 0.9, 0.9999},
+                 {{.logit_bytes = 100}, 1.001, 1.2},
+                 {{.products_again = 0.5}, 1.08, 1.2},
+                 {{.gathers_8 = true}, 0.9, 0.9999},
+                 {{.rings = true}, 0.9999, 1.2},
+                 {{.fetch_late = true}, 1, 1}}; /* no weight lies in parts */
     double own = 0, own_memory_s = 0;
     for (int i = 0; i < COUNT_OF(cases); i++) {
         Plan plan;
@@ -215,6 +223,30 @@ static void test_stacks(void **state)
             fail_msg("case %d: %.4f times our own step", i, ratio);
         done(&plan, &config, &cluster);
     }
+}
+
+/* Gathered late, the weights of a backward pass are waited for; those of a forward pass are not.
+ * Exchanges that take three times as long do in all. */
+static void test_fetch_late(void **state)
+{
+    (void)state;
+    double exposed_s[3], hidden_s[3];
+    for (int i = 0; i < 3; i++) {
+        Plan plan;
+        RunConfig config;
+        Cluster cluster;
+        SimStack stack = {.fetch_late = i == 1, .sharded_times = i == 2 ? 3 : 0};
+        load(SETTINGS(BIG, "parallel.fsdp=64", "train.batch=64"), node_text, &config, &cluster);
+        assert_int_equal(
+            plan_make(&config, &cluster, &(PlanOptions){.jitter = -1, .stack = stack}, &plan), OK);
+        exposed_s[i] = plan.time.part.exposed_s[MESH_FSDP];
+        hidden_s[i] = plan.time.hidden_s[MESH_FSDP];
+        done(&plan, &config, &cluster);
+    }
+    double moved = exposed_s[1] - exposed_s[0];
+    assert_true(moved > 0.15 * hidden_s[0] && moved < 0.5 * hidden_s[0]);
+    assert_near(hidden_s[0] - hidden_s[1], moved, 0.05);
+    assert_near(exposed_s[2] + hidden_s[2], 3 * (exposed_s[0] + hidden_s[0]), 0.03);
 }
 
 /* Owners of experts have room for all rows that may come, or, where these come evenly, for as many
@@ -474,20 +506,14 @@ static void test_search_goes_on(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_states),
-                                       cmocka_unit_test(test_rates),
-                                       cmocka_unit_test(test_json),
-                                       cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_fp8),
-                                       cmocka_unit_test(test_balanced),
-                                       cmocka_unit_test(test_stacks),
-                                       cmocka_unit_test(test_monotone),
-                                       cmocka_unit_test(test_trace),
-                                       cmocka_unit_test(test_search),
-                                       cmocka_unit_test(test_search_goes_on),
-                                       cmocka_unit_test(test_search_idle),
-                                       cmocka_unit_test(test_search_canonical),
-                                       cmocka_unit_test(test_search_folded),
-                                       cmocka_unit_test(test_profile_small)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_states),        cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_json),          cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_fp8),           cmocka_unit_test(test_balanced),
+        cmocka_unit_test(test_stacks),        cmocka_unit_test(test_fetch_late),
+        cmocka_unit_test(test_monotone),      cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_search),        cmocka_unit_test(test_search_goes_on),
+        cmocka_unit_test(test_search_idle),   cmocka_unit_test(test_search_canonical),
+        cmocka_unit_test(test_search_folded), cmocka_unit_test(test_profile_small)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,8 @@
 
 #include "published/published_internal.h"
 
+enum { NODE_DEVICES = 8 }; /* of all published machines that use HSDP */
+
 typedef struct Word {
     const char *name;
     size_t offset; /* of an int64_t */
@@ -28,7 +30,8 @@ static bool read_word(const char *word, PublishedLayout *l)
         return true;
     }
     if (number && letters == 4 && (!strncmp(word, "FSDP", 4) || !strncmp(word, "HSDP", 4))) {
-        l->fsdp = n; /* HSDP128: whatever the group of replicas, written as the devices */
+        /* HSDP128: so many devices; their nodes are replicas (HYBRID_SHARD) */
+        l->fsdp = *word == 'H' ? min_i64(n, NODE_DEVICES) : n;
         l->zero = 3;
         return true;
     }

@@ -70,7 +70,8 @@ typedef enum PublishedRecompute {
 typedef enum Framework {
     FRAMEWORK_MEGATRON,           /* Megatron-LM, and what is not said */
     FRAMEWORK_NEMO,               /* NeMo and Megatron-Bridge, NVIDIA's MLPerf submissions too */
-    FRAMEWORK_MEGATRON_DEEPSPEED, /* Megatron's layers in DeepSpeed's pipeline: BLOOM, vTrain */
+    FRAMEWORK_MEGATRON_DEEPSPEED, /* Megatron's layers in DeepSpeed's pipeline: vTrain */
+    FRAMEWORK_BIGSCIENCE,         /* a fork of that, with ALiBi, blocked launches: BLOOM */
     FRAMEWORK_DEEPSPEED,          /* ZeRO-3 without model parallelism */
     FRAMEWORK_MAXTEXT,
     FRAMEWORK_FSDP,     /* PyTorch's: torchtitan, fms-fsdp, Automodel */
@@ -80,7 +81,7 @@ typedef enum Framework {
 } Framework;
 const char *published_framework_name(Framework framework);
 /* Megatron's layers, whatever runs them. */
-static inline bool published_is_megatron(Framework f) { return f <= FRAMEWORK_MEGATRON_DEEPSPEED; }
+static inline bool published_is_megatron(Framework f) { return f <= FRAMEWORK_BIGSCIENCE; }
 
 /* Ranks along each axis; 0: not said. Data-parallel ranks are what is left of the devices. */
 typedef struct PublishedLayout {

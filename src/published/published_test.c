@@ -70,7 +70,10 @@ static void test_calibration(void **state)
     assert_non_null(find(&rows, "DSK-03")->skip);
     assert_int_equal(find(&rows, "MBR-18")->model.window, 128);
     assert_string_equal(find(&rows, "FMS-04")->cluster, "vela-h100");
+    assert_int_equal(find(&rows, "FMS-04")->layout.fsdp, 96);
+    assert_int_equal(find(&rows, "FMS-01")->layout.fsdp, 8); /* HSDP128: nodes are replicas */
     assert_string_equal(find(&rows, "OTH-02")->cluster, "jean-zay");
+    assert_int_equal(find(&rows, "OTH-02")->framework, FRAMEWORK_BIGSCIENCE);
     int skipped = 0;
     for (int i = 0; i < rows.n; i++) skipped += rows.row[i].skip != NULL;
     assert_int_equal(skipped, 2);

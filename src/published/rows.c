@@ -8,9 +8,9 @@
 
 const char *published_framework_name(Framework framework)
 {
-    static const char *const names[] = {"Megatron",  "NeMo",     "Megatron-DeepSpeed",
-                                        "DeepSpeed", "MaxText",  "PyTorch FSDP",
-                                        "Composer",  "InternEvo"};
+    static const char *const names[] = {"Megatron",     "NeMo",      "Megatron-DeepSpeed",
+                                        "BigScience",   "DeepSpeed", "MaxText",
+                                        "PyTorch FSDP", "Composer",  "InternEvo"};
     return names[framework];
 }
 
@@ -78,7 +78,7 @@ static bool has_one_of(const char *id, const char *const *prefixes, int n)
 static Status read_framework(PublishedRow *row)
 {
     static const char *const nemo[] = {"DG", "NMO", "LSQ", "MBR", "MLG", "MLL"},
-                             *const pipeline[] = {"BLM", "VTR", "OTH-02"};
+                             *const bigscience[] = {"BLM", "OTH-02"};
     const char *text = row->note;
     row->framework = FRAMEWORK_MEGATRON;
     if (strstr(text, "MaxText"))
@@ -94,7 +94,9 @@ static Status read_framework(PublishedRow *row)
         row->framework = FRAMEWORK_DEEPSPEED;
     else if (has_one_of(row->id, nemo, COUNT_OF(nemo)))
         row->framework = FRAMEWORK_NEMO;
-    else if (has_one_of(row->id, pipeline, COUNT_OF(pipeline)))
+    else if (has_one_of(row->id, bigscience, COUNT_OF(bigscience)))
+        row->framework = FRAMEWORK_BIGSCIENCE;
+    else if (has_prefix(row->id, "VTR"))
         row->framework = FRAMEWORK_MEGATRON_DEEPSPEED;
     return OK;
 }

@@ -20,8 +20,30 @@ static const double traffic_eager = 1.8;
  * of vTrain's 1,440 runs on one node of A100, which are no rows here (27.8% median error without
  * it and with no factor, 8% with it). */
 static const double host_eager_s = 57e-6;
-/* Products and exchanges along tp in pieces beside each other hide 40 to 80%. */
-static const double tp_hidden = 0.5;
+/* With blocked launches the host sleeps until each kernel is through: about 8 us to wake up (from
+ * memory, unverified), after each of the three or so that Megatron has for one of ours. */
+static const double return_blocked_s = 24e-6;
+/* Products and exchanges along tp in pieces beside each other hide 40 to 80%: PyTorch's took 9% off
+ * the step of one layout (TTN-25 and -26); Transformer Engine's are tuned for each model. */
+static const double tp_hidden_pieces = 0.5, tp_hidden_engine = 0.6;
+/* Megatron's loss over a cut vocabulary makes of each logit an f32, finds the largest, subtracts
+ * it, exponentiates, sums, divides; then scales and makes 16 bits of it again: reads and writes of
+ * 4 and 2 bytes, counted line by line in its source. The fused form does about half of them;
+ * Transformer Engine's kernel reads twice and writes once, in 16 bits. */
+static const double logit_bytes_megatron = 52, logit_bytes_megatron_fused = 26,
+                    logit_bytes_engine = 8;
+/* PyTorch's: f32, log-softmax, its gradient with the loss's, 16 bits. */
+static const double logit_bytes_torch = 40;
+/* torchtitan's selective checkpoints make every second product of a layer again: wk, wo and w3, of
+ * Llama's 36% of the work. */
+static const double torchtitan_again = 0.36;
+/* fms-fsdp's make a share of the blocks again; which, is not said: half is our estimate. */
+static const double fms_again = 0.5;
+
+/* What ZeRO-3 of 2021 lost did not grow with the work but with the weights and the devices: 27 s
+ * for 175e9 weights on 384 devices, 36 s on 768, 91 s for 530e9 on 640. Its gatherings took four
+ * times as long as rings over all NICs: the one constant of that framework, whose factor is 1. */
+static const double deepspeed_gathers = 4;
 
 static bool begins(const char *id, const char *prefix)
 {
@@ -53,16 +75,19 @@ static bool launches_block(const PublishedRow *r)
 }
 
 /* In fp16 Megatron and DeepSpeed sum gradients in 16 bits, as NeMo does on H100; Megatron-LM's own
- * runs in bf16 and BLOOM's last ones sum them in f32. */
+ * runs in bf16 and BLOOM's last ones sum them in f32. So do llm-foundry's (mixed_precision: PURE)
+ * and fms-fsdp's (reduce_dtype: bfloat16). */
 static bool gradients_16(const PublishedRow *r, const SimStack *s)
 {
+    if (r->framework == FRAMEWORK_COMPOSER || begins(r->id, "FMS")) return true;
     if (s->plain_attention) return r->precision == PUBLISHED_FP16 && !r->f32_grads;
     return s->dp_beside && !begins(r->id, "MC");
 }
 
 /* Exchanges of that Megatron stand between kernels. Where launches block, nothing runs beside
- * another. */
-bool validate_overlaps(const PublishedRow *r) { return !before_flash(r); }
+ * another. With sequence parallelism came products that gather and scatter beside others
+ * (Korthikanti 2022). */
+bool validate_overlaps(const PublishedRow *r) { return !before_flash(r) || r->layout.sequence; }
 
 static double attention_share(const PublishedRow *r)
 {
@@ -72,6 +97,19 @@ static double attention_share(const PublishedRow *r)
     return published_is_megatron(r->framework) ? share_cudnn
            : r->framework == FRAMEWORK_FSDP    ? share_flash2
                                                : 0;
+}
+
+/* NeMo 2 fuses what Megatron's loss does (cross_entropy_loss_fusion is on by default),
+ * Megatron-Bridge takes Transformer Engine's kernel, NeMo 24.07 and Megatron's own runs fuse
+ * nothing. MosaicML's loss (flash-attention's) and MaxText's compiled one are fused. */
+static double logit_bytes(const PublishedRow *r)
+{
+    bool early = begins(r->id, "NMO") || begins(r->id, "LSQ");
+    if (r->framework == FRAMEWORK_NEMO && !early)
+        return begins(r->id, "MBR") ? logit_bytes_engine : logit_bytes_megatron_fused;
+    if (published_is_megatron(r->framework) || r->framework == FRAMEWORK_DEEPSPEED)
+        return logit_bytes_megatron;
+    return r->framework == FRAMEWORK_FSDP ? logit_bytes_torch : 0;
 }
 
 /* Megatron-Bridge's dispatcher (DeepEP) sends a row to a node once; of k experts drawn from n nodes
@@ -93,13 +131,24 @@ SimStack validate_stack(const PublishedRow *r, PublishedRecompute recompute)
     s.messages_cut = s.plain_attention && s.whole_sequences;
     if (s.plain_attention) s.host_s = host_eager_s;
     s.blocking = launches_block(r);
+    if (s.blocking) s.return_s = return_blocked_s;
     s.attention_again = s.plain_attention && recompute == RECOMPUTED_SELECTIVE;
     /* NeMo's recipes for H100 and later, and PyTorch's where it is said */
     bool pieces = published_is_megatron(r->framework) && !is_a100(r) && validate_has_sequence(r);
-    if (pieces || r->layout.async_tp) s.tp_hidden = tp_hidden;
-    s.dp_beside = published_is_megatron(r->framework) && !is_a100(r); /* its overlap flags are on */
-    bool eager = r->framework == FRAMEWORK_COMPOSER ||
-                 (r->framework == FRAMEWORK_FSDP && !begins(r->id, "AUT")); /* fused layers */
+    if (pieces || r->layout.async_tp) s.tp_hidden = pieces ? tp_hidden_engine : tp_hidden_pieces;
+    s.gathers_8 = pieces && r->precision == PUBLISHED_FP8; /* Transformer Engine casts first */
+    s.dp_beside = (published_is_megatron(r->framework) &&
+                   !is_a100(r)) ||                     /* its overlap flags are on */
+                  r->framework == FRAMEWORK_INTERNEVO; /* overlap_sync_grad; weights are shared
+                                                          inside a node (zero1 size 8), quickly */
+    s.fetch_late = r->framework == FRAMEWORK_COMPOSER; /* backward_prefetch: BACKWARD_POST */
+    s.rings = is_a100(r);                              /* published before NCCL 2.23 */
+    if (r->framework == FRAMEWORK_DEEPSPEED) s.sharded_times = deepspeed_gathers;
+    s.logit_bytes = logit_bytes(r);
+    if (r->framework == FRAMEWORK_FSDP && recompute == RECOMPUTED_SELECTIVE)
+        s.products_again = begins(r->id, "FMS") ? fms_again : torchtitan_again;
+    /* Automodel's layers are fused, fms-fsdp's compiled */
+    bool eager = r->framework == FRAMEWORK_COMPOSER || begins(r->id, "TTN");
     if (s.plain_attention || (eager && !r->compiled)) s.traffic = traffic_eager;
     s.rows_sent = rows_sent(r);
     s.gradients_16 = gradients_16(r, &s);

@@ -145,7 +145,7 @@ static void test_memory(void **state)
         const ValidateRow *r = &v.row[i];
         assert_true(!strcmp(r->row->id, "BLM-037") ? r->row->peak_bytes == 0 : true);
         if (r->row->peak_bytes > 0)
-            assert_near((r->peak_bytes + r->context_bytes) / r->row->peak_bytes, 1, 0.1);
+            assert_near((r->peak_bytes + r->context_bytes) / r->row->peak_bytes, 1, 0.08);
     }
     arena_deinit(&arena);
 }
