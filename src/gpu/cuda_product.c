@@ -153,6 +153,20 @@ static Status describe(GpuProductPlan *plan)
     return layout(plan, &plan->c, p->c_dtype, p->m, p->n, p->c_pitch);
 }
 
+/* What algorithms may count on; without being told the library takes 256 bytes for granted. */
+static cublasStatus_t wish_alignment(const GpuProductPlan *plan, cublasLtMatmulPreference_t wish)
+{
+    static const cublasLtMatmulPreferenceAttributes_t of[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    uint32_t bytes = plan->product.alignment ? (uint32_t)plan->product.alignment : 256;
+    cublasStatus_t error = CUBLAS_STATUS_SUCCESS;
+    for (int i = 0; i < COUNT_OF(of) && error == CUBLAS_STATUS_SUCCESS; i++)
+        error = plan->library->cublasLtMatmulPreferenceSetAttribute(wish, of[i], &bytes,
+                                                                    sizeof bytes);
+    return error;
+}
+
 static Status choose(GpuProductPlan *plan)
 {
     const Library *l = plan->library;
@@ -163,6 +177,7 @@ static Status choose(GpuProductPlan *plan)
     TRY(check(plan, l->cublasLtMatmulPreferenceCreate(&wish), "choosing how to compute"));
     cublasStatus_t error = l->cublasLtMatmulPreferenceSetAttribute(
         wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
+    if (error == CUBLAS_STATUS_SUCCESS) error = wish_alignment(plan, wish);
     if (error == CUBLAS_STATUS_SUCCESS)
         error = l->cublasLtMatmulAlgoGetHeuristic(l->handle, plan->work, plan->b, plan->a, plan->c,
                                                   plan->c, wish, 1, &found, &n);

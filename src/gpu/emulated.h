@@ -104,6 +104,15 @@ static inline unsigned __ballot_sync(unsigned, int predicate)
     for (int i = 0; i < 32; i++) bits |= (unsigned)all[i] << i;
     return bits;
 }
+/* The lanes that give the same as this one. */
+template <class T> static inline unsigned __match_any_sync(unsigned mask, T x)
+{
+    uint64_t all[32];
+    unsigned there = __ballot_sync(mask, 1), same = 0;
+    emulated_gather(emulated_bits(x), all);
+    for (int i = 0; i < 32; i++) same |= (unsigned)(all[i] == emulated_bits(x)) << i;
+    return same & there;
+}
 static inline int __any_sync(unsigned mask, int p) { return __ballot_sync(mask, p) != 0; }
 static inline int __all_sync(unsigned mask, int p) { return __ballot_sync(mask, !p) == 0; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }

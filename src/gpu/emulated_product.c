@@ -54,6 +54,10 @@ void gpu_product_plan_destroy(GpuProductPlan *plan) { free(plan); }
 Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void *c, void *workspace)
 {
     (void)workspace;
+    size_t alignment = plan->product.alignment ? plan->product.alignment : 256;
+    if (((uintptr_t)a | (uintptr_t)b | (uintptr_t)c) % alignment)
+        return fail(ERR_ARG, "operands of a product are not aligned to %zu bytes, as planned",
+                    alignment);
     Job job = {.product = plan->product, .a = a, .b = b, .c = c};
     return emulated_submit(plan->stream, product_work, &job, sizeof job);
 }

@@ -154,7 +154,9 @@ typedef struct GpuProduct {
     DType dtype, c_dtype;
     bool a_transposed, b_transposed, accumulate;
     int64_t a_pitch, b_pitch, c_pitch; /* elements from row to row, as they lie */
-    size_t workspace_bytes;            /* of the buffer that runs get */
+    size_t alignment; /* bytes that the operands' addresses are multiples of, a power of two; 0: as
+                         gpu_alloc aligns */
+    size_t workspace_bytes; /* of the buffer that runs get */
 } GpuProduct;
 
 typedef struct GpuProductPlan GpuProductPlan; /* an algorithm chosen for a shape; of one stream */

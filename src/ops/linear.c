@@ -83,6 +83,7 @@ static void attr_text(const void *attr, Str *out)
 }
 
 CPU_DECLARE(linear);
+CUDA_DECLARE(linear);
 const OpDef op_def_linear = {.name = "linear",
                              .min_in = 2,
                              .max_in = 2,
@@ -95,7 +96,9 @@ const OpDef op_def_linear = {.name = "linear",
                              .grad = grad,
                              .cost = cost,
                              .attr_text = attr_text,
-                             .cpu = CPU_KERNELS(linear)};
+                             .cpu = CPU_KERNELS(linear),
+                             .cuda = &cuda_linear,
+                             .gpu_workspace = linear_gpu_workspace};
 
 Status op_linear_as(Graph *g, ValueId x, ValueId w, DType out_dtype, ValueId *y)
 {

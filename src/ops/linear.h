@@ -10,4 +10,12 @@ Status linear_check_operands(const InferCtx *ctx, const Value *rows, const Value
 /* Of rows times a weight into out. */
 Cost linear_cost(const Graph *graph, ValueId rows, ValueId weight, ValueId out);
 
+/* On GPUs: one product by the library. */
+static inline size_t linear_gpu_workspace(const Graph *graph, const Node *node)
+{
+    (void)graph;
+    (void)node;
+    return GPU_PRODUCT_WORKSPACE_BYTES;
+}
+
 #endif

@@ -46,7 +46,6 @@ typedef GemmBlock (*ProductOf)(const Rows *first, const Rows *second, const Rows
 static size_t workspace_of(const Graph *graph, const Node *node, const Target *target,
                            ProductOf product)
 {
-    if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     Rows first = value_as_rows(graph_value(graph, node->in[0]), 1);
     Rows second = value_as_rows(graph_value(graph, node->in[1]), 1);
     Rows out = value_as_rows(graph_value(graph, node->out[0]), 1);

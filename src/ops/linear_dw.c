@@ -85,6 +85,8 @@ static Status cut_accumulate(CutCtx *ctx)
 
 CPU_DECLARE(linear_dw);
 CPU_DECLARE(linear_dw_accumulate);
+CUDA_DECLARE(linear_dw);
+CUDA_DECLARE(linear_dw_accumulate);
 
 const OpDef op_def_linear_dw = {.name = "linear_dw",
                                 .min_in = 2,
@@ -95,7 +97,9 @@ const OpDef op_def_linear_dw = {.name = "linear_dw",
                                 .infer = infer,
                                 .cut = "*o *i -> oi",
                                 .cost = cost,
-                                .cpu = CPU_KERNELS(linear_dw)};
+                                .cpu = CPU_KERNELS(linear_dw),
+                                .cuda = &cuda_linear_dw,
+                                .gpu_workspace = linear_gpu_workspace};
 
 const OpDef op_def_linear_dw_accumulate = {.name = "linear_dw_accumulate",
                                            .min_in = 3,
@@ -106,7 +110,9 @@ const OpDef op_def_linear_dw_accumulate = {.name = "linear_dw_accumulate",
                                            .infer = infer_accumulate,
                                            .cut_rule = cut_accumulate,
                                            .cost = cost_accumulate,
-                                           .cpu = CPU_KERNELS(linear_dw_accumulate)};
+                                           .cpu = CPU_KERNELS(linear_dw_accumulate),
+                                           .cuda = &cuda_linear_dw_accumulate,
+                                           .gpu_workspace = linear_gpu_workspace};
 
 Status op_linear_dw(Graph *g, ValueId dy, ValueId x, ValueId *dw)
 {

@@ -31,6 +31,7 @@ static Cost cost(const Graph *graph, const Node *node)
 }
 
 CPU_DECLARE(linear_dx);
+CUDA_DECLARE(linear_dx);
 const OpDef op_def_linear_dx = {.name = "linear_dx",
                                 .min_in = 2,
                                 .max_in = 2,
@@ -41,7 +42,9 @@ const OpDef op_def_linear_dx = {.name = "linear_dx",
                                 .cut = "*o oi -> *i",
                                 .grad = grad,
                                 .cost = cost,
-                                .cpu = CPU_KERNELS(linear_dx)};
+                                .cpu = CPU_KERNELS(linear_dx),
+                                .cuda = &cuda_linear_dx,
+                                .gpu_workspace = linear_gpu_workspace};
 
 Status op_linear_dx(Graph *g, ValueId dy, ValueId w, ValueId *dx)
 {

@@ -129,14 +129,20 @@ typedef struct OpRun {
 } OpRun;
 
 bool optest_isa_available(Isa isa);
+/* Target number i: the instruction sets, then the GPU. false: this machine or this graph lacks it.
+ */
+enum { OPTEST_TARGETS = ISA_COUNT + 1 };
+bool optest_target(const OpTest *t, int i, int threads, Target *target);
 const char *optest_target_name(const Target *target);
 /* optest_gpu.c: every kernel of the graph is there for the cuda device that this program is linked
  * to, and there is one. */
 bool optest_gpu_available(const Graph *graph);
-/* Blocks get their copies on the device; before a node its workspace does; after it the host has
- * them back, what was written outside included. */
+/* Blocks get their copies on the device; before a node its workspace gets `bytes` between guards;
+ * after it the host has all back, what was written outside included, but for the workspace's
+ * inside.
+ */
 Status optest_gpu_load(OpRun *run);
-Status optest_gpu_begin(OpRun *run, struct OpRunBlock *workspace, GpuStream **stream);
+Status optest_gpu_begin(size_t bytes, struct OpRunBlock *workspace, GpuStream **stream);
 Status optest_gpu_end(OpRun *run, struct OpRunBlock *workspace);
 void optest_gpu_free(struct OpRunBlock *block);
 char *optest_gpu_data(const struct OpRunBlock *block); /* where its data is there */

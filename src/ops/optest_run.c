@@ -29,6 +29,13 @@ bool optest_isa_available(Isa isa)
     return false;
 }
 
+bool optest_target(const OpTest *t, int i, int threads, Target *target)
+{
+    bool gpu = i == ISA_COUNT;
+    *target = (Target){.isa = gpu ? ISA_GENERIC : (Isa)i, .threads = threads, .gpu = gpu};
+    return gpu ? optest_gpu_available(t->graph) : optest_isa_available((Isa)i);
+}
+
 int64_t optest_count(const OpTest *t, ValueId v)
 {
     return shape_count(&graph_value(t->graph, v)->shape);
@@ -228,7 +235,7 @@ static Status run_kernel(OpRun *run, const Kernel *kernel, KernelArgs *args,
 {
     args->workspace = workspace->data;
     if (run->target.gpu) {
-        TRY(optest_gpu_begin(run, workspace, &args->stream));
+        TRY(optest_gpu_begin(args->workspace_bytes, workspace, &args->stream));
         args->workspace = optest_gpu_data(workspace);
     }
     TRY(kernel->prepare ? kernel->prepare(args) : OK);
@@ -254,7 +261,7 @@ static bool run_node(OpRun *run, const Node *node)
     if (!run->target.gpu && kernel->workspace)
         args.workspace_bytes = kernel->workspace(run->t->graph, node, &run->target);
     struct OpRunBlock workspace;
-    block_init(&workspace, args.workspace_bytes);
+    block_init(&workspace, run->target.gpu ? 0 : args.workspace_bytes);
     Status status = run_kernel(run, kernel, &args, &workspace);
     bool guards = block_guards_hold(&workspace);
     optest_gpu_free(&workspace);
