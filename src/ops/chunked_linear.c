@@ -49,8 +49,19 @@ static void attr_text(const void *attr, Str *out)
     str_printf(out, "%d chunks", ((const Chunks *)attr)->n);
 }
 
+/* The tree's buffers, behind what the products need. */
+static size_t gpu_workspace(const Graph *graph, const Node *node)
+{
+    const Value *y = graph_value(graph, node->out[0]);
+    int64_t width = last_dim(y), rows = width ? shape_count(&y->shape) / width : 0;
+    int levels = tree_levels(((const Chunks *)node->attr)->n);
+    return GPU_PRODUCT_WORKSPACE_BYTES +
+           (size_t)(levels * gpu_chunk_rows(rows) * width) * sizeof(float);
+}
+
 #define CHUNKED(name_, rule, letters)                                                              \
     CPU_DECLARE(name_);                                                                            \
+    CUDA_DECLARE(name_);                                                                           \
     const OpDef op_def_##name_ = {.name = #name_,                                                  \
                                   .min_in = 2,                                                     \
                                   .max_in = 2,                                                     \
@@ -63,7 +74,9 @@ static void attr_text(const void *attr, Str *out)
                                   .cut_attr = cut_attr,                                            \
                                   .cost = cost,                                                    \
                                   .attr_text = attr_text,                                          \
-                                  .cpu = CPU_KERNELS(name_)}
+                                  .cpu = CPU_KERNELS(name_),                                       \
+                                  .cuda = &cuda_##name_,                                           \
+                                  .gpu_workspace = gpu_workspace}
 
 CHUNKED(chunked_linear, infer_y, "*i oi -> *o");
 CHUNKED(chunked_linear_dx, infer_dx, "*o oi -> *i");

@@ -89,7 +89,7 @@ static void compare(const OpTest *t, ValueId y, const ValueId *part, int n, Targ
         float sum = tree(at, 0, n, i);
         if (memcmp(&sum, &whole[i], sizeof sum) != 0)
             fail_msg("%d ranks, %s, %d threads: element %lld is %.9g, not %.9g", n,
-                     isa_name(target.isa), target.threads, (long long)i, (double)sum,
+                     optest_target_name(&target), target.threads, (long long)i, (double)sum,
                      (double)whole[i]);
     }
     optest_run_end(&run);
@@ -97,9 +97,10 @@ static void compare(const OpTest *t, ValueId y, const ValueId *part, int n, Targ
 
 static void each_target(const OpTest *t, ValueId y, const ValueId *part, int n)
 {
-    for (int isa = 0; isa < ISA_COUNT; isa++)
-        for (int threads = 1; threads < 4 && optest_isa_available((Isa)isa); threads += 2)
-            compare(t, y, part, n, (Target){.isa = (Isa)isa, .threads = threads});
+    Target target;
+    for (int i = 0; i < OPTEST_TARGETS; i++)
+        for (int threads = 1; threads < 4 && optest_target(t, i, threads, &target); threads += 2)
+            compare(t, y, part, n, target);
 }
 
 static void check(const Case *c)

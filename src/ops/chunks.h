@@ -51,6 +51,9 @@ static inline ChunkPart chunk_part(const Chunks *c, int chunk, int segment)
     return part;
 }
 
+/* Rows that GPUs sum at a time: the tree's buffers are so long. */
+static inline int64_t gpu_chunk_rows(int64_t rows) { return min_i64(rows, 4096); }
+
 /* ---- trees ------------------------------------------------------------------------------ */
 
 /* Writes leaf number `leaf` of a sum, [count] f32. */

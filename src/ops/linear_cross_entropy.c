@@ -102,6 +102,15 @@ static void attr_text(const void *attr, Str *out)
 
 CPU_DECLARE(linear_cross_entropy);
 CPU_DECLARE(linear_cross_entropy_grad);
+CUDA_DECLARE(linear_cross_entropy);
+CUDA_DECLARE(linear_cross_entropy_grad);
+
+static size_t gpu_workspace(const Graph *g, const Node *node)
+{
+    return gpu_logits_space((int64_t)value_count(g, node->in[2]),
+                            graph_value(g, node->in[1])->shape.dim[0], 0)
+        .bytes;
+}
 
 const OpDef op_def_linear_cross_entropy = {.name = "linear_cross_entropy",
                                            .min_in = 4,
@@ -114,7 +123,9 @@ const OpDef op_def_linear_cross_entropy = {.name = "linear_cross_entropy",
                                            .grad = grad,
                                            .cost = cost,
                                            .attr_text = attr_text,
-                                           .cpu = CPU_KERNELS(linear_cross_entropy)};
+                                           .cpu = CPU_KERNELS(linear_cross_entropy),
+                                           .cuda = &cuda_linear_cross_entropy,
+                                           .gpu_workspace = gpu_workspace};
 
 const OpDef op_def_linear_cross_entropy_grad = {.name = "linear_cross_entropy_grad",
                                                 .min_in = 5,
@@ -128,7 +139,9 @@ const OpDef op_def_linear_cross_entropy_grad = {.name = "linear_cross_entropy_gr
                                                 .cut = "*d! v!d! * * - -> - * *d! v!d!",
                                                 .cost = cost_grad,
                                                 .attr_text = attr_text,
-                                                .cpu = CPU_KERNELS(linear_cross_entropy_grad)};
+                                                .cpu = CPU_KERNELS(linear_cross_entropy_grad),
+                                                .cuda = &cuda_linear_cross_entropy_grad,
+                                                .gpu_workspace = gpu_workspace};
 
 Status op_linear_cross_entropy(Graph *g, ValueId x, ValueId w, ValueId targets, ValueId weights,
                                float z_loss, ValueId *loss, ValueId *nll)

@@ -346,9 +346,6 @@ static size_t workspace_of(const Graph *graph, const Node *node, const Target *t
 {
     Rows x = value_as_rows(graph_value(graph, node->in[0]), 1),
          w = value_as_rows(graph_value(graph, node->in[1]), 1);
-    if (target->gpu)
-        return GPU_PRODUCT_WORKSPACE_BYTES +
-               4 * (size_t)min_i64(x.n, GPU_LOGITS_ROWS) * (size_t)w.n;
     Job job = job_of(x, w, grad, target->threads);
     return lay_out(&job, NULL);
 }

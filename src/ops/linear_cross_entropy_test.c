@@ -1,3 +1,4 @@
+/* linear_cross_entropy, and the same in two steps: vocab_stats and vocab_loss. */
 #include "ops/optest.h"
 
 #include <math.h>
@@ -6,6 +7,10 @@ typedef struct Sizes {
     int64_t n, dim, vocab;
     double z_loss;
 } Sizes;
+
+/* How the loss is made: by linear_cross_entropy, or in two steps from one part of the vocabulary,
+ * or so many. */
+enum { FUSED = -1, ONE_PART = 0 };
 
 /* in: x, w, targets, weights; out: loss, nll */
 static void reference(const void *user, double *const *in, double *const *out)
@@ -30,7 +35,19 @@ static void reference(const void *user, double *const *in, double *const *out)
     }
 }
 
-static void check(DType dtype, Sizes s, int64_t pitch, bool grad)
+static void build(OpTest *t, const ValueId in[4], int parts, float z_loss, ValueId *loss,
+                  ValueId *nll)
+{
+    ValueId stats;
+    if (parts == FUSED) {
+        optest_ok(op_linear_cross_entropy(t->graph, in[0], in[1], in[2], in[3], z_loss, loss, nll));
+        return;
+    }
+    optest_ok(op_vocab_stats(t->graph, in[0], in[1], in[2], parts, &stats));
+    optest_ok(op_vocab_loss(t->graph, stats, in[2], in[3], z_loss, loss, nll));
+}
+
+static void check_by(int parts, DType dtype, Sizes s, int64_t pitch, bool grad)
 {
     OpTest *t = optest_create((uint64_t)(s.n + s.dim * 5 + s.vocab));
     ValueId x = optest_normal(t, dtype, SHAPE(s.n, s.dim), 1.0), loss, nll;
@@ -45,8 +62,7 @@ static void check(DType dtype, Sizes s, int64_t pitch, bool grad)
     ValueId weights = optest_data(t, DTYPE_F32, SHAPE(s.n), weight);
     optest_no_grad(t, weights);
     if (pitch) optest_pitch(t, x, 1, s.dim + pitch);
-    optest_ok(
-        op_linear_cross_entropy(t->graph, x, w, targets, weights, (float)s.z_loss, &loss, &nll));
+    build(t, (ValueId[]){x, w, targets, weights}, parts, (float)s.z_loss, &loss, &nll);
     optest_output(t, loss);
     optest_plain_output(t, nll);
     double tolerance = dtype == DTYPE_BF16 ? 2e-2 : 1e-5;
@@ -55,6 +71,11 @@ static void check(DType dtype, Sizes s, int64_t pitch, bool grad)
     else
         optest_check(t, reference, &s, tolerance);
     optest_destroy(t);
+}
+
+static void check(DType dtype, Sizes s, int64_t pitch, bool grad)
+{
+    check_by(FUSED, dtype, s, pitch, grad);
 }
 
 static void test_values_and_gradients(void **state)
@@ -66,6 +87,7 @@ static void test_values_and_gradients(void **state)
         check(dtype, (Sizes){5, 3, 17, 0}, 4, true);
         check(dtype, (Sizes){37, 6, 40, 0.01}, 0, true);
         check(dtype, (Sizes){9, 4, 600, 0.001}, 0, true); /* several chunks of words */
+        check(dtype, (Sizes){3, 2, 2602, 0.01}, 0, true); /* a GPU's row in several steps */
     }
 }
 
@@ -76,6 +98,56 @@ static void test_blocks_of_tokens(void **state)
     check(DTYPE_F32, (Sizes){1100, 3, 20, 0}, 0, true);
     check(DTYPE_BF16, (Sizes){1031, 2, 20, 0.01}, 2, true);
     check(DTYPE_F32, (Sizes){70, 4, 17000, 0}, 0, false);
+}
+
+static void test_two_steps(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++)
+        for (int parts = ONE_PART; parts <= 4; parts += 2) {
+            DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
+            check_by(parts, dtype, (Sizes){5, 3, 20, 0}, 4, true);
+            check_by(parts, dtype, (Sizes){37, 6, 40, 0.01}, 0, true);
+            check_by(parts, dtype, (Sizes){2, 2, 2604, 0}, 0, true);
+            check_by(parts, dtype, (Sizes){1031, 2, 20, 0.01}, 2, true);
+        }
+}
+
+/* in: x, w, targets; out: stats */
+static void reference_stats(const void *user, double *const *in, double *const *out)
+{
+    enum { DIM = 3, WORDS = 10, FIRST = 7 };
+    int64_t n = *(const int64_t *)user;
+    for (int64_t r = 0; r < n; r++) {
+        double *to = out[0] + r * 3, logit[WORDS];
+        for (int v = 0; v < WORDS; v++) {
+            logit[v] = 0;
+            for (int i = 0; i < DIM; i++) logit[v] += in[0][r * DIM + i] * in[1][v * DIM + i];
+        }
+        int64_t own = (int64_t)in[2][r] - FIRST;
+        to[0] = logit[0], to[1] = 0, to[2] = own >= 0 && own < WORDS ? logit[own] : 0;
+        for (int v = 1; v < WORDS; v++) to[0] = fmax(to[0], logit[v]);
+        for (int v = 0; v < WORDS; v++) to[1] += exp(logit[v] - to[0]);
+    }
+}
+
+/* A rank that holds words 7 to 16: some targets are elsewhere. */
+static void test_part_of_words(void **state)
+{
+    (void)state;
+    struct {
+        int64_t first, parts; /* as in vocab_loss.h */
+    } attr = {7, 0};
+    int64_t n = 40;
+    OpTest *t = optest_create(2);
+    ValueId x = optest_normal(t, DTYPE_F32, SHAPE(n, 3), 1.0),
+            w = optest_normal(t, DTYPE_F32, SHAPE(10, 3), 1.0), stats;
+    ValueId targets = optest_integers(t, SHAPE(n), -1, 20);
+    optest_ok(
+        graph_add(t->graph, op_find("vocab_stats"), &attr, (ValueId[]){x, w, targets}, 3, &stats));
+    optest_output(t, stats);
+    optest_check(t, reference_stats, &n, 1e-5);
+    optest_destroy(t);
 }
 
 /* Logits far apart: nothing overflows, a hopeless target still gets its gradient. */
@@ -123,6 +195,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values_and_gradients),
         cmocka_unit_test(test_blocks_of_tokens),
+        cmocka_unit_test(test_two_steps),
+        cmocka_unit_test(test_part_of_words),
         cmocka_unit_test(test_far_logits),
         cmocka_unit_test(test_refusals),
     };

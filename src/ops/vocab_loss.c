@@ -19,7 +19,9 @@
  * their stats stand behind one another, and dx is the sum of what each gives, as a balanced binary
  * tree in f32. */
 #include "ops/vocab_loss.h"
+#include "ops/chunks.h"
 #include "ops/kernel.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/rules.h"
 
 #include <math.h>
@@ -27,6 +29,10 @@
 
 CPU_DECLARE(vocab_stats);
 CPU_DECLARE(vocab_stats_grad);
+CUDA_DECLARE(vocab_stats);
+CUDA_DECLARE(vocab_stats_grad);
+CUDA_DECLARE(vocab_loss);
+CUDA_DECLARE(vocab_loss_grad);
 
 /* ---- vocab_stats ------------------------------------------------------------------------ */
 
@@ -134,6 +140,27 @@ static void attr_text(const void *attr, Str *out)
     str_printf(out, "from word %lld", (long long)((const VocabAttr *)attr)->first);
 }
 
+/* In a canonical graph dx is summed over the parts in a tree, its result aside as well. */
+static size_t gpu_workspace_of(const Graph *g, const Node *node, bool grad)
+{
+    int64_t parts = ((const VocabAttr *)node->attr)->parts,
+            words = graph_value(g, node->in[1])->shape.dim[0] / max_i64(1, parts);
+    int64_t sums = grad && parts ? 1 + tree_levels((int)parts) : 0;
+    return gpu_logits_space((int64_t)value_count(g, node->in[2]), words,
+                            sums * (int64_t)value_count(g, node->in[0]))
+        .bytes;
+}
+
+static size_t gpu_workspace_stats(const Graph *g, const Node *node)
+{
+    return gpu_workspace_of(g, node, false);
+}
+
+static size_t gpu_workspace_stats_grad(const Graph *g, const Node *node)
+{
+    return gpu_workspace_of(g, node, true);
+}
+
 const OpDef op_def_vocab_stats = {
     .name = "vocab_stats",
     .min_in = 3,
@@ -148,6 +175,8 @@ const OpDef op_def_vocab_stats = {
     .cost = cost_stats,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(vocab_stats),
+    .cuda = &cuda_vocab_stats,
+    .gpu_workspace = gpu_workspace_stats,
 };
 
 const OpDef op_def_vocab_stats_grad = {
@@ -165,6 +194,8 @@ const OpDef op_def_vocab_stats_grad = {
     .cost = cost_stats_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(vocab_stats_grad),
+    .cuda = &cuda_vocab_stats_grad,
+    .gpu_workspace = gpu_workspace_stats_grad,
 };
 
 /* ---- vocab_loss ------------------------------------------------------------------------- */
@@ -272,6 +303,12 @@ static const Kernel loss_kernel = {.run = run_loss}, loss_grad_kernel = {.run = 
 
 static Cost cost_loss(const Graph *g, const Node *node) { return cost_streaming(g, node, 12); }
 
+/* What each token adds. */
+static size_t gpu_workspace_loss(const Graph *g, const Node *node)
+{
+    return (size_t)value_count(g, node->in[1]) * sizeof(double);
+}
+
 static void loss_text(const void *attr, Str *out)
 {
     str_printf(out, "z_loss=%g", (double)*(const float *)attr);
@@ -289,6 +326,8 @@ const OpDef op_def_vocab_loss = {
     .cost = cost_loss,
     .attr_text = loss_text,
     .cpu = CPU_KERNEL_ANY(&loss_kernel),
+    .cuda = &cuda_vocab_loss,
+    .gpu_workspace = gpu_workspace_loss,
 };
 
 const OpDef op_def_vocab_loss_grad = {
@@ -303,6 +342,7 @@ const OpDef op_def_vocab_loss_grad = {
     .cost = cost_loss,
     .attr_text = loss_text,
     .cpu = CPU_KERNEL_ANY(&loss_grad_kernel),
+    .cuda = &cuda_vocab_loss_grad,
 };
 
 /* ---- builders --------------------------------------------------------------------------- */
