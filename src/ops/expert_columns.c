@@ -7,15 +7,12 @@
  *
  * Each is the other's gradient. Only rows that are there are sent, those in front of owned[E]; all
  * ranks have as many. On one rank both are copies. */
+#include "ops/expert_attr.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct ColumnsAttr {
-    int n, rank; /* along MESH_TP */
-} ColumnsAttr;
 
 /* ---- placements ------------------------------------------------------------------------- */
 
@@ -196,11 +193,11 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
     return (size_t)(in > out ? in : out);
 }
 
-static const Kernel unite_kernel = {.run = run_unite,
-                                       .prepare = prepare,
-                                       .workspace = workspace},
-                       divide_kernel = {
-                           .run = run_divide, .prepare = prepare, .workspace = workspace};
+static const Kernel unite_kernel = {.run = run_unite, .prepare = prepare, .workspace = workspace},
+                    divide_kernel = {.run = run_divide, .prepare = prepare, .workspace = workspace};
+
+CUDA_DECLARE(expert_unite);
+CUDA_DECLARE(expert_divide);
 
 #define COLUMNS(op)                                                                                \
     const OpDef op_def_expert_##op = {.name = "expert_" #op,                                       \
@@ -215,7 +212,8 @@ static const Kernel unite_kernel = {.run = run_unite,
                                       .grad = grad_##op,                                           \
                                       .cost = cost_##op,                                           \
                                       .attr_text = attr_text,                                      \
-                                      .cpu = CPU_KERNEL_ANY(&op##_kernel)}
+                                      .cpu = CPU_KERNEL_ANY(&op##_kernel),                         \
+                                      .cuda = &cuda_expert_##op}
 COLUMNS(unite);
 COLUMNS(divide);
 

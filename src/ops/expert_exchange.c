@@ -14,18 +14,16 @@
  * Each of the last two is the other's gradient. An expert's rows on a rank begin at a multiple of
  * EXPERT_ROW_ALIGN and are padded to one, so what arrives is aligned as well. Nothing is dropped:
  * the buffer has room for all rows of all ranks. On one rank all three are copies. */
+#include "ops/expert_attr.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct ExchangeAttr {
-    int n, rank; /* along MESH_EP */
-    int apart; /* not 0: rows of an expert that came from several ranks are told apart, for sums in
-                  canonical order */
-    int columns; /* not 0: along MESH_TP each rank has a part of the columns of all rows */
-} ExchangeAttr;
+CUDA_DECLARE(expert_plan);
+CUDA_DECLARE(expert_dispatch);
+CUDA_DECLARE(expert_collect);
 
 /* ---- placements ------------------------------------------------------------------------- */
 
@@ -362,6 +360,7 @@ const OpDef op_def_expert_plan = {
     .cost = cost_plan,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&plan_kernel),
+    .cuda = &cuda_expert_plan,
 };
 
 const OpDef op_def_expert_dispatch = {
@@ -378,6 +377,7 @@ const OpDef op_def_expert_dispatch = {
     .cost = cost_rows,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&dispatch_kernel),
+    .cuda = &cuda_expert_dispatch,
 };
 
 const OpDef op_def_expert_collect = {
@@ -394,6 +394,7 @@ const OpDef op_def_expert_collect = {
     .cost = cost_rows,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&collect_kernel),
+    .cuda = &cuda_expert_collect,
 };
 
 bool op_expert_sends_columns(const Node *node)

@@ -10,14 +10,15 @@
  *
  * pick and put are each other's gradients. Nothing is dropped: the buffer has room for all rows. On
  * one rank all three are copies. */
+#include "ops/expert_attr.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <string.h>
 
-typedef struct FoldAttr {
-    int n, rank; /* along MESH_TP */
-} FoldAttr;
+CUDA_DECLARE(expert_share);
+CUDA_DECLARE(expert_pick);
+CUDA_DECLARE(expert_put);
 
 /* ---- placements ------------------------------------------------------------------------- */
 
@@ -175,7 +176,7 @@ static Status run_put(KernelArgs *args)
 }
 
 static const Kernel share_kernel = {.run = run_share}, pick_kernel = {.run = run_pick},
-                       put_kernel = {.run = run_put};
+                    put_kernel = {.run = run_put};
 
 const OpDef op_def_expert_share = {
     .name = "expert_share",
@@ -190,6 +191,7 @@ const OpDef op_def_expert_share = {
     .cost = cost_share,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&share_kernel),
+    .cuda = &cuda_expert_share,
 };
 
 const OpDef op_def_expert_pick = {
@@ -205,6 +207,7 @@ const OpDef op_def_expert_pick = {
     .cost = cost_pick,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&pick_kernel),
+    .cuda = &cuda_expert_pick,
 };
 
 const OpDef op_def_expert_put = {
@@ -220,6 +223,7 @@ const OpDef op_def_expert_put = {
     .cost = cost_put,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&put_kernel),
+    .cuda = &cuda_expert_put,
 };
 
 /* ---- builders --------------------------------------------------------------------------- */

@@ -14,6 +14,9 @@
 CPU_DECLARE(expert_gather);
 CPU_DECLARE(expert_gather_grad);
 CPU_DECLARE(expert_combine);
+CUDA_DECLARE(expert_gather);
+CUDA_DECLARE(expert_gather_grad);
+CUDA_DECLARE(expert_combine);
 
 /* [B T k] beside tokens [B T D]: place, score or weight. */
 static Status check_slots(const Value *slots, const Shape *tokens, DType dtype, const char *what)
@@ -99,6 +102,7 @@ const OpDef op_def_expert_gather = {
     .grad = grad_gather,
     .cost = cost_gather,
     .cpu = CPU_KERNELS(expert_gather),
+    .cuda = &cuda_expert_gather,
 };
 
 Status op_expert_gather(Graph *g, ValueId x, ValueId score, ValueId source, ValueId place,
@@ -149,6 +153,7 @@ const OpDef op_def_expert_gather_grad = {
     .cut = "&d &k! &k! Rd~ -> &d &k!",
     .cost = cost_gather_grad,
     .cpu = CPU_KERNELS(expert_gather_grad),
+    .cuda = &cuda_expert_gather_grad,
 };
 
 Status op_expert_gather_grad(Graph *g, ValueId x, ValueId score, ValueId place, ValueId drows,
@@ -233,6 +238,7 @@ const OpDef op_def_expert_combine = {
     .grad = grad_combine,
     .cost = cost_combine,
     .cpu = CPU_KERNELS(expert_combine),
+    .cuda = &cuda_expert_combine,
 };
 
 Status op_expert_combine(Graph *g, ValueId rows, ValueId source, ValueId place, ValueId weight,

@@ -15,7 +15,8 @@ static const Case cases[] = {
     {21, 2, 3, 33, DTYPE_F32, true, true},    {21, 2, 3, 33, DTYPE_F32, false, false},
     {9, 11, 16, 8, DTYPE_F32, true, false},   {200, 2, 8, 130, DTYPE_F32, true, true},
     {21, 2, 3, 33, DTYPE_BF16, true, true},   {5, 1, 4, 17, DTYPE_BF16, false, false},
-    {200, 1, 8, 130, DTYPE_BF16, true, true},
+    {200, 1, 8, 130, DTYPE_BF16, true, true}, {700, 2, 5, 3, DTYPE_F32, true, true},
+    {40, 3, 5, 272, DTYPE_BF16, true, true},
 };
 
 static int64_t n_rows(const Case *c) { return c->tokens * c->k + c->experts * EXPERT_ROW_ALIGN; }

@@ -1,10 +1,13 @@
 /* expert_sort: where each (token, choice) pair goes when pairs are grouped by expert, in token
  * order; each group starts at a multiple of EXPERT_ROW_ALIGN. A counting sort of small integers,
  * one thread: a few microseconds. */
+#include "ops/expert_sort.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 #include <string.h>
+
+CUDA_DECLARE(expert_sort);
 
 static Status infer(InferCtx *ctx)
 {
@@ -63,6 +66,13 @@ static size_t workspace(const Graph *graph, const Node *node, const Target *targ
 
 static const Kernel kernel = {.run = run, .workspace = workspace};
 
+/* The pairs of each expert, in each run and in all. */
+static size_t gpu_workspace(const Graph *graph, const Node *node)
+{
+    int64_t runs = gpu_sort_runs(shape_count(&graph_value(graph, node->in[0])->shape));
+    return (size_t)((runs + 1) * *(const int64_t *)node->attr) * sizeof(int32_t);
+}
+
 static Cost cost(const Graph *g, const Node *node) { return cost_streaming(g, node, 0); }
 
 static void attr_text(const void *attr, Str *out)
@@ -82,6 +92,8 @@ const OpDef op_def_expert_sort = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&kernel),
+    .cuda = &cuda_expert_sort,
+    .gpu_workspace = gpu_workspace,
 };
 
 Status op_expert_sort(Graph *g, ValueId choice, int64_t n_experts, ValueId *offsets,

@@ -11,6 +11,8 @@
 
 CPU_DECLARE(route);
 CPU_DECLARE(route_grad);
+CUDA_DECLARE(route);
+CUDA_DECLARE(route_grad);
 
 static RouteAttr make_attr(int k, RouterScore kind)
 {
@@ -76,6 +78,7 @@ const OpDef op_def_route = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(route),
+    .cuda = &cuda_route,
 };
 
 Status op_route(Graph *g, ValueId logits, ValueId bias, int k, RouterScore kind, ValueId *choice,
@@ -128,6 +131,7 @@ const OpDef op_def_route_grad = {
     .cost = cost_grad,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(route_grad),
+    .cuda = &cuda_route_grad,
 };
 
 Status op_route_grad(Graph *g, ValueId logits, ValueId choice, ValueId score, ValueId dscore,

@@ -97,10 +97,11 @@ static void test_ties_and_odd_logits(void **state)
     OpTest *t = optest_create(1);
     ValueId logits = optest_data(t, DTYPE_F32, SHAPE(4, 6), rows[0]), choice, score;
     optest_ok(op_route(t->graph, logits, NO_VALUE, 3, ROUTER_SIGMOID, &choice, &score));
-    for (Isa isa = ISA_GENERIC; isa < ISA_COUNT; isa++) {
-        if (!optest_isa_available(isa)) continue;
+    for (int i = 0; i < OPTEST_TARGETS; i++) {
         OpRun run;
-        assert_true(optest_run(&run, t, (Target){.isa = isa, .threads = 1}, 0));
+        Target target;
+        if (!optest_target(t, i, 1, &target)) continue;
+        assert_true(optest_run(&run, t, target, 0));
         double *got = optest_run_values(&run, choice);
         assert_memory_equal(got, expected, sizeof expected);
         free(got);
