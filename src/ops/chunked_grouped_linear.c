@@ -56,6 +56,13 @@ static void attr_text(const void *attribute, Str *out)
 }
 
 CPU_DECLARE(chunked_grouped_linear);
+CUDA_DECLARE(chunked_grouped_linear);
+
+static size_t gpu_workspace(const Graph *g, const Node *node)
+{
+    int levels = tree_levels(((const ChunkedGroupedAttr *)node->attr)->chunks.n);
+    return (size_t)levels * (size_t)value_bytes(g, node->out[0]);
+}
 
 const OpDef op_def_chunked_grouped_linear = {.name = "chunked_grouped_linear",
                                              .min_in = 3,
@@ -69,7 +76,9 @@ const OpDef op_def_chunked_grouped_linear = {.name = "chunked_grouped_linear",
                                              .cut_attr = cut_attr,
                                              .cost = cost,
                                              .attr_text = attr_text,
-                                             .cpu = CPU_KERNELS(chunked_grouped_linear)};
+                                             .cpu = CPU_KERNELS(chunked_grouped_linear),
+                                             .cuda = &cuda_chunked_grouped_linear,
+                                             .gpu_workspace = gpu_workspace};
 
 Status op_chunked_grouped_linear(Graph *g, ValueId rows, ValueId w, ValueId offsets, int axis,
                                  const Chunks *chunks, ValueId *y)

@@ -19,19 +19,19 @@ static float tree(float *const *part, int lo, int hi, int64_t i)
 /* The first `count` elements of y are the tree of those of n parts, bit for bit. */
 static void check_tree(const OpTest *t, ValueId y, const ValueId *part, int n, int64_t count)
 {
-    for (int isa = 0; isa < ISA_COUNT; isa++) {
+    for (int k = 0; k < OPTEST_TARGETS; k++) {
         OpRun run;
+        Target target;
         float *at[CHUNKS];
-        if (!optest_isa_available((Isa)isa)) continue;
-        if (!optest_run(&run, t, (Target){.isa = (Isa)isa, .threads = 2}, 0))
-            fail_msg("%s", run.fault);
+        if (!optest_target(t, k, 2, &target)) continue;
+        if (!optest_run(&run, t, target, 0)) fail_msg("%s", run.fault);
         const float *whole = optest_run_tensor(&run, y).data;
         for (int r = 0; r < n; r++) at[r] = optest_run_tensor(&run, part[r]).data;
         for (int64_t i = 0; i < count; i++) {
             float sum = tree(at, 0, n, i);
             if (memcmp(&sum, &whole[i], sizeof sum) != 0)
-                fail_msg("%d parts, %s: element %lld is %.9g, not %.9g", n, isa_name((Isa)isa),
-                         (long long)i, (double)sum, (double)whole[i]);
+                fail_msg("%d parts, %s: element %lld is %.9g, not %.9g", n,
+                         optest_target_name(&target), (long long)i, (double)sum, (double)whole[i]);
         }
         optest_run_end(&run);
     }

@@ -11,6 +11,7 @@
  * some, offsets [E n + 1], and dw is the sum over them as a balanced binary tree.
  */
 #include "ops/grouped_linear.h"
+#include "ops/chunks.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -117,6 +118,25 @@ static void attr_text(const void *attr, Str *out)
 CPU_DECLARE(grouped_linear);
 CPU_DECLARE(grouped_linear_dx);
 CPU_DECLARE(grouped_linear_dw);
+CUDA_DECLARE(grouped_linear);
+CUDA_DECLARE(grouped_linear_dx);
+CUDA_DECLARE(grouped_linear_dw);
+
+/* Nothing beside the operands, unlike the processor's. */
+static size_t gpu_workspace(const Graph *g, const Node *node)
+{
+    (void)g;
+    (void)node;
+    return 0;
+}
+
+/* A tree over the ranks that sent rows. */
+static size_t gpu_workspace_dw(const Graph *g, const Node *node)
+{
+    const Value *dw = graph_value(g, node->out[0]), *offsets = graph_value(g, node->in[2]);
+    int64_t sources = (offsets->shape.dim[0] - 1) / dw->shape.dim[0];
+    return (size_t)(tree_levels((int)sources) * shape_count(&dw->shape)) * sizeof(float);
+}
 
 static Status cut_by(CutCtx *ctx, const char *in_out, const char *out_in)
 {
@@ -147,7 +167,9 @@ const OpDef op_def_grouped_linear = {.name = "grouped_linear",
                                      .grad = grad,
                                      .cost = grouped_cost,
                                      .attr_text = attr_text,
-                                     .cpu = CPU_KERNELS(grouped_linear)};
+                                     .cpu = CPU_KERNELS(grouped_linear),
+                                     .cuda = &cuda_grouped_linear,
+                                     .gpu_workspace = gpu_workspace};
 
 const OpDef op_def_grouped_linear_dx = {.name = "grouped_linear_dx",
                                         .min_in = 3,
@@ -161,7 +183,9 @@ const OpDef op_def_grouped_linear_dx = {.name = "grouped_linear_dx",
                                         .cut_rule = cut_dx,
                                         .cost = grouped_cost,
                                         .attr_text = attr_text,
-                                        .cpu = CPU_KERNELS(grouped_linear_dx)};
+                                        .cpu = CPU_KERNELS(grouped_linear_dx),
+                                        .cuda = &cuda_grouped_linear_dx,
+                                        .gpu_workspace = gpu_workspace};
 
 const OpDef op_def_grouped_linear_dw = {.name = "grouped_linear_dw",
                                         .min_in = 3,
@@ -175,7 +199,9 @@ const OpDef op_def_grouped_linear_dw = {.name = "grouped_linear_dw",
                                         .cut_attr = cut_shape,
                                         .cost = grouped_cost,
                                         .attr_text = attr_text,
-                                        .cpu = CPU_KERNELS(grouped_linear_dw)};
+                                        .cpu = CPU_KERNELS(grouped_linear_dw),
+                                        .cuda = &cuda_grouped_linear_dw,
+                                        .gpu_workspace = gpu_workspace_dw};
 
 /* Attributes are compared by their bytes: padding is zero too. */
 static GroupedAttr make_attr(ExpertLayout layout, const Shape *weight)

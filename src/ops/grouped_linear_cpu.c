@@ -282,7 +282,6 @@ static Status run_rows(KernelArgs *args, int axis, const Chunks *chunks)
 static size_t workspace_rows(const Graph *graph, const Node *node, const Target *target, int axis,
                              const Chunks *chunks)
 {
-    if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     const Value *w = graph_value(graph, node->in[1]);
     Job job = job_rows(value_as_rows(graph_value(graph, node->in[0]), 1),
                        value_as_rows(graph_value(graph, node->out[0]), 1), &w->shape, w->dtype,
@@ -342,7 +341,6 @@ static Status run_dw(KernelArgs *args)
 
 static size_t workspace_dw(const Graph *graph, const Node *node, const Target *target)
 {
-    if (target->gpu) return GPU_PRODUCT_WORKSPACE_BYTES;
     Job job = job_dw_of(value_as_rows(graph_value(graph, node->in[0]), 1),
                         value_as_rows(graph_value(graph, node->in[1]), 1),
                         &graph_value(graph, node->out[0])->shape,

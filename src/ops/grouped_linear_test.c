@@ -117,6 +117,10 @@ static void test_many_items(void **state)
     check(DTYPE_F32, (Sizes){3, 300, 3, 0, {16, 32, 0}}, 0);
     check(DTYPE_BF16, (Sizes){2, 7, 450, 16, {1040, 16}}, 0);
     check(DTYPE_F32, (Sizes){2, 450, 9, 16, {16, 560}}, 2);
+    for (int bf16 = 0; bf16 < 2; bf16++) { /* 16 bytes at a time on a GPU */
+        check(bf16 ? DTYPE_BF16 : DTYPE_F32, (Sizes){2, 168, 24, 0, {144, 16}}, 0);
+        check(bf16 ? DTYPE_BF16 : DTYPE_F32, (Sizes){2, 24, 136, 0, {16, 144}}, 0);
+    }
 }
 
 /* in: dy, x; out: dw */

@@ -86,6 +86,12 @@ __device__ inline void load_a(uint32_t (&a)[4], const bf16 *p, int pitch)
     int lane = (int)threadIdx.x % WARP;
     load_blocks(a, p + lane % 16 * pitch + lane / 16 * 8);
 }
+/* The same where memory has its columns. */
+__device__ inline void load_a_columns(uint32_t (&a)[4], const bf16 *p, int pitch)
+{
+    int lane = (int)threadIdx.x % WARP;
+    load_blocks_transposed(a, p + (lane % 8 + lane / 16 * 8) * pitch + lane / 8 % 2 * 8);
+}
 /* b [16 16], two products' worth (b[0..1] and b[2..3]), where memory has it transposed: a row for
  * each of its 16 columns. */
 __device__ inline void load_b_columns(uint32_t (&b)[4], const bf16 *p, int pitch)
