@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { MEMORY_ALIGN = 256, PAGE = 4096 };
+enum { MEMORY_ALIGN = 256, PAGE = 4096, LARGE = 4 << 20 };
 
 typedef struct Memory {
     void *at;
@@ -117,7 +117,10 @@ static void *map_memory(Memory *memory)
     memory->map_bytes = round_up(memory->bytes, PAGE);
     void *at = mmap(NULL, memory->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                     -1, 0);
-    return at == MAP_FAILED ? NULL : at;
+    if (at == MAP_FAILED) return NULL;
+    /* large pages, where there are some, are opened and closed in a fraction of the time */
+    if (memory->map_bytes >= LARGE) (void)madvise(at, memory->map_bytes, MADV_HUGEPAGE);
+    return at;
 }
 static void unmap_memory(const Memory *memory) { munmap(memory->at, memory->map_bytes); }
 static void protect(const Memory *memory, bool open)

@@ -90,10 +90,12 @@ template <bool dx> static Status prepare(KernelArgs *args)
     Job job = job_of(args, dx);
     int64_t each = gpu_chunk_rows(job.x.n), rest = each ? job.x.n % each : 0;
     job.n = each;
-    TRY(plan_piece(&job, plans));
+    Status status = plan_piece(&job, plans);
     job.n = rest;
     job.piece = 1;
-    return rest ? plan_piece(&job, plans) : OK;
+    if (status == OK && rest) status = plan_piece(&job, plans);
+    if (status != OK) release(args);
+    return status;
 }
 
 static Status make_chunk(void *context, int chunk, float *out)

@@ -179,17 +179,6 @@ static Status plan_tokens(const Job *job, Plans *plans)
     return OK;
 }
 
-static Status prepare_job(Job *job)
-{
-    Prepared *p = (Prepared *)xcalloc(1, sizeof *p);
-    job->args->state = p;
-    int64_t rows = gpu_logits_rows(job->x.n);
-    job->n = rows;
-    TRY(plan_tokens(job, &p->full));
-    job->n = rows ? job->x.n % rows : 0;
-    return job->n ? plan_tokens(job, &p->rest) : OK;
-}
-
 static void release_plans(Plans *plans)
 {
     gpu_product_plan_destroy(plans->logits);
@@ -205,6 +194,19 @@ static void release(KernelArgs *args)
     if (p) release_plans(&p->rest);
     free(p);
     args->state = NULL;
+}
+
+static Status prepare_job(Job *job)
+{
+    Prepared *p = (Prepared *)xcalloc(1, sizeof *p);
+    job->args->state = p;
+    int64_t rows = gpu_logits_rows(job->x.n);
+    job->n = rows;
+    Status status = plan_tokens(job, &p->full);
+    job->n = rows ? job->x.n % rows : 0;
+    if (status == OK && job->n) status = plan_tokens(job, &p->rest);
+    if (status != OK) release(job->args);
+    return status;
 }
 
 static const Plans *plans_of(const Job *job)

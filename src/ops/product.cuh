@@ -12,11 +12,12 @@ typedef struct RowsProduct {
     bool a_transposed, b_transposed, accumulate;
 } RowsProduct;
 
-/* Of what power of two the addresses of all rows are multiples, at most 256. */
+/* Of what power of two the addresses of all rows are multiples, at most 64: that is what a
+ * program's operands keep when they move from one micro-batch's place to another's. */
 static inline size_t rows_alignment(const Rows *rows)
 {
     size_t pitch = (size_t)rows->pitch * dtype_bytes(rows->dtype),
-           bits = (uintptr_t)rows->data | pitch | 256;
+           bits = (uintptr_t)rows->data | pitch | 64;
     return bits & (~bits + 1);
 }
 
