@@ -20,13 +20,19 @@ static inline void emulated_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t 
     uint64_t all[EMULATED_WARP];
     int lane = emulated_lane();
     emulated_gather((uint64_t)(uintptr_t)mine, all);
-    for (int i = 0; i < 4; i++) {
-        int column = lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 16; k++) {
-            const uint32_t *left = (const uint32_t *)(uintptr_t)all[lane / 4 * 4 + k % 8 / 2];
-            const uint32_t *right = (const uint32_t *)(uintptr_t)all[column * 4 + k % 8 / 2];
-            c[i] = fmaf(emulated_half(left[i / 2 + k / 8 * 2], k % 2),
-                        emulated_half(right[4 + k / 8], k % 2), c[i]);
+    for (int k = 0; k < 16; k += 2) { /* products of bf16 are exact in f32 */
+        const uint32_t *left = (const uint32_t *)(uintptr_t)all[lane / 4 * 4 + k % 8 / 2];
+        const uint32_t *right = (const uint32_t *)(uintptr_t)all[lane % 4 * 8 + k % 8 / 2];
+        const uint32_t *next = (const uint32_t *)(uintptr_t)all[lane % 4 * 8 + 4 + k % 8 / 2];
+        for (int half = 0; half < 2; half++) {
+            float top = emulated_half(left[k / 8 * 2], half),
+                  low = emulated_half(left[1 + k / 8 * 2], half),
+                  b_even = emulated_half(right[4 + k / 8], half),
+                  b_odd = emulated_half(next[4 + k / 8], half);
+            c[0] += top * b_even;
+            c[1] += top * b_odd;
+            c[2] += low * b_even;
+            c[3] += low * b_odd;
         }
     }
     __syncwarp(); /* until then the others read `mine` */

@@ -4,6 +4,7 @@
 #include "ops/kernel.h"
 
 CPU_DECLARE(attention);
+CUDA_DECLARE(attention);
 
 /* What q [B T H d], k and v [B S K d] must be to each other; `op` names the op in the sentence. */
 Status attention_check(const InferCtx *ctx)
@@ -166,6 +167,7 @@ const OpDef op_def_attention = {
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention),
+    .cuda = &cuda_attention,
 };
 
 Status op_attention(Graph *g, ValueId q, ValueId k, ValueId v, ValueId pos, AttentionAttr attr,

@@ -1,9 +1,10 @@
 /* attention_cached: attention of new tokens over the keys and values of earlier ones. The kernel is
  * that of attention (attention_cpu.c) with other ranges of keys. */
-#include "ops/attention/attention_internal.h"
+#include "ops/attention/attention_gpu.h"
 #include "ops/kernel.h"
 
 CPU_DECLARE(attention_cached);
+CUDA_DECLARE(attention_cached);
 
 static Status infer(InferCtx *ctx)
 {
@@ -33,6 +34,12 @@ static Cost cost(const Graph *graph, const Node *node)
                   .dtype = q->dtype};
 }
 
+static size_t gpu_workspace(const Graph *graph, const Node *node)
+{
+    return attention_split_bytes(&graph_value(graph, node->in[ATTENTION_Q])->shape,
+                                 &graph_value(graph, node->in[ATTENTION_K])->shape);
+}
+
 const OpDef op_def_attention_cached = {
     .name = "attention_cached",
     .min_in = 4,
@@ -48,6 +55,8 @@ const OpDef op_def_attention_cached = {
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention_cached),
+    .cuda = &cuda_attention_cached,
+    .gpu_workspace = gpu_workspace,
 };
 
 Status op_attention_cached(Graph *g, ValueId q, ValueId k_cache, ValueId v_cache, ValueId pos,

@@ -207,6 +207,41 @@ static void test_append(void **state)
     }
 }
 
+/* More new tokens than rows: of those that fall into one row the last stays. Rows of 16 bytes. */
+static void reference_wraps(const void *user, double *const *in, double *const *out)
+{
+    (void)user;
+    for (int i = 0; i < 2; i++) {
+        memcpy(out[i], in[3 + i], 2 * 5 * 8 * sizeof(double));
+        for (int t = 0; t < 26; t++) {
+            int pos = (int)in[2][t];
+            if (pos < 0) continue;
+            memcpy(out[i] + (t / 13 * 5 + pos % 5) * 8, in[i] + t * 8, 8 * sizeof(double));
+        }
+    }
+}
+
+static void test_append_wraps(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        OpTest *t = optest_create(4);
+        DType dtype = bf16 ? DTYPE_BF16 : DTYPE_F32;
+        double pos[26];
+        for (int i = 0; i < 26; i++) pos[i] = i < 13 ? 7 + i : i == 20 ? -1 : i % 3;
+        ValueId k = optest_normal(t, dtype, SHAPE(2, 13, 2, 4), 1.0),
+                v = optest_normal(t, dtype, SHAPE(2, 13, 2, 4), 1.0), k_new, v_new;
+        ValueId p = optest_data(t, DTYPE_I32, SHAPE(2, 13), pos);
+        ValueId k_cache = optest_state(t, dtype, SHAPE(2, 5, 2, 4), STATE_CACHE, NULL);
+        ValueId v_cache = optest_state(t, dtype, SHAPE(2, 5, 2, 4), STATE_CACHE, NULL);
+        optest_ok(op_cache_append(t->graph, k, v, p, k_cache, v_cache, &k_new, &v_new));
+        optest_output(t, k_new);
+        optest_output(t, v_new);
+        optest_check(t, reference_wraps, NULL, 1e-9);
+        optest_destroy(t);
+    }
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -222,10 +257,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_decode),   cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_ring),     cmocka_unit_test(test_softcap),
-        cmocka_unit_test(test_alibi),    cmocka_unit_test(test_append),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_decode),       cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_ring),         cmocka_unit_test(test_softcap),
+        cmocka_unit_test(test_alibi),        cmocka_unit_test(test_append),
+        cmocka_unit_test(test_append_wraps), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,10 +2,11 @@
  *   p = exp(z - lse), z = scale q k^T (capped, or with ALiBi's slopes);  dv = p^T do;  dp = do v^T;
  *   dz = p (dp - sum(do o)) scale (1 - (z / softcap)^2);  dq = dz k;  dk = dz^T q
  * (Dao 2022). The scores are made again block by block. */
-#include "ops/attention/attention_internal.h"
+#include "ops/attention/attention_gpu.h"
 #include "ops/kernel.h"
 
 CPU_DECLARE(attention_grad);
+CUDA_DECLARE(attention_grad);
 
 static Status infer(InferCtx *ctx)
 {
@@ -50,6 +51,12 @@ static Cost cost(const Graph *graph, const Node *node)
                   .dtype = q->dtype};
 }
 
+/* What is told of queries before their gradients are made. */
+static size_t gpu_workspace(const Graph *graph, const Node *node)
+{
+    return attention_grad_space(&graph_value(graph, node->in[ATTENTION_Q])->shape).bytes;
+}
+
 const OpDef op_def_attention_grad = {
     .name = "attention_grad",
     .min_in = 7,
@@ -66,4 +73,6 @@ const OpDef op_def_attention_grad = {
     .cost = cost,
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention_grad),
+    .cuda = &cuda_attention_grad,
+    .gpu_workspace = gpu_workspace,
 };

@@ -10,6 +10,7 @@
 #ifndef OPS_ATTENTION_INTERNAL_H
 #define OPS_ATTENTION_INTERNAL_H
 
+#include "ops/device_too.h"
 #include "ops/ops.h"
 
 #include <math.h>
@@ -30,8 +31,11 @@ enum {
     ATTENTION_DQ
 };
 
+static DEVICE_TOO inline int64_t attention_lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+static DEVICE_TOO inline int64_t attention_greater(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* The slope of head number `head` of all (AttentionAttr.alibi). */
-static inline float attention_slope(float alibi, int64_t heads, int64_t head)
+static DEVICE_TOO inline float attention_slope(float alibi, int64_t heads, int64_t head)
 {
     int64_t power = 1, half;
     while (power < heads) power *= 2;
@@ -48,34 +52,40 @@ typedef struct KeyRange {
 } KeyRange;
 
 /* The row of query t among all keys. */
-static inline int64_t attention_row(const AttentionSlice *slice, int64_t t)
+static DEVICE_TOO inline int64_t attention_row(const AttentionSlice *slice, int64_t t)
 {
     return t + (t < slice->split ? slice->first : slice->second);
 }
 
 /* How many of n keys that stand like this come before row `row`. A run of rows is a run of these
  * keys too: rows of both blocks can only be in it with everything between them. */
-static inline int64_t attention_keys_before(const AttentionSlice *keys, int64_t n, int64_t row)
+static DEVICE_TOO inline int64_t attention_keys_before(const AttentionSlice *keys, int64_t n,
+                                                       int64_t row)
 {
-    int64_t low = max_i64(0, min_i64(row - keys->first, keys->split));
-    return low + max_i64(0, min_i64(row - keys->second - keys->split, n - keys->split));
+    int64_t low = attention_greater(0, attention_lesser(row - keys->first, keys->split));
+    return low + attention_greater(
+                     0, attention_lesser(row - keys->second - keys->split, n - keys->split));
 }
 
 /* Of query t, at position pos of its document. A position that points before the row's start, as on
  * a later slice of a sequence, is cut off there. */
-static inline KeyRange attention_range(int64_t t, int64_t pos, int64_t chunk)
+static DEVICE_TOO inline KeyRange attention_range(int64_t t, int64_t pos, int64_t chunk)
 {
     int64_t back = chunk > 0 ? pos % chunk : pos;
-    back = max_i64(0, min_i64(back, t));
-    return (KeyRange){t - back, t + 1};
+    back = attention_greater(0, attention_lesser(back, t));
+    KeyRange range = {t - back, t + 1};
+    return range;
 }
 
 /* Of a query at position pos over a cache of `rows` rows; none for pos < 0. */
-static inline KeyRange attention_cached_range(int64_t pos, int64_t chunk, int64_t rows)
+static DEVICE_TOO inline KeyRange attention_cached_range(int64_t pos, int64_t chunk, int64_t rows)
 {
-    if (pos < 0) return (KeyRange){0, 0};
+    KeyRange range = {0, 0};
+    if (pos < 0) return range;
     int64_t first = chunk > 0 ? pos - pos % chunk : 0;
-    return (KeyRange){max_i64(first, pos + 1 - rows), pos + 1};
+    range.first = attention_greater(first, pos + 1 - rows);
+    range.end = pos + 1;
+    return range;
 }
 
 /* Shared by the shape rules: operands 0..3 are q, k, v and positions. */

@@ -14,12 +14,14 @@
  * by then: dq is a sum over the parts, dk and dv concern this part alone. Until the last part o and
  * dq are f32 and no rank's part of a value but GROWING ones, so that the verifier misses a part
  * that was left out or taken twice. */
-#include "ops/attention/attention_internal.h"
+#include "ops/attention/attention_gpu.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
 CPU_DECLARE(attention_part);
 CPU_DECLARE(attention_grad_part);
+CUDA_DECLARE(attention_part);
+CUDA_DECLARE(attention_grad_part);
 
 static bool is_last(const AttentionPart *p) { return p->part + 1 == p->parts; }
 
@@ -246,7 +248,14 @@ const OpDef op_def_attention_part = {
     .cost = cost_part,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(attention_part),
+    .cuda = &cuda_attention_part,
 };
+
+/* What is told of queries before their gradients are made. */
+static size_t gpu_workspace(const Graph *graph, const Node *node)
+{
+    return attention_grad_space(&graph_value(graph, node->in[ATTENTION_Q])->shape).bytes;
+}
 
 const OpDef op_def_attention_grad_part = {
     .name = "attention_grad_part",
@@ -266,6 +275,8 @@ const OpDef op_def_attention_grad_part = {
     .cost = cost_grad_part,
     .attr_text = attr_text,
     .cpu = CPU_KERNELS(attention_grad_part),
+    .cuda = &cuda_attention_grad_part,
+    .gpu_workspace = gpu_workspace,
 };
 
 Status op_attention_part(Graph *g, const ValueId in[6], const AttentionPart *part, ValueId out[2])

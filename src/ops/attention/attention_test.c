@@ -212,7 +212,7 @@ static void test_lengths(void **state)
 static void test_head_dims(void **state)
 {
     (void)state;
-    static const int64_t d[] = {8, 20, 33, 48, 64, 80, 128};
+    static const int64_t d[] = {8, 20, 33, 48, 64, 80, 128, 256, 264};
     for (int i = 0; i < COUNT_OF(d); i++)
         check_both((Case){.batch = 1, .tokens = 37, .heads = 3, .kv_heads = 3, .d = d[i]});
 }

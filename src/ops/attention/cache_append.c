@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+CUDA_DECLARE(cache_append);
+
 enum { IN_K, IN_V, IN_POS, IN_K_CACHE, IN_V_CACHE };
 
 static Status infer(InferCtx *ctx)
@@ -75,6 +77,7 @@ const OpDef op_def_cache_append = {
     .cut = "bn!hd! bn!hd! bn! bs!hd! bs!hd! -> bs!hd! bs!hd!",
     .cost = cost,
     .cpu = CPU_KERNEL_ANY(&kernel),
+    .cuda = &cuda_cache_append,
 };
 
 Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache,
