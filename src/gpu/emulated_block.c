@@ -13,7 +13,15 @@
 #endif
 
 enum { MAX_THREADS = 1024, WARP = EMULATED_WARP, MAX_WARPS = MAX_THREADS / WARP };
-enum { STACK_BYTES = 96 << 10, MAX_SHARED = 228 << 10, POISON = 0xff };
+enum { MAX_SHARED = 228 << 10, POISON = 0xff };
+/* The tops of stacks begin at different places of a page: else they would all fall into the same
+ * lines of the first-level cache. */
+enum { SHIFT = 5 * 64, PAGE = 4096 };
+#if defined(__SANITIZE_ADDRESS__)
+enum { STACK_BYTES = 96 << 10 };
+#else
+enum { STACK_BYTES = 32 << 10 };
+#endif
 
 /* Threads that wait for each other: all of a block, or of a warp. */
 typedef struct Barrier {
@@ -39,6 +47,7 @@ typedef struct Machine {
     const EmulatedLaunch *launch;
     Fiber fiber[MAX_THREADS], host;
     int n, now;
+    int at, left; /* whose turn it is; threads that have not ended */
     char *stacks; /* MAX_THREADS of STACK_BYTES */
     unsigned char *shared;
     Barrier block, warp[MAX_WARPS];
@@ -90,6 +99,9 @@ static void switch_fibers(Machine *m, Fiber *from, Fiber *to)
 #endif
 }
 
+static void go_on(Machine *m, Fiber *self);
+static void leave(Barrier *barrier);
+
 static void fiber_main(void)
 {
     Machine *m = machine;
@@ -99,19 +111,23 @@ static void fiber_main(void)
     Fiber *self = &m->fiber[m->now];
     m->launch->body(m->launch->context);
     self->done = true;
-    switch_fibers(m, self, &m->host);
+    m->left--;
+    leave(&m->block);
+    leave(&m->warp[m->now / WARP]);
+    go_on(m, self);
     abort(); /* nobody goes on here */
 }
 
 static void fiber_start(Machine *m, Fiber *fiber)
 {
     char *stack = stack_of(m, fiber);
+    size_t bytes = STACK_BYTES - (size_t)(fiber - m->fiber) * SHIFT % PAGE;
 #if defined(__SANITIZE_ADDRESS__)
     enum { FIRST_FRAME = 2048 }; /* of fiber_main, which never left it the last time */
-    ASAN_UNPOISON_MEMORY_REGION(stack + STACK_BYTES - FIRST_FRAME, FIRST_FRAME);
+    ASAN_UNPOISON_MEMORY_REGION(stack + bytes - FIRST_FRAME, FIRST_FRAME);
 #endif
 #if defined(__x86_64__)
-    void **top = (void **)(void *)(stack + STACK_BYTES);
+    void **top = (void **)(void *)(stack + bytes);
     memset(top - 16, 0, 16 * sizeof *top);
     void (*start)(void) = fiber_main;
     memcpy(top - 2, &start, sizeof start); /* as if called: the stack is 8 off a multiple of 16 */
@@ -119,7 +135,7 @@ static void fiber_start(Machine *m, Fiber *fiber)
 #else
     getcontext(&fiber->at);
     fiber->at.uc_stack.ss_sp = stack;
-    fiber->at.uc_stack.ss_size = STACK_BYTES;
+    fiber->at.uc_stack.ss_size = bytes;
     fiber->at.uc_link = NULL;
     makecontext(&fiber->at, fiber_main, 0);
 #endif
@@ -133,6 +149,30 @@ static void pass(Barrier *barrier)
     barrier->round++;
 }
 
+/* The fiber that has turn i of n. */
+static int turn(int order, int i, int n)
+{
+    if (order == 0) return i;
+    if (order == 1) return n - 1 - i;
+    return n % 7 ? (int)((int64_t)i * 7 % n) : n - 1 - i;
+}
+
+/* The next one that waits for nobody runs, which may be this one itself; without one the host. */
+static void go_on(Machine *m, Fiber *self)
+{
+    for (int k = 0; k < m->n && m->left; k++) {
+        if (++m->at >= m->n) m->at = 0;
+        int i = turn(m->launch->order, m->at, m->n);
+        Fiber *f = &m->fiber[i];
+        if (f->done || (f->waits && f->waits->round == f->round)) continue;
+        m->now = i;
+        memcpy(emulated_place.thread, f->thread, sizeof f->thread);
+        if (f != self) switch_fibers(m, self, f);
+        return;
+    }
+    switch_fibers(m, self, &m->host);
+}
+
 static void arrive(Barrier *barrier)
 {
     Machine *m = machine;
@@ -140,7 +180,7 @@ static void arrive(Barrier *barrier)
     self->waits = barrier;
     self->round = barrier->round;
     if (++barrier->arrived == barrier->members) pass(barrier);
-    if (self->round == barrier->round) switch_fibers(m, self, &m->host);
+    if (self->round == barrier->round) go_on(m, self);
     self->waits = NULL;
 }
 
@@ -186,17 +226,10 @@ static Machine *machine_of_thread(void)
     machine->stacks = mmap(NULL, (size_t)MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(machine->stacks != MAP_FAILED);
+    madvise(machine->stacks, (size_t)MAX_THREADS * STACK_BYTES, MADV_HUGEPAGE);
     machine->shared = aligned_alloc(128, MAX_SHARED);
     CHECK(machine->shared);
     return machine;
-}
-
-/* The fiber that has turn i of n. */
-static int turn(int order, int i, int n)
-{
-    if (order == 0) return i;
-    if (order == 1) return n - 1 - i;
-    return n % 7 ? (int)((int64_t)i * 7 % n) : n - 1 - i;
 }
 
 static void block_begin(Machine *m, const unsigned block[3])
@@ -217,26 +250,13 @@ static void block_begin(Machine *m, const unsigned block[3])
 
 static Status run_block(Machine *m)
 {
-    int left = m->n;
-    while (left) {
-        bool moved = false;
-        for (int i = 0; i < m->n; i++) {
-            m->now = turn(m->launch->order, i, m->n);
-            Fiber *f = &m->fiber[m->now];
-            if (f->done || (f->waits && f->waits->round == f->round)) continue;
-            memcpy(emulated_place.thread, f->thread, sizeof f->thread);
-            switch_fibers(m, &m->host, f);
-            moved = true;
-            if (!f->done) continue;
-            left--;
-            leave(&m->block);
-            leave(&m->warp[m->now / WARP]);
-        }
-        if (!moved)
-            return fail(ERR_DEVICE, "kernel %s: %d of %d threads wait for others that do not come",
-                        m->launch->kernel, left, m->n);
-    }
-    return OK;
+    m->left = m->n;
+    m->at = m->n - 1;
+    go_on(m, &m->host);
+    return m->left
+               ? fail(ERR_DEVICE, "kernel %s: %d of %d threads wait for others that do not come",
+                      m->launch->kernel, m->left, m->n)
+               : OK;
 }
 
 Status emulated_run_blocks(const EmulatedLaunch *launch)
