@@ -2,6 +2,7 @@
  * code computed in f32 (tests/golden/README.md), without and with recompute, and on every
  * instruction set of this machine. */
 #include "ckpt/ckpt.h"
+#include "gpu/gpu.h"
 #include "train/train.h"
 
 #include "base/testing.h"
@@ -202,6 +203,18 @@ static void check_gradients(Case *c, Device *device, Recompute recompute)
     step_programs_destroy(&p);
 }
 
+static void check_on_gpu(const char *name)
+{
+    Case c = open_case(name);
+    Device *device;
+    assert_ok(device_create_cuda((CudaOptions){0}, &device));
+    check_logits(&c, device);
+    check_gradients(&c, device, RECOMPUTE_NONE);
+    check_gradients(&c, device, RECOMPUTE_SELECTIVE);
+    device_destroy(device);
+    close_case(&c);
+}
+
 static void check_case(const char *name)
 {
     for (int isa = ISA_GENERIC; isa <= (int)cpu_best_isa(); isa++) {
@@ -218,6 +231,7 @@ static void check_case(const char *name)
         device_destroy(device);
         close_case(&c);
     }
+    if (gpu_count(NULL) > 0) check_on_gpu(name);
 }
 
 static void all_cases(const char *family, int least)

@@ -64,6 +64,8 @@ typedef struct Job {
                                   coordinate along cp */
     CommWorld *world;
     bool check_wire; /* what was sent must be what the nodes declare */
+    bool cuda;       /* on the cuda device that this program is linked to */
+    int steps;       /* 0: STEPS */
     Status (*at_end)(struct Job *job, const StepPrograms *p,
                      Session *session); /* of each rank, behind its steps; or NULL */
     void *context;
@@ -205,12 +207,14 @@ static Status sum_stages(Device *device, const StepOptions *o, float *value)
             .kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .send = value, .recv = value, .count = 1});
 }
 
+static int steps_of(const Job *job) { return job->steps ? job->steps : STEPS; }
+
 static Status run_steps(Job *job, Device *device, const StepOptions *o, StepPrograms *p,
                         Session *session)
 {
     int step = p->index[PROGRAM_STEP],
         update = p->index[PROGRAM_UPDATE] >= 0 ? p->index[PROGRAM_UPDATE] : step;
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = 0; s < steps_of(job); s++) {
         float loss[BATCH] = {0}, value, hyper[HYPER_COUNT];
         double sum = 0;
         TRY(run_micro_batches(o, p, session, s, loss));
@@ -313,7 +317,7 @@ static Status run_rank(RankJob *r)
     CpuOptions cpu = {.threads = 1,
                       .world = job->world ? comm_of_rank(job->world, r->rank) : NULL,
                       .mesh = o.layout.mesh};
-    TRY(device_create_cpu(cpu, &device));
+    TRY(device_create(job->cuda ? DEVICE_CUDA : DEVICE_CPU, cpu, &device));
     Status status = step_programs_build(job->model, &o, device_target(device), &programs);
     if (status == OK) {
         status = session_create(device, programs.store, programs.at, programs.n, &session);
@@ -330,6 +334,7 @@ static Status run_rank(RankJob *r)
         if (status == OK) {
             status = session_init_weights(session, 3);
             if (status == OK) status = run_steps(job, device, &o, &programs, session);
+            if (status == OK) status = session_fetch_states(session);
             if (status == OK && !job->check_wire)
                 status = check_twins(device, &o, &programs, session);
             if (status == OK && job->at_end) status = job->at_end(job, &programs, session);
@@ -383,8 +388,9 @@ static inline Status plan_job(Job *job)
     for (int c = 0; c < cp; c++) {
         StepOptions o = job->options;
         o.layout.mesh.coord[MESH_CP] = c;
-        TRY(step_roles_build(job->model, &o, (Target){.isa = cpu_best_isa(), .threads = 1},
-                             &job->planned[c]));
+        Target target = {
+            .isa = job->cuda ? ISA_GENERIC : cpu_best_isa(), .threads = 1, .gpu = job->cuda};
+        TRY(step_roles_build(job->model, &o, target, &job->planned[c]));
     }
     return OK;
 }
@@ -453,6 +459,8 @@ static Job parse_job(const char *text)
             known = true;
         }
         if (!strcmp(word, "seq")) o.layout.sequence = known = true; /* sequence parallelism */
+        if (!strcmp(word, "cuda")) job.cuda = known = true;
+        if (!strncmp(word, "steps", 5)) job.steps = n, known = true;
         if (!strcmp(word, "fold")) o.layout.fold_experts = known = true;
         int n_names;
         const char *const *names = pipeline_names(&n_names);
@@ -506,7 +514,7 @@ static inline void make_model(const char *text, int layers, ModelConfig *config)
 static inline double compare(const Job *a, const Job *b)
 {
     double worst = 0;
-    int n = a->options.dtype == DTYPE_F32 ? STEPS : 2;
+    int n = a->options.dtype == DTYPE_F32 ? steps_of(a) : 2;
     for (int s = 0; s < n; s++) {
         worst = fmax(worst, fabs(a->loss[s] / b->loss[s] - 1));
         worst = fmax(worst, fabs(a->norm[s] / b->norm[s] - 1));
@@ -528,13 +536,14 @@ static inline int check_against_one_rank(const char *name, const char *model_tex
     one.model = many.model = &model;
     one.options.micro_batch *= mesh_data_ranks(&one.options.layout.mesh);
     one.options.layout = (Layout){0};
+    one.cuda = false;
     Status status = run_job(&one, message);
     if (status == OK) status = run_job(&many, message);
     double difference = status == OK ? compare(&many, &one) : (double)INFINITY;
     bool good = difference < (one.options.dtype == DTYPE_F32 ? 1e-5 : 5e-3);
     if (!good || getenv("LAYOUT_VERBOSE")) { /* LAYOUT="tp2 seq" picks one */
         print_message("%s: %s: difference %.2e %s\n", name, text, difference, message);
-        for (int s = 0; s < STEPS && status == OK; s++)
+        for (int s = 0; s < steps_of(&many) && status == OK; s++)
             print_message("  step %d: loss %.7f and %.7f, norm %.7f and %.7f\n", s, many.loss[s],
                           one.loss[s], many.norm[s], one.norm[s]);
     }
