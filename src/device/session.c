@@ -84,8 +84,8 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
     step->instr = instr;
     step->kernel = s->device->gpu ? instr->op->cuda : instr->op->cpu[s->device->target.isa];
     if (!step->kernel)
-        return fail(ERR_UNSUPPORTED, "%s computes no %s; take the cpu device", device_text(s->device),
-                    instr->op->name);
+        return fail(ERR_UNSUPPORTED, "%s computes no %s; take the cpu device",
+                    device_text(s->device), instr->op->name);
     KernelArgs *a = &step->args;
     *a = (KernelArgs){.attr = instr->node->attr,
                       .in = tensor,

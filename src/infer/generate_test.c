@@ -1,6 +1,7 @@
 /* Generation against the training graph: at every step, however the tokens before it came in, the
  * logits are those of the whole row; also across chunks of attention, and for several slots at
  * once. */
+#include "gpu/gpu.h"
 #include "infer/infer.h" /* before cmocka, which has a macro called fail */
 
 #include <stdarg.h>
@@ -51,15 +52,17 @@ static void check_near(const float *a, const float *b, int64_t n, const char *wh
 }
 
 /* A prompt of `first` tokens in pieces of `prefill`, then one token at a time. */
-static void check_steps(const InferModel *model, const int32_t *ids, const float *expected,
-                        int first, int prefill)
+static void check_steps(const InferModel *model, DeviceKind device, const int32_t *ids,
+                        const float *expected, int first, int prefill)
 {
     Infer *infer;
     char what[96];
     int64_t vocab = model->config.vocab;
     snprintf(what, sizeof what, "prompt of %d in pieces of %d", first, prefill);
     check_ok(infer_create(
-        model, (InferOptions){.batch = 1, .context = TOKENS, .prefill = prefill, .threads = 2},
+        model,
+        (InferOptions){
+            .batch = 1, .context = TOKENS, .prefill = prefill, .threads = 2, .device = device},
         &infer));
     for (int done = 0; done < TOKENS;) {
         int n = done ? 1 : first;
@@ -86,7 +89,8 @@ static void check_model(const char *name)
     const int prefill[] = {1, 3, 64}, first[] = {1, 2, 10, 33};
     for (int i = 0; i < COUNT_OF(prefill); i++)
         for (int k = 0; k < COUNT_OF(first); k++)
-            check_steps(&model, ids, expected, first[k], prefill[i]);
+            check_steps(&model, DEVICE_CPU, ids, expected, first[k], prefill[i]);
+    if (gpu_count(NULL) > 0) check_steps(&model, DEVICE_CUDA, ids, expected, 33, 16);
     free(expected);
     infer_model_deinit(&model);
 }
