@@ -27,7 +27,8 @@ typedef struct SimStack {
     double tp_hidden; /* share of exchanges along tp that runs beside the products that they belong
                          to, in pieces */
     /* Sums of gradients and gathering of weights run beside a micro-batch, the last one's backward
-     * and the first one's forward pass; gradients_16: in 16 bits. */
+     * and the first one's forward pass, or beside those of a rank's other stages; gradients_16: in
+     * 16 bits. */
     bool dp_beside, gradients_16;
     /* Of what all-to-alls send between nodes: a row for several experts of a node goes there once.
      * 0: all of it. */

@@ -225,6 +225,34 @@ static void test_stacks(void **state)
     }
 }
 
+/* Exchanges of replicas that run beside micro-batches have more of them where a rank has several
+ * stages. */
+static void test_replicas_beside(void **state)
+{
+    (void)state;
+    static const char *const schedule[] = {"parallel.schedule=1f1b",
+                                           "parallel.schedule=interleaved"};
+    double exposed_s[2], hidden_s[2];
+    for (int i = 0; i < 2; i++) {
+        Plan plan;
+        RunConfig config;
+        Cluster cluster;
+        load(SETTINGS(BIG, "parallel.pp=8", "parallel.dp=64", "parallel.zero=1", schedule[i]),
+             "512 h100, 8 per node, 25G", &config, &cluster);
+        assert_int_equal(plan_make(&config, &cluster,
+                                   &(PlanOptions){.jitter = -1, .stack = {.dp_beside = true}},
+                                   &plan),
+                         OK);
+        exposed_s[i] = plan.time.part.exposed_s[MESH_DP];
+        hidden_s[i] = plan.time.hidden_s[MESH_DP];
+        done(&plan, &config, &cluster);
+    }
+    assert_true(exposed_s[0] > 0 && exposed_s[1] < 0.8 * exposed_s[0]);
+    if (!(hidden_s[1] > 1.5 * hidden_s[0]))
+        fail_msg("hidden %g and %g s, exposed %g and %g", hidden_s[0], hidden_s[1], exposed_s[0],
+                 exposed_s[1]);
+}
+
 /* Gathered late, the weights of a backward pass are waited for; those of a forward pass are not.
  * Exchanges that take three times as long do in all. */
 static void test_fetch_late(void **state)
@@ -506,14 +534,22 @@ static void test_search_goes_on(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),        cmocka_unit_test(test_rates),
-        cmocka_unit_test(test_json),          cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_fp8),           cmocka_unit_test(test_balanced),
-        cmocka_unit_test(test_stacks),        cmocka_unit_test(test_fetch_late),
-        cmocka_unit_test(test_monotone),      cmocka_unit_test(test_trace),
-        cmocka_unit_test(test_search),        cmocka_unit_test(test_search_goes_on),
-        cmocka_unit_test(test_search_idle),   cmocka_unit_test(test_search_canonical),
-        cmocka_unit_test(test_search_folded), cmocka_unit_test(test_profile_small)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_states),
+                                       cmocka_unit_test(test_rates),
+                                       cmocka_unit_test(test_json),
+                                       cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_fp8),
+                                       cmocka_unit_test(test_balanced),
+                                       cmocka_unit_test(test_stacks),
+                                       cmocka_unit_test(test_fetch_late),
+                                       cmocka_unit_test(test_replicas_beside),
+                                       cmocka_unit_test(test_monotone),
+                                       cmocka_unit_test(test_trace),
+                                       cmocka_unit_test(test_search),
+                                       cmocka_unit_test(test_search_goes_on),
+                                       cmocka_unit_test(test_search_idle),
+                                       cmocka_unit_test(test_search_canonical),
+                                       cmocka_unit_test(test_search_folded),
+                                       cmocka_unit_test(test_profile_small)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -291,11 +291,22 @@ static SimTime update(Stepper *s, int rank, double begin_s)
     return sum;
 }
 
-/* Of a stack whose exchanges of replicas run beside a micro-batch, what is still waited for. */
+/* How many micro-batches' time exchanges of replicas have: a stage's begin behind its last one. Of
+ * several stages on a rank each takes as many micro-batches in turn as the pipeline has ranks, so
+ * that only the stage that comes last in the last turn has no other one's work beside it. */
+static double micro_batches_beside(const Stepper *s)
+{
+    const Pipeline *p = s->pipeline;
+    if (!p || p->n_stages == p->n_ranks) return 1;
+    double turn = fmin(p->n_micro, p->n_ranks), stages = (double)p->n_stages / p->n_ranks;
+    return fmax(1, turn * (stages - 1) / stages);
+}
+
+/* Of a stack whose exchanges of replicas run beside micro-batches, what is still waited for. */
 static void hide_replicas(const Stepper *s, int rank, SimTime *t)
 {
     static const MeshAxis axes[] = {MESH_DP, MESH_FSDP};
-    double budget = s->beside_s[rank];
+    double budget = s->beside_s[rank] * micro_batches_beside(s);
     for (int i = 0; i < COUNT_OF(axes) && s->sim->stack.dp_beside; i++) {
         double hidden = fmin(budget, t->exposed_s[axes[i]]);
         t->exposed_s[axes[i]] -= hidden;

@@ -69,7 +69,8 @@ typedef enum PublishedRecompute {
 /* Of one stack of software; at most one constant is fitted for each. */
 typedef enum Framework {
     FRAMEWORK_MEGATRON,           /* Megatron-LM, and what is not said */
-    FRAMEWORK_NEMO,               /* NeMo and Megatron-Bridge, NVIDIA's MLPerf submissions too */
+    FRAMEWORK_MEGATRON_CORE,      /* Megatron Core with Transformer Engine: NeMo, Megatron-Bridge,
+                            NVIDIA's      submissions to MLPerf, Megatron's README of 2024 */
     FRAMEWORK_MEGATRON_DEEPSPEED, /* Megatron's layers in DeepSpeed's pipeline: vTrain */
     FRAMEWORK_BIGSCIENCE,         /* a fork of that, with ALiBi, blocked launches: BLOOM */
     FRAMEWORK_DEEPSPEED,          /* ZeRO-3 without model parallelism */
@@ -107,6 +108,7 @@ typedef struct PublishedRow {
     PublishedLayout layout;
     PublishedPrecision precision;
     PublishedRecompute recompute;
+    bool open_stages;         /* whether a rank of the pipeline has several stages is not said */
     bool compiled, f32_grads; /* torch.compile is said; gradients are kept in f32 by the optimizer
                                  of that run */
     Framework framework;

@@ -45,6 +45,8 @@ static void test_calibration(void **state)
     r = find(&rows, "DG15-33");
     assert_true(!r->model.tied && !r->model.bias && !strcmp(r->model.positions, "rope"));
     assert_string_equal(r->model.activation, "relu2");
+    assert_true(find(&rows, "MCW-05")->open_stages && !find(&rows, "MCW-01")->open_stages &&
+                !find(&rows, "DG405-03")->open_stages);
     r = find(&rows, "MCW-01");
     assert_int_equal(r->recompute, RECOMPUTED_OPEN);
     assert_int_equal(r->layout.zero, 1);

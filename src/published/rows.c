@@ -8,9 +8,9 @@
 
 const char *published_framework_name(Framework framework)
 {
-    static const char *const names[] = {"Megatron",     "NeMo",      "Megatron-DeepSpeed",
-                                        "BigScience",   "DeepSpeed", "MaxText",
-                                        "PyTorch FSDP", "Composer",  "InternEvo"};
+    static const char *const names[] = {"Megatron",     "Megatron Core", "Megatron-DeepSpeed",
+                                        "BigScience",   "DeepSpeed",     "MaxText",
+                                        "PyTorch FSDP", "Composer",      "InternEvo"};
     return names[framework];
 }
 
@@ -77,7 +77,7 @@ static bool has_one_of(const char *id, const char *const *prefixes, int n)
 
 static Status read_framework(PublishedRow *row)
 {
-    static const char *const nemo[] = {"DG", "NMO", "LSQ", "MBR", "MLG", "MLL"},
+    static const char *const nemo[] = {"DG", "NMO", "LSQ", "MBR", "MLG", "MLL", "MC"},
                              *const bigscience[] = {"BLM", "OTH-02"};
     const char *text = row->note;
     row->framework = FRAMEWORK_MEGATRON;
@@ -93,7 +93,7 @@ static Status read_framework(PublishedRow *row)
     else if (has_prefix(row->id, "PTD") && row->layout.zero == 3)
         row->framework = FRAMEWORK_DEEPSPEED;
     else if (has_one_of(row->id, nemo, COUNT_OF(nemo)))
-        row->framework = FRAMEWORK_NEMO;
+        row->framework = FRAMEWORK_MEGATRON_CORE;
     else if (has_one_of(row->id, bigscience, COUNT_OF(bigscience)))
         row->framework = FRAMEWORK_BIGSCIENCE;
     else if (has_prefix(row->id, "VTR"))
@@ -180,6 +180,10 @@ static Status read_calibration(const Record *r, const Csv *models, PublishedRow 
     /* "one thing must be assumed": where the micro-batch is there, what is made again */
     if (!strcmp(record_text(r, "C"), "P") && row->micro_batch && row->recompute == RECOMPUTED_NONE)
         row->recompute = RECOMPUTED_OPEN;
+    /* Megatron's README tells no virtual stages, and its throughput keeps up where the
+     * micro-batches of a pipeline are few */
+    row->open_stages = has_prefix(row->id, "MC") && row->layout.pp > 1 &&
+                       !row->layout.virtual_stages;
     if (has_prefix(row->id, "MGS") && !strstr(layout, "Megatron-LM"))
         row->skip = "MegaScale's parallel blocks with sliding windows are not modelled";
     if (strstr(layout, "MaxText")) row->note = arena_printf(r->arena, "%s; MaxText", row->note);

@@ -104,8 +104,8 @@ static double attention_share(const PublishedRow *r)
  * nothing. MosaicML's loss (flash-attention's) and MaxText's compiled one are fused. */
 static double logit_bytes(const PublishedRow *r)
 {
-    bool early = begins(r->id, "NMO") || begins(r->id, "LSQ");
-    if (r->framework == FRAMEWORK_NEMO && !early)
+    bool early = begins(r->id, "NMO") || begins(r->id, "LSQ") || begins(r->id, "MC");
+    if (r->framework == FRAMEWORK_MEGATRON_CORE && !early)
         return begins(r->id, "MBR") ? logit_bytes_engine : logit_bytes_megatron_fused;
     if (published_is_megatron(r->framework) || r->framework == FRAMEWORK_DEEPSPEED)
         return logit_bytes_megatron;

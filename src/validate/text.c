@@ -31,6 +31,8 @@ static void add_row(const ValidateRow *r, Str *out)
     if (r->fits && r->row->out_of_memory) str_add(out, "; was out of memory");
     if (r->chose_micro)
         str_printf(out, "; micro-batch %lld is our choice", (long long)r->micro_batch);
+    if (r->row->open_stages)
+        str_printf(out, "; %lld stages on a rank are our choice", (long long)r->virtual_stages);
     if (r->chose_recompute)
         str_printf(out, "; recompute %s is our choice", recompute_name(r->recompute));
     str_add(out, "\n");

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONG_TOKENS = 16384, MAX_OPEN_MICRO = 16 };
+enum { LONG_TOKENS = 16384, MAX_OPEN_MICRO = 16, MAX_OPEN_STAGES = 8 };
 
 const char *validate_kind_name(RowKind kind)
 {
@@ -21,7 +21,7 @@ static const double fragments = 0.09;
  * one (stack.c). */
 double validate_framework_factor(Framework framework)
 {
-    static const double factors[] = {1.129, 1.177, 1.105, 1.232, 1.000, 1.148, 1.212, 1.168, 1.360};
+    static const double factors[] = {1.112, 1.205, 1.105, 1.232, 1.000, 1.148, 1.212, 1.168, 1.360};
     return factors[framework];
 }
 
@@ -116,7 +116,7 @@ static double rank_bytes(const PublishedRow *r, const SimStack *stack, const Pla
 /* Of what was tried the fastest that fits. Where nothing does, what is wrong is our account of the
  * row's memory, and it says nothing of what was made again for lack of it: then the fastest. */
 static void keep_better(ValidateRow *out, const SimStack *stack, const Plan *plan, int64_t micro,
-                        PublishedRecompute recompute)
+                        PublishedRecompute recompute, int64_t virtual_stages)
 {
     double peak = 0;
     int largest = 0;
@@ -138,6 +138,7 @@ static void keep_better(ValidateRow *out, const SimStack *stack, const Plan *pla
     out->limit_bytes = (double)plan->limit_bytes;
     out->micro_batch = micro;
     out->recompute = recompute;
+    out->virtual_stages = virtual_stages;
 }
 
 /* A layout that our trainer refuses is skipped with its sentence. */
@@ -157,7 +158,7 @@ static Status try_one(Arena *arena, const PublishedRow *r, const Cluster *cluste
         status = plan_make(&config, cluster,
                            &(PlanOptions){.jitter = -1, .balanced = true, .stack = stack}, &plan);
         if (status == OK) {
-            keep_better(out, &stack, &plan, micro, recompute);
+            keep_better(out, &stack, &plan, micro, recompute, r->layout.virtual_stages);
             plan_deinit(&plan);
         }
         run_config_deinit(&config);
@@ -169,6 +170,19 @@ static Status try_one(Arena *arena, const PublishedRow *r, const Cluster *cluste
     return status;
 }
 
+/* With each number of stages on a rank that divides the layers, where it is open. */
+static Status try_stages(Arena *arena, const PublishedRow *r, const Cluster *cluster, int64_t micro,
+                         PublishedRecompute recompute, ValidateRow *out)
+{
+    int64_t on_rank = r->model.layers / r->layout.pp;
+    for (int64_t v = 1; v <= (r->open_stages ? min_i64(on_rank, MAX_OPEN_STAGES) : 1); v++) {
+        PublishedRow row = *r;
+        if (r->open_stages) row.layout.virtual_stages = v;
+        if (on_rank % v == 0) TRY(try_one(arena, &row, cluster, micro, recompute, out));
+    }
+    return OK;
+}
+
 static Status try_all(Arena *arena, const PublishedRow *r, const Cluster *cluster, ValidateRow *out)
 {
     bool open_micro = r->micro_batch == 0, open_recompute = r->recompute == RECOMPUTED_OPEN;
@@ -177,10 +191,10 @@ static Status try_all(Arena *arena, const PublishedRow *r, const Cluster *cluste
     for (int k = open_recompute ? RECOMPUTED_NONE : (int)r->recompute;
          k <= (open_recompute ? RECOMPUTED_FULL : (int)r->recompute); k++) {
         if (!open_micro)
-            TRY(try_one(arena, r, cluster, r->micro_batch, (PublishedRecompute)k, out));
+            TRY(try_stages(arena, r, cluster, r->micro_batch, (PublishedRecompute)k, out));
         for (int64_t micro = 1; open_micro && micro <= min_i64(most, MAX_OPEN_MICRO); micro *= 2)
             if (most % micro == 0)
-                TRY(try_one(arena, r, cluster, micro, (PublishedRecompute)k, out));
+                TRY(try_stages(arena, r, cluster, micro, (PublishedRecompute)k, out));
     }
     if (out->peak_bytes > 0) out->skip = NULL;
     out->chose_micro = open_micro;

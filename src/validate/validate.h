@@ -42,6 +42,7 @@ typedef struct ValidateRow {
                                                      framework shares states; of a device */
     int64_t micro_batch;                          /* planned with, and which was open */
     PublishedRecompute recompute;
+    int64_t virtual_stages; /* the same */
     bool chose_micro, chose_recompute;
 } ValidateRow;
 

@@ -176,7 +176,7 @@ static void test_rows(void **state)
                             &(ValidateOptions){.only = "DG"}, &v));
     assert_true(v.n == 30 && v.n_predicted >= 4 && v.n_skipped + v.n_predicted == v.n);
     for (int i = 0; i < v.n; i++)
-        if (!v.row[i].skip && v.row[i].row->framework == FRAMEWORK_NEMO &&
+        if (!v.row[i].skip && v.row[i].row->framework == FRAMEWORK_MEGATRON_CORE &&
             v.row[i].kind == ROW_DENSE && v.row[i].row->precision == PUBLISHED_BF16 &&
             fabs(v.row[i].error) > 0.15)
             fail_msg("%s: %g against %g s", v.row[i].row->id, v.row[i].step_s,
@@ -184,7 +184,7 @@ static void test_rows(void **state)
     Str text = {0};
     validate_json(&v, &text);
     assert_non_null(strstr(text.at, "{\"id\": \"DG8-21\", \"kind\": \"dense\", \"framework\": "
-                                    "\"NeMo\", \"measured_s\": 12.27, \"predicted_s\": "));
+                                    "\"Megatron Core\", \"measured_s\": 12.27, \"predicted_s\": "));
     assert_ok(validate_file(&arena, arena_printf(&arena, "%scalibration.csv", dir),
                             &(ValidateOptions){.only = "DSK"}, &v));
     str_clear(&text);
