@@ -62,6 +62,16 @@ refused '16 ranks; their number must divide the leaves' parallel.dp=16 train.bat
 refused 'parallel.tp 16 does not divide the 8 chunks' parallel.tp=16
 refused 'train.canonical_chunks 6 is no power of two' train.canonical_chunks=6
 refused 'train.canonical_chunks 64 does not divide' train.canonical_chunks=64
-refused 'pp 1, or a model whose head is not tied' model.tie_word_embeddings=true parallel.pp=2
+
+# ---- a tied head, which two ranks of a pipeline have, and fewer key heads than ranks
+settings+=(model.tie_word_embeddings=true model.num_key_value_heads=2)
+train tied 4 || cat "$work/err"
+wanted=$(result tied)
+for layout in parallel.pp=2,parallel.dp=2 parallel.tp=8; do
+  train it 4 ${layout//,/ } || tail -1 "$work/err"
+  check "tied, $layout"
+done
+train it 2 parallel.pp=4 && train it 4 parallel.tp=4 parallel.fsdp=2 || tail -1 "$work/err"
+check 'tied, pp 4, then tp 4 and fsdp 2'
 echo "$checks checks, failed: $failed"
-[ "$failed" = 0 ] && [ "$checks" = 16 ]
+[ "$failed" = 0 ] && [ "$checks" = 18 ]

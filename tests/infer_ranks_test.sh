@@ -45,9 +45,11 @@ while read -ra layout; do
   compare several
 done <<'END'
 --tp 2
+--tp 4
 --pp 2 --ep 2
 --fsdp 3
 --dp 2 --tp 2
+--pp 2 --tp 4
 END
 if [ -n "$mpirun" ]; then
   layout=(--tp 2)
@@ -61,7 +63,7 @@ refused() { # refused PATTERN ARGS...
   "$drover" generate "$work/tiny" --max-tokens 1 "$@" >/dev/null 2>"$work/err"
   [ $? = 3 ] && grep -q "$pattern" "$work/err" || { echo "generate $*: no refusal with '$pattern': $(cat "$work/err")"; failed=1; }
 }
-refused 'tp 4 does not divide the model.s 2 key heads; --tp 2 would' --tp 4
+refused 'tp 3 does not divide the model.s 4 query heads; --tp 2 would' --tp 3
 refused 'can run 1024 as threads' --tp 64 --dp 64
 refused 'layers' --pp 8
 echo "$checks checks, failed: $failed"

@@ -47,6 +47,7 @@ static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int
                                    .batch = batch * infer->data_ranks,
                                    .seq = seq,
                                    .cache = o->context,
+                                   .share = o->world ? mesh_size(&o->layout.mesh, MESH_TP) : 0,
                                    .dtype = o->dtype,
                                    .no_master = true},
                     &graph));

@@ -145,15 +145,6 @@ static bool cached(const ModelBuilder *b)
     return b->o.purpose == MODEL_DECODE || b->o.purpose == MODEL_PREFILL;
 }
 
-static ValueId cache_state(ModelBuilder *b, const char *which)
-{
-    const ModelConfig *c = b->config;
-    const char *name = arena_printf(&b->g->arena, "cache.%d.%s", b->layer, which);
-    Shape shape = shape_make(4, (int64_t[]){b->o.batch, b->o.cache, c->n_kv_heads, c->head_dim},
-                             (Axis[]){AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM});
-    return graph_state(b->g, name, b->o.dtype, shape, STATE_CACHE);
-}
-
 /* So that as many ranks as share the heads have a key head each. */
 static int64_t key_copies(const ModelBuilder *b)
 {
@@ -164,6 +155,17 @@ static int64_t key_copies(const ModelBuilder *b)
 /* Key heads that are repeated are not cut: all ranks make all of them. */
 static Axis key_axis(const ModelBuilder *b) { return key_copies(b) > 1 ? AXIS_ANY : AXIS_KV_HEADS; }
 
+/* Of repeated heads, so that each rank keeps what its queries read. */
+static ValueId cache_state(ModelBuilder *b, const char *which)
+{
+    const ModelConfig *c = b->config;
+    const char *name = arena_printf(&b->g->arena, "cache.%d.%s", b->layer, which);
+    Shape shape = shape_make(
+        4, (int64_t[]){b->o.batch, b->o.cache, c->n_kv_heads * key_copies(b), c->head_dim},
+        (Axis[]){AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM});
+    return graph_state(b->g, name, b->o.dtype, shape, STATE_CACHE);
+}
+
 static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *o)
 {
     const ModelConfig *c = b->config;
@@ -171,7 +173,7 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
                           .softcap = (float)c->attention_softcap,
                           .alibi = c->positions == POSITIONS_ALIBI ? (float)c->alibi : 0,
                           .chunk = c->layer[b->layer].chunk};
-    if (!cached(b) && key_copies(b) > 1) {
+    if (key_copies(b) > 1) {
         TRY(op_repeat_heads(b->g, k, key_copies(b), &k));
         TRY(op_repeat_heads(b->g, v, key_copies(b), &v));
     }

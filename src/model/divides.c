@@ -13,16 +13,16 @@ static int64_t works(int64_t most, int64_t count)
 /* What ranks of tp share out; with keys as many of them as have one each, or several the same. */
 enum { SHARED = 5, KEYS = 1 };
 
-static bool can_share(const ModelCut *c, const int64_t count[SHARED], int which, int64_t n)
+static bool can_share(const int64_t count[SHARED], int which, int64_t n)
 {
-    return count[which] % n == 0 || (which == KEYS && c->copies_keys && n % count[which] == 0);
+    return count[which] % n == 0 || (which == KEYS && n % count[which] == 0);
 }
 
-static int64_t largest_tp(const ModelCut *c, const int64_t count[SHARED])
+static int64_t largest_tp(const int64_t count[SHARED], int64_t tp)
 {
-    for (int64_t n = c->tp; n > 1; n--) {
+    for (int64_t n = tp; n > 1; n--) {
         bool all = true;
-        for (int i = 0; i < SHARED; i++) all &= can_share(c, count, i, n);
+        for (int i = 0; i < SHARED; i++) all &= can_share(count, i, n);
         if (all) return n;
     }
     return 1;
@@ -36,11 +36,11 @@ static Status check_tp(const ModelConfig *m, const ModelCut *c, bool dense, bool
     const int64_t count[SHARED] = {m->n_heads, m->n_kv_heads, m->vocab, dense ? m->ffn_dense : 0,
                                    moe && !c->fold_experts ? m->ffn_expert : 0};
     for (int i = 0; i < SHARED; i++)
-        if (!can_share(c, count, i, c->tp))
+        if (!can_share(count, i, c->tp))
             return fail(ERR_REFUSED,
                         "%stp %lld does not divide the model's %lld %s; %stp %lld would", c->before,
                         (long long)c->tp, (long long)count[i], what[i], c->before,
-                        (long long)largest_tp(c, count));
+                        (long long)largest_tp(count, c->tp));
     return OK;
 }
 

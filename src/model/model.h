@@ -134,8 +134,8 @@ typedef struct ModelOptions {
     int64_t cache;  /* positions of the kv caches */
     DType dtype;    /* of activations and products: f32 or bf16 */
     bool no_master; /* weights in dtype only, no f32 masters: inference */
-    int64_t share; /* ranks that share the heads: where there are fewer key heads, each is repeated,
-                      without caches; 0: one */
+    int64_t share; /* ranks that share the heads: where there are fewer key heads, each is repeated;
+                      0: one */
     bool training; /* counts expert loads, adds the router's losses to the loss */
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss; /* coefficients */
@@ -145,11 +145,10 @@ typedef struct ModelOptions {
 typedef struct ModelCut {
     int64_t tp, ep;
     bool fold_experts;  /* whole ones over both */
-    bool copies_keys;   /* several ranks may have the same key head (ModelOptions.share) */
     const char *before; /* how these settings are written: "parallel." or "--" */
 } ModelCut;
 /* That tp ranks can share its heads, feed-forward columns and vocabulary, and ep ranks its experts;
- * refused with what would do. */
+ * refused with what would do. Several ranks may have the same key head (ModelOptions.share). */
 Status model_check_divides(const ModelConfig *config, const ModelCut *cut);
 
 /* The forward graph, siblings fused. Every weight is a state by its published name. */

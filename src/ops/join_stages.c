@@ -19,8 +19,8 @@ static Status infer(InferCtx *ctx)
 
 static Status cut(CutCtx *ctx)
 {
-    if (ctx->axis != MESH_PP) {
-        graph_cut_text(ctx, "*~ -> *");
+    if (ctx->axis != MESH_PP) { /* canonical: the summands are sums of all leaves (add_whole) */
+        graph_cut_text(ctx, ctx->graph->canonical ? "* -> *" : "*~ -> *");
         return OK;
     }
     ctx->want[0] = (Place){PLACE_PARTIAL, 0};

@@ -290,6 +290,9 @@ Status op_accumulate_leaf(Graph *g, ValueId state, ValueId x, ValueId micro, int
  * operand 3 on? */
 bool op_adds_to_state(const Node *node);
 enum { ACCUMULATE_FIRST_PART = 3 };
+/* a + b, f32, neither of them a partial sum: sums over the whole batch, of which each is summed by
+ * itself. */
+Status op_add_whole(Graph *g, ValueId a, ValueId b, ValueId *y);
 /* state = 0, in place. */
 Status op_clear(Graph *g, ValueId state);
 /* state = x, in place. */

@@ -3,10 +3,14 @@
  * are key heads can share the heads. Two ops: repeat_heads and its gradient, the sum over copies.
  *
  * Along tp every rank has x whole and makes its own copies only; the gradient of its copies is its
- * summand of x's. */
+ * summand of x's. The sum over copies is a balanced binary tree, of which a rank that has a power
+ * of two of them has a branch, and the sum over ranks is the rest (comm/comm.h): in canonical mode,
+ * where it is f32, it is the same however many ranks there are. */
 #include "ops/repeat_heads.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
+
+#include <string.h>
 
 CPU_DECLARE(repeat_heads);
 CPU_DECLARE(repeat_heads_grad);
@@ -45,15 +49,21 @@ static Status infer_grad(InferCtx *ctx)
     ctx->out[0] = infer_like(dy);
     ctx->out[0].shape.dim[HEADS_DIM] = attr->heads;
     ctx->out[0].shape.axis[HEADS_DIM] = AXIS_ANY;
+    if (attr->f32) ctx->out[0].dtype = DTYPE_F32;
     return OK;
 }
 
 static Status grad(GradCtx *ctx)
 {
-    const Node *node = graph_node(ctx->graph, ctx->node);
+    Graph *g = ctx->graph;
+    RepeatHeadsAttr attr;
     if (!ctx->need[0]) return OK;
-    return graph_add(ctx->graph, &op_def_repeat_heads_grad, node->attr, &ctx->dout[0], 1,
-                     &ctx->din[0]);
+    memcpy(&attr, graph_node(g, ctx->node)->attr, sizeof attr);
+    attr.f32 = g->canonical;
+    TRY(graph_add(g, &op_def_repeat_heads_grad, &attr, &ctx->dout[0], 1, &ctx->din[0]));
+    DType dtype = graph_value(g, ctx->dout[0])->dtype;
+    if (graph_value(g, ctx->din[0])->dtype == dtype) return OK;
+    return op_cast(g, ctx->din[0], dtype, &ctx->din[0]);
 }
 
 /* ---- cutting ---------------------------------------------------------------------------- */
@@ -147,7 +157,7 @@ const OpDef op_def_repeat_heads_grad = {
 Status op_repeat_heads(Graph *g, ValueId x, int64_t copies, ValueId *y)
 {
     const Shape *s = &graph_value(g, x)->shape;
-    if (copies < 1 || s->rank != 4)
+    if (copies < 1 || copies >> REPEAT_LEVELS || s->rank != 4)
         return fail(ERR_SHAPE, "repeat_heads: %lld copies of a value with %d axes",
                     (long long)copies, s->rank);
     int64_t heads = s->dim[HEADS_DIM];

@@ -79,7 +79,7 @@ static void test_parts(void **state)
     enum { HEADS = 3, COPIES = 4, D = 20, RANKS = 6 };
     for (int rank = 0; rank < RANKS; rank++) {
         Part p = {3, HEADS, COPIES, D, rank * 2, 2};
-        RepeatHeadsAttr attr = {HEADS, COPIES, p.first, p.made};
+        RepeatHeadsAttr attr = {HEADS, COPIES, p.first, p.made, false};
         OpTest *t = optest_create(3);
         ValueId x = optest_normal(t, DTYPE_F32, SHAPE(1, 3, HEADS, D), 1.0), y;
         optest_ok(graph_add(t->graph, &op_def_repeat_heads, &attr, &x, 1, &y));
@@ -95,6 +95,22 @@ static void test_parts(void **state)
     }
 }
 
+/* In a canonical graph the sums of bf16 are f32, so that ranks can go on with them. */
+static void test_f32_sums(void **state)
+{
+    (void)state;
+    enum { HEADS = 2, COPIES = 4, D = 33 };
+    Part p = {3, HEADS, COPIES, D, 0, HEADS * COPIES};
+    OpTest *t = optest_create(5);
+    ValueId x = optest_normal(t, DTYPE_BF16, SHAPE(1, 3, p.made, D), 1.0), y;
+    RepeatHeadsAttr attr = {HEADS, COPIES, 0, p.made, true};
+    optest_ok(graph_add(t->graph, &op_def_repeat_heads_grad, &attr, &x, 1, &y));
+    assert_int_equal(graph_value(t->graph, y)->dtype, DTYPE_F32);
+    optest_output(t, y);
+    optest_check(t, part_of_gradient, &p, 1e-6);
+    optest_destroy(t);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -103,6 +119,7 @@ static void test_refusals(void **state)
     optest_refused(op_repeat_heads(t->graph, x, 2, &y), ERR_SHAPE, "3 axes");
     x = optest_normal(t, DTYPE_F32, SHAPE(2, 3, 4, 5), 1.0);
     optest_refused(op_repeat_heads(t->graph, x, 0, &y), ERR_SHAPE, "0 copies");
+    optest_refused(op_repeat_heads(t->graph, x, 1024, &y), ERR_SHAPE, "1024 copies");
     RepeatHeadsAttr attr = {.heads = 3, .copies = 2, .made = 6};
     optest_refused(graph_add(t->graph, &op_def_repeat_heads, &attr, &x, 1, &y), ERR_SHAPE,
                    "wanted [B S 3 d]");
@@ -114,6 +131,7 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_heads), cmocka_unit_test(test_parts),
+                                       cmocka_unit_test(test_f32_sums),
                                        cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* Reverse-mode differentiation: one walk backwards over the nodes, each op's own rule emitting
- * ordinary nodes; several gradients of one value are added in the order in which they arise. */
+ * ordinary nodes; several gradients of one value are added in the order in which they arise. In a
+ * canonical graph those of a weight are not: they may arise on two stages of a pipeline. */
 #include "pass/pass_internal.h"
 
 #include <stdlib.h>
@@ -7,9 +8,10 @@
 
 typedef struct Autodiff {
     Graph *graph;
-    int n_values;  /* of the forward graph */
-    bool *needed;  /* the value depends on a trained leaf */
-    ValueId *grad; /* per forward value */
+    int n_values;           /* of the forward graph */
+    bool *needed;           /* the value depends on a trained leaf */
+    ValueId *grad;          /* per forward value */
+    VEC(ParamGrad) further; /* of leaves that have one already */
 } Autodiff;
 
 static bool is_leaf(const Graph *g, int v)
@@ -37,6 +39,10 @@ static Status add_grad(Autodiff *a, ValueId v, ValueId grad)
 {
     if (!value_ok(a->grad[v.id])) {
         a->grad[v.id] = grad;
+        return OK;
+    }
+    if (a->graph->canonical && is_leaf(a->graph, v.id)) {
+        VEC_PUSH(&a->further, ((ParamGrad){v, grad}));
         return OK;
     }
     return op_add(a->graph, a->grad[v.id], grad, &a->grad[v.id]);
@@ -75,10 +81,13 @@ static Status differentiate_node(Autodiff *a, int index)
 
 static void collect(const Autodiff *a, ParamGrads *grads)
 {
-    *grads = (ParamGrads){.at = xcalloc((size_t)a->n_values, sizeof *grads->at)};
-    for (int v = 1; v < a->n_values; v++)
-        if (is_leaf(a->graph, v) && value_ok(a->grad[v]))
-            grads->at[grads->n++] = (ParamGrad){.leaf = {v}, .grad = a->grad[v]};
+    *grads = (ParamGrads){.at = xcalloc((size_t)a->n_values + a->further.n, sizeof *grads->at)};
+    for (int v = 1; v < a->n_values; v++) {
+        if (!is_leaf(a->graph, v) || !value_ok(a->grad[v])) continue;
+        grads->at[grads->n++] = (ParamGrad){.leaf = {v}, .grad = a->grad[v]};
+        for (size_t k = 0; k < a->further.n; k++)
+            if (a->further.at[k].leaf.id == v) grads->at[grads->n++] = a->further.at[k];
+    }
 }
 
 Status pass_autodiff(Graph *graph, const char *loss_name, ParamGrads *grads)
@@ -102,6 +111,7 @@ Status pass_autodiff(Graph *graph, const char *loss_name, ParamGrads *grads)
     if (status == OK) collect(&a, grads);
     free(a.needed);
     free(a.grad);
+    VEC_FREE(&a.further);
     TRY(status);
     return pass_check(graph, "autodiff");
 }

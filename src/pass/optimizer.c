@@ -45,14 +45,37 @@ Status pass_accumulate(Graph *graph, ParamGrads *grads)
     return pass_check(graph, "accumulate");
 }
 
+/* Gradients of one leaf stand behind one another: how many before the i-th are of its leaf. */
+static int earlier_of_leaf(const ParamGrads *grads, int i)
+{
+    int n = 0;
+    while (n < i && grads->at[i - n - 1].leaf.id == grads->at[i].leaf.id) n++;
+    return n;
+}
+
+/* How many from the i-th on are of its leaf. */
+static int grads_of_leaf(const ParamGrads *grads, int i)
+{
+    int n = 1;
+    while (i + n < grads->n && grads->at[i + n].leaf.id == grads->at[i].leaf.id) n++;
+    return n;
+}
+
+static const char *sum_suffix(Graph *g, const ParamGrads *grads, int i)
+{
+    int n = earlier_of_leaf(grads, i);
+    return n ? arena_printf(&g->arena, ".grad%d", n + 1) : ".grad";
+}
+
 /* The sums that wait, beside the sum of all. */
-static int parts_beside(Graph *g, ValueId sum, int64_t n_micro, ValueId part[NODE_MAX_OUT])
+static int parts_beside(Graph *g, ValueId sum, const char *suffix, int64_t n_micro,
+                        ValueId part[NODE_MAX_OUT])
 {
     int n = op_accumulate_leaf_parts(n_micro);
     for (int k = 0; k < n && k < NODE_MAX_OUT; k++) {
         ValueId master = graph_value(g, sum)->master;
-        const char *suffix = arena_printf(&g->arena, ".grad.%d", k);
-        part[k] = state_beside(g, master, suffix, STATE_GRAD_PART);
+        part[k] = state_beside(g, master, arena_printf(&g->arena, "%s.%d", suffix, k),
+                               STATE_GRAD_PART);
         graph_value(g, part[k])->master = sum;
     }
     return n;
@@ -69,10 +92,11 @@ Status pass_accumulate_leaves(Graph *graph, int64_t n_micro, ParamGrads *grads)
                                 shape_make(1, (int64_t[]){1}, (Axis[]){AXIS_ANY}));
     graph->phase = PHASE_BACKWARD;
     for (int i = 0; i < grads->n; i++) {
-        ValueId state = state_beside(graph, master_of(graph, grads->at[i].leaf), ".grad",
+        const char *suffix = sum_suffix(graph, grads, i);
+        ValueId state = state_beside(graph, master_of(graph, grads->at[i].leaf), suffix,
                                      STATE_GRAD),
                 part[NODE_MAX_OUT];
-        int n = parts_beside(graph, state, n_micro, part);
+        int n = parts_beside(graph, state, suffix, n_micro, part);
         graph_set_scope(graph, "accumulate");
         TRY(op_accumulate_leaf(graph, state, grads->at[i].grad, micro, n, part,
                                &grads->at[i].grad));
@@ -134,19 +158,35 @@ typedef enum AfterUpdate {
     GRADS_ZERO_APART, /* states that may be read through a reduction: cleared by themselves */
 } AfterUpdate;
 
-/* Makes the gradients whole, and their norm, in which each counts once. whole [grads->n]. */
+/* The gradient of the i-th's leaf: what there is of it here, and on another rank of a pipeline. */
+static Status make_whole(Graph *g, const ParamGrads *grads, int i, ValueId *whole)
+{
+    *whole = grads->at[i].grad;
+    for (int k = 1; k < grads_of_leaf(grads, i); k++)
+        TRY(op_add_whole(g, *whole, grads->at[i + k].grad, whole));
+    return pass_pipeline_join(g, grads->at[i].grad, whole);
+}
+
+/* Makes the gradients whole, and their norm, in which each counts once. whole [grads->n]: of a leaf
+ * with several the first is set. */
 static Status emit_norm(Graph *g, const ParamGrads *grads, ValueId *whole, ValueId *norm)
 {
     ValueId *counted = xcalloc((size_t)grads->n + 1, sizeof *counted);
     int n = 0;
     Status status = OK;
-    for (int i = 0; i < grads->n && status == OK; i++) {
-        status = pass_pipeline_join(g, grads->at[i].grad, &whole[i]);
+    for (int i = 0; i < grads->n && status == OK; i += grads_of_leaf(grads, i)) {
+        status = make_whole(g, grads, i, &whole[i]);
         if (pass_pipeline_counts(g, grads->at[i].grad)) counted[n++] = whole[i];
     }
     if (status == OK) status = op_grad_norm(g, n, counted, norm);
     free(counted);
     return status;
+}
+
+/* What is added to another is no operand of its own. */
+static bool is_cleared_by_adamw(const ParamGrads *grads, AfterUpdate after, int i)
+{
+    return after == GRADS_ZEROED && grads_of_leaf(grads, i) == 1;
 }
 
 static Status emit_parts(Graph *g, const ParamGrads *grads, AfterUpdate after, ValueId *whole)
@@ -161,11 +201,12 @@ static Status emit_parts(Graph *g, const ParamGrads *grads, AfterUpdate after, V
     graph_set_scope(g, "clip");
     TRY(op_clip_factor(g, norm, hyper, &factor));
     graph_set_scope(g, "adamw");
-    for (int i = 0; i < grads->n; i++)
-        TRY(update_param(g, &(ParamGrad){grads->at[i].leaf, whole[i]}, after == GRADS_ZEROED,
-                         factor, hyper));
-    for (int i = 0; after == GRADS_ZERO_APART && i < grads->n; i++)
-        TRY(op_clear(g, grads->at[i].grad));
+    for (int i = 0; i < grads->n; i += grads_of_leaf(grads, i))
+        TRY(update_param(g, &(ParamGrad){grads->at[i].leaf, whole[i]},
+                         is_cleared_by_adamw(grads, after, i), factor, hyper));
+    for (int i = 0; after != GRADS_DIE && i < grads->n; i++)
+        if (!is_cleared_by_adamw(grads, after, i - earlier_of_leaf(grads, i)))
+            TRY(op_clear(g, grads->at[i].grad));
     graph_set_scope(g, "balance");
     TRY(update_expert_biases(g, hyper));
     graph_set_scope(g, NULL);
@@ -204,6 +245,17 @@ static ValueId copy_state(Graph *to, const Graph *from, ValueId id)
     return fresh;
 }
 
+/* Only canonical graphs have several of a leaf. */
+static void add_grad(ParamGrads *grads, ParamGrad p, bool canonical)
+{
+    int at = grads->n;
+    for (int i = 0; canonical && i < grads->n; i++)
+        if (grads->at[i].leaf.id == p.leaf.id) at = i + 1;
+    memmove(&grads->at[at + 1], &grads->at[at], (size_t)(grads->n - at) * sizeof *grads->at);
+    grads->at[at] = p;
+    grads->n++;
+}
+
 Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **update)
 {
     Graph *g = graph_create("update");
@@ -218,7 +270,7 @@ Status pass_optimizer_alone(const Graph *like, const Layout *layout, Graph **upd
             ValueId master = copy_state(g, like, v->master),
                     grad = copy_state(g, like, (ValueId){i});
             graph_value(g, grad)->master = master;
-            grads.at[grads.n++] = (ParamGrad){.leaf = master, .grad = grad};
+            add_grad(&grads, (ParamGrad){.leaf = master, .grad = grad}, g->canonical);
         } else if (v->role == STATE_LOAD) {
             ValueId bias = copy_state(g, like, v->master), load = copy_state(g, like, (ValueId){i});
             graph_value(g, load)->master = bias;

@@ -21,7 +21,9 @@
 #include "ops/ops.h"
 #include "pipeline/pipeline.h"
 
-/* A trained leaf (a master weight, or its working copy) and the gradient of the loss to it. */
+/* A trained leaf (a master weight, or its working copy) and the gradient of the loss to it. In a
+ * canonical graph a leaf that several nodes read has as many, one behind the other: each is summed
+ * over the batch by itself, and the update adds these sums. */
 typedef struct ParamGrad {
     ValueId leaf, grad;
 } ParamGrad;

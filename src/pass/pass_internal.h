@@ -21,8 +21,9 @@ static inline bool node_is(const Node *node, const char *op)
     return node->op && node->op->name[0] == op[0] && !strcmp(node->op->name, op);
 }
 
-/* In the update: a gradient of which another pipeline rank has a summand too is made whole. */
-Status pass_pipeline_join(Graph *graph, ValueId grad, ValueId *joined);
+/* In the update: of the weight that grad is of, another pipeline rank may have a summand of the
+ * gradient too; then *sum, what there is of it here, is made whole. */
+Status pass_pipeline_join(Graph *graph, ValueId grad, ValueId *sum);
 /* Is it this rank that counts the gradient in the norm? */
 bool pass_pipeline_counts(const Graph *graph, ValueId grad);
 

@@ -5,6 +5,7 @@
  *
  * A weight that two stages read (a tied embedding) lies on both. Each stage sums its own part of
  * the gradient; where the stages lie on two ranks, the update adds the parts (pipeline_update.c).
+ * In a canonical graph the parts are summed by themselves anyway (autodiff.c).
  *
  * It runs on the differentiated graph with summed gradients: forward and backward are phases of one
  * program for each stage, which the host runs for one micro-batch after another as a schedule says.
@@ -150,13 +151,6 @@ static Status find_holders(Cut *c)
         const Node *node = &c->from->node[i];
         for (int k = 0; k < node->n_in; k++) TRY(add_holder(c, node->in[k], c->stage_of[i]));
         if (c->stage_of[i] != NOWHERE || !op_adds_to_state(node)) continue;
-        if (c->from->canonical)
-            return fail(ERR_REFUSED,
-                        "parallel.pp %d: the gradient of %s is summed on two stages, in another "
-                        "order than on one rank; with train.canonical take pp 1, or a model whose "
-                        "head is not tied to its embedding",
-                        c->pipeline->n_ranks,
-                        graph_value(c->from, graph_root(c->from, node->in[0]))->name);
         Values summands = {0}, sums = {0};
         find_summands(c, node->in[1], &summands, &sums);
         Status status = OK;
@@ -169,12 +163,19 @@ static Status find_holders(Cut *c)
     return OK;
 }
 
+/* The ranks of a weight have a summand of its gradient each, if in states of different names. */
+static const int *holders_of(const Cut *c, int state)
+{
+    const Value *v = &c->from->value[state];
+    return c->holder[v->role == STATE_GRAD && value_ok(v->master) ? v->master.id : state];
+}
+
 /* A gradient that two ranks have is a summand on each. */
 static void mark_twins(Cut *c)
 {
     int here = 1 + c->pipeline->rank_of[c->stage];
     for (int i = 1; i < c->from->n_values; i++) {
-        const int *holder = c->holder[i];
+        const int *holder = holders_of(c, i);
         if (!holder[1] || (holder[0] != here && holder[1] != here)) continue;
         ValueId here_too = rewrite_get(&c->rewrite, (ValueId){i});
         if (!value_ok(here_too)) continue; /* another stage's of this rank */

@@ -36,11 +36,14 @@ static ValueId layer(Graph *g, int i, ValueId h)
     return y;
 }
 
+enum { MICRO_BATCHES = 4 };
+
 /* With summed gradients; the head is the embedding. */
-static Graph *whole_graph(void)
+static Graph *make_whole(bool canonical)
 {
     Graph *g = graph_create("whole");
     ParamGrads grads;
+    g->canonical = canonical;
     ValueId h, loss, nll;
     Shape tokens = shape_make(2, (int64_t[]){2, 4}, (Axis[]){AXIS_BATCH, AXIS_SEQ});
     ValueId ids = graph_input(g, "ids", DTYPE_I32, tokens),
@@ -53,10 +56,13 @@ static Graph *whole_graph(void)
     assert_ok(op_linear_cross_entropy(g, h, table, targets, weights, 0, &loss, &nll));
     graph_output(g, "loss", loss);
     assert_ok(pass_autodiff(g, "loss", &grads));
-    assert_ok(pass_accumulate(g, &grads));
+    assert_ok(canonical ? pass_accumulate_leaves(g, MICRO_BATCHES, &grads)
+                        : pass_accumulate(g, &grads));
     param_grads_deinit(&grads);
     return g;
 }
+
+static Graph *whole_graph(void) { return make_whole(false); }
 
 static int count(const Graph *g, const char *op, int phase)
 {
@@ -164,6 +170,51 @@ static void test_update(void **state)
     graph_destroy(whole);
 }
 
+/* In canonical mode the two gradients of the table are sums of their own: each stage has one, and
+ * two ranks join them, or one rank adds them. */
+static void test_canonical(void **state)
+{
+    (void)state;
+    Graph *whole = make_whole(true), *update;
+    Pipeline *p;
+    Layout layout = {.mesh.size[MESH_PP] = 2};
+    assert_ok(pipeline_create("1f1b", 2, 1, MICRO_BATCHES, &p));
+    layout.pipeline = p;
+    for (int s = 0; s < 2; s++) {
+        Graph *g = stage_graph(whole, p, s);
+        const char *own = s ? "table.grad" : "table.grad2",
+                   *other = s ? "table.grad2" : "table.grad";
+        assert_int_equal(twin_of(g, own), 2 - s);
+        assert_int_equal(twin_of(g, other), -1);
+        assert_int_equal(graph_value(g, graph_find_state(g, own))->place[MESH_PP].kind,
+                         PLACE_PARTIAL);
+        layout.mesh.coord[MESH_PP] = s;
+        assert_ok(pass_optimizer_alone(g, &layout, &update));
+        assert_ok(graph_verify(update, "the optimizer"));
+        assert_int_equal(count(update, "join_stages", -1), 1);
+        assert_int_equal(count(update, "add_whole", -1), 0);
+        graph_destroy(update);
+        graph_destroy(g);
+    }
+    pipeline_destroy(p);
+    assert_ok(pipeline_create("zb-v", 2, 2, MICRO_BATCHES, &p));
+    Graph *stage[2] = {stage_graph(whole, p, 0), stage_graph(whole, p, 3)};
+    Graph *all = pass_pipeline_states(stage, 2);
+    layout = (Layout){.mesh.size[MESH_PP] = 2, .pipeline = p};
+    assert_ok(pass_optimizer_alone(all, &layout, &update));
+    assert_ok(graph_verify(update, "the optimizer"));
+    assert_int_equal(count(update, "join_stages", -1), 0);
+    assert_int_equal(count(update, "add_whole", -1), 1);
+    assert_int_equal(count(update, "adamw", -1),
+                     7); /* three weights of two layers, and the table */
+    assert_int_equal(count(update, "clear", -1), 8);
+    graph_destroy(update);
+    graph_destroy(all);
+    for (int s = 0; s < 2; s++) graph_destroy(stage[s]);
+    pipeline_destroy(p);
+    graph_destroy(whole);
+}
+
 static void check_split(Graph *g, int first_layer)
 {
     assert_ok(pass_fuse(&g));
@@ -222,8 +273,9 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_tied), cmocka_unit_test(test_v),
-                                       cmocka_unit_test(test_update), cmocka_unit_test(test_split),
-                                       cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tied),   cmocka_unit_test(test_v),
+        cmocka_unit_test(test_update), cmocka_unit_test(test_canonical),
+        cmocka_unit_test(test_split),  cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

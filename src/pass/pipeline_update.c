@@ -56,11 +56,10 @@ Graph *pass_pipeline_twin(const Graph *stage, const char *prefix)
 
 /* ---- weights on two ranks --------------------------------------------------------------- */
 
-Status pass_pipeline_join(Graph *g, ValueId grad, ValueId *joined)
+Status pass_pipeline_join(Graph *g, ValueId grad, ValueId *sum)
 {
     int twin = graph_value(g, grad)->twin;
-    *joined = grad;
-    return twin ? op_join_stages(g, grad, twin - 1, joined) : OK;
+    return twin ? op_join_stages(g, *sum, twin - 1, sum) : OK;
 }
 
 bool pass_pipeline_counts(const Graph *g, ValueId grad)

@@ -188,6 +188,31 @@ static void test_change_of_a_copy(void **state)
     }
 }
 
+/* Two weight gradients of a cut batch: what add makes of summands is a summand, and is reduced;
+ * add_whole takes nothing but what has been. */
+static void test_sums_of_sums(void **state)
+{
+    (void)state;
+    static Status (*const add[])(Graph *, ValueId, ValueId, ValueId *) = {op_add, op_add_whole};
+    for (int k = 0; k < COUNT_OF(add); k++) {
+        Graph *g = graph_create("two gradients");
+        ValueId x = graph_input(g, "x", DTYPE_F32, matrix(4, AXIS_BATCH, 16, AXIS_EMBED)), dw[2], y;
+        for (int i = 0; i < 2; i++)
+            assert_int_equal(op_linear_dw(g,
+                                          graph_input(g, i ? "b" : "a", DTYPE_F32,
+                                                      matrix(4, AXIS_BATCH, 8, AXIS_FFN)),
+                                          x, &dw[i]),
+                             OK);
+        assert_int_equal(add[k](g, dw[0], dw[1], &y), OK);
+        graph_output(g, "y", y);
+        ShardPlan plan = {.axis = MESH_DP, .n = 2, .rank = 1, .input_axes = 1u << AXIS_BATCH};
+        assert_int_equal(pass_shard(&g, &plan), OK);
+        assert_int_equal(graph_verify(g, "sharding"), OK);
+        assert_int_equal(count(g, "all_reduce"), 1 + k);
+        graph_destroy(g);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -199,6 +224,7 @@ int main(void)
         cmocka_unit_test(test_what_does_not_divide),
         cmocka_unit_test(test_flat),
         cmocka_unit_test(test_change_of_a_copy),
+        cmocka_unit_test(test_sums_of_sums),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,10 +56,7 @@ StepOptions train_step_options(const RunConfig *config, const Layout *layout, DT
 Status train_check_divides(const RunConfig *config, const ModelConfig *m)
 {
     const RunParallel *p = &config->parallel;
-    return model_check_divides(m, &(ModelCut){.tp = p->tp,
-                                              .ep = p->ep,
-                                              .fold_experts = p->fold_experts,
-                                              /* in canonical mode a sum has an order of its own */
-                                              .copies_keys = !config->train.canonical,
-                                              .before = "parallel."});
+    return model_check_divides(
+        m, &(ModelCut){
+               .tp = p->tp, .ep = p->ep, .fold_experts = p->fold_experts, .before = "parallel."});
 }

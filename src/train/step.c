@@ -3,16 +3,26 @@
 
 #include "train/step.h"
 
+/* In canonical mode as many as can share the heads under any layout, so that the sums over copies
+ * of a key head are the same under all: chunks is a power of two. */
+static int64_t ranks_that_share(const StepOptions *o, const ModelConfig *model)
+{
+    int64_t n = o->layout.chunks;
+    if (n == 0) return mesh_size(&o->layout.mesh, MESH_TP);
+    while (model->n_heads % n) n /= 2;
+    return n;
+}
+
 /* The graph of the whole is built for the sequences of all ranks; the layout's passes cut it. */
-static ModelOptions model_options(const StepOptions *o, bool training, int64_t batch)
+static ModelOptions model_options(const StepOptions *o, const ModelConfig *model, bool training,
+                                  int64_t batch)
 {
     return (ModelOptions){.purpose = MODEL_LOSS,
                           .batch = batch * mesh_data_ranks(&o->layout.mesh),
                           .seq = o->seq,
                           .dtype = o->dtype,
                           .training = training,
-                          /* in canonical mode a sum has an order of its own */
-                          .share = o->layout.chunks ? 0 : mesh_size(&o->layout.mesh, MESH_TP),
+                          .share = ranks_that_share(o, model),
                           .balance = training ? o->balance : BALANCE_NONE,
                           .aux_loss = o->aux_loss,
                           .router_z_loss = training ? o->router_z_loss : 0,
@@ -206,7 +216,7 @@ static Status build_whole(const ModelConfig *model, const StepOptions *o, bool s
 {
     ParamGrads grads = {0};
     Graph *g;
-    TRY(model_build(model, model_options(o, true, o->micro_batch), &g));
+    TRY(model_build(model, model_options(o, model, true, o->micro_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = differentiate(&g, o, &grads);
     if (status == OK && sums)
@@ -264,7 +274,7 @@ static Status build_step(const ModelConfig *model, const StepOptions *o, Graph *
 static Status build_whole_eval(const ModelConfig *model, const StepOptions *o, Graph **out)
 {
     Graph *g;
-    TRY(model_build(model, model_options(o, false, o->eval_batch), &g));
+    TRY(model_build(model, model_options(o, model, false, o->eval_batch), &g));
     Status status = pass_layout_prepare(&g, &o->layout);
     if (status == OK) status = pass_canonical(&g, &o->layout, NULL);
     if (status == OK)
@@ -345,7 +355,8 @@ Status step_grads_build(const ModelConfig *model, const StepOptions *options, Ta
     start(out);
     Graph *g;
     ParamGrads grads = {0};
-    Status status = model_build(model, model_options(options, true, options->micro_batch), &g);
+    Status status = model_build(model, model_options(options, model, true, options->micro_batch),
+                                &g);
     if (status != OK) {
         step_programs_destroy(out);
         return status;
