@@ -20,7 +20,7 @@ for ((i = 0; i < starts; i++)); do
   grep 'is slow: it computes' "$work/err"
 done
 echo "$starts starts, $flags ranks named slow in all"
-FAULT=train.slow:41+@1 run slow train.steps=64 train.batch=72 || { tail -5 "$work/err"; exit 1; }
+FAULT=train.slow:41+@1 run slow train.steps=64 train.batch=144 || { tail -5 "$work/err"; exit 1; }
 grep 'is slow: it computes' "$work/err"
 last=$(grep -oE 'rank 1 on [^ ]+ is slow: .* in steps [0-9]+ to [0-9]+' "$work/err" | head -1 | grep -oE '[0-9]+$')
 [ "$flags" = 0 ] && [ -n "$last" ] && [ "$last" -le 60 ]
