@@ -83,7 +83,7 @@ __device__ __forceinline__ void attention_dots(float (&c)[M][N / 8][4], const bf
         for (int n = 0; n < N / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) c[m][n][i] = 0;
-#pragma unroll 8
+#pragma unroll 4
     for (int k = 0; k < D; k += 16) {
         uint32_t x[M][4];
 #pragma unroll
