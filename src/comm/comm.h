@@ -108,6 +108,10 @@ Status comm_run(Comm *comm, const CommOp *op); /* start and wait */
 Status comm_enqueue(Comm *comm, const CommOp *op, GpuStream *stream);
 /* n (at most 4) that do not wait for each other: what goes round a ring. */
 Status comm_enqueue_all(Comm *comm, const CommOp *op, int n, GpuStream *stream);
+/* A COMM_SEND for which nobody waits yet: *request is to be waited for before this rank ends,
+ * unless it is NULL (the device sees to it). Its buffer may be used again once the stream is past
+ * it. */
+Status comm_enqueue_send(Comm *comm, const CommOp *op, GpuStream *stream, CommRequest **request);
 /* This rank's host waits for its GPU by waiting for this stream: from now on it looks meanwhile
  * whether others still come. */
 void comm_join_gpu(Comm *member, GpuStream *stream);

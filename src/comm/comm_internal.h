@@ -150,6 +150,7 @@ struct CommRequest {
     char node[COMM_NODE_BYTES];
     CommRequest *prev, *next; /* in comm->open */
     void *state;              /* the transport's */
+    char *carried;            /* the host's copy of what it sends; owned */
     struct GpuEvent *done;    /* comm_enqueue: when it is, on the device */
     CommRequest *later;       /* enqueued after it by this rank */
 };

@@ -297,18 +297,43 @@ static Status put_on_stream(Comm *c, CommRequest **r, int n, GpuStream *stream)
     return status;
 }
 
+/* Whether the GPUs exchange by themselves. */
+static Status find_way(Comm *c, const CommOp *op, GpuStream *stream, bool *can)
+{
+    *can = gpu_can_exchange(gpu_stream_device(stream)) && op->kind != COMM_BARRIER;
+    if (*can && !c->gpu && !c->carried) TRY(open_group(c, stream));
+    *can = *can && !c->carried;
+    return OK;
+}
+
 Status comm_enqueue_all(Comm *c, const CommOp *op, int n, GpuStream *stream)
 {
     CommRequest *request[TOGETHER] = {0};
     if (n < 1 || n > TOGETHER) return fail(ERR_ARG, "%d operations at once", n);
-    bool can = gpu_can_exchange(gpu_stream_device(stream)) && op->kind != COMM_BARRIER;
-    if (can && !c->gpu && !c->carried) TRY(open_group(c, stream));
-    if (!can || c->carried) return carry(c, op, n, stream);
+    bool can;
+    TRY(find_way(c, op, stream, &can));
+    if (!can) return carry(c, op, n, stream);
     Status status = OK;
     for (int i = 0; i < n && status == OK; i++) status = comm_request_begin(c, &op[i], &request[i]);
     if (status == OK) status = put_on_stream(c, request, n, stream);
     for (int i = 0; i < n; i++)
         if (request[i]) comm_request_free(request[i]);
+    return status;
+}
+
+Status comm_enqueue_send(Comm *c, const CommOp *op, GpuStream *stream, CommRequest **request)
+{
+    bool can;
+    *request = NULL;
+    TRY(find_way(c, op, stream, &can));
+    if (can) return comm_enqueue(c, op, stream);
+    Carried carried = {0};
+    Status status = fetch(c, op, stream, &carried);
+    if (status == OK) status = comm_start(c, &carried.op, request);
+    if (status == OK)
+        (*request)->carried = carried.buffer;
+    else
+        free(carried.buffer);
     return status;
 }
 

@@ -70,6 +70,7 @@ void comm_request_free(CommRequest *r)
     if (r->next) r->next->prev = r->prev;
     if (r->comm->open == r) r->comm->open = r->next;
     free(r->parts.count);
+    free(r->carried);
     free(r);
 }
 

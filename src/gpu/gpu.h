@@ -87,12 +87,13 @@ Status gpu_event_wait(GpuEvent *event);                           /* the host wa
 Status gpu_stream_wait_event(GpuStream *stream, GpuEvent *event); /* the stream waits */
 Status gpu_event_ms(GpuEvent *from, GpuEvent *to, double *ms);    /* both waited for */
 
-/* A second stream beside this one, for what goes on while it computes. begin gives it, behind all
- * that is on this stream by now; end remembers under `key` the moment when what was put there is
- * done; join makes this stream wait for that moment, once, and does nothing for a key that nobody
- * remembers. */
-Status gpu_side_begin(GpuStream *stream, GpuStream **side);
-Status gpu_side_end(GpuStream *stream, const void *key);
+/* Streams beside this one, for what goes on while it computes; lanes do not wait for each other.
+ * begin gives one, behind all that is on this stream by now; end remembers under `key` the moment
+ * when what was put on that lane is done; join makes this stream wait for that moment, once, and
+ * does nothing for a key that nobody remembers. */
+enum { GPU_LANES = 16 };
+Status gpu_side_begin(GpuStream *stream, int lane, GpuStream **side);
+Status gpu_side_end(GpuStream *stream, int lane, const void *key);
 Status gpu_side_join(GpuStream *stream, const void *key);
 /* gpu/side.c keeps what it needs there, and frees it at the stream's end. */
 typedef struct GpuSide GpuSide;

@@ -125,13 +125,13 @@ static void test_side(void **state)
     char *a = alloc(64), *b = alloc(64), *c = alloc(64), back[64];
     for (int round = 1; round <= 3; round++) {
         assert_ok(gpu_fill(stream, a, round, 64));
-        assert_ok(gpu_side_begin(stream, &side));
+        assert_ok(gpu_side_begin(stream, round, &side));
         assert_ok(gpu_copy(side, b, a, 64));
-        assert_ok(gpu_side_end(stream, &a));
-        assert_int_equal(gpu_side_end(stream, &a), ERR_ARG); /* nobody has joined it */
-        assert_ok(gpu_side_begin(stream, &side));
+        assert_ok(gpu_side_end(stream, round, &a));
+        assert_int_equal(gpu_side_end(stream, round, &a), ERR_ARG); /* nobody has joined it */
+        assert_ok(gpu_side_begin(stream, round, &side));
         assert_ok(gpu_fill(side, c, 9, 64));
-        assert_ok(gpu_side_end(stream, &b));
+        assert_ok(gpu_side_end(stream, round, &b));
         assert_ok(gpu_side_join(stream, &a));
         assert_ok(gpu_side_join(stream, &c)); /* nobody has promised anything */
         assert_ok(gpu_copy(stream, a, b, 64));

@@ -1,4 +1,4 @@
-/* The stream beside a stream, by events. */
+/* The streams beside a stream, by events. */
 #include "gpu/gpu.h"
 
 #include <stdlib.h>
@@ -10,8 +10,8 @@ typedef struct Promise {
 } Promise;
 
 struct GpuSide {
-    GpuStream *stream;
-    GpuEvent *here; /* of the main stream, where the side begins */
+    GpuStream *lane[GPU_LANES]; /* made when first asked for */
+    GpuEvent *here;             /* of the main stream, where a lane begins */
     VEC(Promise) promise;
 };
 
@@ -21,7 +21,6 @@ static Status side_of(GpuStream *stream, GpuSide **out)
     if (!*place) {
         Gpu *gpu = gpu_stream_device(stream);
         *place = xcalloc(1, sizeof **place);
-        TRY(gpu_stream_create(gpu, &(*place)->stream));
         TRY(gpu_event_create(gpu, &(*place)->here));
     }
     *out = *place;
@@ -34,17 +33,25 @@ void gpu_side_destroy(GpuSide *side)
     for (size_t i = 0; i < side->promise.n; i++) gpu_event_destroy(side->promise.at[i].done);
     VEC_FREE(&side->promise);
     gpu_event_destroy(side->here);
-    gpu_stream_destroy(side->stream);
+    for (int i = 0; i < GPU_LANES; i++) gpu_stream_destroy(side->lane[i]);
     free(side);
 }
 
-Status gpu_side_begin(GpuStream *stream, GpuStream **out)
+static Status lane_of(GpuStream *stream, GpuSide *side, int lane, GpuStream **out)
+{
+    if (lane < 0 || lane >= GPU_LANES) return fail(ERR_ARG, "there is no lane %d", lane);
+    if (!side->lane[lane]) TRY(gpu_stream_create(gpu_stream_device(stream), &side->lane[lane]));
+    *out = side->lane[lane];
+    return OK;
+}
+
+Status gpu_side_begin(GpuStream *stream, int lane, GpuStream **out)
 {
     GpuSide *side;
     TRY(side_of(stream, &side));
+    TRY(lane_of(stream, side, lane, out));
     TRY(gpu_event_record(side->here, stream));
-    *out = side->stream;
-    return gpu_stream_wait_event(side->stream, side->here);
+    return gpu_stream_wait_event(*out, side->here);
 }
 
 static Promise *find(GpuSide *side, const void *key)
@@ -54,10 +61,12 @@ static Promise *find(GpuSide *side, const void *key)
     return NULL;
 }
 
-Status gpu_side_end(GpuStream *stream, const void *key)
+Status gpu_side_end(GpuStream *stream, int lane, const void *key)
 {
     GpuSide *side;
+    GpuStream *from = NULL;
     TRY(side_of(stream, &side));
+    TRY(lane_of(stream, side, lane, &from));
     if (!key || find(side, key)) return fail(ERR_ARG, "something is on its way under this key");
     Promise *p = find(side, NULL);
     if (!p) {
@@ -67,7 +76,7 @@ Status gpu_side_end(GpuStream *stream, const void *key)
         p = &side->promise.at[side->promise.n - 1];
     }
     p->key = key;
-    return gpu_event_record(p->done, side->stream);
+    return gpu_event_record(p->done, from);
 }
 
 Status gpu_side_join(GpuStream *stream, const void *key)

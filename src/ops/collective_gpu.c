@@ -79,9 +79,9 @@ static Status put(const KernelArgs *args, const CommOp *op, int n, const Tensor 
 {
     GpuStream *side;
     const void *key = token ? token->data : args;
-    TRY(gpu_side_begin(args->stream, &side));
+    TRY(gpu_side_begin(args->stream, 0, &side));
     TRY(comm_enqueue_all(((const Prepared *)args->state)->comm, op, n, side));
-    TRY(gpu_side_end(args->stream, key));
+    TRY(gpu_side_end(args->stream, 0, key));
     return token ? OK : gpu_side_join(args->stream, key);
 }
 

@@ -2,13 +2,10 @@
  * (a tied embedding) lies on both of their ranks, and each has a summand of its gradient. x + y and
  * y + x have the same bits, so both ranks then make the same update. */
 #include "ops/kernel.h"
+#include "ops/join_stages.h"
 #include "ops/rules.h"
 
 #include <string.h>
-
-typedef struct JoinAttr {
-    int peer; /* rank along pp */
-} JoinAttr;
 
 static Status infer(InferCtx *ctx)
 {
@@ -77,6 +74,7 @@ static Status run(KernelArgs *args)
     return OK;
 }
 
+CUDA_DECLARE(join_stages);
 static const Kernel kernel = {.run = run, .prepare = prepare, .release = release};
 
 const OpDef op_def_join_stages = {
@@ -91,6 +89,7 @@ const OpDef op_def_join_stages = {
     .cost = cost,
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&kernel),
+    .cuda = &cuda_join_stages,
 };
 
 Status op_join_stages(Graph *g, ValueId x, int peer, ValueId *y)

@@ -12,18 +12,11 @@
  * same order, so that they need no number. Both ends cut the value in the same way: along the
  * batch, the sequence where that is cut, nothing else. */
 #include "ops/kernel.h"
+#include "ops/pipe.h"
 #include "ops/rules.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct PipeAttr {
-    int peer;      /* stage */
-    int channel;   /* among the values between stages */
-    bool sequence; /* tensor parallel ranks have parts of the sequence */
-    DType dtype;
-    Shape shape; /* of this rank's part */
-} PipeAttr;
 
 /* ---- placements ------------------------------------------------------------------------- */
 
@@ -215,14 +208,13 @@ static Status run_take(KernelArgs *args)
     return OK;
 }
 
-static const Kernel send_kernel = {
-    .run = run_send, .prepare = prepare_message, .release = release};
-static const Kernel recv_kernel = {
-    .run = run_recv, .prepare = prepare_message, .release = release};
+static const Kernel send_kernel = {.run = run_send, .prepare = prepare_message, .release = release};
+static const Kernel recv_kernel = {.run = run_recv, .prepare = prepare_message, .release = release};
 static const Kernel put_kernel = {.run = run_put, .prepare = prepare_put, .release = release};
 static const Kernel take_kernel = {.run = run_take, .prepare = prepare_take, .release = release};
 
 #define PIPE_OP(op, inputs, infer_rule, place_rule, cost_rule, more_flags)                         \
+    CUDA_DECLARE(op);                                                                              \
     const OpDef op_def_##op = {                                                                    \
         .name = #op,                                                                               \
         inputs,                                                                                    \
@@ -235,6 +227,7 @@ static const Kernel take_kernel = {.run = run_take, .prepare = prepare_take, .re
         .cost = cost_rule,                                                                         \
         .attr_text = attr_text,                                                                    \
         .cpu = CPU_KERNEL_ANY(&op##_kernel),                                                       \
+        .cuda = &cuda_##op,                                                                        \
     }
 #define INPUTS(least, most) .min_in = (least), .max_in = (most)
 
