@@ -3,6 +3,9 @@
  */
 #include "ops/column_sums.cuh"
 
+namespace
+{
+
 enum { NORM_THREADS = 256, MAX_SHARED_BYTES = 200 << 10 };
 
 /* Of a row, over the block. */
@@ -177,6 +180,8 @@ static Status run_grad(KernelArgs *args)
     if (!job.partial) return OK;
     return sum_row_blocks(args->stream, job.partial, blocks, width, &args->out[1]);
 }
+
+} // namespace
 
 CUDA_KERNEL(rmsnorm) = {.run = run};
 CUDA_KERNEL(add_rmsnorm) = {.run = run_add};
