@@ -20,7 +20,7 @@ static Status build_forward(const ModelConfig *config, const ProgramFlags *f, Ta
                       .no_master = true};
     *out = (StepPrograms){.store = store_create()};
     Status status = model_build(config, o, &graph);
-    if (status == OK && (status = pass_fuse(&graph)) != OK) graph_destroy(graph);
+    if (status == OK && (status = pass_fuse(&graph, false)) != OK) graph_destroy(graph);
     if (status == OK) status = program_compile(graph, target, out->store, &out->at[0]);
     out->n = status == OK;
     if (status != OK) step_programs_destroy(out);

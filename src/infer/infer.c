@@ -53,7 +53,7 @@ static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int
                     &graph));
     Status status = OK;
     if (o->world) status = cut(&graph, &o->layout);
-    if (status == OK) status = pass_fuse(&graph);
+    if (status == OK) status = pass_fuse(&graph, false);
     if (status != OK) {
         graph_destroy(graph);
         return status;

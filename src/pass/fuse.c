@@ -3,7 +3,8 @@
  *   h = add(a, b); y = rmsnorm(h, w)        ->  h, y = add_rmsnorm(a, b, w)
  *   d, dw = rmsnorm_grad(...); add(r, d)    ->  d', dw = rmsnorm_grad(..., residual r)
  *   both likewise of layernorm
- *   linear_cross_entropy and its gradient   ->  the gradient alone, which makes loss and nll too
+ *   linear_cross_entropy and its gradient   ->  the gradient alone, which makes loss and nll too;
+ *                                               also where a weight is gathered for each of them
  *   accumulate(state, linear_dw(dy, x))     ->  linear_dw_accumulate(dy, x, state)
  * and every other accumulate moves right behind the node that makes what it adds, so that the
  * summand dies at once. */
@@ -14,6 +15,7 @@
 
 typedef struct Fusing {
     const Graph *graph;
+    bool phases_apart;
     int *uses;
     Readers readers;
     bool *done; /* per node: already emitted as part of another */
@@ -110,6 +112,33 @@ static Status move_accumulates(Fusing *f, int i)
     return OK;
 }
 
+/* The same, or gathered from the same in each of two phases (shard.c). */
+static bool is_same_gathered(const Graph *g, ValueId a, ValueId b)
+{
+    if (a.id == b.id) return true;
+    const Node *x = graph_node(g, graph_value(g, a)->producer),
+               *y = graph_node(g, graph_value(g, b)->producer);
+    return node_is(x, "all_gather") && node_is(y, "all_gather") && x->in[0].id == y->in[0].id &&
+           !memcmp(x->attr, y->attr, x->op->attr_bytes);
+}
+
+/* One gathering does: that in front of the loss, which goes on beside the last layer. Where the
+ * phases run apart, what is gathered forward would be kept for each micro-batch that is under way:
+ * there it is that of the gradient, right in front of both. */
+static Status gather_once(Fusing *f, ValueId forward, ValueId backward)
+{
+    NodeId again = graph_value(f->graph, backward)->producer;
+    if (forward.id == backward.id) return OK;
+    if (f->phases_apart) {
+        if (!f->done[again.id]) TRY(rewrite_copy_node(&f->rewrite, again));
+        f->done[again.id] = true;
+        return OK;
+    }
+    rewrite_set(&f->rewrite, backward, rewrite_get(&f->rewrite, forward));
+    f->done[again.id] = true;
+    return OK;
+}
+
 static Status fuse_cross_entropy(Fusing *f, int i)
 {
     const Graph *g = f->graph;
@@ -117,11 +146,14 @@ static Status fuse_cross_entropy(Fusing *f, int i)
     if (!node_is(loss, "linear_cross_entropy")) return OK;
     int j = find_reader(f, i, loss->in[0], "linear_cross_entropy_grad", 0);
     const Node *grad = &g->node[j];
-    if (!j || memcmp(grad->in, loss->in, 4 * sizeof *loss->in)) return OK;
+    if (!j) return OK;
+    for (int k = 0; k < loss->n_in; k++)
+        if (!is_same_gathered(g, loss->in[k], grad->in[k])) return OK;
     /* only when the gradient starts from a constant, which can be made here as well as there */
     NodeId seed = graph_value(g, grad->in[4])->producer;
     if (!seed.id || g->node[seed.id].n_in > 0) return OK;
     if (!f->done[seed.id]) TRY(rewrite_copy_node(&f->rewrite, seed));
+    for (int k = 0; k < loss->n_in; k++) TRY(gather_once(f, loss->in[k], grad->in[k]));
     TRY(rewrite_copy_node(&f->rewrite, (NodeId){j}));
     rewrite_set(&f->rewrite, loss->out[0], rewrite_get(&f->rewrite, grad->out[0]));
     rewrite_set(&f->rewrite, loss->out[1], rewrite_get(&f->rewrite, grad->out[1]));
@@ -156,9 +188,9 @@ static Status fuse_node(Fusing *f, int i)
     return move_accumulates(f, i);
 }
 
-Status pass_fuse(Graph **graph)
+Status pass_fuse(Graph **graph, bool phases_apart)
 {
-    Fusing f = {.graph = *graph};
+    Fusing f = {.graph = *graph, .phases_apart = phases_apart};
     f.uses = pass_count_uses(f.graph);
     f.readers = pass_find_readers(f.graph);
     f.done = xcalloc((size_t)f.graph->n_nodes, sizeof *f.done);

@@ -12,7 +12,7 @@
  *     TRY(pass_autodiff(g, "loss", &grads));
  *     TRY(pass_recompute(&g, RECOMPUTE_SELECTIVE, false, &grads));
  *     TRY(pass_optimizer(g, &grads));
- *     TRY(pass_fuse(&g)); TRY(pass_prune(&g));
+ *     TRY(pass_fuse(&g, false)); TRY(pass_prune(&g));
  */
 #ifndef PASS_PASS_H
 #define PASS_PASS_H
@@ -128,8 +128,9 @@ Status pass_fsdp(Graph **graph, const Layout *layout, const Graph *like);
 Status pass_layout_prepare(Graph **graph, const Layout *layout);
 Status pass_layout(Graph **graph, const Layout *layout, const Graph *like);
 
-/* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate. */
-Status pass_fuse(Graph **graph);
+/* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate.
+ * phases_apart: of a pipeline, whose forward and backward phases run at different times. */
+Status pass_fuse(Graph **graph, bool phases_apart);
 /* Behind all other passes: what makes gradients of weights goes to a phase of its own,
  * PHASE_WEIGHTS. */
 Status pass_split_backward(Graph **graph);

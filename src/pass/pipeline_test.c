@@ -217,7 +217,7 @@ static void test_canonical(void **state)
 
 static void check_split(Graph *g, int first_layer)
 {
-    assert_ok(pass_fuse(&g));
+    assert_ok(pass_fuse(&g, true));
     assert_ok(pass_prune(&g));
     int dw = count(g, "linear_dw", -1) + count(g, "linear_dw_accumulate", -1);
     assert_ok(pass_split_backward(&g));

@@ -48,7 +48,7 @@ static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
 static Status finish(Graph **g, const StepOptions *o, bool splits, const Graph *like)
 {
     TRY(pass_layout(g, &o->layout, like));
-    TRY(pass_fuse(g));
+    TRY(pass_fuse(g, mesh_size(&o->layout.mesh, MESH_PP) > 1));
     TRY(pass_prune(g));
     if (splits) TRY(pass_split_backward(g));
     return pass_overlap(g, &o->layout);
@@ -368,7 +368,7 @@ Status step_grads_build(const ModelConfig *model, const StepOptions *options, Ta
         graph_output(g, master->name, grads.at[i].grad);
     }
     param_grads_deinit(&grads);
-    if (status == OK) status = pass_fuse(&g);
+    if (status == OK) status = pass_fuse(&g, false);
     if (status == OK) status = pass_prune(&g);
     if (status == OK)
         status = add_program(out, PROGRAM_STEP, g, target);
