@@ -21,7 +21,7 @@ static const char *const layouts[] = {
     "cuda steps3 dp2 fsdp2 tp2 seq",
     "cuda steps3 pp2 micro4",
     "cuda steps3 pp2 micro4 zb-h1",
-    "cuda steps2 pp2 micro4 interleaved@4",
+    "cuda steps2 pp2 micro4 interleaved",
 };
 
 static void check_all(const char *name, const char *model)

@@ -294,11 +294,13 @@ Status comm_start(Comm *c, const CommOp *op, CommRequest **request)
 {
     CommRequest *r;
     TRY(comm_request_begin(c, op, &r));
+    Status status = r ? c->world->transport->start(r) : OK;
+    if (status != OK) {
+        comm_request_free(r);
+        return status;
+    }
     *request = r ? r : request_skipped(c);
-    if (!r) return OK;
-    Status status = c->world->transport->start(r);
-    if (status != OK) comm_request_free(r);
-    return status;
+    return OK;
 }
 
 /* The group of all ranks, as the rank of this group sees it: the head of the list of its groups. */
