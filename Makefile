@@ -22,12 +22,15 @@ SECONDS ?= 60
 SOAK ?= kill hang layout slow
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: all run test test-cuda validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
-all: packages
-	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
+.PHONY: all configured run test test-cuda validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
+all: configured
 	@ninja -C build -j $(JOBS)
 
-run: all
+configured: packages
+	@test -f build/build.ninja || cmake --preset release --log-level=WARNING >/dev/null
+
+run: configured
+	@ninja -C build -j $(JOBS) drover
 	@tools/packages run
 	@DATA='$(DATA)' MINUTES='$(MINUTES)' tools/run_main_job.sh
 
