@@ -161,19 +161,6 @@ static void release(KernelArgs *args)
 
 static int next_buffer(Prepared *p) { return (int)(p->n_messages++ % p->n_buffers); }
 
-static CommOp message(const KernelArgs *args, CommKind kind, const Tensor *t)
-{
-    const PipeAttr *attr = args->attr;
-    return (CommOp){.kind = kind,
-                    .dtype = t->dtype,
-                    .send = kind == COMM_SEND ? t->data : NULL,
-                    .recv = kind == COMM_RECV ? t->data : NULL,
-                    .count = tensor_count(t),
-                    .peer = attr->peer,
-                    .tag = attr->channel,
-                    .node = args->node};
-}
-
 static Status run_send(KernelArgs *args)
 {
     Prepared *p = args->state;
@@ -185,13 +172,13 @@ static Status run_send(KernelArgs *args)
         TRY(comm_wait(before));
     }
     memcpy(buffer->data, args->in[0].data, tensor_bytes(&args->in[0]));
-    CommOp op = message(args, COMM_SEND, buffer);
+    CommOp op = pipe_message(args, COMM_SEND, buffer);
     return comm_start(p->comm, &op, &p->pending[k]);
 }
 
 static Status run_recv(KernelArgs *args)
 {
-    CommOp op = message(args, COMM_RECV, &args->out[0]);
+    CommOp op = pipe_message(args, COMM_RECV, &args->out[0]);
     return comm_run(((Prepared *)args->state)->comm, &op);
 }
 

@@ -12,4 +12,18 @@ typedef struct PipeAttr {
     Shape shape; /* of this rank's part */
 } PipeAttr;
 
+/* The message of a channel that takes t along. */
+static inline CommOp pipe_message(const KernelArgs *args, CommKind kind, const Tensor *t)
+{
+    const PipeAttr *attr = args->attr;
+    return (CommOp){.kind = kind,
+                    .dtype = t->dtype,
+                    .send = kind == COMM_SEND ? t->data : NULL,
+                    .recv = kind == COMM_RECV ? t->data : NULL,
+                    .count = tensor_count(t),
+                    .peer = attr->peer,
+                    .tag = attr->channel,
+                    .node = args->node};
+}
+
 #endif

@@ -55,19 +55,6 @@ static void release(KernelArgs *args)
 
 static int next_buffer(Prepared *p) { return (int)(p->n_messages++ % p->n_buffers); }
 
-static CommOp message(const KernelArgs *args, CommKind kind, const Tensor *t)
-{
-    const PipeAttr *attr = args->attr;
-    return (CommOp){.kind = kind,
-                    .dtype = t->dtype,
-                    .send = kind == COMM_SEND ? t->data : NULL,
-                    .recv = kind == COMM_RECV ? t->data : NULL,
-                    .count = tensor_count(t),
-                    .peer = attr->peer,
-                    .tag = attr->channel,
-                    .node = args->node};
-}
-
 /* Into a buffer that the message before it has left, and from there. */
 static Status run_send(KernelArgs *args)
 {
@@ -82,7 +69,7 @@ static Status run_send(KernelArgs *args)
     }
     TRY(gpu_side_join(args->stream, buffer->data));
     TRY(gpu_copy(args->stream, buffer->data, args->in[0].data, tensor_bytes(&args->in[0])));
-    CommOp op = message(args, COMM_SEND, buffer);
+    CommOp op = pipe_message(args, COMM_SEND, buffer);
     TRY(gpu_side_begin(args->stream, p->lane, &side));
     TRY(comm_enqueue_send(p->comm, &op, side, &p->pending[k]));
     return gpu_side_end(args->stream, p->lane, buffer->data);
@@ -91,7 +78,7 @@ static Status run_send(KernelArgs *args)
 static Status run_recv(KernelArgs *args)
 {
     Prepared *p = args->state;
-    CommOp op = message(args, COMM_RECV, &args->out[0]);
+    CommOp op = pipe_message(args, COMM_RECV, &args->out[0]);
     GpuStream *side;
     TRY(gpu_side_begin(args->stream, p->lane, &side));
     TRY(comm_enqueue(p->comm, &op, side));
