@@ -1,9 +1,6 @@
 /* Collectives on GPUs: the same as collective_run.c, with operands in the device's memory. What
- * does not lie in parts is packed by copies of rows on the stream, and the operation is put there
- * too.
- *
- * TODO(#6): started collectives run on a stream of their own, beside computation. Now they are put
- * on the one stream where they start, and a wait has nothing left to do but unpack. */
+ * does not lie in parts is packed by copies of rows on the stream. The operation itself goes to the
+ * stream beside it, where those that were only started go on while the first one computes. */
 #include "gpu/gpu.h"
 #include "ops/collective.h"
 #include "ops/kernel.h"
