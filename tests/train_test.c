@@ -67,6 +67,31 @@ static void recompute_changes_no_bit(void **state)
     assert_true(hash[0] == hash[2]);
 }
 
+/* Packed once a step or once a product, whatever runs between two updates. */
+static void packed_weights_change_no_bit(void **state)
+{
+    (void)state;
+    static const char *const packs[] = {"train.pack_weights=false", "train.pack_weights=true"};
+    static const char *const precision[] = {"train.precision=f32", "train.precision=bf16"};
+    static const char *const micro[] = {"train.micro_batch=0", "train.micro_batch=1"};
+    Arena arena = {0};
+    for (int i = 0; i < 4; i++) {
+        uint64_t hash[2];
+        int64_t step;
+        for (int k = 0; k < 2; k++) {
+            const char *more[] = {
+                packs[k],        precision[i % 2],    micro[i / 2],
+                "train.steps=4", "train.val_every=2", "train.recompute=selective"};
+            const char *name = arena_printf(&arena, "packs-%d-%d", i, k);
+            TrainOutcome outcome;
+            assert_ok(train(name, more, COUNT_OF(more), &outcome));
+            hash[k] = state_hash(name, &step);
+        }
+        assert_true(hash[0] == hash[1]);
+    }
+    arena_deinit(&arena);
+}
+
 static void disk_full_while_saving_costs_one_checkpoint(void **state)
 {
     (void)state;
@@ -127,7 +152,7 @@ static void the_plan_is_kept_to_the_byte(void **state)
     (void)state;
     ModelConfig model;
     assert_ok(model_config_preset("bench-moe", &model));
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 8; i++) {
         Device *device;
         StepPrograms p;
         Session *session;
@@ -137,7 +162,8 @@ static void the_plan_is_kept_to_the_byte(void **state)
                          .seq = 128,
                          .balance = BALANCE_AUX,
                          .aux_loss = 0.01f,
-                         .dtype = i / 2 ? DTYPE_BF16 : DTYPE_F32};
+                         .dtype = i / 2 % 2 ? DTYPE_BF16 : DTYPE_F32,
+                         .pack_weights = i / 4};
         assert_ok(device_create_cpu((CpuOptions){.threads = 2}, &device));
         assert_ok(step_programs_build(&model, &o, device_target(device), &p));
         size_t planned = session_plan(p.store, p.at, p.n).total_bytes;
@@ -229,6 +255,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_batch_is_learnt_by_heart),
         cmocka_unit_test(micro_batches_add_up),
         cmocka_unit_test(recompute_changes_no_bit),
+        cmocka_unit_test(packed_weights_change_no_bit),
         cmocka_unit_test(disk_full_while_saving_costs_one_checkpoint),
         cmocka_unit_test(kill_at_random_moments),
         cmocka_unit_test(damaged_checkpoints_fall_back),

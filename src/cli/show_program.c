@@ -52,6 +52,9 @@ static void add_memory(const StepPrograms *p, Str *out)
     }
     str_printf(out, "  %-22s %14zu bytes  %s\n", "activations, workspace", plan.step_bytes,
                format_bytes((double)plan.step_bytes, size));
+    if (plan.packed_bytes)
+        str_printf(out, "  %-22s %14zu bytes  %s\n", "packed weights", plan.packed_bytes,
+                   format_bytes((double)plan.packed_bytes, size));
     str_printf(out, "  %-22s %14zu bytes  %s\n", "inputs", plan.io_bytes,
                format_bytes((double)plan.io_bytes, size));
     str_printf(out, "  %-22s %14zu bytes  %s\n", "all", plan.total_bytes,

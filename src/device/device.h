@@ -71,11 +71,12 @@ Status device_group(Device *device, unsigned axes, Comm **group);
 
 /* Bytes that session_create will allocate for these programs over this store. */
 typedef struct MemoryPlan {
-    size_t state_bytes; /* the store */
-    size_t step_bytes;  /* slots of all programs that have them, and the largest step region: they
-                           take turns */
-    size_t held_bytes;  /* of step_bytes: the slots */
-    size_t io_bytes;    /* all inputs */
+    size_t state_bytes;  /* the store */
+    size_t step_bytes;   /* slots of all programs that have them, and the largest step region: they
+                            take turns */
+    size_t held_bytes;   /* of step_bytes: the slots */
+    size_t io_bytes;     /* all inputs */
+    size_t packed_bytes; /* weights as products read them */
     size_t total_bytes;
 } MemoryPlan;
 MemoryPlan session_plan(const Store *store, Program *const *programs, int n);

@@ -25,11 +25,52 @@ static SlotPlan plan_slots(Program *const *programs, int n)
     return plan;
 }
 
+static PackedState *find_packed(PackedState *packed, int n, const Packed *p)
+{
+    for (int i = 0; i < n; i++)
+        if (packed[i].as->packing == p->packing && packed[i].as->state == p->state)
+            return &packed[i];
+    return NULL;
+}
+
+/* Of a plan for stages that are alike: the program of one stands for another's, whose states are
+ * others. */
+static bool is_twin(Program *const *programs, int i)
+{
+    for (int j = 0; j < i; j++)
+        if (programs[j]->packed == programs[i]->packed) return true;
+    return false;
+}
+
+/* What the programs read packed, each once however many of them do: into `out`, which has room for
+ * all, or only counted (NULL); the bytes in all. */
+static size_t merge_packed(Program *const *programs, int n, PackedState *out, int *n_out)
+{
+    int room = 0;
+    size_t bytes = 0;
+    for (int i = 0; i < n; i++) room += programs[i]->n_packed;
+    PackedState *all = out ? out : xcalloc((size_t)room + 1, sizeof *all);
+    *n_out = 0;
+    for (int i = 0; i < n; i++) {
+        bool twin = is_twin(programs, i);
+        for (int k = 0; k < programs[i]->n_packed; k++) {
+            const Packed *p = &programs[i]->packed[k];
+            if (!twin && find_packed(all, *n_out, p)) continue;
+            all[(*n_out)++].as = p;
+            bytes += p->bytes;
+        }
+    }
+    if (!out) free(all);
+    return bytes;
+}
+
 /* Slots stay while programs run; behind them the programs that have slots take turns, the others
  * take turns in all. */
 MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
 {
-    MemoryPlan plan = {.state_bytes = store->bytes};
+    int n_packed;
+    MemoryPlan plan = {.state_bytes = store->bytes,
+                       .packed_bytes = merge_packed(programs, n, NULL, &n_packed)};
     SlotPlan slots = plan_slots(programs, n);
     plan.step_bytes = plan.held_bytes = slots.end;
     plan.io_bytes = (size_t)slots.n[PIPELINE_FW] * slots.io_bytes;
@@ -39,7 +80,7 @@ MemoryPlan session_plan(const Store *store, Program *const *programs, int n)
         if (end > plan.step_bytes) plan.step_bytes = end;
         if (!p->slotted) plan.io_bytes += p->io_bytes;
     }
-    plan.total_bytes = plan.state_bytes + plan.step_bytes + plan.io_bytes;
+    plan.total_bytes = plan.state_bytes + plan.step_bytes + plan.io_bytes + plan.packed_bytes;
     return plan;
 }
 
@@ -97,6 +138,10 @@ static Status load_instr(Session *s, Loaded *l, int i, Tensor *tensor)
                       .stream = s->device->stream,
                       .ranks = &s->device->ranks,
                       .node = instr->node->name};
+    if (instr->packed) {
+        step->packed = find_packed(s->packed, s->n_packed, &l->program->packed[instr->packed - 1]);
+        a->packed = step->packed->at;
+    }
     if (instr->workspace_bytes) a->workspace = step_of(s, l) + instr->workspace_offset;
     for (int k = 0; k < a->n_in; k++) a->in[k] = session_resolve(s, l, &instr->in[k]);
     for (int k = 0; k < a->n_out; k++) a->out[k] = session_resolve(s, l, &instr->out[k]);
@@ -110,6 +155,21 @@ size_t session_outputs_end(const Program *program, int n)
     size_t end = 0;
     for (int i = 0; i < n; i++) end += round_up(operand_bytes(&program->output[i]), TENSOR_ALIGN);
     return end;
+}
+
+static Status create_packed(Session *s, Program *const *programs, int n)
+{
+    int room = 0;
+    for (int i = 0; i < n; i++) room += programs[i]->n_packed;
+    s->packed = xcalloc((size_t)room + 1, sizeof *s->packed);
+    const size_t bytes = merge_packed(programs, n, s->packed, &s->n_packed);
+    TRY(device_alloc(s->device, bytes, "packed weights", HOST_NONE, &s->packed_memory));
+    char *at = s->packed_memory.at;
+    for (int i = 0; i < s->n_packed; i++) {
+        s->packed[i].at = at;
+        at += s->packed[i].as->bytes;
+    }
+    return OK;
 }
 
 static Status load(Session *s, Loaded *l, const Program *program)
@@ -150,6 +210,7 @@ Status session_create(Device *device, const Store *store, Program *const *progra
         status = device_alloc(device, (size_t)s->slots.n[PIPELINE_FW] * s->slots.io_bytes,
                               "step inputs", HOST_PINNED, &s->slot_io);
     if (status == OK && device->gpu) status = gpu_event_create(device->gpu, &s->inputs_read);
+    if (status == OK) status = create_packed(s, programs, n);
     for (int i = 0; i < n && status == OK; i++) status = load(s, &s->loaded[i], programs[i]);
     if (status != OK) {
         session_destroy(s);
@@ -177,6 +238,8 @@ void session_destroy(Session *s)
     device_free(s->device, &s->state);
     device_free(s->device, &s->step);
     device_free(s->device, &s->slot_io);
+    device_free(s->device, &s->packed_memory);
+    free(s->packed);
     gpu_event_destroy(s->inputs_read);
     free(s->loaded);
     free(s);
@@ -205,12 +268,27 @@ static void find_operands(const Session *s, Loaded *l, int begin, int end)
     }
 }
 
+void session_unpack(Session *s)
+{
+    for (int i = 0; i < s->n_packed; i++) s->packed[i].fresh = false;
+}
+
+static Status run_step(Step *step)
+{
+    PackedState *packed = step->packed;
+    if (packed && !packed->fresh) {
+        step->kernel->packing->pack(&step->args, packed->at);
+        packed->fresh = true;
+    }
+    return step->kernel->run(&step->args);
+}
+
 static Status run_steps(Session *s, Loaded *l, int begin, int end)
 {
     for (int i = begin; i < end; i++) {
         Step *step = &l->step[i];
         double begin_s = s->watch ? clock_s() : 0;
-        Status status = step->kernel->run(&step->args);
+        Status status = run_step(step);
         if (status == OK && s->watch && s->device->gpu) status = gpu_stream_wait(s->device->stream);
         if (status != OK) return failed_at(step, status);
         if (s->watch)
@@ -272,7 +350,9 @@ Status session_run(Session *s, int program, Phase first, Phase last)
     Loaded *l = &s->loaded[program];
     int begin = l->program->phase_begin[first], end = l->program->phase_begin[last + 1];
     if (l->program->slotted) find_operands(s, l, begin, end);
-    return s->device->gpu ? run_on_gpu(s, l, first, last) : run_steps(s, l, begin, end);
+    Status status = s->device->gpu ? run_on_gpu(s, l, first, last) : run_steps(s, l, begin, end);
+    if (first <= PHASE_UPDATE && last >= PHASE_UPDATE) session_unpack(s);
+    return status;
 }
 
 void session_use_slots(Session *s, int program, const int slot[PIPELINE_SPANS])

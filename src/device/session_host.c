@@ -106,6 +106,7 @@ Status session_fetch_states(Session *s)
 
 Status session_store_states(Session *s)
 {
+    session_unpack(s);
     if (!s->device->gpu) return OK;
     TRY(gpu_write(s->device->stream, s->state.at, s->state.host, s->state.bytes));
     return gpu_stream_wait(s->device->stream);
@@ -115,6 +116,7 @@ Status session_clear_state(Session *s, int entry)
 {
     const StateEntry *e = &s->store->entry[entry];
     memset(s->state.host + e->offset, 0, e->bytes);
+    session_unpack(s);
     if (!s->device->gpu) return OK;
     return gpu_fill(s->device->stream, s->state.at + e->offset, 0, e->bytes);
 }

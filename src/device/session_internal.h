@@ -4,10 +4,18 @@
 
 #include "device/device_internal.h"
 
+/* A state as some kernels read it: made by the first of them that runs since it changed. */
+typedef struct PackedState {
+    const Packed *as;
+    char *at;
+    bool fresh;
+} PackedState;
+
 typedef struct Step {
     const Kernel *kernel;
     KernelArgs args;
     const Instr *instr;
+    PackedState *packed; /* NULL: it reads none */
 } Step;
 
 /* A range of phases as the GPU keeps it: launched as one. */
@@ -41,7 +49,9 @@ typedef struct SlotPlan {
 struct Session {
     Device *device;
     const Store *store;
-    DeviceMemory state, step, slot_io;
+    DeviceMemory state, step, slot_io, packed_memory;
+    PackedState *packed; /* those of all programs, each once */
+    int n_packed;
     SlotPlan slots;
     Loaded *loaded;
     int n_loaded;
@@ -50,6 +60,8 @@ struct Session {
     GpuEvent *inputs_read; /* the device has taken the inputs: the host may write the next */
 };
 
+/* The states have changed, or may have. */
+void session_unpack(Session *s);
 /* The inputs of the program, in the slot that is meant. */
 DeviceMemory session_io(const Session *s, const Loaded *l);
 /* Where the device has an operand now. */

@@ -306,8 +306,9 @@ const char *isa_name(Isa isa);
 typedef struct Target {
     Isa isa;
     int threads;
-    bool gpu; /* products pack no operands and have a library's workspace; isa is ISA_GENERIC and
-                 says nothing */
+    bool gpu;   /* products pack no operands and have a library's workspace; isa is ISA_GENERIC and
+                   says nothing */
+    bool packs; /* weights stay packed as long as states do not change (Packing) */
 } Target;
 /* On GPUs: what cuBLAS asks for on Hopper; tokens whose logits are there at a time. */
 enum { GPU_PRODUCT_WORKSPACE_BYTES = 32 << 20, GPU_LOGITS_ROWS = 1024 };
@@ -326,12 +327,21 @@ typedef struct KernelArgs {
     int n_in, n_out;
     void *workspace; /* 64-byte aligned */
     size_t workspace_bytes;
-    void *state; /* what prepare made */
+    void *state;        /* what prepare made */
+    const void *packed; /* an operand as Packing.pack made it; NULL: as it is */
     int threads;
     GpuStream *stream; /* cuda: what the kernel puts its work on (gpu/gpu.h) */
     Ranks *ranks;      /* NULL: there are no others */
     const char *node;  /* the node's name, for collectives */
 } KernelArgs;
+
+/* How a kernel reads an operand that stays the same from run to run, a weight, in an order of its
+ * own. Nodes with the same pack and the same state behind the operand share what it made. */
+typedef struct Packing {
+    int operand;
+    size_t (*bytes)(const Graph *graph, const Node *node); /* 0: this node reads it as it is */
+    void (*pack)(const KernelArgs *args, void *packed);    /* 64-byte aligned */
+} Packing;
 
 /* How an op is run on the cpu device or the cuda device. run allocates nothing. prepare (may be
  * NULL) is called once when the program is loaded and may make library objects into args->state;
@@ -342,6 +352,7 @@ typedef struct Kernel {
     void (*release)(KernelArgs *args);
     size_t (*workspace)(const Graph *graph, const Node *node,
                         const Target *target); /* may be NULL */
+    const Packing *packing;                    /* NULL: none */
 } Kernel;
 
 enum {

@@ -19,9 +19,10 @@
  *     dw                            88% (88%)      87%
  * The library was left out: it decides sizes at creation (experts have none then), creates for
  * milliseconds, sums in an order that depends on the threads, and needs AVX-512 for bf16.
- * Weights are packed for each product and not once a step: that would hold them a second and a
- * third time (y and dx read them along other axes), 1 GB more for 125 M weights in f32, for what
- * the table leaves between ours and packed weights.
+ * Weights are packed for each product, or once a step (Target.packs), which holds them a second and
+ * a third time, as y and dx read them along other axes. Packed for a product they are in L2 when
+ * they are read; packed before, they come from memory, and more of them. Measured, the latter pays
+ * with a few dozen rows, not with hundreds (docs/benchmarks.md).
  *
  *     GemmBlock product = {.m = 4096, .n = 640, .k = 384, .a = ..., .b = ..., .c = ..., .scratch =
  *     workspace};
@@ -48,6 +49,8 @@ typedef struct GemmBlock {
     int64_t c_pitch; /* elements */
     bool add;        /* C += ; f32 only */
     void *scratch;   /* 64-byte aligned */
+    /* What Gemm.pack made of B's lines from the first of the block on; NULL: packed here. */
+    const uint32_t *packed;
 } GemmBlock;
 
 /* One for each instruction-set level, as kernels are. */
@@ -60,6 +63,11 @@ typedef struct Gemm {
     /* A whole product on a team of threads; scratch: scratch bytes for that many threads. */
     void (*multiply)(const GemmBlock *product, int threads);
     size_t (*scratch)(const GemmBlock *product, int threads);
+    /* All of B packed, for who reads it more than once: packed_bytes, 64-byte aligned; and where in
+     * it line `line` begins, a multiple of columns. */
+    size_t (*packed_bytes)(const GemmBlock *product);
+    void (*pack)(const GemmBlock *product, uint32_t *packed, int threads);
+    const uint32_t *(*packed_line)(const GemmBlock *product, const uint32_t *packed, int64_t line);
 } Gemm;
 
 /* A block of few rows, k contiguous in both operands, without scratch: gemm_dots_cpu.c. */

@@ -29,6 +29,7 @@ enum {
     L2_WORDS = 96 * 1024,   /* of packed B */
     FEW_ROWS = 8,           /* dot products instead of packing */
     FEW_LINES = 64,         /* of B at a time then */
+    PACKED_PANELS = 16,     /* packed side by side, where all of B is */
     SMALL_PRODUCT = 200000, /* multiply-adds that are not worth a team */
     PACK_A_COLUMNS = 24,    /* of a product that take as long as packing a line of A */
     COPY_A_COLUMNS = 8,     /* likewise bringing it near, where it is or copied */
@@ -183,7 +184,9 @@ typedef struct Work {
     const GemmBlock *block;
     AMode mode;
     bool pairs;
-    uint32_t *a, *b; /* scratch */
+    uint32_t *a;       /* scratch */
+    const uint32_t *b; /* of each panel the words of this block; so far apart: */
+    int64_t panel_words;
     int64_t k0, k1, words;
     char *c; /* C or sums aside: line c_line begins here */
     int64_t c_line, c_pitch;
@@ -293,7 +296,7 @@ static void run_row(const Work *work, int64_t row, int64_t rows, int64_t first)
         while (tiles[kind].rows > rows - done) kind++;
         t.a = a + done * (packed ? 4 : t.a_line_bytes);
         for (int64_t j = 0; j < block->n; j += COLUMNS) {
-            t.b = work->b + j * work->words;
+            t.b = work->b + j / COLUMNS * work->panel_words;
             t.c = work->c + ((row + done - work->c_line) * work->c_pitch + j) * c_bytes;
             t.columns = block->n - j;
             if (!packed && done == 0)
@@ -306,7 +309,8 @@ static void run_row(const Work *work, int64_t row, int64_t rows, int64_t first)
 static void run_lines(const Work *work, int64_t first, int64_t end)
 {
     if (work->mode == A_PACKED)
-        pack_a(work->a, &(Window){&work->block->a, first, end - first, work->k0, work->k1});
+        pack_a(work->a,
+               &(Window){&work->block->a, first, end - first, work->k0, work->k1, work->words});
     for (int64_t i = first; i < end; i += ROWS) run_row(work, i, min_i64(end - i, ROWS), first);
 }
 
@@ -323,29 +327,50 @@ static void store_sums(const Work *work, int64_t first, int64_t end)
     }
 }
 
-/* Block i of the group that begins at element k; false past the end. */
-static bool enter_block(Work *work, uint32_t *b, const Blocking *blocking, int64_t k, int64_t i)
+/* Where packed panels of all of k, if any, have the words from element k on. */
+static int64_t words_before(const GemmBlock *block, int64_t k)
+{
+    return k / per_word(block->b.dtype) * COLUMNS;
+}
+
+static int64_t panel_words(const GemmBlock *block)
+{
+    return ceil_div(block->k, per_word(block->b.dtype)) * COLUMNS;
+}
+
+/* Block i of the group that begins at element k, and where it is packed in the scratch; false past
+ * the end. */
+static bool enter_block(Work *work, uint32_t **b, const Blocking *blocking, int64_t k, int64_t i)
 {
     const GemmBlock *block = work->block;
     const int64_t per = per_word(block->a.dtype), step = blocking->step;
-    work->b = b + i * ceil_div(block->n, COLUMNS) * COLUMNS * step;
     work->k0 = k + i * step * per;
+    if (i >= blocking->group || work->k0 >= block->k) return false;
     work->k1 = min_i64(work->k0 + step * per, block->k);
     work->words = ceil_div(work->k1 - work->k0, per);
-    return i < blocking->group && work->k0 < block->k;
+    if (block->packed) {
+        work->b = block->packed + words_before(block, work->k0);
+        work->panel_words = panel_words(block);
+        return true;
+    }
+    *b = (uint32_t *)block->scratch + i * ceil_div(block->n, COLUMNS) * COLUMNS * step;
+    work->b = *b;
+    work->panel_words = work->words * COLUMNS;
+    return true;
 }
 
 /* From element k on, a group of blocks: all of B is packed, then some lines of C meet one block
  * after the other, and stay in L2 meanwhile. */
-static void run_group(Work *work, uint32_t *b, const Blocking *blocking, int64_t k)
+static void run_group(Work *work, const Blocking *blocking, int64_t k)
 {
     const GemmBlock *block = work->block;
-    for (int64_t i = 0; enter_block(work, b, blocking, k, i); i++)
-        pack_b(work->b, &(Window){&block->b, 0, block->n, work->k0, work->k1});
+    uint32_t *b;
+    for (int64_t i = 0; !block->packed && enter_block(work, &b, blocking, k, i); i++)
+        pack_b(b, &(Window){&block->b, 0, block->n, work->k0, work->k1, work->words});
     for (int64_t line = 0; line < block->m; line += A_LINES) {
         int64_t end = min_i64(line + A_LINES, block->m);
         if (blocking->sum) work->c_line = line;
-        for (int64_t i = 0; enter_block(work, b, blocking, k, i); i++) run_lines(work, line, end);
+        for (int64_t i = 0; enter_block(work, &b, blocking, k, i); i++) run_lines(work, line, end);
         if (blocking->sum) store_sums(work, line, end);
     }
 }
@@ -354,11 +379,10 @@ static void run(const GemmBlock *block)
 {
     const int64_t columns = ceil_div(block->n, COLUMNS) * COLUMNS;
     const Blocking blocking = blocking_of(block);
-    uint32_t *b = block->scratch;
     Work work = {.block = block,
                  .mode = a_mode(block),
                  .pairs = per_word(block->a.dtype) == 2,
-                 .a = b + columns * blocking.step * blocking.group,
+                 .a = (uint32_t *)block->scratch + columns * blocking.step * blocking.group,
                  .c = block->c,
                  .c_pitch = block->c_pitch,
                  .c_dtype = block->c_dtype};
@@ -369,7 +393,7 @@ static void run(const GemmBlock *block)
     }
     for (int64_t k = 0; k < block->k;
          k += blocking.group * blocking.step * per_word(block->a.dtype))
-        run_group(&work, b, &blocking, k);
+        run_group(&work, &blocking, k);
 }
 
 /* Enough for any smaller n and k too. Those may be cut into longer blocks; a group of them is then
@@ -387,6 +411,38 @@ static size_t block_scratch(const GemmBlock *block)
     }
     int64_t words = columns * group + A_LINES * step + ROWS * CACHE_LINE / 4 + sums;
     return ((size_t)words * 4 + 63) / 64 * 64;
+}
+
+/* ---- B packed whole --------------------------------------------------------------------- */
+
+static const uint32_t *packed_line(const GemmBlock *product, const uint32_t *packed, int64_t line)
+{
+    return packed + line / COLUMNS * panel_words(product);
+}
+
+static size_t packed_bytes(const GemmBlock *product)
+{
+    return (size_t)(ceil_div(product->n, COLUMNS) * panel_words(product)) * 4;
+}
+
+/* Panels of all of k; a piece of one at a time, a few panels side by side where lines are
+ * neighbours, so that memory is read in runs. */
+static void pack_whole(const GemmBlock *product, uint32_t *packed, int threads)
+{
+    const int64_t per = per_word(product->b.dtype), step = SUM_WORDS * per;
+    const int64_t lines = PACKED_PANELS * COLUMNS, in_n = ceil_div(product->n, lines);
+    const int64_t pieces = in_n * ceil_div(product->k, step);
+#pragma omp parallel for num_threads(threads) if (pieces > 1)
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t line = piece % in_n * lines, k = piece / in_n * step;
+        const Window w = {&product->b,
+                          line,
+                          min_i64(lines, product->n - line),
+                          k,
+                          min_i64(k + step, product->k),
+                          panel_words(product) / COLUMNS};
+        pack_b(packed + line / COLUMNS * panel_words(product) + words_before(product, k), &w);
+    }
 }
 
 /* ---- many threads ----------------------------------------------------------------------- */
@@ -465,6 +521,7 @@ static void run_part(const GemmBlock *product, Cut cut, int64_t item, size_t scr
     block.c = (char *)product->c +
               (i * product->c_pitch + j) * (int64_t)dtype_bytes(product->c_dtype);
     block.scratch = (char *)product->scratch + (size_t)thread_index() * scratch_bytes;
+    if (product->packed) block.packed = packed_line(product, product->packed, j);
     if (is_few(product))
         CPU(gemm_dots)(&block);
     else
@@ -489,4 +546,7 @@ const Gemm CPU(gemm) = {.rows = ROWS,
                         .run = run,
                         .block_scratch = block_scratch,
                         .multiply = multiply,
-                        .scratch = scratch};
+                        .scratch = scratch,
+                        .packed_bytes = packed_bytes,
+                        .pack = pack_whole,
+                        .packed_line = packed_line};

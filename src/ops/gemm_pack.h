@@ -27,10 +27,13 @@ static int64_t per_word(DType dtype) { return dtype == DTYPE_BF16 && PAIRS ? 2 :
 
 static int64_t element_bytes(const GemmOperand *o) { return o->dtype == DTYPE_BF16 ? 2 : 4; }
 
-/* A window of an operand: `lines` lines from `line`, elements k0..k1-1. */
+/* A window of an operand: `lines` lines from `line`, elements k0..k1-1. Its panels begin
+ * panel_words times their width apart: as many words as it has along k, or more, where they are
+ * part of longer ones. */
 typedef struct Window {
     const GemmOperand *operand;
     int64_t line, lines, k0, k1;
+    int64_t panel_words;
 } Window;
 
 /* where a line begins */
@@ -71,7 +74,7 @@ static uint32_t word_at(const Window *w, int64_t line, int64_t word)
 /* from word `first` on, of every panel */
 static void pack_slow(uint32_t *out, int width, const Window *w, int64_t first, int64_t words)
 {
-    for (int64_t line = 0; line < w->lines; line += width, out += width * words)
+    for (int64_t line = 0; line < w->lines; line += width, out += width * w->panel_words)
         for (int64_t q = first; q < words; q++)
             for (int64_t i = 0; i < width; i++)
                 out[q * width + i] = line + i < w->lines ? word_at(w, line + i, q) : 0;
@@ -113,7 +116,7 @@ SIMD void pack_neighbours(uint32_t *out, const int width, const Window *w)
     for (int64_t q = 0; q < whole; q++) {
         if (q + PACK_AHEAD < whole) prefetch_lines(w, w->k0 + (q + PACK_AHEAD) * per, per);
         for (int64_t line = 0; line < w->lines; line += width) {
-            uint32_t *to = out + line * words + q * width;
+            uint32_t *to = out + line * w->panel_words + q * width;
             for (int i = 0; i < width; i += 16)
                 _mm512_mask_storeu_epi32(
                     to + i, mask_of(width - i),
@@ -170,7 +173,7 @@ SIMD void pack_transposing(uint32_t *out, const int width, const Window *w)
                                ? words_of_line(w, line + i + r, w->k0 + q * per, mask_of(whole - q))
                                : _mm512_setzero_si512();
                 transpose_16(v);
-                uint32_t *to = out + line * words + q * width + i;
+                uint32_t *to = out + line * w->panel_words + q * width + i;
                 for (int r = 0; r < 16 && q + r < whole; r++)
                     _mm512_mask_storeu_epi32(to + r * width, mask_of(width - i), v[r]);
             }
@@ -211,10 +214,12 @@ SIMD void pack_neighbours(uint32_t *out, const int width, const int bf16, const 
         const char *from = element(w, 0, w->k0 + q);
         if (q + PACK_AHEAD < words) prefetch_lines(w, w->k0 + q + PACK_AHEAD, 1);
         for (int64_t line = 0; line < whole; line += width)
-            copy_words(out + line * words + q * width, from + line * (bf16 ? 2 : 4), width, bf16);
+            copy_words(out + line * w->panel_words + q * width, from + line * (bf16 ? 2 : 4), width,
+                       bf16);
     }
-    pack_slow(out + whole * words, width,
-              &(Window){w->operand, w->line + whole, w->lines - whole, w->k0, w->k1}, 0, words);
+    Window rest = *w;
+    rest.line += whole, rest.lines -= whole;
+    pack_slow(out + whole * w->panel_words, width, &rest, 0, words);
 }
 
 /* The first `lines` of VL lines, `pitch` bytes apart, of `words` words in whole vectors, to their
@@ -240,7 +245,7 @@ SIMD void pack_transposing(uint32_t *out, const int width, const int bf16, const
                   pitch = w->operand->line_stride * (bf16 ? 2 : 4);
     for (int64_t line = 0; line < w->lines; line += width)
         for (int i = 0; i < width; i += VL) {
-            float *to = (float *)(void *)out + line * words + i;
+            float *to = (float *)(void *)out + line * w->panel_words + i;
             const char *from = element(w, line + i, w->k0);
             if (line + i + VL <= w->lines)
                 transpose_lines(to, width, bf16, from, pitch, VL, whole);
@@ -251,7 +256,7 @@ SIMD void pack_transposing(uint32_t *out, const int width, const int bf16, const
 }
 #endif
 
-/* all panels of the window, one behind the other */
+/* all panels of the window */
 SIMD void pack(uint32_t *out, const int width, const Window *w)
 {
     const int64_t words = ceil_div(w->k1 - w->k0, per_word(w->operand->dtype));

@@ -34,7 +34,9 @@ typedef struct Job {
     int64_t w_1, w_2;     /* axes 1 and 2 of w: I and O, or O and I */
     int64_t m, n; /* of an expert's product; m is 0 where it is the expert's number of rows */
     int64_t cut_m, cut_n;
-    GemmBlock block; /* what all items share */
+    GemmBlock block;    /* what all items share */
+    const char *packed; /* all experts' weights, or NULL; so many bytes each */
+    size_t packed_bytes;
     size_t scratch_bytes;
     size_t gemm_bytes; /* of them; behind those lie the sums of a tree */
 } Job;
@@ -231,6 +233,13 @@ static void run_tree(Leaves *l, LeafFn *leaf, int n, float *to, int64_t pitch)
         memcpy(to + i * pitch, sum + i * width, (size_t)width * sizeof *to);
 }
 
+/* The packed weight of the item's expert, from its first column on. */
+static const uint32_t *packed_item(const Job *job, const GemmBlock *block, Item item)
+{
+    const char *expert = job->packed + (size_t)(item.of / job->sources) * job->packed_bytes;
+    return CPU(gemm).packed_line(block, (const uint32_t *)(const void *)expert, item.j);
+}
+
 static void run_rows_item(const Job *job, const void *w, Item item, char *scratch)
 {
     GemmBlock block = block_of(job, item, scratch);
@@ -245,6 +254,7 @@ static void run_rows_item(const Job *job, const void *w, Item item, char *scratc
     }
     block.a.data = at(job->first.data, row * job->first.pitch, job->first.dtype);
     block.b.data = at(w, weight, block.b.dtype);
+    if (job->packed) block.packed = packed_item(job, &block, item);
     block.c = y;
     CPU(gemm).run(&block);
 }
@@ -261,6 +271,33 @@ static void run_dw_item(const Job *job, float *dw, Item item, char *scratch)
 
 /* ---- kernels ---------------------------------------------------------------------------- */
 
+/* The product of one expert, of which only what packing asks for is set. */
+static GemmBlock packed_product(const Shape *w, DType dtype, int axis)
+{
+    const int64_t w_2 = w->dim[2];
+    return (GemmBlock){.n = w->dim[3 - axis],
+                       .k = w->dim[axis],
+                       .b = {NULL, dtype, axis == 2 ? w_2 : 1, axis == 2 ? 1 : w_2}};
+}
+
+static size_t packed_expert(const Shape *w, DType dtype, int axis)
+{
+    GemmBlock product = packed_product(w, dtype, axis);
+    return CPU(gemm).packed_bytes(&product);
+}
+
+static void pack_experts(const KernelArgs *args, void *packed, int axis)
+{
+    const Tensor *w = &args->in[1];
+    GemmBlock product = packed_product(&w->shape, w->dtype, axis);
+    const size_t bytes = CPU(gemm).packed_bytes(&product);
+    for (int64_t e = 0; e < w->shape.dim[0]; e++) {
+        product.b.data = at(w->data, e * w->shape.dim[1] * w->shape.dim[2], w->dtype);
+        CPU(gemm).pack(&product, (uint32_t *)(void *)((char *)packed + (size_t)e * bytes),
+                       args->threads);
+    }
+}
+
 static Status run_rows(KernelArgs *args, int axis, const Chunks *chunks)
 {
     const Tensor *w = &args->in[1];
@@ -269,6 +306,8 @@ static Status run_rows(KernelArgs *args, int axis, const Chunks *chunks)
     job.offsets = args->in[2].data;
     job.sources = sources_of(&args->in[2].shape, &w->shape);
     job.chunks = chunks;
+    job.packed = args->packed;
+    job.packed_bytes = packed_expert(&w->shape, w->dtype, axis);
     if (chunks) add_tree_scratch(&job, chunks->n);
     int64_t items = count_items(&job);
     Shares shares;
@@ -348,7 +387,39 @@ static size_t workspace_dw(const Graph *graph, const Node *node, const Target *t
     return job.scratch_bytes * (size_t)target->threads;
 }
 
-const Kernel CPU(grouped_linear) = {.run = run, .workspace = workspace};
-const Kernel CPU(grouped_linear_dx) = {.run = run_dx, .workspace = workspace_dx};
+/* ---- weights that stay packed ------------------------------------------------------------ */
+
+static size_t packed_along(const Graph *graph, const Node *node, int axis)
+{
+    const Value *w = graph_value(graph, node->in[1]);
+    return (size_t)w->shape.dim[0] * packed_expert(&w->shape, w->dtype, axis);
+}
+
+static size_t packed_y(const Graph *graph, const Node *node)
+{
+    return packed_along(graph, node, grouped_in_axis(node->attr));
+}
+
+static size_t packed_dx(const Graph *graph, const Node *node)
+{
+    return packed_along(graph, node, 3 - grouped_in_axis(node->attr));
+}
+
+static void pack_y(const KernelArgs *args, void *packed)
+{
+    pack_experts(args, packed, grouped_in_axis(args->attr));
+}
+
+static void pack_dx(const KernelArgs *args, void *packed)
+{
+    pack_experts(args, packed, 3 - grouped_in_axis(args->attr));
+}
+
+static const Packing packing_y = {.operand = 1, packed_y, pack_y};
+static const Packing packing_dx = {.operand = 1, packed_dx, pack_dx};
+
+const Kernel CPU(grouped_linear) = {.run = run, .workspace = workspace, .packing = &packing_y};
+const Kernel CPU(grouped_linear_dx) = {
+    .run = run_dx, .workspace = workspace_dx, .packing = &packing_dx};
 const Kernel CPU(grouped_linear_dw) = {.run = run_dw, .workspace = workspace_dw};
 const Kernel CPU(chunked_grouped_linear) = {.run = run_chunked, .workspace = workspace_chunked};

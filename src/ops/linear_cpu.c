@@ -60,19 +60,56 @@ static Status run_of(KernelArgs *args, ProductOf product, bool add)
     GemmBlock block = product(&first, &second, &out);
     block.add = add;
     block.scratch = args->workspace;
+    block.packed = args->packed;
     CPU(gemm).multiply(&block, args->threads);
     return OK;
 }
 
-#define KERNEL(name, product, add)                                                                 \
+/* ---- weights that stay packed ------------------------------------------------------------ */
+
+/* Rows of a weight are all that packing asks of a product. */
+static const Rows no_rows;
+
+static size_t packed_bytes(const Graph *graph, const Node *node, ProductOf product)
+{
+    Rows w = value_as_rows(graph_value(graph, node->in[1]), 1);
+    GemmBlock block = product(&no_rows, &w, &no_rows);
+    return CPU(gemm).packed_bytes(&block);
+}
+
+static void pack_of(const KernelArgs *args, void *packed, ProductOf product)
+{
+    Rows w = tensor_as_rows(&args->in[1], 1);
+    GemmBlock block = product(&no_rows, &w, &no_rows);
+    CPU(gemm).pack(&block, packed, args->threads);
+}
+
+#define PACKING(name, product)                                                                     \
+    static size_t packed_bytes_##name(const Graph *graph, const Node *node)                        \
+    {                                                                                              \
+        return packed_bytes(graph, node, product);                                                 \
+    }                                                                                              \
+    static void pack_##name(const KernelArgs *args, void *packed)                                  \
+    {                                                                                              \
+        pack_of(args, packed, product);                                                            \
+    }                                                                                              \
+    static const Packing packing_##name = {.operand = 1, packed_bytes_##name, pack_##name}
+
+PACKING(linear, product_y);
+PACKING(linear_dx, product_dx);
+
+/* ---- kernels ----------------------------------------------------------------------------- */
+
+#define KERNEL(name, product, add, packing_of)                                                     \
     static size_t workspace_##name(const Graph *graph, const Node *node, const Target *target)     \
     {                                                                                              \
         return workspace_of(graph, node, target, product);                                         \
     }                                                                                              \
     static Status run_##name(KernelArgs *args) { return run_of(args, product, add); }              \
-    const Kernel CPU(name) = {.run = run_##name, .workspace = workspace_##name}
+    const Kernel CPU(name) = {                                                                     \
+        .run = run_##name, .workspace = workspace_##name, .packing = packing_of}
 
-KERNEL(linear, product_y, false);
-KERNEL(linear_dx, product_dx, false);
-KERNEL(linear_dw, product_dw, false);
-KERNEL(linear_dw_accumulate, product_dw, true);
+KERNEL(linear, product_y, false, &packing_linear);
+KERNEL(linear_dx, product_dx, false, &packing_linear_dx);
+KERNEL(linear_dw, product_dw, false, NULL);
+KERNEL(linear_dw_accumulate, product_dw, true, NULL);

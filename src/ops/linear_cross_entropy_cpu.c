@@ -27,6 +27,7 @@ typedef struct Job {
     const int32_t *targets; /* of all tokens; so weights, nll */
     const float *weights;
     float *nll, *dw;
+    const void *packed; /* w as the product of dx reads it, or NULL */
     float z_loss, dloss;
     int64_t vocab, dim, rows, chunk, n_chunks; /* rows: R */
     int64_t first_word;                        /* w holds the words from this one on */
@@ -82,7 +83,8 @@ static GemmBlock product_dx(const Job *job)
                        .a = {job->logits, job->x.dtype, 1, dlogits_pitch(job)},
                        .b = {job->w.data, job->w.dtype, 1, job->w.pitch},
                        .c_dtype = DTYPE_F32,
-                       .c_pitch = job->dim};
+                       .c_pitch = job->dim,
+                       .packed = job->packed};
 }
 
 static size_t scratch_of_thread(const Job *job)
@@ -339,8 +341,32 @@ static Status run_grad(KernelArgs *args)
     job.dloss = *(const float *)args->in[4].data;
     if (args->out[2].data) job.dx = tensor_as_rows(&args->out[2], 1);
     job.dw = args->out[3].data;
+    job.packed = args->packed;
     return run_job(&job, args);
 }
+
+/* All of w, which dx reads once for every block of tokens. */
+static Job job_of_packed(Rows w)
+{
+    return (Job){.x = {.dtype = w.dtype}, .w = w, .vocab = w.n, .dim = w.width};
+}
+
+static size_t packed_bytes(const Graph *graph, const Node *node)
+{
+    if (!value_ok(node->out[2])) return 0;
+    Job job = job_of_packed(value_as_rows(graph_value(graph, node->in[1]), 1));
+    GemmBlock dx = product_dx(&job);
+    return CPU(gemm).packed_bytes(&dx);
+}
+
+static void pack(const KernelArgs *args, void *packed)
+{
+    Job job = job_of_packed(tensor_as_rows(&args->in[1], 1));
+    GemmBlock dx = product_dx(&job);
+    CPU(gemm).pack(&dx, packed, args->threads);
+}
+
+static const Packing packing = {.operand = 1, packed_bytes, pack};
 
 static size_t workspace_of(const Graph *graph, const Node *node, const Target *target, bool grad)
 {
@@ -492,4 +518,5 @@ static size_t workspace_stats_grad(const Graph *graph, const Node *node, const T
 const Kernel CPU(vocab_stats) = {.run = run_stats, .workspace = workspace_stats};
 const Kernel CPU(vocab_stats_grad) = {.run = run_stats_grad, .workspace = workspace_stats_grad};
 const Kernel CPU(linear_cross_entropy) = {.run = run, .workspace = workspace};
-const Kernel CPU(linear_cross_entropy_grad) = {.run = run_grad, .workspace = workspace_grad};
+const Kernel CPU(linear_cross_entropy_grad) = {
+    .run = run_grad, .workspace = workspace_grad, .packing = &packing};

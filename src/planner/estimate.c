@@ -40,7 +40,7 @@ static const size_t sums[] = {
     offsetof(StageProfile, forward_s),  offsetof(StageProfile, backward_s),
     offsetof(StageProfile, held_bytes), offsetof(StageProfile, weights),
     offsetof(StageProfile, copies),     offsetof(StageProfile, moments),
-    offsetof(StageProfile, gradients)};
+    offsetof(StageProfile, gradients),  offsetof(StageProfile, packed_bytes)};
 
 static double *at(StageProfile *s, size_t offset) { return (double *)(void *)((char *)s + offset); }
 
@@ -95,9 +95,11 @@ static double gathered_bytes(const StageProfile *r, const Spread *s)
 
 static double rank_bytes(const StageProfile *r, const Spread *s)
 {
+    double packed = s->fsdp == 1 ? r->packed_bytes : 0;
     double slots = slots_of(s) / (double)s->virtual_stages; /* of all the rank's layers */
-    return state_bytes(r, s) + gathered_bytes(r, s) + slots * r->held_bytes + r->step_bytes +
-           (double)s->virtual_stages * r->message_bytes + slots_of(s) * r->input_bytes;
+    return state_bytes(r, s) + gathered_bytes(r, s) + packed + slots * r->held_bytes +
+           r->step_bytes + (double)s->virtual_stages * r->message_bytes +
+           slots_of(s) * r->input_bytes;
 }
 
 /* ---- exchanges of replicas -------------------------------------------------------------- */

@@ -121,6 +121,7 @@ static PlanMemory memory_of(const PlanJob *job, int rank)
         .buffers = store_role_bytes(store, STATE_BUFFER) + store_role_bytes(store, STATE_LOAD),
         .activations = m->held_bytes,
         .step = m->step_bytes - m->held_bytes,
+        .packed = m->packed_bytes,
         .inputs = m->io_bytes,
         .total = m->total_bytes};
     p.messages = m->state_bytes - p.weights - p.copies - p.moments - p.gradients - p.buffers;

@@ -55,7 +55,7 @@ static void test_states(void **state)
     assert_true(fabs((double)m->moments / (8 * n) - 1) < 0.002);
     assert_true(fabs((double)m->gradients / (4 * n) - 1) < 0.002);
     assert_int_equal(m->total, m->weights + m->copies + m->moments + m->gradients + m->buffers +
-                                   m->messages + m->activations + m->step + m->inputs);
+                                   m->messages + m->activations + m->step + m->packed + m->inputs);
     done(&plan, &config, &cluster);
 }
 

@@ -164,6 +164,7 @@ typedef struct PlanMemory {
     size_t messages;    /* to other stages */
     size_t activations; /* kept from forward to backward, of all micro-batches that are in flight */
     size_t step;        /* what lives within one action: gradients, workspace, gathered weights */
+    size_t packed;      /* weights as products read them */
     size_t inputs;
     size_t total; /* what a session allocates, to the byte */
 } PlanMemory;

@@ -89,6 +89,7 @@ static StageProfile profile_of(const PlanJob *job, int rank)
         .step_bytes = (double)(m->step_bytes - m->held_bytes),
         .message_bytes = (double)job->roles.message_bytes[rank],
         .input_bytes = (double)m->io_bytes / slots,
+        .packed_bytes = (double)m->packed_bytes,
         .weights = role_bytes(role, STATE_PARAM),
         .copies = role_bytes(role, STATE_COPY),
         .moments = role_bytes(role, STATE_ADAM_M) + role_bytes(role, STATE_ADAM_V),

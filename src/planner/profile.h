@@ -21,6 +21,7 @@ typedef struct StageProfile {
     double held_bytes;            /* for one micro-batch that is in flight */
     double step_bytes;
     double message_bytes, input_bytes;
+    double packed_bytes;                        /* of weights that are not gathered */
     double weights, copies, moments, gradients; /* bytes */
     double largest_layer; /* of copies, or of weights where there are none: what fsdp gathers at a
                              time */

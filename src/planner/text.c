@@ -70,6 +70,7 @@ static const Line memory_lines[] = {
     {"messages to other stages", "messages", offsetof(PlanMemory, messages)},
     {"activations in flight", "activations", offsetof(PlanMemory, activations)},
     {"step: gradients, workspace", "step", offsetof(PlanMemory, step)},
+    {"packed weights", "packed", offsetof(PlanMemory, packed)},
     {"inputs", "inputs", offsetof(PlanMemory, inputs)},
 };
 

@@ -143,6 +143,30 @@ static Operand operand(Compiler *c, ValueId id)
     return o;
 }
 
+/* ---- operands that stay packed ---------------------------------------------------------- */
+
+/* Of the program's packed operands, 1 + the place of this one, which is added when it is new. */
+static int packed_place(Program *p, Packed packed)
+{
+    for (int i = 0; i < p->n_packed; i++)
+        if (p->packed[i].packing == packed.packing && p->packed[i].state == packed.state)
+            return 1 + i;
+    p->packed[p->n_packed++] = packed;
+    return p->n_packed;
+}
+
+/* Whole states only; what is cut or gathered on its way is packed each time. */
+static void pack_operand(Program *p, Instr *instr)
+{
+    const Kernel *kernel = instr->op->cpu[p->target.isa];
+    const Packing *packing = p->target.packs && !p->target.gpu && kernel ? kernel->packing : NULL;
+    if (!packing || instr->in[packing->operand].region != REGION_STATE) return;
+    const size_t bytes = packing->bytes(p->graph, instr->node);
+    if (bytes)
+        instr->packed = packed_place(p, (Packed){packing, instr->in[packing->operand].offset,
+                                                 round_up(bytes, TENSOR_ALIGN)});
+}
+
 /* A concatenation whose parts were all written in place leaves nothing to do. */
 static bool nothing_to_do(const Compiler *c, const Node *node)
 {
@@ -158,6 +182,7 @@ static void emit(Compiler *c)
 {
     Program *p = c->program;
     p->instr = ARENA_ARRAY(&p->arena, Instr, p->graph->n_nodes);
+    p->packed = ARENA_ARRAY(&p->arena, Packed, p->graph->n_nodes);
     for (int i = 1; i < p->graph->n_nodes; i++) {
         const Node *node = &p->graph->node[i];
         for (int phase = (int)node->phase + 1; phase <= PHASES; phase++)
@@ -176,6 +201,7 @@ static void emit(Compiler *c)
             instr->workspace_offset = c->block[c->workspace_of[i]].offset;
             instr->workspace_bytes = c->block[c->workspace_of[i]].bytes;
         }
+        pack_operand(p, instr);
     }
 }
 

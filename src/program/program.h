@@ -103,7 +103,15 @@ typedef struct Instr {
     const Node *node;
     Operand *in, *out;
     size_t workspace_offset, workspace_bytes; /* in the step region */
+    int packed; /* 1 + the place in Program.packed of its packed operand; 0: it reads none */
 } Instr;
+
+/* A state that instructions read packed (Packing), and in which order. */
+typedef struct Packed {
+    const Packing *packing;
+    size_t state; /* where the operand begins in the state region */
+    size_t bytes;
+} Packed;
 
 typedef struct LiveValue {
     const char *what; /* "model.layers.3 attn: linear" */
@@ -122,6 +130,8 @@ typedef struct Program {
     Operand *input, *output;     /* in the order of the graph's inputs and outputs */
     const char **input_name, **output_name;
     int n_inputs, n_outputs;
+    Packed *packed;
+    int n_packed;
     size_t io_bytes, step_bytes; /* step_bytes: the planned peak, workspace included */
     /* Several micro-batches in flight: what a phase makes for a later one lies in slots, as many
      * for

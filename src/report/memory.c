@@ -19,6 +19,7 @@ static const Kind kinds[] = {
     {"fsdp", "within one action", offsetof(PlanMemory, step)},
     {"pp", "messages", offsetof(PlanMemory, messages)},
     {"optimizer", "inputs", offsetof(PlanMemory, inputs)},
+    {"dp", "packed weights", offsetof(PlanMemory, packed)},
 };
 
 static double bytes_of(const PlanMemory *m, const Kind *kind)

@@ -83,6 +83,7 @@ typedef struct RunTrain {
     RunRecompute recompute;
     int64_t seed;
     bool canonical;
+    bool pack_weights;
     int64_t canonical_chunks; /* 0: as many as the model allows, at most 8 */
     int64_t val_every, val_batches;
     double z_loss;

@@ -33,6 +33,7 @@ void trainer_plan_text(const Trainer *t, Str *out)
     line(out, "gradient sums", role(t, STATE_GRAD) + role(t, STATE_GRAD_PART));
     line(out, "expert biases and loads", role(t, STATE_BUFFER) + role(t, STATE_LOAD));
     line(out, "step: activations, gradients", plan.step_bytes);
+    line(out, "packed weights", plan.packed_bytes);
     line(out, "step inputs", plan.io_bytes);
     line(out, "prefetched batches", t->prefetch_bytes);
     line(out, "checkpoint snapshot", t->snapshot_bytes);
@@ -86,6 +87,8 @@ static const char *find_remedy(Trainer *t, size_t limit)
         join = " ";                                                                                \
         if (needed_with(t, &r) <= limit) goto found;                                               \
     } while (0)
+    if (t->options.pack_weights && !device_has_own_memory(t->device))
+        ATTEMPT(r.options.pack_weights = false, "train.pack_weights=false");
     bool own = device_has_own_memory(t->device); /* then these are the host's */
     if (!own && trainer_copies_bytes(t)) ATTEMPT(r.no_copies = true, "checkpoint.memory_every=0");
     if (!own && t->snapshot_bytes) ATTEMPT(r.no_snapshot = true, "checkpoint.async=false");

@@ -47,6 +47,7 @@ StepOptions train_step_options(const RunConfig *config, const Layout *layout, DT
                          .aux_loss = (float)(r->balance_aux / means),
                          .router_z_loss = (float)(r->router_z_loss / means),
                          .z_loss = (float)r->z_loss,
+                         .pack_weights = r->pack_weights,
                          .layout = *layout,
                          .update_last = config->parallel.overlap};
 }

@@ -253,6 +253,7 @@ static Status build_step(const ModelConfig *model, const StepOptions *o, Graph *
                          Target target, StepPrograms *out)
 {
     bool sums = sums_gradients(o);
+    target.packs = o->pack_weights;
     bool last = o->update_last && o->n_micro > 1 && !has_pipeline(o) &&
                 mesh_ranks(&o->layout.mesh) > 1;
     Graph *update = NULL;
