@@ -117,8 +117,15 @@ static Status check(const GpuProductPlan *plan, cublasStatus_t error, const char
 
 static cudaDataType_t cuda_type(DType dtype)
 {
-    return dtype == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    switch (dtype) {
+    case DTYPE_BF16: return CUDA_R_16BF;
+    case DTYPE_F8_E4M3: return CUDA_R_8F_E4M3;
+    case DTYPE_F8_E5M2: return CUDA_R_8F_E5M2;
+    default: return CUDA_R_32F;
+    }
 }
+
+static bool is_scaled(const GpuProduct *p) { return p->a_scaling != GPU_SCALE_NONE; }
 
 /* A row-major [rows columns] is their column-major [columns rows]. */
 static Status layout(GpuProductPlan *plan, cublasLtMatrixLayout_t *out, DType dtype, int64_t rows,
@@ -130,6 +137,43 @@ static Status layout(GpuProductPlan *plan, cublasLtMatrixLayout_t *out, DType dt
                  "describing");
 }
 
+static Status set(GpuProductPlan *plan, cublasLtMatmulDescAttributes_t attribute, const void *value,
+                  size_t bytes)
+{
+    return check(plan,
+                 plan->library->cublasLtMatmulDescSetAttribute(plan->work, attribute, value, bytes),
+                 "describing");
+}
+
+static int32_t scale_mode(GpuScaling scaling)
+{
+    switch (scaling) {
+    case GPU_SCALE_ROW: return CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    case GPU_SCALE_BLOCK: return CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+    case GPU_SCALE_SQUARE: return CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    default: return CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F;
+    }
+}
+
+/* Theirs come in the other order. Sums of 8 bits leave the tensor cores' short registers for f32
+ * ones every so often: fast accumulation stays off. */
+static Status set_scales(GpuProductPlan *plan, const float *a, const float *b)
+{
+    TRY(set(plan, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &b, sizeof b));
+    return set(plan, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a, sizeof a);
+}
+
+static Status describe_scales(GpuProductPlan *plan)
+{
+    const GpuProduct *p = &plan->product;
+    int32_t first = scale_mode(p->b_scaling), second = scale_mode(p->a_scaling);
+    int8_t fast = 0;
+    TRY(set(plan, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &first, sizeof first));
+    TRY(set(plan, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &second, sizeof second));
+    TRY(set(plan, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast));
+    return set_scales(plan, p->scale[0], p->scale[1]);
+}
+
 static Status describe(GpuProductPlan *plan)
 {
     const GpuProduct *p = &plan->product;
@@ -138,17 +182,12 @@ static Status describe(GpuProductPlan *plan)
                       second = p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     TRY(check(plan, l->cublasLtMatmulDescCreate(&plan->work, CUBLAS_COMPUTE_32F, CUDA_R_32F),
               "describing"));
-    TRY(check(plan,
-              l->cublasLtMatmulDescSetAttribute(plan->work, CUBLASLT_MATMUL_DESC_TRANSA, &first,
-                                                sizeof first),
-              "describing"));
-    TRY(check(plan,
-              l->cublasLtMatmulDescSetAttribute(plan->work, CUBLASLT_MATMUL_DESC_TRANSB, &second,
-                                                sizeof second),
-              "describing"));
+    TRY(set(plan, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
+    TRY(set(plan, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    if (is_scaled(p)) TRY(describe_scales(plan));
     TRY(layout(plan, &plan->a, p->dtype, p->a_transposed ? p->k : p->m,
                p->a_transposed ? p->m : p->k, p->a_pitch));
-    TRY(layout(plan, &plan->b, p->dtype, p->b_transposed ? p->n : p->k,
+    TRY(layout(plan, &plan->b, is_scaled(p) ? p->b_dtype : p->dtype, p->b_transposed ? p->n : p->k,
                p->b_transposed ? p->k : p->n, p->b_pitch));
     return layout(plan, &plan->c, p->c_dtype, p->m, p->n, p->c_pitch);
 }
@@ -191,6 +230,8 @@ static Status choose(GpuProductPlan *plan)
 Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **out)
 {
     Library *library;
+    TRY(gpu_product_check(product));
+    if (is_scaled(product)) TRY(gpu_check_8_bits(stream->gpu));
     TRY(library_of(stream->gpu, &library));
     GpuProductPlan *plan = xcalloc(1, sizeof *plan);
     plan->stream = stream;
@@ -234,4 +275,11 @@ Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void 
                                                &plan->algorithm, workspace, p->workspace_bytes,
                                                plan->stream->cuda),
                  "computing");
+}
+
+Status gpu_product_run_scaled(GpuProductPlan *plan, const void *const operand[2],
+                              const float *const scale[2], void *c, void *workspace)
+{
+    if (plan->work) TRY(set_scales(plan, scale[0], scale[1]));
+    return gpu_product_run(plan, operand[0], operand[1], c, workspace);
 }

@@ -1,5 +1,6 @@
 /* Products on the emulated device: plain loops, sums in double precision. */
 #include "gpu/emulated_internal.h"
+#include "tensor/small_float.h"
 
 #include <stdlib.h>
 
@@ -11,13 +12,61 @@ struct GpuProductPlan {
 typedef struct Job {
     GpuProduct product;
     const void *a, *b;
+    const float *a_scale, *b_scale; /* of 8 bits */
     void *c;
 } Job;
 
 static double element(const void *p, DType dtype, int64_t i)
 {
-    return dtype == DTYPE_BF16 ? (double)bf16_to_f32(((const uint16_t *)p)[i])
-                               : (double)((const float *)p)[i];
+    switch (dtype) {
+    case DTYPE_BF16: return (double)bf16_to_f32(((const uint16_t *)p)[i]);
+    case DTYPE_F8_E4M3: return (double)f8_to_f32(e4m3_format, ((const uint8_t *)p)[i]);
+    case DTYPE_F8_E5M2: return (double)f8_to_f32(e5m2_format, ((const uint8_t *)p)[i]);
+    default: return (double)((const float *)p)[i];
+    }
+}
+
+enum { BLOCK = 128 };
+
+/* Of the numbers around k in a row of n. */
+static double scale_at(const float *scale, GpuScaling scaling, const int64_t rows, int64_t row,
+                       int64_t n, int64_t k)
+{
+    const int64_t pitch = ((n + BLOCK - 1) / BLOCK + 3) / 4 * 4;
+    switch (scaling) {
+    case GPU_SCALE_ROW: return (double)scale[row];
+    case GPU_SCALE_BLOCK: return (double)scale[k / BLOCK * rows + row];
+    case GPU_SCALE_SQUARE: return (double)scale[row / BLOCK * pitch + k / BLOCK];
+    default: return 1;
+    }
+}
+
+/* Block by block of the sum, each with its scales. */
+static double scaled_sum(const Job *job, int64_t i, int64_t j)
+{
+    const GpuProduct *p = &job->product;
+    double sum = 0;
+    for (int64_t from = 0; from < p->k; from += BLOCK) {
+        double block = 0;
+        for (int64_t k = from; k < p->k && k < from + BLOCK; k++)
+            block += element(job->a, p->dtype, i * p->a_pitch + k) *
+                     element(job->b, p->b_dtype, j * p->b_pitch + k);
+        sum += block * scale_at(job->a_scale, p->a_scaling, p->m, i, p->k, from) *
+               scale_at(job->b_scale, p->b_scaling, p->n, j, p->k, from);
+    }
+    return sum;
+}
+
+static double plain_sum(const Job *job, int64_t i, int64_t j)
+{
+    const GpuProduct *p = &job->product;
+    int64_t a_row = p->a_transposed ? 1 : p->a_pitch, a_step = p->a_transposed ? p->a_pitch : 1;
+    int64_t b_step = p->b_transposed ? 1 : p->b_pitch, b_column = p->b_transposed ? p->b_pitch : 1;
+    double sum = 0;
+    for (int64_t k = 0; k < p->k; k++)
+        sum += element(job->a, p->dtype, i * a_row + k * a_step) *
+               element(job->b, p->dtype, k * b_step + j * b_column);
+    return sum;
 }
 
 static Status product_work(GpuStream *stream, void *context)
@@ -25,15 +74,11 @@ static Status product_work(GpuStream *stream, void *context)
     (void)stream;
     const Job *job = context;
     const GpuProduct *p = &job->product;
-    int64_t a_row = p->a_transposed ? 1 : p->a_pitch, a_step = p->a_transposed ? p->a_pitch : 1;
-    int64_t b_step = p->b_transposed ? 1 : p->b_pitch, b_column = p->b_transposed ? p->b_pitch : 1;
     for (int64_t i = 0; i < p->m; i++)
         for (int64_t j = 0; j < p->n; j++) {
             int64_t at = i * p->c_pitch + j;
             double sum = p->accumulate ? element(job->c, p->c_dtype, at) : 0;
-            for (int64_t k = 0; k < p->k; k++)
-                sum += element(job->a, p->dtype, i * a_row + k * a_step) *
-                       element(job->b, p->dtype, k * b_step + j * b_column);
+            sum += job->a_scale ? scaled_sum(job, i, j) : plain_sum(job, i, j);
             if (p->c_dtype == DTYPE_BF16)
                 ((uint16_t *)job->c)[at] = bf16_from_f32((float)sum);
             else
@@ -44,6 +89,7 @@ static Status product_work(GpuStream *stream, void *context)
 
 Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **plan)
 {
+    TRY(gpu_product_check(product));
     *plan = xmalloc(sizeof **plan);
     **plan = (GpuProductPlan){.stream = stream, .product = *product};
     return OK;
@@ -51,13 +97,26 @@ Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProduct
 
 void gpu_product_plan_destroy(GpuProductPlan *plan) { free(plan); }
 
+static Status run(GpuProductPlan *plan, const Job *job)
+{
+    size_t alignment = plan->product.alignment ? plan->product.alignment : 256;
+    if (((uintptr_t)job->a | (uintptr_t)job->b | (uintptr_t)job->c) % alignment)
+        return fail(ERR_ARG, "operands of a product are not aligned to %zu bytes, as planned",
+                    alignment);
+    if (((uintptr_t)job->a_scale | (uintptr_t)job->b_scale) % GPU_ALIGN_8_BITS)
+        return fail(ERR_ARG, "scales do not begin at whole %d bytes", GPU_ALIGN_8_BITS);
+    return emulated_submit(plan->stream, product_work, job, sizeof *job);
+}
+
 Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void *c, void *workspace)
 {
     (void)workspace;
-    size_t alignment = plan->product.alignment ? plan->product.alignment : 256;
-    if (((uintptr_t)a | (uintptr_t)b | (uintptr_t)c) % alignment)
-        return fail(ERR_ARG, "operands of a product are not aligned to %zu bytes, as planned",
-                    alignment);
-    Job job = {.product = plan->product, .a = a, .b = b, .c = c};
-    return emulated_submit(plan->stream, product_work, &job, sizeof job);
+    return run(plan, &(Job){.product = plan->product, .a = a, .b = b, .c = c});
+}
+
+Status gpu_product_run_scaled(GpuProductPlan *plan, const void *const operand[2],
+                              const float *const scale[2], void *c, void *workspace)
+{
+    (void)workspace;
+    return run(plan, &(Job){plan->product, operand[0], operand[1], scale[0], scale[1], c});
 }

@@ -148,8 +148,20 @@ void gpu_stream_on_wait(GpuStream *stream, GpuLook *look, void *context);
 
 /* ---- products ----------------------------------------------------------------------------- */
 
+/* What the numbers of an operand of 8 bits are to be multiplied with: f32, along the sum one for
+ * each row, for each 128, or for each 128 of 128 rows. How the scales lie: ops/quantise.h. */
+typedef enum GpuScaling {
+    GPU_SCALE_NONE,
+    GPU_SCALE_ROW,
+    GPU_SCALE_BLOCK,
+    GPU_SCALE_SQUARE
+} GpuScaling;
+
 /* c [m n] = a [m k] b [k n], row-major, sums in f32; with accumulate, c += a b. Operands of one
- * type (f32 or bf16), c of either. Transposed operands lie as [k m] and [n k]. */
+ * type (f32 or bf16), c of either. Transposed operands lie as [k m] and [n k].
+ *
+ * Of 8 bits (f8_e4m3, f8_e5m2, not both e5m2) a lies as [m k] and b as [n k], both scaled: by rows,
+ * or by blocks and perhaps one of them by squares. */
 typedef struct GpuProduct {
     int64_t m, n, k;
     DType dtype, c_dtype;
@@ -158,7 +170,19 @@ typedef struct GpuProduct {
     size_t alignment; /* bytes that the operands' addresses are multiples of, a power of two; 0: as
                          gpu_alloc aligns */
     size_t workspace_bytes; /* of the buffer that runs get */
+    /* of 8 bits only */
+    DType b_dtype; /* dtype is a's */
+    GpuScaling a_scaling, b_scaling;
+    const float *scale[2]; /* as a first run will have them: algorithms are chosen with them */
 } GpuProduct;
+
+/* Whether this device multiplies numbers of 8 bits that are scaled by rows and blocks: compute
+ * capability 9.0, as cuBLASLt has it. ERR_UNSUPPORTED with the remedy where it does not. */
+Status gpu_check_8_bits(const Gpu *gpu);
+/* That a product of 8 bits is one that such devices have: its types, its scales, and that its sizes
+ * and rows are whole 16 bytes. OK for others. */
+enum { GPU_ALIGN_8_BITS = 16 };
+Status gpu_product_check(const GpuProduct *product);
 
 typedef struct GpuProductPlan GpuProductPlan; /* an algorithm chosen for a shape; of one stream */
 
@@ -166,5 +190,8 @@ Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProduct
 void gpu_product_plan_destroy(GpuProductPlan *plan);
 Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void *c,
                        void *workspace);
+/* Of 8 bits, with the scales of a and of b, which begin at whole 16 bytes. */
+Status gpu_product_run_scaled(GpuProductPlan *plan, const void *const operand[2],
+                              const float *const scale[2], void *c, void *workspace);
 
 #endif

@@ -295,6 +295,133 @@ static void test_products(void **state)
                                    .accumulate = i & 16});
 }
 
+/* Of 8 bits: whole numbers that both formats have, scales that are powers of two and differ from
+ * block to block, so that sums are exact. */
+static void check_scaled(GpuScaling a_scaling, GpuScaling b_scaling, bool accumulate)
+{
+    enum { M = 144, N = 160, K = 272, BLOCKS = 3, PITCH = 4 };
+    static uint8_t a[M * K], b[N * K];
+    static float sa[BLOCKS * M], sb[BLOCKS * N], c[M * N], got[M * N];
+    static const uint8_t e5m2[] = {0, 0x3c, 0x40, 0xc0, 0xc4}, /* 0 1 2 -2 -4 */
+        e4m3[] = {0, 0x38, 0x40, 0xb8, 0x44, 0xc8};            /* 0 1 2 -1 3 -4 */
+    static const double wide[] = {0, 1, 2, -2, -4}, narrow[] = {0, 1, 2, -1, 3, -4};
+    for (int i = 0; i < M * K; i++) a[i] = e5m2[i * 7 % 5];
+    for (int i = 0; i < N * K; i++) b[i] = e4m3[i * 5 % 6];
+    for (int i = 0; i < BLOCKS * M; i++) sa[i] = ldexpf(1, i % 5 - 2);
+    for (int i = 0; i < BLOCKS * N; i++) sb[i] = ldexpf(1, i % 3 - 1);
+    for (int i = 0; i < M * N; i++) c[i] = (float)(i % 4);
+    void *da = alloc(sizeof a), *db = alloc(sizeof b), *dc = alloc(sizeof c),
+         *dsa = alloc(sizeof sa), *dsb = alloc(sizeof sb), *space = alloc(32 << 20);
+    GpuProduct p = {.m = M,
+                    .n = N,
+                    .k = K,
+                    .dtype = DTYPE_F8_E5M2,
+                    .c_dtype = DTYPE_F32,
+                    .b_transposed = true,
+                    .accumulate = accumulate,
+                    .a_pitch = K,
+                    .b_pitch = K,
+                    .c_pitch = N,
+                    .workspace_bytes = 32 << 20,
+                    .b_dtype = DTYPE_F8_E4M3,
+                    .a_scaling = a_scaling,
+                    .b_scaling = b_scaling,
+                    .scale = {dsa, dsb}};
+    GpuProductPlan *plan;
+    assert_ok(gpu_product_plan(stream, &p, &plan));
+    assert_ok(gpu_write(stream, da, a, sizeof a));
+    assert_ok(gpu_write(stream, db, b, sizeof b));
+    assert_ok(gpu_write(stream, dc, c, sizeof c));
+    assert_ok(gpu_write(stream, dsa, sa, sizeof sa));
+    assert_ok(gpu_write(stream, dsb, sb, sizeof sb));
+    assert_ok(gpu_product_run_scaled(plan, (const void *[]){da, db}, (const float *[]){dsa, dsb},
+                                     dc, space));
+    assert_ok(gpu_read(stream, got, dc, sizeof got));
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            double want = accumulate ? (double)c[i * N + j] : 0;
+            for (int k = 0; k < K; k++) {
+                int block = k / 128;
+                double x = wide[(i * K + k) * 7 % 5] * narrow[(j * K + k) * 5 % 6];
+                x *= (double)sa[a_scaling == GPU_SCALE_ROW ? i : block * M + i];
+                x *= (double)sb[b_scaling == GPU_SCALE_ROW     ? j
+                                : b_scaling == GPU_SCALE_BLOCK ? block * N + j
+                                                               : j / 128 * PITCH + block];
+                want += x;
+            }
+            assert_true((double)got[i * N + j] == want);
+        }
+    gpu_product_plan_destroy(plan);
+    void *const all[] = {da, db, dc, dsa, dsb, space};
+    for (int i = 0; i < COUNT_OF(all); i++) gpu_free(gpu, all[i]);
+}
+
+static void test_scaled_products(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    if (gpu_check_8_bits(gpu) != OK) skip();
+    check_scaled(GPU_SCALE_ROW, GPU_SCALE_ROW, false);
+    check_scaled(GPU_SCALE_BLOCK, GPU_SCALE_SQUARE, false);
+    check_scaled(GPU_SCALE_BLOCK, GPU_SCALE_BLOCK, true);
+}
+
+/* Older GPUs have no such products, later ones no such scales. */
+static void test_who_multiplies_8_bits(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    if (!gpu_is_emulated()) skip();
+    GpuInfo *info = (GpuInfo *)(uintptr_t)gpu_info(gpu);
+    static const int capability[][3] = {{8, 0, 0}, {8, 9, 0}, {9, 0, 1}, {10, 0, 0}};
+    for (int i = 0; i < COUNT_OF(capability); i++) {
+        info->major = capability[i][0];
+        info->minor = capability[i][1];
+        Status status = gpu_check_8_bits(gpu);
+        assert_int_equal(status, capability[i][2] ? OK : ERR_UNSUPPORTED);
+        if (status != OK) assert_non_null(strstr(status_message(), "take bf16"));
+    }
+    info->major = 9;
+    info->minor = 0;
+}
+
+/* What no device has is refused in our words, before a library is asked. */
+static void test_refused_products(void **state)
+{
+    (void)state;
+    const GpuProduct good = {.m = 16,
+                             .n = 32,
+                             .k = 48,
+                             .dtype = DTYPE_F8_E4M3,
+                             .c_dtype = DTYPE_BF16,
+                             .b_transposed = true,
+                             .a_pitch = 48,
+                             .b_pitch = 48,
+                             .c_pitch = 32,
+                             .b_dtype = DTYPE_F8_E4M3,
+                             .a_scaling = GPU_SCALE_ROW,
+                             .b_scaling = GPU_SCALE_ROW};
+    GpuProduct p = good;
+    assert_ok(gpu_product_check(&p));
+#define REFUSED(change, words)                                                                     \
+    p = good;                                                                                      \
+    change;                                                                                        \
+    assert_int_equal(gpu_product_check(&p), ERR_ARG);                                              \
+    assert_non_null(strstr(status_message(), words))
+    REFUSED(p.dtype = p.b_dtype = DTYPE_F8_E5M2, "no product of f8_e5m2 with f8_e5m2");
+    REFUSED(p.b_dtype = DTYPE_BF16, "no product");
+    REFUSED(p.b_transposed = false, "along the sum");
+    REFUSED(p.a_transposed = true, "along the sum");
+    REFUSED(p.a_scaling = GPU_SCALE_NONE, "are scaled by rows");
+    REFUSED(p.b_scaling = GPU_SCALE_BLOCK, "are scaled by rows");
+    REFUSED(p.a_scaling = p.b_scaling = GPU_SCALE_SQUARE, "are scaled by rows");
+    REFUSED(p.k = 40, "multiples of 16");
+    REFUSED(p.n = 24, "multiples of 16");
+    REFUSED(p.c_pitch = 36, "multiples of 16");
+    REFUSED(p.alignment = 8, "multiples of 16");
+#undef REFUSED
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -306,6 +433,9 @@ int main(void)
         cmocka_unit_test(test_warps),
         cmocka_unit_test(test_faults_are_seen),
         cmocka_unit_test(test_products),
+        cmocka_unit_test(test_scaled_products),
+        cmocka_unit_test(test_who_multiplies_8_bits),
+        cmocka_unit_test(test_refused_products),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

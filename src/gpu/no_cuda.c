@@ -67,3 +67,5 @@ ABSENT(gpu_product_plan, GpuStream *stream, const GpuProduct *product, GpuProduc
 NOTHING(gpu_product_plan_destroy, GpuProductPlan *plan)
 ABSENT(gpu_product_run, GpuProductPlan *plan, const void *a, const void *b, void *c,
        void *workspace)
+ABSENT(gpu_product_run_scaled, GpuProductPlan *plan, const void *const operand[2],
+       const float *const scale[2], void *c, void *workspace)

@@ -320,6 +320,41 @@ Status op_chunked_grouped_linear(Graph *g, ValueId rows, ValueId w, ValueId offs
  * neither. */
 int op_grouped_contraction(const Node *node);
 
+/* ---- numbers of 8 bits: put in by pass/fp8 ---------------------------------------------- */
+
+/* What shares a scale (f32): a row; SCALING_WIDTH neighbours in a row; a square of as many rows and
+ * columns. Scales of `rows` rows of `width` numbers lie as products on GPUs want them (cuBLAS,
+ * "Narrow precision data types"):
+ *
+ *     SCALING_ROW     [1 rows]
+ *     SCALING_BLOCK   [ceil(width/128) rows]
+ *     SCALING_SQUARE  [ceil(rows/128) ceil(width/128), up to a multiple of 4: zeros] */
+typedef enum Scaling { SCALING_ROW, SCALING_BLOCK, SCALING_SQUARE } Scaling;
+const char *scaling_name(Scaling scaling);
+enum { SCALING_WIDTH = 128 };
+/* The number is scale * q, q of dtype f8_e4m3 or f8_e5m2. */
+typedef struct Scaled {
+    ValueId q, scale;
+    Scaling scaling;
+} Scaled;
+/* scale = max |x| / largest number of dtype, over what shares it, and no less than 2^-126 (zeros
+ * stay zeros); q = x (1 / scale), to nearest even, never beyond the largest. NaN and infinity
+ * become NaN. x [..., C] bf16. rows: q as x, rows of C; columns: q [C, rows of x], the transpose
+ * with scales of its own. Either may be NULL. */
+Status op_quantise(Graph *g, ValueId x, DType dtype, Scaling scaling, Scaled *rows,
+                   Scaled *columns);
+/* y[..., n] = sum_k a[..., k] b[n, k], in f32 or bf16. Sizes are multiples of LINEAR_8_ALIGN, at
+ * most one of a and b is e5m2, and both are scaled by rows, or by blocks and b perhaps by squares:
+ * what tensor cores and cuBLASLt have. */
+enum { LINEAR_8_ALIGN = 16 };
+Status op_linear_8(Graph *g, const Scaled *a, const Scaled *b, DType dtype, ValueId *y);
+/* sum = state + that, in place on the f32 state. */
+Status op_linear_8_accumulate(Graph *g, const Scaled *a, const Scaled *b, ValueId state,
+                              ValueId *sum);
+/* Of a linear_8's node: the same product, added to a state. */
+Status op_linear_8_into(Graph *g, const Node *node, const ValueId in[4], ValueId state,
+                        ValueId *sum);
+
 /* ---- collectives: put in by pass/shard -------------------------------------------------- */
 
 /* Along one mesh axis: partial -> same; cut -> same; partial -> cut along dim; same -> cut along

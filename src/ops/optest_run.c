@@ -1,5 +1,6 @@
 /* The interpreter of optest: storage with guards and poison, one node after the other. */
 #include "ops/optest.h"
+#include "tensor/small_float.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -112,6 +113,8 @@ double *optest_run_values(const OpRun *run, ValueId id)
         uint16_t h;
         int32_t w;
         switch (v->dtype) {
+        case DTYPE_F8_E4M3: out[i] = (double)f8_to_f32(e4m3_format, *p); break;
+        case DTYPE_F8_E5M2: out[i] = (double)f8_to_f32(e5m2_format, *p); break;
         case DTYPE_BF16: memcpy(&h, p, 2), out[i] = (double)bf16_to_f32(h); break;
         case DTYPE_I32: memcpy(&w, p, 4), out[i] = (double)w; break;
         default: memcpy(&f, p, 4), out[i] = (double)f;

@@ -10,6 +10,8 @@
 typedef struct RowsProduct {
     Rows a, b, c;
     bool a_transposed, b_transposed, accumulate;
+    GpuScaling a_scaling, b_scaling; /* of 8 bits */
+    const float *a_scale, *b_scale;
 } RowsProduct;
 
 /* Of what power of two the addresses of all rows are multiples, at most 64: that is what a
@@ -38,6 +40,11 @@ static inline Status product_plan(GpuStream *stream, const RowsProduct *p, GpuPr
     product.alignment = min(rows_alignment(&p->a),
                             min(rows_alignment(&p->b), rows_alignment(&p->c)));
     product.workspace_bytes = GPU_PRODUCT_WORKSPACE_BYTES;
+    product.b_dtype = p->b.dtype;
+    product.a_scaling = p->a_scaling;
+    product.b_scaling = p->b_scaling;
+    product.scale[0] = p->a_scale;
+    product.scale[1] = p->b_scale;
     return gpu_product_plan(stream, &product, plan);
 }
 

@@ -5,6 +5,7 @@
  * scale first). Integers round to nearest even and stay inside their range; NaN becomes 0.
  * Data may be unaligned (a tensor in a file starts anywhere): elements move through memcpy, which
  * compiles to plain loads and still vectorises. */
+#include "tensor/small_float.h"
 #include "tensor/tensor.h"
 
 #include <math.h>
@@ -53,81 +54,15 @@ bool dtype_from_safetensors_name(const char *name, DType *dtype)
 
 /* ---- one element ------------------------------------------------------------------------ */
 
-static inline uint32_t bits_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u;
-}
-
-static inline float float_of(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
-/* An IEEE-like float with `mantissa` bits and exponent `bias`; codes without the sign bit. */
-typedef struct SmallFloat {
-    int mantissa, bias;
-    uint32_t max_finite, overflow, nan;
-} SmallFloat;
-
-static const SmallFloat f16_format = {10, 15, 0x7bff, 0x7c00, 0x7e00};
-static const SmallFloat e5m2_format = {2, 15, 0x7b, 0x7c, 0x7e};
-static const SmallFloat e4m3_format = {3, 7, 0x7e, 0x7f, 0x7f};
-
-static inline uint32_t small_encode(SmallFloat f, float x)
-{
-    uint32_t u = bits_of(x) & 0x7fffffffu;
-    int drop = 23 - f.mantissa;
-    /* normal: move the exponent, then add a half (less one unless the last kept bit is odd) */
-    uint32_t normal = (u - ((uint32_t)(127 - f.bias) << 23) + (1u << (drop - 1)) - 1 +
-                       (u >> drop & 1)) >>
-                      drop;
-    /* subnormal: adding a number whose last bit is our smallest step makes the adder round */
-    uint32_t magic = (uint32_t)(127 + 1 - f.bias - f.mantissa + 23) << 23;
-    uint32_t subnormal = bits_of(float_of(u) + float_of(magic)) - magic;
-    uint32_t code = u < (uint32_t)(127 + 1 - f.bias) << 23 ? subnormal : normal;
-    code = code > f.max_finite ? f.overflow : code;
-    return u > 0x7f800000u ? f.nan : code;
-}
-
-static inline float small_decode(SmallFloat f, uint32_t code)
-{
-    uint32_t normal = (code << (23 - f.mantissa)) + ((uint32_t)(127 - f.bias) << 23);
-    float step = float_of((uint32_t)(127 + 1 - f.bias - f.mantissa) << 23);
-    float x = code >> f.mantissa ? float_of(normal) : (float)code * step;
-    if (code > f.max_finite) x = code == f.overflow && f.overflow != f.nan ? INFINITY : NAN;
-    return x;
-}
-
-static inline uint16_t f16_from_f32(float x)
-{
-    return (uint16_t)(bits_of(x) >> 16 & 0x8000u) | (uint16_t)small_encode(f16_format, x);
-}
-static inline float f16_to_f32(uint16_t h)
-{
-    return float_of(bits_of(small_decode(f16_format, h & 0x7fffu)) | (uint32_t)(h & 0x8000u) << 16);
-}
-static inline uint8_t f8_from_f32(SmallFloat f, float x)
-{
-    return (uint8_t)((bits_of(x) >> 24 & 0x80u) | small_encode(f, x));
-}
-static inline float f8_to_f32(SmallFloat f, uint8_t h)
-{
-    return float_of(bits_of(small_decode(f, h & 0x7fu)) | (uint32_t)(h & 0x80u) << 24);
-}
-
 /* f64 to f32 with "round to odd": cut off, and set the last bit when anything was lost. Rounding
  * that once more to a smaller type equals rounding the f64 directly. */
 static inline float f32_odd_from_f64(double x)
 {
     float y = (float)x;
     if (isnan(x) || (double)y == x || (isinf(y) && isinf(x))) return y;
-    uint32_t u = bits_of(y);
+    uint32_t u = float_bits(y);
     if (fabs((double)y) > fabs(x)) u--; /* was rounded away from zero */
-    return float_of(u | 1);
+    return bits_float(u | 1);
 }
 
 static inline double clamp_round(double x, double low, double high)

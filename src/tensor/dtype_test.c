@@ -1,4 +1,5 @@
 /* Every value of the small types, and rounding against a search in double precision. */
+#include "tensor/small_float.h"
 #include "tensor/tensor.h"
 
 #include <math.h>
@@ -109,6 +110,25 @@ static void ties_go_to_even(void **state)
             if (last) break;
         }
     }
+}
+
+/* As a cast, but for what is beyond the largest number: that becomes the largest. */
+static void saturation(void **state)
+{
+    (void)state;
+    static const DType types[] = {DTYPE_F8_E4M3, DTYPE_F8_E5M2};
+    for (int t = 0; t < 2; t++)
+        for (uint32_t h = 0; h < 1u << 16; h++) {
+            SmallFloat format = t ? e5m2_format : e4m3_format;
+            float x = bf16_to_f32((uint16_t)h);
+            uint8_t cast, code = f8_from_f32_saturated(format, x);
+            assert_int_equal(dtype_convert(DTYPE_F32, &x, types[t], &cast, 1), OK);
+            bool beyond = (cast & 0x7fu) > format.max_finite;
+            if (beyond && !isnan(x))
+                assert_int_equal(code, (cast & 0x80u) | format.max_finite);
+            else
+                assert_int_equal(code, cast);
+        }
 }
 
 static void beyond_the_range(void **state)
@@ -246,6 +266,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_code_round_trips),
         cmocka_unit_test(ties_go_to_even),
+        cmocka_unit_test(saturation),
         cmocka_unit_test(beyond_the_range),
         cmocka_unit_test(no_double_rounding),
         cmocka_unit_test(integers),
