@@ -18,7 +18,7 @@ enum { A, A_SCALE, B, B_SCALE, STATE };
 static bool is_f8(const Value *v) { return v->dtype == DTYPE_F8_E4M3 || v->dtype == DTYPE_F8_E5M2; }
 
 /* Rows with rows, blocks with blocks, blocks with squares. */
-static bool go_together(Scaling a, Scaling b)
+static bool go_together(ScalingUnit a, ScalingUnit b)
 {
     return a == b ? a != SCALING_SQUARE : a == SCALING_BLOCK && b == SCALING_SQUARE;
 }

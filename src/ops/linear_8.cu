@@ -8,7 +8,7 @@ extern "C" {
 namespace
 {
 
-GpuScaling scaling_of(Scaling scaling)
+GpuScaling scaling_of(ScalingUnit scaling)
 {
     switch (scaling) {
     case SCALING_ROW: return GPU_SCALE_ROW;

@@ -12,7 +12,7 @@ typedef struct Operand {
     const float *scale;
     int64_t n, width;
     DType dtype;
-    Scaling scaling;
+    ScalingUnit scaling;
 } Operand;
 
 static float scale_at(const Operand *x, int64_t row, int64_t block)

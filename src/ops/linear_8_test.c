@@ -4,14 +4,14 @@
 
 typedef struct Layer {
     int64_t n, i, o;
-    Scaling scaling; /* of x and dy */
-    Scaling weight;  /* of w */
+    ScalingUnit scaling; /* of x and dy */
+    ScalingUnit weight;  /* of w */
     DType gradient;
 } Layer;
 
 /* y [a b] = sum over the lines' elements. */
-static void product(const KitLines *a, DType a_type, Scaling a_scaling, const KitLines *b,
-                    DType b_type, Scaling b_scaling, double *y)
+static void product(const KitLines *a, DType a_type, ScalingUnit a_scaling, const KitLines *b,
+                    DType b_type, ScalingUnit b_scaling, double *y)
 {
     double *x = kit_rounded(a, a_type, a_scaling), *w = kit_rounded(b, b_type, b_scaling);
     for (int64_t r = 0; r < a->n; r++)
@@ -105,7 +105,7 @@ static void test_sums_are_wide(void **state)
     }
 }
 
-static Scaled eight(OpTest *t, int64_t rows, int64_t width, DType dtype, Scaling scaling)
+static Scaled eight(OpTest *t, int64_t rows, int64_t width, DType dtype, ScalingUnit scaling)
 {
     Scaled s;
     ValueId x = optest_normal(t, DTYPE_BF16, SHAPE(rows, width), 1.0);

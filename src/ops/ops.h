@@ -329,19 +329,19 @@ int op_grouped_contraction(const Node *node);
  *     SCALING_ROW     [1 rows]
  *     SCALING_BLOCK   [ceil(width/128) rows]
  *     SCALING_SQUARE  [ceil(rows/128) ceil(width/128), up to a multiple of 4: zeros] */
-typedef enum Scaling { SCALING_ROW, SCALING_BLOCK, SCALING_SQUARE } Scaling;
-const char *scaling_name(Scaling scaling);
+typedef enum ScalingUnit { SCALING_ROW, SCALING_BLOCK, SCALING_SQUARE } ScalingUnit;
+const char *scaling_name(ScalingUnit scaling);
 enum { SCALING_WIDTH = 128 };
 /* The number is scale * q, q of dtype f8_e4m3 or f8_e5m2. */
 typedef struct Scaled {
     ValueId q, scale;
-    Scaling scaling;
+    ScalingUnit scaling;
 } Scaled;
 /* scale = max |x| / largest number of dtype, over what shares it, and no less than 2^-126 (zeros
  * stay zeros); q = x (1 / scale), to nearest even, never beyond the largest. NaN and infinity
  * become NaN. x [..., C] bf16. rows: q as x, rows of C; columns: q [C, rows of x], the transpose
  * with scales of its own. Either may be NULL. */
-Status op_quantise(Graph *g, ValueId x, DType dtype, Scaling scaling, Scaled *rows,
+Status op_quantise(Graph *g, ValueId x, DType dtype, ScalingUnit scaling, Scaled *rows,
                    Scaled *columns);
 /* y[..., n] = sum_k a[..., k] b[n, k], in f32 or bf16. Sizes are multiples of LINEAR_8_ALIGN, at
  * most one of a and b is e5m2, and both are scaled by rows, or by blocks and b perhaps by squares:

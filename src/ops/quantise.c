@@ -16,7 +16,7 @@
 
 enum { N_OUT = COLUMNS_SCALE + 1 };
 
-const char *scaling_name(Scaling scaling)
+const char *scaling_name(ScalingUnit scaling)
 {
     static const char *const names[] = {"row", "block", "square"};
     return names[scaling];
@@ -97,7 +97,8 @@ const OpDef op_def_quantise = {.name = "quantise",
                                .cuda = &cuda_quantise,
                                .gpu_workspace = gpu_workspace};
 
-Status op_quantise(Graph *g, ValueId x, DType dtype, Scaling scaling, Scaled *rows, Scaled *columns)
+Status op_quantise(Graph *g, ValueId x, DType dtype, ScalingUnit scaling, Scaled *rows,
+                   Scaled *columns)
 {
     QuantiseAttr attr = {dtype, scaling, .rows = rows, .columns = columns};
     ValueId out[N_OUT];

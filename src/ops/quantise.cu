@@ -35,7 +35,7 @@ typedef struct Job {
     Rows x;
     Side rows, columns;
     int64_t tiles; /* side by side */
-    Scaling scaling;
+    ScalingUnit scaling;
     bool wide; /* four elements of x may be read at once */
 } Job;
 
@@ -91,7 +91,7 @@ typedef struct Line {
 /* This lane's numbers of a line, whose scale is over them all (BLOCK), was told by its maxima (ROW)
  * or is that of the tile (square). */
 template <bool E5M2, bool MEASURE>
-__device__ void put(const Side &side, Scaling scaling, const Line &line, const float (&x)[EACH],
+__device__ void put(const Side &side, ScalingUnit scaling, const Line &line, const float (&x)[EACH],
                     float square)
 {
     const int lane = (int)threadIdx.x % WARP;

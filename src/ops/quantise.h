@@ -9,14 +9,14 @@
 
 typedef struct QuantiseAttr {
     DType dtype;
-    Scaling scaling;
+    ScalingUnit scaling;
     bool rows, columns; /* which results are wanted */
 } QuantiseAttr;
 enum { ROWS_Q, ROWS_SCALE, COLUMNS_Q, COLUMNS_SCALE }; /* its outputs */
 
 typedef struct Linear8Attr {
-    DType dtype;  /* of the result */
-    Scaling a, b; /* of its operands */
+    DType dtype;      /* of the result */
+    ScalingUnit a, b; /* of its operands */
 } Linear8Attr;
 
 static inline int64_t scaling_blocks(int64_t n) { return (n + SCALING_WIDTH - 1) / SCALING_WIDTH; }
@@ -28,7 +28,7 @@ static inline int64_t scaling_square_pitch(int64_t width)
 }
 
 /* Of so many rows of `width` numbers. */
-static inline Shape scaling_shape(Scaling scaling, int64_t rows, int64_t width)
+static inline Shape scaling_shape(ScalingUnit scaling, int64_t rows, int64_t width)
 {
     int64_t dim[2] = {1, rows};
     if (scaling == SCALING_BLOCK) dim[0] = scaling_blocks(width);

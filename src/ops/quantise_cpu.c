@@ -21,7 +21,7 @@ typedef struct Side {
     float *scale;
     int64_t n, width; /* lines; numbers in each */
     DType dtype;
-    Scaling scaling;
+    ScalingUnit scaling;
     bool transposed; /* line i is column i of x */
 } Side;
 

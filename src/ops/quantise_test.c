@@ -5,7 +5,7 @@
 typedef struct Case {
     int64_t rows, width;
     DType dtype;
-    Scaling scaling;
+    ScalingUnit scaling;
     int64_t more; /* elements between rows of x */
 } Case;
 
@@ -66,7 +66,7 @@ static void test_values(void **state)
     for (int i = 0; i < COUNT_OF(sizes); i++)
         for (int k = 0; k < 6; k++)
             check_values(&(Case){sizes[i][0], sizes[i][1], k % 2 ? DTYPE_F8_E5M2 : DTYPE_F8_E4M3,
-                                 (Scaling)(k / 2), i % 2 ? 0 : 5},
+                                 (ScalingUnit)(k / 2), i % 2 ? 0 : 5},
                          NULL, (i + k) % 3);
 }
 
@@ -98,8 +98,8 @@ static void test_ends(void **state)
     }
     for (int k = 0; k < 6; k++)
         check_values(
-            &(Case){ROWS, WIDTH, k % 2 ? DTYPE_F8_E5M2 : DTYPE_F8_E4M3, (Scaling)(k / 2), 0}, x[0],
-            2);
+            &(Case){ROWS, WIDTH, k % 2 ? DTYPE_F8_E5M2 : DTYPE_F8_E4M3, (ScalingUnit)(k / 2), 0},
+            x[0], 2);
 }
 
 /* The formats' error: half a step of the mantissa, for what is not far below the largest. */
@@ -112,7 +112,7 @@ static void test_error(void **state)
     KitLines lines = kit_rows(t->input.at[0].data, N, WIDTH);
     for (int k = 0; k < 6; k++) {
         DType dtype = k % 2 ? DTYPE_F8_E5M2 : DTYPE_F8_E4M3;
-        double *rounded = kit_rounded(&lines, dtype, (Scaling)(k / 2)), most = 0;
+        double *rounded = kit_rounded(&lines, dtype, (ScalingUnit)(k / 2)), most = 0;
         for (int64_t i = 0; i < N * WIDTH; i++) {
             double v = optest_at(t, x, i);
             if (fabs(v) > 0.01) most = fmax(most, fabs(rounded[i] - v) / fabs(v));

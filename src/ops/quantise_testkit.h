@@ -41,7 +41,7 @@ static inline double kit_at(const KitLines *l, int64_t line, int64_t k)
 }
 
 /* The largest |x| of what shares the scale of element k of a line. */
-static inline double kit_most(const KitLines *l, Scaling scaling, int64_t line, int64_t k)
+static inline double kit_most(const KitLines *l, ScalingUnit scaling, int64_t line, int64_t k)
 {
     const int64_t w = SCALING_WIDTH;
     bool row = scaling == SCALING_ROW, square = scaling == SCALING_SQUARE;
@@ -60,7 +60,7 @@ static inline float kit_scale(DType dtype, double most)
 }
 
 /* q [n width]; scale as scaling_shape says; either may be NULL. */
-static inline void kit_quantise(const KitLines *l, DType dtype, Scaling scaling, double *q,
+static inline void kit_quantise(const KitLines *l, DType dtype, ScalingUnit scaling, double *q,
                                 double *scale)
 {
     const int64_t w = SCALING_WIDTH, pitch = scaling_square_pitch(l->width);
@@ -80,7 +80,7 @@ static inline void kit_quantise(const KitLines *l, DType dtype, Scaling scaling,
 }
 
 /* The numbers that q and scale stand for: [n width], to be freed. */
-static inline double *kit_rounded(const KitLines *l, DType dtype, Scaling scaling)
+static inline double *kit_rounded(const KitLines *l, DType dtype, ScalingUnit scaling)
 {
     const int64_t w = SCALING_WIDTH;
     double *q = xcalloc((size_t)(l->n * l->width), sizeof *q);
