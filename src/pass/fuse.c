@@ -164,16 +164,16 @@ static Status fuse_cross_entropy(Fusing *f, int i)
 static Status fuse_accumulate(Fusing *f, int i)
 {
     const Node *dw = &f->graph->node[i];
-    if (!node_is(dw, "linear_dw") || f->uses[dw->out[0].id] != 1) return OK;
+    bool eight = node_is(dw, "linear_8");
+    if ((!eight && !node_is(dw, "linear_dw")) || f->uses[dw->out[0].id] != 1) return OK;
     int j = find_reader(f, i, dw->out[0], "accumulate", 1);
     if (!j) return OK;
-    const Node *sum = &f->graph->node[j];
-    ValueId fresh;
+    ValueId in[4], state = rewrite_get(&f->rewrite, f->graph->node[j].in[0]), fresh;
+    for (int k = 0; k < dw->n_in; k++) in[k] = rewrite_get(&f->rewrite, dw->in[k]);
     stamp(f, i);
-    TRY(op_linear_dw_accumulate(f->rewrite.to, rewrite_get(&f->rewrite, dw->in[0]),
-                                rewrite_get(&f->rewrite, dw->in[1]),
-                                rewrite_get(&f->rewrite, sum->in[0]), &fresh));
-    rewrite_set(&f->rewrite, sum->out[0], fresh);
+    TRY(eight ? op_linear_8_into(f->rewrite.to, dw, in, state, &fresh)
+              : op_linear_dw_accumulate(f->rewrite.to, in[0], in[1], state, &fresh));
+    rewrite_set(&f->rewrite, f->graph->node[j].out[0], fresh);
     f->done[j] = f->fused = true;
     return OK;
 }

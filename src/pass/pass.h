@@ -128,6 +128,10 @@ Status pass_fsdp(Graph **graph, const Layout *layout, const Graph *like);
 Status pass_layout_prepare(Graph **graph, const Layout *layout);
 Status pass_layout(Graph **graph, const Layout *layout, const Graph *like);
 
+/* Behind the layout: products of layers in 8 bits, with scales for rows, or for blocks of 128 and
+ * weights' squares of 128 by 128 (fp8.c). */
+typedef enum Fp8 { FP8_NONE, FP8_ROW, FP8_BLOCK } Fp8;
+Status pass_fp8(Graph **graph, Fp8 scaling);
 /* add + rmsnorm, residual + rmsnorm_grad, cross entropy with its gradient, product + accumulate.
  * phases_apart: of a pipeline, whose forward and backward phases run at different times. */
 Status pass_fuse(Graph **graph, bool phases_apart);
