@@ -12,6 +12,7 @@ static const char *const layouts[] = {
     "cuda steps2 full",
     "cuda steps2 aux",
     "cuda steps2 bf16",
+    "cuda steps2 layers2 fp8",
     "cuda steps2 dp2",
     "cuda steps2 fsdp2",
     "cuda steps2 tp2",

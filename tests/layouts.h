@@ -473,6 +473,8 @@ static Job parse_job(const char *text)
         }
         if (!strcmp(word, "ring")) o.layout.ring = known = true;
         if (!strcmp(word, "bf16")) o.dtype = DTYPE_BF16, known = true;
+        if (!strcmp(word, "fp8")) o.dtype = DTYPE_BF16, o.fp8 = FP8_BLOCK, known = true;
+        if (!strcmp(word, "fp8-row")) o.dtype = DTYPE_BF16, o.fp8 = FP8_ROW, known = true;
         if (!strcmp(word, "selective")) o.recompute = RECOMPUTE_SELECTIVE, known = true;
         if (!strcmp(word, "full")) o.recompute = RECOMPUTE_FULL, known = true;
         if (!strcmp(word, "plain")) o.balance = BALANCE_NONE, o.router_z_loss = 0, known = true;

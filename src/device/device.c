@@ -66,6 +66,11 @@ size_t device_available_bytes(const Device *device)
     return device->gpu ? gpu_free_bytes(device->gpu) : memory_available_bytes();
 }
 
+Status device_check_fp8(const Device *device)
+{
+    return device->gpu ? gpu_check_8_bits(device->gpu) : OK;
+}
+
 const char *device_text(const Device *device) { return device->text; }
 
 /* Which of the host's GPUs is this process's: launchers number the ranks of a host. */

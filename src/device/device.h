@@ -63,6 +63,9 @@ bool device_has_own_memory(const Device *device);
 /* Of products in a type: measured on a processor (some hundredths of a second), by its sheet on a
  * GPU; 0 where nobody knows it. */
 Status device_peak_flop_per_s(const Device *device, DType dtype, double *peak);
+/* ERR_UNSUPPORTED where it has no products of 8 bits as linear_8 wants them: GPUs other than
+ * Hopper. A processor has them, slowly. */
+Status device_check_fp8(const Device *device);
 /* "AMD EPYC, 2 threads, avx512bf16": for logs and doctor. */
 const char *device_text(const Device *device);
 

@@ -16,8 +16,9 @@
 /* What another software stack does otherwise than our programs: priced, never run. Zeroed: nothing.
  */
 typedef struct SimStack {
-    /* Products of bf16 inside layers read 8 bits: the sheet's fp8 curve, and a cast in front of
-     * each. */
+    /* Products of bf16 inside layers, experts' too, read 8 bits: the sheet's fp8 curve, and a cast
+     * in front of each. Our own programs have their casts and their products of 8 bits as nodes
+     * (pass/fp8.c) and need none of this. */
     bool fp8;
     /* Attention as products with scores in memory, softmax and dropout, all keys for every query,
      * as it was before flash attention; again: made again in the backward pass (selective

@@ -75,7 +75,6 @@ Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cl
     TRY(sim_init(cluster, &layout.mesh, &job->sim));
     TRY(check_precision(config, &job->sim.device));
     if (options) job->sim.stack = options->stack;
-    job->sim.stack.fp8 = config->train.precision == RUN_FP8;
     job->target = target_of(&job->sim);
     if (config->train.threads && !job->target.gpu) job->target.threads = (int)config->train.threads;
     Status status = train_check_divides(config, model);
@@ -87,6 +86,7 @@ Status plan_job_init(const RunConfig *config, const ModelConfig *model, const Cl
     if (status == OK) {
         job->options = train_step_options(config, &layout, dtype_of(config, &job->target),
                                           train_expects_validation(config));
+        if (job->sim.stack.fp8) job->options.fp8 = FP8_NONE; /* priced on the graph in bf16 */
         status = build_roles(job);
         if (status == ERR_ARG || status == ERR_SHAPE ||
             status == ERR_UNSUPPORTED) /* no graph can be what the run file asks for */
@@ -171,7 +171,7 @@ static void plan_time(const RunConfig *config, const PlanJob *job, const PlanOpt
     plan->tokens_per_s = plan->tokens / plan->time.step_s;
     plan->model_flop_per_token = model_train_flop_per_token(job->model, r->seq);
     double rate = plan->tokens_per_s * plan->model_flop_per_token / (double)plan->ranks;
-    MathKind math = job->sim.stack.fp8 ? MATH_FP8 : cluster_math(job->options.dtype);
+    MathKind math = r->precision == RUN_FP8 ? MATH_FP8 : cluster_math(job->options.dtype);
     double peak = d->matrix[math].peak_flop_per_s;
     plan->tflops_per_gpu = rate * 1e-12;
     plan->mfu = peak > 0 ? rate / peak : 0;
@@ -209,9 +209,8 @@ static Status make(const RunConfig *config, const ModelConfig *model, const Clus
     PlanJob job;
     double start = clock_s();
     TRY(plan_job_init(config, model, cluster, options, &job));
-    plan->config.train.precision = job.sim.stack.fp8                 ? RUN_FP8
-                                   : job.options.dtype == DTYPE_BF16 ? RUN_BF16
-                                                                     : RUN_F32;
+    if (config->train.precision == RUN_AUTO)
+        plan->config.train.precision = job.options.dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
     plan_memory(config, &job, plan);
     plan->build_s = clock_s() - start;
     plan_time(config, &job, options, plan);

@@ -137,25 +137,33 @@ static void test_refused(void **state)
     done(&plan, &config, &cluster);
 }
 
-/* Eight bits are priced, not run: products of layers at the sheet's fp8 rate, all else and all
- * memory as in bf16. */
+/* The programs that train in 8 bits: products of layers at the sheet's fp8 rate, quantising by
+ * memory, and less kept for the backward pass, where weights' gradients are all that reads it. A
+ * stack of others is priced on the program in bf16. */
 static void test_fp8(void **state)
 {
     (void)state;
-    Plan plan[2];
+    Plan plan[3];
     RunConfig config;
     Cluster cluster;
-    static const char *const precision[] = {"train.precision=bf16", "train.precision=fp8"};
-    for (int i = 0; i < 2; i++) {
-        assert_int_equal(
-            make(SETTINGS(BIG, "parallel.tp=2", "parallel.dp=64", "parallel.zero=1", precision[i]),
-                 node_text, &plan[i], &config, &cluster),
-            OK);
+    static const char *const precision[] = {"train.precision=bf16", "train.precision=fp8",
+                                            "train.precision=fp8"};
+    for (int i = 0; i < 3; i++) {
+        load(SETTINGS(BIG, "parallel.tp=2", "parallel.dp=64", "parallel.zero=1", precision[i]),
+             node_text, &config, &cluster);
+        assert_int_equal(plan_make(&config, &cluster,
+                                   &(PlanOptions){.jitter = -1, .stack = {.fp8 = i == 2}},
+                                   &plan[i]),
+                         OK);
         run_config_deinit(&config);
         cluster_deinit(&cluster);
     }
     const StepBreakdown *a = &plan[0].time.part, *b = &plan[1].time.part;
-    assert_int_equal(plan[0].memory[0].total, plan[1].memory[0].total);
+    assert_true(plan[1].memory[0].step < plan[0].memory[0].step);
+    assert_true(plan[1].memory[0].total < plan[0].memory[0].total);
+    assert_int_equal(plan[1].memory[0].copies, plan[0].memory[0].copies);
+    assert_int_equal(plan[2].memory[0].total, plan[0].memory[0].total);
+    assert_true(fabs(plan[2].time.step_s / plan[1].time.step_s - 1) < 0.1);
     assert_true(b->work_s[SIM_MATRIX] < 0.75 * a->work_s[SIM_MATRIX] &&
                 b->work_s[SIM_MATRIX] > 0.5 * a->work_s[SIM_MATRIX]);
     assert_true(b->work_s[SIM_MEMORY] > a->work_s[SIM_MEMORY]); /* casts */
@@ -163,8 +171,7 @@ static void test_fp8(void **state)
     assert_true(fabs(b->work_s[SIM_ATTENTION] / a->work_s[SIM_ATTENTION] - 1) < 0.05);
     assert_true(plan[1].time.step_s < plan[0].time.step_s);
     assert_true(fabs(plan[1].mfu * 1979 / plan[1].tflops_per_gpu - 1) < 1e-9);
-    plan_deinit(&plan[0]);
-    plan_deinit(&plan[1]);
+    for (int i = 0; i < 3; i++) plan_deinit(&plan[i]);
     assert_int_equal(make(SETTINGS(BIG, "parallel.dp=8", precision[1]), "8 a100, 8 per node",
                           &plan[0], &config, &cluster),
                      ERR_REFUSED);

@@ -151,7 +151,7 @@ typedef struct PlanOptions {
     bool balanced; /* experts' rows come evenly, and owners of experts have room for no more: memory
                       of a benchmark that forces them to. Else for all rows that may come, which the
                       trainer has */
-    SimStack stack; /* what is priced otherwise than our programs do it; fp8 is the run file's */
+    SimStack stack; /* what is priced otherwise than our programs do it; with fp8 these stay bf16 */
 } PlanOptions;
 /* Synchronous steps wait for the slowest of n ranks: mean + deviation sqrt(2 ln n). Weak scaling of
  * published runs (64 to 2,048 devices: 0 to 4%) is what no more than a few per cent explain. */

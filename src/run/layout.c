@@ -32,6 +32,9 @@ static Status check_canonical(const RunConfig *config, int64_t data)
     const RunParallel *p = &config->parallel;
     const RunTrain *r = &config->train;
     int64_t leaves = r->batch / r->micro_batch;
+    if (r->precision == RUN_FP8)
+        return fail(ERR_REFUSED, "train.canonical: products of 8 bits have scales over what a rank "
+                                 "has of their sums; take train.precision=bf16");
     static const int64_t few =
         8; /* rows: products of no more of them are summed in another order (ops/gemm.h) */
     if (p->cp > 1 && r->micro_batch * r->seq / p->cp <= few)

@@ -26,6 +26,7 @@
 
 typedef enum RunPrecision { RUN_AUTO, RUN_F32, RUN_BF16, RUN_FP8 } RunPrecision;
 const char *run_precision_name(RunPrecision precision);
+typedef enum RunFp8Scaling { RUN_FP8_ROW, RUN_FP8_BLOCK } RunFp8Scaling;
 typedef enum RunSchedule { RUN_WSD, RUN_COSINE, RUN_CONSTANT } RunSchedule;
 typedef enum RunRecompute {
     RUN_RECOMPUTE_NONE,
@@ -74,6 +75,7 @@ typedef struct RunTrain {
     double minutes; /* 0: no limit */
     int64_t batch, micro_batch, seq;
     RunPrecision precision;
+    RunFp8Scaling fp8_scaling;
     int device; /* DeviceKind */
     double lr, min_lr_ratio;
     RunSchedule schedule;

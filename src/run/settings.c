@@ -85,7 +85,10 @@ static const Setting settings[] = {
     INT("train.seq", "tokens", 1, 1 << 24, "256", train.seq, "tokens per sequence"),
     CHOICE("train.precision", "auto|f32|bf16|fp8", "auto", train.precision,
            "of computation; master weights are f32; auto: bf16 where the processor has it; fp8: "
-           "products of layers, which plans price and no device here computes"),
+           "products of layers in 8 bits, the rest as in bf16 (docs/fp8.md)"),
+    CHOICE("train.fp8_scaling", "row|block", "block", train.fp8_scaling,
+           "what shares a scale in 8 bits: all of a row that a product sums over, or 128 of its "
+           "numbers (of weights a square of 128 by 128)"),
     CHOICE("train.device", "auto|cpu|cuda", "auto", train.device,
            "where steps run; auto: a GPU where there is one, else the processor"),
     FLOAT("train.lr", "", 1e-12, 10, "3e-4", train.lr, "highest learning rate"),

@@ -143,6 +143,17 @@ static size_t snapshot_bytes(Trainer *t)
     return t->config->checkpoint.async ? ckpt_snapshot_bytes(t->saved.part, t->saved.n) : 0;
 }
 
+/* What stays in 16 bits is worth knowing: its sizes are no multiples of 16, or it is of experts. */
+static void tell_fp8(const Trainer *t)
+{
+    int eight, others;
+    if (t->options.fp8 == FP8_NONE || t->rank) return;
+    step_count_products(&t->programs, &eight, &others);
+    log_info("fp8: %d of %d products of layers have 8 bits, scaled by %ss%s", eight, eight + others,
+             t->options.fp8 == FP8_ROW ? "row" : "block",
+             t->model.n_experts ? "; those of experts have 16" : "");
+}
+
 Status trainer_setup_programs(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
@@ -157,6 +168,7 @@ Status trainer_setup_programs(Trainer *t)
                     "this model cannot be built with train.micro_batch %lld and train.seq %lld: %s",
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
+    tell_fp8(t);
     t->prefetch_bytes += trainer_pipeline_bytes(t);
     t->snapshot_bytes = snapshot_bytes(t);
     TRY(trainer_plan_copies(t));

@@ -40,6 +40,9 @@ StepOptions train_step_options(const RunConfig *config, const Layout *layout, DT
                          .n_micro = n_micro,
                          .seq = r->seq,
                          .dtype = dtype,
+                         .fp8 = r->precision != RUN_FP8         ? FP8_NONE
+                                : r->fp8_scaling == RUN_FP8_ROW ? FP8_ROW
+                                                                : FP8_BLOCK,
                          .eval_batch = evaluates ? micro_batch : 0,
                          .recompute = recompute[r->recompute],
                          .balance = balance[r->balance],

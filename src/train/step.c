@@ -1,5 +1,6 @@
 /* From a model to the programs of its training step: the passes, in order. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "train/step.h"
 
@@ -48,6 +49,7 @@ static Status differentiate(Graph **g, const StepOptions *o, ParamGrads *grads)
 static Status finish(Graph **g, const StepOptions *o, bool splits, const Graph *like)
 {
     TRY(pass_layout(g, &o->layout, like));
+    TRY(pass_fp8(g, o->fp8));
     TRY(pass_fuse(g, mesh_size(&o->layout.mesh, MESH_PP) > 1));
     TRY(pass_prune(g));
     if (splits) TRY(pass_split_backward(g));
@@ -318,6 +320,34 @@ void step_whole_destroy(StepWhole *whole)
     *whole = (StepWhole){0};
 }
 
+void step_count_products(const StepPrograms *programs, int *eight, int *others)
+{
+    *eight = *others = 0;
+    for (int i = 0; i < programs->n_stages; i++) {
+        const Graph *g = programs->at[programs->index[PROGRAM_STEP] + i]->graph;
+        for (int k = 1; k < g->n_nodes; k++) {
+            if (g->node[k].layer < 0) continue;
+            if (strncmp(g->node[k].op->name, "linear_8", 8) == 0)
+                ++*eight;
+            else if (strncmp(g->node[k].op->name, "linear", 6) == 0)
+                *others += graph_value(g, g->node[k].in[0])->dtype == DTYPE_BF16;
+        }
+    }
+}
+
+/* Widths that no product of 8 bits has: better told than trained in 16. */
+static Status check_fp8(const StepOptions *o, const StepPrograms *programs)
+{
+    int eight, others;
+    if (o->fp8 == FP8_NONE) return OK;
+    step_count_products(programs, &eight, &others);
+    if (eight) return OK;
+    return fail(ERR_REFUSED,
+                "train.precision fp8: of the layers' %d products none has sizes that are multiples "
+                "of %d (tokens of a micro-batch, widths, each as a rank has them); take bf16",
+                others, LINEAR_8_ALIGN);
+}
+
 Status step_rank_build(const ModelConfig *model, const StepOptions *options, StepWhole *whole,
                        Target target, StepPrograms *out)
 {
@@ -325,6 +355,7 @@ Status step_rank_build(const ModelConfig *model, const StepOptions *options, Ste
     Status status = build_step(model, options, &whole->step, target, out);
     if (status == OK && options->eval_batch > 0)
         status = build_eval(options, &whole->eval, target, out);
+    if (status == OK) status = check_fp8(options, out);
     if (status != OK) step_programs_destroy(out);
     return status;
 }
@@ -369,6 +400,7 @@ Status step_grads_build(const ModelConfig *model, const StepOptions *options, Ta
         graph_output(g, master->name, grads.at[i].grad);
     }
     param_grads_deinit(&grads);
+    if (status == OK) status = pass_fp8(&g, options->fp8);
     if (status == OK) status = pass_fuse(&g, false);
     if (status == OK) status = pass_prune(&g);
     if (status == OK)

@@ -33,6 +33,7 @@ typedef struct StepOptions {
     int64_t eval_batch;  /* sequences in one run of the evaluation program; 0: no such program */
     int64_t seq;
     DType dtype;
+    Fp8 fp8; /* products of layers; dtype is bf16 */
     Recompute recompute;
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss;
@@ -64,6 +65,9 @@ typedef struct StepPrograms {
 Status step_programs_build(const ModelConfig *model, const StepOptions *options, Target target,
                            StepPrograms *out);
 void step_programs_destroy(StepPrograms *programs);
+/* Of the layers' products in the step's programs: with operands of 8 bits, and of bf16 that might
+ * have them (experts' grouped ones are not counted). */
+void step_count_products(const StepPrograms *programs, int *eight, int *others);
 /* Loss and the gradient of every weight as outputs called by their states' names: for `drover
  * grads`. */
 Status step_grads_build(const ModelConfig *model, const StepOptions *options, Target target,

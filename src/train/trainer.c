@@ -24,10 +24,6 @@ static Status open_device(Trainer *t)
 {
     const RunTrain *r = &t->config->train;
     int threads = (int)r->threads;
-    if (r->precision == RUN_FP8)
-        return fail(ERR_UNSUPPORTED,
-                    "train.precision fp8 is priced by drover plan, but no device here computes it; "
-                    "take train.precision=bf16");
     if (threads == 0 && t->ranks_here > 1)
         threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
     TRY(device_create((DeviceKind)r->device,
@@ -35,15 +31,21 @@ static Status open_device(Trainer *t)
                       &t->device));
     Target target = device_target(t->device);
     bool fast_bf16 = target.gpu || target.isa == ISA_AVX512BF16;
-    t->dtype = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16) ? DTYPE_BF16
-                                                                                   : DTYPE_F32;
-    if (t->dtype == DTYPE_BF16 && !fast_bf16)
+    const bool fp8 = r->precision == RUN_FP8,
+               bf16 = r->precision == RUN_BF16 || (r->precision == RUN_AUTO && fast_bf16);
+    t->dtype = fp8 || bf16 ? DTYPE_BF16 : DTYPE_F32;
+    if (fp8) TRY_AS(device_check_fp8(t->device), "train.precision fp8");
+    if (fp8 && !target.gpu)
+        log_warn("processors have no products of 8 bits: train.precision=fp8 gives their numbers, "
+                 "at less than the speed of f32");
+    else if (t->dtype == DTYPE_BF16 && !fast_bf16)
         log_warn("this processor has no bf16 products: train.precision=f32 is faster here");
-    TRY(device_peak_flop_per_s(t->device, t->dtype, &t->peak_flop_per_s));
+    DType products = !fp8 ? t->dtype : target.gpu ? DTYPE_F8_E4M3 : DTYPE_F32;
+    TRY(device_peak_flop_per_s(t->device, products, &t->peak_flop_per_s));
     char peak[48] = "";
     if (t->peak_flop_per_s > 0)
         snprintf(peak, sizeof peak, ", peak %.0f GFLOP/s", t->peak_flop_per_s / 1e9);
-    log_info("device: %s, %s%s", device_text(t->device), dtype_name(t->dtype), peak);
+    log_info("device: %s, %s%s", device_text(t->device), fp8 ? "fp8" : dtype_name(t->dtype), peak);
     return OK;
 }
 
@@ -91,7 +93,8 @@ static Status write_resolved(Trainer *t)
     if (!t->world) resolved.train.micro_batch = t->micro_batch;
     if (t->n_leaves) resolved.train.canonical_chunks = t->layout.chunks;
     resolved.train.warmup = t->warmup;
-    resolved.train.precision = t->dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
+    if (resolved.train.precision == RUN_AUTO)
+        resolved.train.precision = t->dtype == DTYPE_BF16 ? RUN_BF16 : RUN_F32;
     return run_config_write(&resolved, path_join(&t->arena, t->dir, "run.yaml"));
 }
 

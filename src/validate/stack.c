@@ -124,7 +124,9 @@ static double rows_sent(const PublishedRow *r)
 
 SimStack validate_stack(const PublishedRow *r, PublishedRecompute recompute)
 {
-    SimStack s = {.plain_attention = before_flash(r), .attention = attention_share(r)};
+    SimStack s = {.fp8 = r->precision == PUBLISHED_FP8,
+                  .plain_attention = before_flash(r),
+                  .attention = attention_share(r)};
     s.whole_sequences = !validate_has_sequence(r);
     s.messages_wait = s.plain_attention; /* Megatron's first schedules */
     /* scatter and gather of Megatron's pipeline, partitioned activations of DeepSpeed's */
