@@ -10,6 +10,34 @@ static const char *const wide = "{\"model_type\": \"llama\", \"vocab_size\": 128
                                 "\"head_dim\": 32, \"intermediate_size\": 256, "
                                 "\"tie_word_embeddings\": true}";
 
+static bool is_e5m2(const Graph *g, ValueId v) { return graph_value(g, v)->dtype == DTYPE_F8_E5M2; }
+
+/* Values with values forward; a weight's gradient (f32) is that of a gradient with a value. */
+static Status verify_products(const Graph *g)
+{
+    for (int i = 1; i < g->n_nodes; i++) {
+        const Node *node = &g->node[i];
+        if (strncmp(node->op->name, "linear_8", 8) != 0) continue;
+        int gradients = is_e5m2(g, node->in[0]) + is_e5m2(g, node->in[2]);
+        bool dw = graph_value(g, node->out[0])->dtype == DTYPE_F32;
+        if ((node->phase == PHASE_FORWARD && gradients) || (dw && gradients != 1))
+            return fail(ERR_ARG, "node %d has %d operands of e5m2", i, gradients);
+    }
+    return OK;
+}
+
+/* In every program of a rank; and everything lies where the cutting rules say. */
+static Status verify(Job *job, const StepPrograms *p, Session *session)
+{
+    (void)job;
+    (void)session;
+    for (int i = 0; i < p->n; i++) {
+        TRY(graph_verify(p->at[i]->graph, "all passes"));
+        TRY(verify_products(p->at[i]->graph));
+    }
+    return OK;
+}
+
 /* Loss and norm of the first step of both; 0 when they are as near as `most`. */
 static int beside(const char *model_text, const char *one_text, const char *many_text, double most)
 {
@@ -19,6 +47,7 @@ static int beside(const char *model_text, const char *one_text, const char *many
     make_model_with(model_text, many.layers, 0, &model);
     one.model = many.model = &model;
     one.steps = many.steps = 2;
+    one.at_end = many.at_end = verify;
     Status status = run_job(&one, message);
     if (status == OK) status = run_job(&many, message);
     double loss = fabs(many.loss[0] / one.loss[0] - 1), norm = fabs(many.norm[0] / one.norm[0] - 1),
