@@ -1,6 +1,7 @@
 /* The blocks of a launch, one after the other; the threads of a block as fibers. */
 #include "gpu/emulated_internal.h"
 
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,6 +15,9 @@
 
 enum { MAX_THREADS = 1024, WARP = EMULATED_WARP, MAX_WARPS = MAX_THREADS / WARP };
 enum { MAX_SHARED = 228 << 10, POISON = 0xff };
+/* Dynamic shared memory begins at this address of the block's, as far from a multiple of 1024 as
+ * launch.cuh promises no more than: who needs one must round up. */
+enum { SHARED_BEGIN = 1024 + 128, SHARED_ALIGN = 1024, NAMED_BARRIERS = 16 };
 /* The tops of stacks begin at different places of a page: else they would all fall into the same
  * lines of the first-level cache. */
 enum { SHIFT = 5 * 64, PAGE = 4096 };
@@ -37,9 +41,9 @@ typedef struct Fiber {
 #endif
     unsigned thread[3];
     bool done;
-    const Barrier *waits; /* NULL: for nobody */
-    unsigned round;       /* of it, that has to pass */
-    unsigned exchanges;   /* it took part in */
+    const unsigned *waits; /* a number that changes when it is over; NULL: for nobody */
+    unsigned round;        /* what that number was */
+    unsigned exchanges;    /* it took part in */
 } Fiber;
 
 /* All that one host thread needs to run blocks. */
@@ -50,7 +54,9 @@ typedef struct Machine {
     int at, left; /* whose turn it is; threads that have not ended */
     char *stacks; /* MAX_THREADS of STACK_BYTES */
     unsigned char *shared;
-    Barrier block, warp[MAX_WARPS];
+    Barrier block, warp[MAX_WARPS], named[NAMED_BARRIERS];
+    EmulatedHopper *hopper;
+    char fault[256]; /* what the block's threads did that no kernel may; empty: nothing */
     uint64_t slot[2][MAX_THREADS]; /* what lanes exchange, by turns */
     void *host_fake_stack;
     const void *host_stack;
@@ -157,31 +163,70 @@ static int turn(int order, int i, int n)
     return n % 7 ? (int)((int64_t)i * 7 % n) : n - 1 - i;
 }
 
-/* The next one that waits for nobody runs, which may be this one itself; without one the host. */
-static void go_on(Machine *m, Fiber *self)
+static bool can_go_on(const Fiber *f) { return !f->done && (!f->waits || *f->waits != f->round); }
+
+/* One of a warp that can go on, behind the one that runs now if it is of this warp. */
+static int next_of_warp(const Machine *m, int warp)
 {
+    int first = warp * WARP, n = m->n - first < WARP ? m->n - first : WARP;
+    int from = m->now >= first && m->now < first + n ? m->now - first + 1 : 0;
+    for (int k = 0; k < n; k++) {
+        int i = first + (from + k) % n;
+        if (can_go_on(&m->fiber[i])) return i;
+    }
+    return -1;
+}
+
+/* The number of the next fiber that waits for nobody; -1: there is none. They have turns; but where
+ * warps wait for barriers in shared memory, each runs as far as it can, and the first (or the last)
+ * of those that can go on runs before all others: so some are far ahead of the others. */
+static int next_fiber(Machine *m)
+{
+    int order = m->launch->order, warps = (m->n + WARP - 1) / WARP;
+    if (order < 2 && hopper_in_use(m->hopper)) {
+        int i = next_of_warp(m, m->now / WARP);
+        for (int w = 0; i < 0 && w < warps; w++) i = next_of_warp(m, order ? warps - 1 - w : w);
+        return i;
+    }
     for (int k = 0; k < m->n && m->left; k++) {
         if (++m->at >= m->n) m->at = 0;
-        int i = turn(m->launch->order, m->at, m->n);
-        Fiber *f = &m->fiber[i];
-        if (f->done || (f->waits && f->waits->round == f->round)) continue;
-        m->now = i;
-        memcpy(emulated_place.thread, f->thread, sizeof f->thread);
-        if (f != self) switch_fibers(m, self, f);
+        int i = turn(order, m->at, m->n);
+        if (can_go_on(&m->fiber[i])) return i;
+    }
+    return -1;
+}
+
+/* The next one runs, which may be this one itself; without one what copies engines have under way
+ * arrives, piece by piece; without that the host. */
+static void go_on(Machine *m, Fiber *self)
+{
+    int i = next_fiber(m);
+    while (i < 0 && m->left && hopper_copy_arrives(m->hopper, m->launch->order)) i = next_fiber(m);
+    if (i < 0) {
+        switch_fibers(m, self, &m->host);
         return;
     }
-    switch_fibers(m, self, &m->host);
+    Fiber *f = &m->fiber[i];
+    m->now = i;
+    memcpy(emulated_place.thread, f->thread, sizeof f->thread);
+    if (f != self) switch_fibers(m, self, f);
+}
+
+static void wait_from(const unsigned *at, unsigned round)
+{
+    Machine *m = machine;
+    Fiber *self = &m->fiber[m->now];
+    self->waits = at;
+    self->round = round;
+    if (*at == round) go_on(m, self);
+    self->waits = NULL;
 }
 
 static void arrive(Barrier *barrier)
 {
-    Machine *m = machine;
-    Fiber *self = &m->fiber[m->now];
-    self->waits = barrier;
-    self->round = barrier->round;
+    unsigned round = barrier->round;
     if (++barrier->arrived == barrier->members) pass(barrier);
-    if (self->round == barrier->round) go_on(m, self);
-    self->waits = NULL;
+    wait_from(&barrier->round, round);
 }
 
 /* A thread that ended is waited for no longer. */
@@ -193,6 +238,45 @@ static void leave(Barrier *barrier)
 
 void emulated_barrier(void) { arrive(&machine->block); }
 void emulated_warp_barrier(void) { arrive(&machine->warp[machine->now / WARP]); }
+
+void emulated_wait(const unsigned *round) { wait_from(round, *round); }
+
+void emulated_named_barrier(int id, int threads)
+{
+    CHECK(id > 0 && id < NAMED_BARRIERS && threads % WARP == 0);
+    Barrier *barrier = &machine->named[id];
+    if (barrier->arrived && barrier->members != threads)
+        emulated_fault("barrier %d is waited for by %d and by %d threads", id, barrier->members,
+                       threads);
+    barrier->members = threads;
+    arrive(barrier);
+}
+
+EmulatedHopper *emulated_hopper(void) { return machine->hopper; }
+int emulated_thread(void) { return machine->now; }
+
+void emulated_fault(const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    if (!*machine->fault) vsnprintf(machine->fault, sizeof machine->fault, format, list);
+    va_end(list);
+}
+
+uint32_t emulated_shared_address(const void *p)
+{
+    const unsigned char *at = p;
+    CHECK(at >= machine->shared && at <= machine->shared + machine->launch->shared_bytes);
+    return (uint32_t)(at - machine->shared) + SHARED_BEGIN;
+}
+
+const unsigned char *emulated_shared_at(uint32_t address, size_t bytes)
+{
+    if (address >= SHARED_BEGIN && address - SHARED_BEGIN + bytes <= machine->launch->shared_bytes)
+        return machine->shared + (address - SHARED_BEGIN);
+    emulated_fault("shared memory is read at %u, outside of what the block has", address);
+    return machine->shared;
+}
 
 void emulated_gather(uint64_t mine, uint64_t all[WARP])
 {
@@ -227,8 +311,10 @@ static Machine *machine_of_thread(void)
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(machine->stacks != MAP_FAILED);
     madvise(machine->stacks, (size_t)MAX_THREADS * STACK_BYTES, MADV_HUGEPAGE);
-    machine->shared = aligned_alloc(128, MAX_SHARED);
-    CHECK(machine->shared);
+    unsigned char *shared = aligned_alloc(SHARED_ALIGN, MAX_SHARED + SHARED_ALIGN);
+    CHECK(shared);
+    machine->shared = shared + SHARED_BEGIN % SHARED_ALIGN;
+    machine->hopper = hopper_create(MAX_THREADS);
     return machine;
 }
 
@@ -239,7 +325,10 @@ static void block_begin(Machine *m, const unsigned block[3])
     m->block = (Barrier){.members = m->n};
     for (int w = 0; w < MAX_WARPS; w++)
         m->warp[w] = (Barrier){.members = m->n - w * WARP < WARP ? m->n - w * WARP : WARP};
+    memset(m->named, 0, sizeof m->named);
     memset(m->shared, POISON, m->launch->shared_bytes);
+    hopper_block_begins(m->hopper, m->n);
+    *m->fault = 0;
     for (int i = 0; i < m->n; i++) {
         Fiber *f = &m->fiber[i];
         *f = (Fiber){.thread = {(unsigned)i % dim[0], (unsigned)i / dim[0] % dim[1],
@@ -253,6 +342,8 @@ static Status run_block(Machine *m)
     m->left = m->n;
     m->at = m->n - 1;
     go_on(m, &m->host);
+    if (!m->left) hopper_block_ends(m->hopper, m->n);
+    if (*m->fault) return fail(ERR_DEVICE, "kernel %s: %s", m->launch->kernel, m->fault);
     return m->left
                ? fail(ERR_DEVICE, "kernel %s: %d of %d threads wait for others that do not come",
                       m->launch->kernel, m->left, m->n)

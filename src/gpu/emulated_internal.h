@@ -17,7 +17,28 @@ typedef struct EmulatedLaunch {
     void *context;
     int order; /* in which the threads of a block have their turns: 0 up, 1 down, 2 mixed */
 } EmulatedLaunch;
-/* Runs all blocks. ERR_DEVICE where threads wait for each other for ever. */
+/* Runs all blocks. ERR_DEVICE where threads wait for each other for ever, or did what no kernel
+ * may. */
 Status emulated_run_blocks(const EmulatedLaunch *launch);
+
+/* ---- between emulated_block.c and emulated_hopper.c, of the block that runs now -------------- */
+
+typedef struct EmulatedHopper EmulatedHopper; /* barriers, copies and products of one block */
+EmulatedHopper *emulated_hopper(void);
+int emulated_thread(void); /* its number in the block */
+/* The thread goes on when *round has changed. */
+void emulated_wait(const unsigned *round);
+/* The launch ends with this sentence; the first one counts. */
+void emulated_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Where `bytes` at an address of shared memory are; at its begin, with a fault, where there is no
+ * such place. */
+const unsigned char *emulated_shared_at(uint32_t address, size_t bytes);
+
+EmulatedHopper *hopper_create(int threads);
+bool hopper_in_use(const EmulatedHopper *hopper); /* the block has barriers in shared memory */
+void hopper_block_begins(EmulatedHopper *hopper, int threads);
+void hopper_block_ends(EmulatedHopper *hopper, int threads);
+/* One of the copies under way that somebody waits for arrives; false: there is none. */
+bool hopper_copy_arrives(EmulatedHopper *hopper, int order);
 
 #endif

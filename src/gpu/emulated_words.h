@@ -19,6 +19,27 @@ uint64_t emulated_exchange(uint64_t mine, int from);
 void emulated_gather(uint64_t mine, uint64_t all[EMULATED_WARP]);
 unsigned char *emulated_dynamic_shared(void);
 
+/* What gpu/hopper.cuh is on the emulated device: emulated_hopper.c. */
+uint32_t emulated_shared_address(const void *p);
+void emulated_named_barrier(int id, int threads);
+void emulated_mbarrier_begin(void *barrier, unsigned arrivals);
+void emulated_mbarrier_arrive(void *barrier, unsigned expected_bytes);
+void emulated_mbarrier_wait(void *barrier, unsigned parity);
+void emulated_box_copy(void *to, const GpuBoxes *boxes, const int *at, void *barrier);
+
+/* d [64 n] = a [64 16] b [16 n], or += */
+typedef struct EmulatedWgmma {
+    float *d; /* this thread's n / 2 elements */
+    int n;
+    const uint32_t *a; /* this thread's 4 words; NULL: in shared memory */
+    uint64_t a_matrix, b_matrix;
+    bool a_by_m, b_by_n, add;
+} EmulatedWgmma;
+void emulated_wgmma(const EmulatedWgmma *product);
+void emulated_wgmma_fence(void);
+void emulated_wgmma_commit(void);
+void emulated_wgmma_wait(int left);
+
 /* body(context) will be run by every thread of every block, when the stream gets there; the context
  * is copied. */
 Status emulated_launch(GpuStream *stream, const char *kernel, const unsigned grid[3],

@@ -194,4 +194,36 @@ Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void 
 Status gpu_product_run_scaled(GpuProductPlan *plan, const void *const operand[2],
                               const float *const scale[2], void *c, void *workspace);
 
+/* ---- boxes of tensors --------------------------------------------------------------------- */
+
+/* A tensor of bf16 as the copy engine of GPUs of compute capability 9.0 and later sees it: one
+ * instruction brings a box of it to shared memory (gpu/hopper.cuh). Axis 0 is the one whose
+ * elements are neighbours. In shared memory a line of the box follows the other without gaps, a
+ * line being its box[0] elements; the 16-byte pieces of each line are permuted by the line's
+ * number, so that eight lines lie in different banks: of 128 bytes piece c of line r lies at c ^ r
+ * % 8, of 64 at c ^ r / 2 % 4, of 32 at c ^ r / 4 % 2. What a box has outside of the tensor is
+ * zeros. */
+enum { GPU_BOX_AXES = 4 };
+typedef struct GpuTiling {
+    const void *data; /* aligned to 16 bytes */
+    int axes;
+    int64_t size[GPU_BOX_AXES]; /* each at least 1 */
+    int64_t
+        pitch_bytes[GPU_BOX_AXES]; /* from one to the next along axes 1 and up: multiples of 16 */
+    int box[GPU_BOX_AXES];         /* up to 256; box[0]: elements of 32, 64 or 128 bytes */
+} GpuTiling;
+
+/* What kernels are given of it, by value (const __grid_constant__), in one argument or a part of
+ * one. */
+typedef struct GpuBoxes {
+    uint64_t opaque[16];
+#ifdef GPU_EMULATED
+} GpuBoxes;
+#else
+} __attribute__((aligned(64))) GpuBoxes;
+#endif
+
+/* ERR_UNSUPPORTED: this driver or GPU has no such engine. */
+Status gpu_boxes_make(GpuStream *stream, const GpuTiling *tiling, GpuBoxes *boxes);
+
 #endif

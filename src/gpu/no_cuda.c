@@ -69,3 +69,4 @@ ABSENT(gpu_product_run, GpuProductPlan *plan, const void *a, const void *b, void
        void *workspace)
 ABSENT(gpu_product_run_scaled, GpuProductPlan *plan, const void *const operand[2],
        const float *const scale[2], void *c, void *workspace)
+ABSENT(gpu_boxes_make, GpuStream *stream, const GpuTiling *tiling, GpuBoxes *boxes)
