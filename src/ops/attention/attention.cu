@@ -1,7 +1,8 @@
 /* attention, attention_part and attention_cached on the cuda device. bf16 goes by tensor cores,
- * all else without. Over caches the keys of a block of queries are split among several blocks of
- * threads, so that one token fills the device; a second kernel joins the splits in their order. */
-#include "ops/attention/attention_forward_mma.cuh"
+ * on Hopper by its own instructions where they fit, all else without. Over caches the keys of a
+ * block of queries are split among several blocks of threads, so that one token fills the device; a
+ * second kernel joins the splits in their order. */
+#include "ops/attention/attention_forward_hopper.cuh"
 #include "ops/attention/attention_forward_plain.cuh"
 
 /* ---- joining splits ----------------------------------------------------------------------- */
@@ -52,6 +53,9 @@ static Status forward(GpuStream *stream, AttentionForward *f)
     bool bf16s = job->q.dtype == DTYPE_BF16 && job->k.dtype == DTYPE_BF16 &&
                  job->v.dtype == DTYPE_BF16;
     if (!bf16s || job->d > 256) return attention_forward_plain(stream, *f);
+    if (attention_hopper_takes(stream, *f))
+        return job->d == 64 ? attention_forward_hopper<AttentionHopperShape<64>>(stream, *f)
+                            : attention_forward_hopper<AttentionHopperShape<128>>(stream, *f);
     if (job->d > 128) return forward_of<256>(stream, *f);
     if (job->d > 64) return forward_of<128>(stream, *f);
     if (job->d > 32) return forward_of<64>(stream, *f);

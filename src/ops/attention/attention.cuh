@@ -159,10 +159,9 @@ __device__ inline int64_t warp_greatest(int64_t x)
     return x;
 }
 
-/* Fills `row` (shared memory, n of them). Every warp finds the block's keys for itself. A barrier
- * must follow before rows are read. */
-__device__ inline AttentionKeys attention_rows(const AttentionJob &job, const AttentionPlace &place,
-                                               int n, int step, AttentionRow *row)
+/* The keys of a block of n rows. By a whole warp, each for itself. */
+__device__ inline AttentionKeys attention_keys(const AttentionJob &job, const AttentionPlace &place,
+                                               int n, int step)
 {
     int token = place.row / job.group,
         tokens = (min(place.row + n, place.rows) - 1) / job.group - token + 1;
@@ -183,26 +182,39 @@ __device__ inline AttentionKeys attention_rows(const AttentionJob &job, const At
     }
     keys.split = (int)max((int64_t)INT32_MIN,
                           min(job.keys.split - keys.origin, (int64_t)INT32_MAX));
-    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) {
-        AttentionRow to = {};
-        int r = place.row + i, t = r / job.group;
-        if (r < place.rows) {
-            KeyRange range = attention_token_range(job, place.b, t);
-            if (range.first < range.end) {
-                to.first = (int)(range.first - keys.origin);
-                to.end = (int)(range.end - keys.origin);
-            }
-            if (job.alibi > 0) {
-                int head = place.h * job.group + (r - t * job.group);
-                int64_t behind = keys.origin - attention_query_row(job, place.b, t);
-                to.slope = LOG2_E *
-                           attention_slope(job.alibi, job.alibi_heads, job.alibi_first + head);
-                to.offset[0] = (int)(behind + job.keys.first);
-                to.offset[1] = (int)(behind + job.keys.second);
-            }
-        }
-        row[i] = to;
+    return keys;
+}
+
+__device__ inline AttentionRow attention_row_of(const AttentionJob &job,
+                                                const AttentionPlace &place,
+                                                const AttentionKeys &keys, int i)
+{
+    AttentionRow to = {};
+    int r = place.row + i, t = r / job.group;
+    if (r >= place.rows) return to;
+    KeyRange range = attention_token_range(job, place.b, t);
+    if (range.first < range.end) {
+        to.first = (int)(range.first - keys.origin);
+        to.end = (int)(range.end - keys.origin);
     }
+    if (job.alibi > 0) {
+        int head = place.h * job.group + (r - t * job.group);
+        int64_t behind = keys.origin - attention_query_row(job, place.b, t);
+        to.slope = LOG2_E * attention_slope(job.alibi, job.alibi_heads, job.alibi_first + head);
+        to.offset[0] = (int)(behind + job.keys.first);
+        to.offset[1] = (int)(behind + job.keys.second);
+    }
+    return to;
+}
+
+/* Fills `row` (shared memory, n of them). Every warp finds the block's keys for itself. A barrier
+ * must follow before rows are read. */
+__device__ inline AttentionKeys attention_rows(const AttentionJob &job, const AttentionPlace &place,
+                                               int n, int step, AttentionRow *row)
+{
+    AttentionKeys keys = attention_keys(job, place, n, step);
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x)
+        row[i] = attention_row_of(job, place, keys, i);
     return keys;
 }
 

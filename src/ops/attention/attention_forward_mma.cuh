@@ -57,26 +57,29 @@ __device__ __forceinline__ void attention_shape(const AttentionJob &job, const A
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const AttentionRow &of = row[m * 16 + attention_lane_row(h)];
-            int first = of.first, end = of.end;
+            int lane = base + attention_lane_column(0, 0); /* this one's first key */
+            int first = of.first - lane, end = of.end - lane;
 #pragma unroll
             for (int n = 0; n < S::STEP / 8; n++)
 #pragma unroll
-                for (int i = 2 * h; i < 2 * h + 2; i++) {
-                    int key = base + attention_lane_column(n, i);
-                    float &x = s[m][n][i];
+                for (int i = 0; i < 2; i++) {
+                    int key = 8 * n + i; /* from there */
+                    float &x = s[m][n][2 * h + i];
                     if (job.softcap > 0)
                         x = attention_cap(job, x);
                     else if (job.alibi > 0)
-                        x = fmaf(x, job.scale * LOG2_E, attention_lean(of, key, split));
+                        x = fmaf(x, job.scale * LOG2_E, attention_lean(of, lane + key, split));
                     if (masked && (key < first || key >= end)) x = -INFINITY;
                 }
         }
 }
 
-/* Scores become probabilities, the state moves on to the new maxima. */
+/* Scores become probabilities, the maxima and sums move on; fade: what the outputs so far are to be
+ * multiplied with. */
 template <class S>
 __device__ __forceinline__ void attention_softmax(float unit, AttentionState<S> &state,
-                                                  float (&s)[S::M][S::STEP / 8][4])
+                                                  float (&s)[S::M][S::STEP / 8][4],
+                                                  float (&fade)[S::M][2])
 {
 #pragma unroll
     for (int m = 0; m < S::M; m++)
@@ -90,7 +93,8 @@ __device__ __forceinline__ void attention_softmax(float unit, AttentionState<S> 
             top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, 2));
             top = fmaxf(state.top[m][h], top * unit);
             float shift = top == -INFINITY ? 0 : top; /* nothing is seen so far */
-            float fade = exp2_fast(state.top[m][h] - shift), sum = 0;
+            float sum = 0;
+            fade[m][h] = exp2_fast(state.top[m][h] - shift);
             state.top[m][h] = top;
 #pragma unroll
             for (int n = 0; n < S::STEP / 8; n++)
@@ -99,12 +103,23 @@ __device__ __forceinline__ void attention_softmax(float unit, AttentionState<S> 
                     s[m][n][i] = exp2_fast(fmaf(s[m][n][i], unit, -shift));
                     sum += s[m][n][i];
                 }
-            state.sum[m][h] = fmaf(state.sum[m][h], fade, sum);
-            if (__all_sync(FULL_WARP, fade == 1)) continue; /* mostly so, after some keys */
+            state.sum[m][h] = fmaf(state.sum[m][h], fade[m][h], sum);
+        }
+}
+
+template <class S>
+__device__ __forceinline__ void attention_fade(AttentionState<S> &state,
+                                               const float (&fade)[S::M][2])
+{
+#pragma unroll
+    for (int m = 0; m < S::M; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (__all_sync(FULL_WARP, fade[m][h] == 1)) continue; /* mostly so, after some keys */
 #pragma unroll
             for (int n = 0; n < S::D / 8; n++) {
-                state.o[m][n][2 * h] *= fade;
-                state.o[m][n][2 * h + 1] *= fade;
+                state.o[m][n][2 * h] *= fade[m][h];
+                state.o[m][n][2 * h + 1] *= fade[m][h];
             }
         }
 }
@@ -185,13 +200,14 @@ __global__ void __launch_bounds__(S::THREADS) attention_forward_mma_kernel(Atten
         for (int step = 0; step < S::KEYS; step += S::STEP) {
             int base = block * S::KEYS + step;
             if (sight.first >= base + S::STEP || sight.end <= base) continue;
-            float s[S::M][S::STEP / 8][4];
+            float s[S::M][S::STEP / 8][4], fade[S::M][2];
             uint32_t p[S::M][S::STEP / 16][4];
             attention_dots<S::D, S::M, S::STEP>(s, q + warp_row * S::PITCH, k + step * S::PITCH);
             bool masked = sight.all_first > base || sight.all_end < base + S::STEP;
             if (masked || shaped)
                 attention_shape<S>(f.of, row + warp_row, base, keys.split, masked, s);
-            attention_softmax<S>(unit, state, s);
+            attention_softmax<S>(unit, state, s, fade);
+            attention_fade<S>(state, fade);
             attention_pack<S::M, S::STEP>(p, s);
             attention_add<S::PITCH, S::M, S::STEP, S::D>(state.o, p, v + step * S::PITCH);
         }

@@ -327,6 +327,36 @@ static void test_blocks(void **state)
         (Case){.batch = 1, .tokens = 1100, .heads = 1, .kv_heads = 1, .d = 8, .document = 700});
 }
 
+static void check_forward(Case c, bool strided)
+{
+    OpTest *t = optest_create((uint64_t)(c.tokens * 131 + c.d));
+    build(t, &c, DTYPE_BF16, strided);
+    optest_check(t, reference, &c, 1e-2);
+    optest_destroy(t);
+}
+
+/* What GPUs of compute capability 9.0 do by their own instructions: tiles of 128 rows, of which
+ * some are whole and some are not, walked by fewer blocks of threads than there are tiles; several
+ * blocks of 128 keys, of which rows see none, parts and all; groups that do not divide 128. */
+static void test_wide_heads(void **state)
+{
+    (void)state;
+    check_forward((Case){.batch = 1, .tokens = 420, .heads = 2, .kv_heads = 1, .d = 64}, false);
+    check_forward((Case){.batch = 1, .tokens = 333, .heads = 2, .kv_heads = 2, .d = 128}, true);
+    Case c = {.batch = 2, .tokens = 150, .heads = 3, .kv_heads = 1, .d = 64, .document = 71};
+    check_forward(c, false);
+    c.attr.chunk = 20;
+    c.d = 128;
+    c.tokens = 290;
+    check_forward(c, false);
+    c = (Case){
+        .batch = 2, .tokens = 141, .heads = 10, .kv_heads = 2, .d = 64, .attr = {.alibi = 8}};
+    check_forward(c, true);
+    c = (Case){.batch = 1, .tokens = 270, .heads = 1, .kv_heads = 1, .d = 128, .document = 140};
+    c.attr = (AttentionAttr){.scale = 1.0f, .softcap = 5.0f};
+    check_forward(c, false);
+}
+
 static void reference_anything(const void *user, double *const *in, double *const *out)
 {
     (void)user, (void)in;
@@ -375,12 +405,13 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gradient_rule),  cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_head_dims),      cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_masks),          cmocka_unit_test(test_softcap),
-        cmocka_unit_test(test_alibi),          cmocka_unit_test(test_alibi_of_some_heads),
-        cmocka_unit_test(test_strided),        cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_wild_positions), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_gradient_rule), cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_head_dims),     cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_masks),         cmocka_unit_test(test_softcap),
+        cmocka_unit_test(test_alibi),         cmocka_unit_test(test_alibi_of_some_heads),
+        cmocka_unit_test(test_strided),       cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_wide_heads),    cmocka_unit_test(test_wild_positions),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
