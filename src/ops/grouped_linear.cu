@@ -3,106 +3,29 @@
  * How many rows an expert has is known on the device alone: there are blocks for as many tiles as
  * there can be, each finds its expert and tile from the offsets, and those too many end at once. A
  * block multiplies TILE x TILE of the result, DEPTH of the contraction at a time out of shared
- * memory, while the next ones are copied there. bf16 is multiplied on tensor cores, f32 is not.
+ * memory, while the next ones are copied there. bf16 is multiplied on tensor cores (on Hopper by
+ * grouped_hopper.cuh), f32 is not.
  *
  * An element is summed in the order of the contraction, whatever tile it falls into.
  */
 #include "ops/chunks.cuh"
+#include "ops/grouped_hopper.cuh"
 #include "ops/mma.cuh"
 
-extern "C" {
-#include "ops/grouped_linear.h"
-}
-
-enum {
-    TILE = 128,
-    DEPTH = 32,
-    GROUPED_THREADS = 256,
-    TILES_TOGETHER = 16, /* of rows, that meet the same columns one after the other: see tile_at */
-};
-
-/* c_p [m n] = a_p b_p, or += where it accumulates, for products p. With m = 0 these are of segments
- * of rows: a_p and c_p are those rows, b_p is the matrix of segment p's expert. Else it is dw:
- * product p is of expert p, a_p lies as [k m], a_p and b_p are the rows of one of its segments. */
-typedef struct Grouped {
-    Rows a, b, c;   /* of matrices: the first expert's */
-    int64_t matrix; /* elements from one expert's matrix to the next */
-    const int32_t *offsets;
-    int64_t products, rows; /* rows: of the buffer */
-    int sources, source;    /* segments of each expert; the one of dw */
-    int64_t m, n, k;        /* k of dw is 0: the segment's rows */
-    bool accumulate;
-} Grouped;
+constexpr int DEPTH = 32, GROUPED_THREADS = 256;
 
 /* ---- which tile --------------------------------------------------------------------------- */
-
-__host__ __device__ static inline int64_t tiles_of(int64_t length)
-{
-    return (length + TILE - 1) / TILE;
-}
-
-__device__ static int64_t segment_start(const Grouped &g, int64_t segment)
-{
-    return max((int64_t)0, min((int64_t)g.offsets[segment], g.rows));
-}
-__device__ static int64_t segment_rows(const Grouped &g, int64_t segment)
-{
-    return max((int64_t)0, segment_start(g, segment + 1) - segment_start(g, segment));
-}
-__device__ static int64_t product_m(const Grouped &g, int64_t product)
-{
-    return g.m ? g.m : segment_rows(g, product);
-}
-
-typedef struct Tile {
-    int64_t product; /* -1: none */
-    int64_t i, j;    /* where it begins */
-} Tile;
-
-/* Number `index` of a product's tiles. Some tiles of rows meet all columns before the next ones do:
- * then what blocks read at the same time, of rows and of the weight, stays in the cache. */
-__device__ static Tile tile_at(const Grouped &g, int64_t product, int64_t index)
-{
-    int64_t across = tiles_of(g.n), together = TILES_TOGETHER * across;
-    int64_t first = index / together * TILES_TOGETHER, rest = index % together;
-    int64_t height = min(tiles_of(product_m(g, product)) - first, (int64_t)TILES_TOGETHER);
-    Tile tile = {product, (first + rest % height) * TILE, rest / height * TILE};
-    return tile;
-}
-
-/* By one warp: the product that block `index` works on, and its number there. */
-__device__ static int64_t find_product(const Grouped &g, int64_t &index)
-{
-    int lane = (int)threadIdx.x % WARP;
-    int64_t across = tiles_of(g.n);
-    for (int64_t first = 0; first < g.products; first += WARP) {
-        int64_t p = first + lane, tiles = p < g.products ? tiles_of(product_m(g, p)) * across : 0;
-        int64_t end = tiles; /* of the products from `first` to this one */
-        for (int by = 1; by < (int)WARP; by *= 2) {
-            int64_t before = __shfl_up_sync(FULL_WARP, end, by);
-            if (lane >= by) end += before;
-        }
-        unsigned behind = __ballot_sync(FULL_WARP, index < end);
-        if (behind) {
-            int found = __ffs((int)behind) - 1;
-            index -= __shfl_sync(FULL_WARP, end - tiles, found);
-            return first + found;
-        }
-        index -= __shfl_sync(FULL_WARP, end, WARP - 1);
-    }
-    return -1;
-}
 
 __device__ static Tile find_tile(const Grouped &g)
 {
     __shared__ int64_t product, index;
     if (threadIdx.x < WARP) {
-        int64_t number = blockIdx.x, found = find_product(g, number);
+        int64_t number = blockIdx.x, found = find_product(g, number, TILE);
         if (threadIdx.x == 0) product = found, index = number;
     }
     __syncthreads();
     Tile none = {-1, 0, 0};
-    return product < 0 ? none : tile_at(g, product, index);
+    return product < 0 ? none : tile_at(g, product, index, TILE);
 }
 
 /* ---- into shared memory ------------------------------------------------------------------- */
@@ -155,22 +78,6 @@ __device__ static void load_tile(T *to, const Operand<T> &from, int64_t first, i
 
 namespace
 { /* so that methods, which cannot be static functions, are this file's own */
-
-template <class C, int N> __device__ static void put(C *c, const float (&v)[N], bool accumulate)
-{
-    Neighbours<C, N> to;
-    if (accumulate) to = load_neighbours<N>((const C *)c);
-    for (int k = 0; k < N; k++) to.at[k] = from_f32<C>(accumulate ? to_f32(to.at[k]) + v[k] : v[k]);
-    store_neighbours(c, to);
-}
-
-/* Where a tile of the result goes, and how much of it there is. */
-template <class C> struct Result {
-    C *c;
-    int64_t pitch;
-    int m, n;
-    bool accumulate;
-};
 
 template <class T, bool A_BY_K, bool B_BY_K> struct Sums;
 
@@ -314,19 +221,15 @@ __global__ static void __launch_bounds__(GROUPED_THREADS, sizeof(T) == 2 ? 2 : 1
 {
     Tile tile = find_tile(g);
     if (tile.product < 0) return;
-    bool dw = g.m != 0;
-    int64_t segment = dw ? tile.product * g.sources + g.source : tile.product;
-    int64_t expert = segment / g.sources, row = segment_start(g, segment);
-    int64_t k = dw ? segment_rows(g, segment) : g.k, m = product_m(g, tile.product);
-    Operand<T> a = {row_at<const T>(g.a, row) + tile.i * (A_BY_K ? 1 : g.a.pitch), g.a.pitch,
-                    (int)min(m - tile.i, (int64_t)TILE)};
+    TileOf of = tile_of(g, tile);
+    Result<C> result = result_at<C>(g, tile, of, TILE);
+    Operand<T> a = {row_at<const T>(g.a, of.row) + tile.i * (A_BY_K ? 1 : g.a.pitch), g.a.pitch,
+                    result.m};
     Operand<T> b = {(const T *)(const void *)g.b.data + tile.j * (B_BY_K ? 1 : g.b.pitch) +
-                        (dw ? row * g.b.pitch : expert * g.matrix),
-                    g.b.pitch, (int)min(g.n - tile.j, (int64_t)TILE)};
+                        (g.m ? of.row * g.b.pitch : of.expert * g.matrix),
+                    g.b.pitch, result.n};
     Sums<T, A_BY_K, B_BY_K> sums = {};
-    sum_tile<T, A_BY_K, B_BY_K, N>(sums, a, b, k);
-    int64_t to = (dw ? expert * g.matrix : row * g.c.pitch) + tile.i * g.c.pitch + tile.j;
-    Result<C> result = {(C *)(void *)g.c.data + to, g.c.pitch, a.there, b.there, g.accumulate};
+    sum_tile<T, A_BY_K, B_BY_K, N>(sums, a, b, of.k);
     sums.template store<C, N == 1 ? 1 : 2>(result);
 }
 
@@ -335,7 +238,7 @@ __global__ static void __launch_bounds__(GROUPED_THREADS, sizeof(T) == 2 ? 2 : 1
 template <class T, class C, bool A_BY_K, bool B_BY_K, int N>
 static Status launch_by(GpuStream *stream, const Grouped *g)
 {
-    int64_t down = g->m ? g->products * tiles_of(g->m) : g->rows / TILE + g->products;
+    int64_t down = most_tiles_down(g);
     if (!down || !g->n) return OK;
     TRY(GPU_ALLOW_SHARED((grouped_kernel<T, C, A_BY_K, B_BY_K, N>), SHARED_BYTES<T>));
     return GPU_LAUNCH(stream, (unsigned)(down * tiles_of(g->n)), GROUPED_THREADS, SHARED_BYTES<T>,
@@ -346,6 +249,8 @@ template <class T, class C, bool A_BY_K, bool B_BY_K>
 static Status launch_typed(GpuStream *stream, const Grouped *g)
 {
     constexpr int N = 16 / (int)sizeof(T);
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (hopper_takes(stream, g)) return launch_hopper<C, A_BY_K, B_BY_K>(stream, g);
     if (rows_align(&g->a, N) && rows_align(&g->b, N) && rows_align(&g->c, 2))
         return launch_by<T, C, A_BY_K, B_BY_K, N>(stream, g);
     return launch_by<T, C, A_BY_K, B_BY_K, 1>(stream, g);

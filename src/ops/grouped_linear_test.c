@@ -138,14 +138,14 @@ static void reference_dw(const void *user, double *const *in, double *const *out
     }
 }
 
-static void check_dw_layout(DType dtype, Sizes s, ExpertLayout layout)
+static void check_dw_layout(DType dtype, Sizes s, ExpertLayout layout, int64_t gap)
 {
     Case c = {s, layout};
     OpTest *t = optest_create(9);
     ValueId dy = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.o), 1.0), dw;
     ValueId x = optest_normal(t, dtype, SHAPE(rows_of(&s) + s.slack, s.i), 1.0),
             offsets = offsets_of(t, &s);
-    optest_pitch(t, dy, 1, s.o + 5);
+    optest_pitch(t, dy, 1, s.o + gap);
     optest_ok(op_grouped_linear_dw(t->graph, dy, x, offsets,
                                    (ExpertWeight){weight_shape(&c), layout}, &dw));
     optest_output(t, dw);
@@ -155,8 +155,8 @@ static void check_dw_layout(DType dtype, Sizes s, ExpertLayout layout)
 
 static void check_dw(DType dtype, Sizes s)
 {
-    check_dw_layout(dtype, s, EXPERTS_IN_OUT);
-    check_dw_layout(dtype, s, EXPERTS_OUT_IN);
+    check_dw_layout(dtype, s, EXPERTS_IN_OUT, 5);
+    check_dw_layout(dtype, s, EXPERTS_OUT_IN, 5);
 }
 
 static void test_dw(void **state)
@@ -169,6 +169,19 @@ static void test_dw(void **state)
         /* one expert's rows are one block of k, all rows together are two shorter ones */
         check_dw(dtype, (Sizes){2, 6, 33, 0, {bf16 ? 512 : 256, 16}});
         check_dw(dtype, (Sizes){4, 30, 410, 0, {0, 0, 640, 16}});
+    }
+}
+
+/* What GPUs of compute capability 9.0 do by their own instructions: more tiles than blocks of
+ * threads, 128 and 256 columns wide, contractions longer than the ring of stages, edges on all
+ * sides. */
+static void test_wide_tiles(void **state)
+{
+    (void)state;
+    for (int layout = 0; layout < 2; layout++) {
+        check_layout(DTYPE_BF16, (Sizes){3, 392, 320, 16, {144, 0, 272}}, layout, 8);
+        check_layout(DTYPE_BF16, (Sizes){2, 328, 456, 16, {144, 48}}, layout, 8);
+        check_dw_layout(DTYPE_BF16, (Sizes){3, 136, 264, 0, {208, 0, 336}}, layout, 8);
     }
 }
 
@@ -200,6 +213,7 @@ int main(void)
         cmocka_unit_test(test_values_and_gradients),
         cmocka_unit_test(test_many_items),
         cmocka_unit_test(test_dw),
+        cmocka_unit_test(test_wide_tiles),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
