@@ -20,6 +20,8 @@ typedef struct Case {
     float alibi; /* 0: no slopes */
 } Case;
 
+enum { PAGE = 16 }; /* positions of a cache */
+
 static const Case cases[] = {
     {"small", "attention", 16, 256, 6, 2, 64, 0, 0, 0},
     {"small", "attention_grad", 16, 256, 6, 2, 64, 0, 0, 0},
@@ -78,16 +80,21 @@ static ValueId input(Graph *g, const char *name, DType dtype, int rank, const in
 /* The graph of a case; its last node is the one that is timed. */
 static Status build(Graph *g, const Case *c, DType dtype)
 {
-    int64_t keys = c->cache_rows ? c->cache_rows : c->tokens;
+    int64_t pages = c->cache_rows / PAGE;
+    int64_t tokens[4] = {c->batch, c->tokens, c->kv_heads, c->d};
+    int64_t pool[4] = {c->batch * pages, PAGE, c->kv_heads, c->d};
     ValueId q = input(g, "q", dtype, 4, (int64_t[]){c->batch, c->tokens, c->heads, c->d});
-    ValueId k = input(g, "k", dtype, 4, (int64_t[]){c->batch, keys, c->kv_heads, c->d});
-    ValueId v = input(g, "v", dtype, 4, (int64_t[]){c->batch, keys, c->kv_heads, c->d});
+    ValueId k = input(g, "k", dtype, 4, pages ? pool : tokens);
+    ValueId v = input(g, "v", dtype, 4, pages ? pool : tokens);
     ValueId pos = input(g, "pos", DTYPE_I32, 2, (int64_t[]){c->batch, c->tokens});
     ValueId table = input(g, "table", DTYPE_F32, 3, (int64_t[]){c->batch, c->tokens, c->d}), y[3];
     AttentionAttr attr = {.scale = 0.125f, .alibi = c->alibi};
     float eps = 1e-5f;
     if (!strcmp(c->op, "attention")) return op_attention(g, q, k, v, pos, attr, y);
-    if (!strcmp(c->op, "attention_cached")) return op_attention_cached(g, q, k, v, pos, attr, y);
+    if (!strcmp(c->op, "attention_cached")) {
+        ValueId of = input(g, "pages", DTYPE_I32, 2, (int64_t[]){c->batch, pages});
+        return op_attention_cached(g, q, k, v, pos, of, attr, y);
+    }
     if (!strcmp(c->op, "rope")) return op_rope(g, q, table, false, y);
     if (!strcmp(c->op, "rope_table")) return op_rope_table(g, pos, c->d, 1e4, (RopeScaling){0}, y);
     if (!strcmp(c->op, "l2norm")) return op_l2norm(g, q, eps, y);
@@ -117,6 +124,7 @@ static void make_operands(Bench *b, const Case *c)
             int64_t at = j % c->tokens;
             if (c->document) at %= c->document;
             if (c->cache_rows) at += c->cache_rows - c->tokens;
+            if (!strcmp(v->name, "pages")) at = tensor_count(t) - 1 - j;
             ((int32_t *)t->data)[j] = (int32_t)at;
         }
     }

@@ -162,8 +162,10 @@ static void check_slots(const char *name)
                        expected[feed[i].slot] + (infer_length(infer, feed[i].slot) - 1) * vocab,
                        vocab, "slot step", step);
     }
-    infer_truncate(infer, 0, 4);
-    check_ok(infer_feed(infer, &(SlotTokens){0, &ids[0][4], 15}, 1, logits));
+    infer_truncate(infer, 0, 4); /* with chunks it may have to begin with one */
+    int held = (int)infer_length(infer, 0);
+    assert_true(held == 4 || (held == 0 && !strcmp(name, "llama4-chunk7")));
+    check_ok(infer_feed(infer, &(SlotTokens){0, &ids[0][held], 19 - held}, 1, logits));
     check_near(logits[0], expected[0] + 18 * vocab, vocab, "slot again", 18);
     infer_destroy(infer);
     for (int s = 0; s < 3; s++) free(expected[s]);

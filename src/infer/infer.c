@@ -6,7 +6,7 @@
 
 #include "pass/pass.h"
 
-enum { DEFAULT_PREFILL = 64 };
+enum { DEFAULT_PREFILL = 64, FEWEST_PREFILL = 16 };
 
 /* ---- programs --------------------------------------------------------------------------- */
 
@@ -42,15 +42,17 @@ static Status add_program(Infer *infer, ModelPurpose purpose, int64_t batch, int
 {
     const InferOptions *o = &infer->options;
     Graph *graph;
-    TRY(model_build(&infer->model->config,
-                    (ModelOptions){.purpose = purpose,
-                                   .batch = batch * infer->data_ranks,
-                                   .seq = seq,
-                                   .cache = o->context,
-                                   .share = o->world ? mesh_size(&o->layout.mesh, MESH_TP) : 0,
-                                   .dtype = o->dtype,
-                                   .no_master = true},
-                    &graph));
+    ModelOptions with = {.purpose = purpose,
+                         .batch = batch * infer->data_ranks,
+                         .seq = seq,
+                         .cache = o->context,
+                         .page_tokens = o->page_tokens,
+                         .share = o->world ? mesh_size(&o->layout.mesh, MESH_TP) : 0,
+                         .dtype = o->dtype,
+                         .no_master = true};
+    for (int i = 0; i < infer->n_kinds; i++)
+        with.pool_pages[i] = infer->kind[i].pages * infer->data_ranks;
+    TRY(model_build(&infer->model->config, with, &graph));
     Status status = OK;
     if (o->world) status = cut(&graph, &o->layout);
     if (status == OK) status = pass_fuse(&graph, false);
@@ -79,7 +81,8 @@ static Status complete_options(const InferModel *model, InferOptions *o)
                     model->path, (long long)most, (long long)needed);
     if (o->score_rows <= 0) o->score_rows = 1;
     if (o->prefill <= 0) o->prefill = DEFAULT_PREFILL;
-    o->prefill = min_i64(o->prefill, o->context);
+    /* not so few rows that products would sum them in another way than those of many slots */
+    o->prefill = min_i64(o->prefill, max_i64(o->context, FEWEST_PREFILL));
     if (o->ranks_here <= 0) o->ranks_here = 1;
     if (o->threads == 0 && o->ranks_here > 1)
         o->threads = cpu_count() > o->ranks_here ? cpu_count() / o->ranks_here : 1;
@@ -92,6 +95,7 @@ static Status compile(Infer *infer)
     infer->logits = infer->score = infer->prefill = infer->decode = -1;
     TRY(complete_options(infer->model, o));
     TRY(infer_ranks_setup(infer));
+    TRY(infer_cache_setup(infer));
     TRY(device_create(
         o->device, (CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh},
         &infer->device));
@@ -131,19 +135,26 @@ Status infer_plan(const InferModel *model, const InferOptions *options, InferPla
 
 /* ---- refusal ---------------------------------------------------------------------------- */
 
-/* The largest context whose caches fit, by the plan's bytes per position; 0: not even one of 16. */
-static int64_t context_that_fits(const InferPlan *plan, size_t limit)
+/* The most whole pages of context that fit, by planning with less and less; 0: not even one does.
+ */
+static int64_t context_that_fits(const Infer *infer, DType dtype, size_t limit)
 {
-    size_t fixed = plan->total_bytes - plan->cache_bytes;
-    if (plan->cache_bytes == 0 || fixed >= limit) return 0;
-    double per_position = (double)plan->cache_bytes / (double)plan->context;
-    int64_t fits = (int64_t)((double)(limit - fixed) / per_position) / 16 * 16;
-    return min_i64(fits, plan->context);
+    InferOptions o = infer->options;
+    InferPlan plan;
+    int64_t fits = 0, too_many = o.context / o.page_tokens + 1;
+    o.dtype = dtype;
+    while (o.batch > 0 && too_many - fits > 1) {
+        int64_t pages = fits + (too_many - fits) / 2;
+        o.context = pages * o.page_tokens;
+        bool fit = infer_plan(infer->model, &o, &plan) == OK && plan.total_bytes <= limit;
+        *(fit ? &fits : &too_many) = pages;
+    }
+    return fits * o.page_tokens;
 }
 
 static void add_remedy(const Infer *infer, size_t limit, Str *out)
 {
-    int64_t context = context_that_fits(&infer->plan, limit);
+    int64_t context = context_that_fits(infer, infer->options.dtype, limit);
     if (context > 0) str_printf(out, "; a context of %lld would fit", (long long)context);
     InferOptions o = infer->options;
     InferPlan plan;
@@ -151,11 +162,12 @@ static void add_remedy(const Infer *infer, size_t limit, Str *out)
     if (o.dtype == DTYPE_BF16) return;
     o.dtype = DTYPE_BF16;
     if (infer_plan(infer->model, &o, &plan) != OK) return;
-    context = context_that_fits(&plan, limit);
-    if (plan.total_bytes <= limit)
+    if (plan.total_bytes <= limit) {
         str_printf(out, "; bf16 would fit, in %s", format_bytes((double)plan.total_bytes, size));
-    else if (context > 0)
-        str_printf(out, "; bf16 with a context of %lld would fit", (long long)context);
+        return;
+    }
+    context = context_that_fits(infer, DTYPE_BF16, limit);
+    if (context > 0) str_printf(out, "; bf16 with a context of %lld would fit", (long long)context);
 }
 
 static Status check_memory(const Infer *infer)
@@ -214,6 +226,7 @@ static Status load(Infer *infer)
                        &infer->session));
     TRY(infer_ranks_start(infer));
     infer->length = xcalloc((size_t)max_i64(infer->options.batch, 1), sizeof *infer->length);
+    infer_cache_start(infer);
     infer->sampler = sampler_create(infer->model->config.vocab);
     if (infer->model->weights)
         return infer->options.world ? infer_load_share(infer) : load_weights(infer);
@@ -242,6 +255,7 @@ void infer_destroy(Infer *infer)
     store_destroy(infer->store);
     device_destroy(infer->device);
     sampler_destroy(infer->sampler);
+    infer_cache_end(infer);
     free(infer->length);
     free(infer->exchange);
     free(infer);

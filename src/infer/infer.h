@@ -90,6 +90,10 @@ typedef struct InferOptions {
     int64_t batch;        /* > 0: slots, sequences that grow together */
     int64_t context;      /* positions of a slot's cache; 0: all that the model can */
     int64_t prefill;      /* tokens of a slot taken at once; 0: 64 */
+    int64_t page_tokens;  /* positions of a page of keys and values; 0: 16 */
+    int64_t cache_tokens; /* positions of all slots that there are pages for; 0: as many as all can
+                             have. Layers that attend in chunks have pages for a chunk of each slot
+                             and no more */
     /* Several ranks may share the model's weights, caches and work. Each of them then creates an
      * Infer,
      * and all make the
@@ -138,11 +142,17 @@ typedef struct SlotTokens {
     int64_t n; /* at least 1 */
 } SlotTokens;
 
-/* Tokens that the slot holds; forgets those from `length` on. */
+/* Tokens that the slot holds; forgets those from `length` on, or from an earlier one where keys
+ * that the next token sees are gone (of chunks long past): then the rest must be fed again. */
 int64_t infer_length(const Infer *infer, int slot);
 void infer_truncate(Infer *infer, int slot, int64_t length);
+/* Slot `to` forgets what it holds and begins with the first `length` tokens of slot `from`, whose
+ * pages both read from now on; each goes on in pages of its own. Returns how many it has of them:
+ * fewer where keys are gone, none where another rank holds `from`. */
+int64_t infer_share(Infer *infer, int to, int from, int64_t length);
 /* Appends tokens to slots (each at most once); logits[i] [vocab] are those after feed[i]'s last
- * token, valid until the next call. A slot that would grow beyond the context is ERR_REFUSED. */
+ * token, valid until the next call. A slot that would grow beyond the context is ERR_REFUSED, and
+ * so are tokens for which there are too few pages; nothing has changed then. */
 Status infer_feed(Infer *infer, const SlotTokens *feed, int n, const float **logits);
 
 /* ---- generation ------------------------------------------------------------------------- */

@@ -3,8 +3,18 @@
 #define INFER_INFER_INTERNAL_H
 
 #include "infer/infer.h"
+#include "infer/pages.h"
 
 enum { INFER_MAX_PROGRAMS = 4 };
+
+/* Pages of the layers that have this chunk (cache.c). */
+typedef struct CacheKind {
+    int64_t chunk, pages;               /* pages: of a data rank's pool */
+    const char *table_name, *copy_name; /* of inputs */
+    PagePool **pool;                    /* of each data rank */
+    PageTable *table;                   /* of each slot */
+    int32_t *copy;                      /* of each slot, for the next run: see op_cache_append */
+} CacheKind;
 
 struct Infer {
     const InferModel *model; /* borrowed */
@@ -17,6 +27,9 @@ struct Infer {
     Session *session;
     InferPlan plan;
     int64_t *length; /* per slot */
+    CacheKind kind[MODEL_MAX_POOLS];
+    int n_kinds;
+    Arena names; /* of inputs */
     Sampler *sampler;
     /* ranks.c; of one rank: 1, 0, all slots, all rows */
     int data_ranks, data_rank;
@@ -37,5 +50,27 @@ Status infer_share_rows(Infer *infer, const float *own, int64_t n, const float *
 Status infer_share_same(Infer *infer, const float *own, int64_t n, const float **all);
 Status infer_agree(Infer *infer, int32_t *flags, int64_t n); /* on what the first rank says */
 Status infer_load_share(Infer *infer);                       /* this rank's part of the weights */
+
+/* feed.c: that n tokens of the vocabulary fit behind `length`; a run of the program that takes
+ * prompts in, up to options.prefill tokens of each slot, or of the one that takes one token and has
+ * logits then. Each slot at most once, with at least one token. */
+Status infer_check_tokens(const Infer *infer, const int32_t *ids, int64_t n, int64_t length);
+Status infer_prefill(Infer *infer, const SlotTokens *feed, int n);
+Status infer_decode(Infer *infer, const SlotTokens *feed, int n, const float **logits);
+
+/* cache.c */
+Status infer_cache_setup(Infer *infer); /* sizes of pools; after infer_ranks_setup */
+void infer_cache_start(Infer *infer);   /* books */
+void infer_cache_end(Infer *infer);
+/* Pages that a slot of so many positions holds at most. */
+int64_t infer_cache_need(const Infer *infer, int kind, int64_t positions);
+/* That there are pages for all of it, before any of it is run. */
+Status infer_cache_check(const Infer *infer, const SlotTokens *feed, int n);
+/* Before a run, for all slots that are in it, first the one, then the other: gives back what they
+ * will not read again; makes room for n tokens more. */
+void infer_cache_drop(Infer *infer, int slot);
+Status infer_cache_extend(Infer *infer, int slot, int64_t n);
+void infer_cache_inputs(Infer *infer, int program); /* writes the tables */
+void infer_cache_cut(Infer *infer, int slot, int64_t length);
 
 #endif

@@ -155,17 +155,6 @@ static int64_t key_copies(const ModelBuilder *b)
 /* Key heads that are repeated are not cut: all ranks make all of them. */
 static Axis key_axis(const ModelBuilder *b) { return key_copies(b) > 1 ? AXIS_ANY : AXIS_KV_HEADS; }
 
-/* Of repeated heads, so that each rank keeps what its queries read. */
-static ValueId cache_state(ModelBuilder *b, const char *which)
-{
-    const ModelConfig *c = b->config;
-    const char *name = arena_printf(&b->g->arena, "cache.%d.%s", b->layer, which);
-    Shape shape = shape_make(
-        4, (int64_t[]){b->o.batch, b->o.cache, c->n_kv_heads * key_copies(b), c->head_dim},
-        (Axis[]){AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM});
-    return graph_state(b->g, name, b->o.dtype, shape, STATE_CACHE);
-}
-
 static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *o)
 {
     const ModelConfig *c = b->config;
@@ -177,10 +166,8 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
         TRY(op_repeat_heads(b->g, k, key_copies(b), &k));
         TRY(op_repeat_heads(b->g, v, key_copies(b), &v));
     }
-    if (!cached(b)) return op_attention(b->g, q, k, v, b->pos, attr, o);
-    ValueId k_cache = cache_state(b, "k"), v_cache = cache_state(b, "v");
-    TRY(op_cache_append(b->g, k, v, b->pos, k_cache, v_cache, &k_cache, &v_cache));
-    return op_attention_cached(b->g, q, k_cache, v_cache, b->pos, attr, o);
+    if (cached(b)) return model_attend_cached(b, (ValueId[]){q, k, v}, attr, o);
+    return op_attention(b->g, q, k, v, b->pos, attr, o);
 }
 
 Status model_as_heads(ModelBuilder *b, ValueId x, int64_t heads, Axis axis, ValueId *y)
@@ -259,6 +246,7 @@ static void make_inputs(ModelBuilder *b)
     Shape tokens = shape_make(2, (int64_t[]){b->o.batch, b->o.seq}, (Axis[]){AXIS_BATCH, AXIS_SEQ});
     b->ids = graph_input(b->g, "ids", DTYPE_I32, tokens);
     b->pos = graph_input(b->g, "pos", DTYPE_I32, tokens);
+    if (cached(b)) model_cache_inputs(b);
     if (b->o.purpose != MODEL_LOSS) return;
     b->targets = graph_input(b->g, "targets", DTYPE_I32, tokens);
     b->weights = graph_input(b->g, "weights", DTYPE_F32, tokens);

@@ -128,10 +128,16 @@ typedef enum ModelPurpose {
 
 typedef enum ModelBalance { BALANCE_NONE, BALANCE_AUX, BALANCE_BIAS } ModelBalance;
 
+enum { MODEL_MAX_POOLS = 4, MODEL_PAGE_TOKENS = 16 };
+
 typedef struct ModelOptions {
     ModelPurpose purpose;
     int64_t batch, seq;
-    int64_t cache;  /* positions of the kv caches */
+    int64_t cache;       /* positions of a sequence whose keys and values are kept */
+    int64_t page_tokens; /* positions of a page (op_cache_append); 0: MODEL_PAGE_TOKENS */
+    /* pages of the layers of each of model_cache_chunks; 0: as many as all positions of all
+     * sequences take */
+    int64_t pool_pages[MODEL_MAX_POOLS];
     DType dtype;    /* of activations and products: f32 or bf16 */
     bool no_master; /* weights in dtype only, no f32 masters: inference */
     int64_t share; /* ranks that share the heads: where there are fewer key heads, each is repeated;
@@ -150,6 +156,14 @@ typedef struct ModelCut {
 /* That tp ranks can share its heads, feed-forward columns and vocabulary, and ep ranks its experts;
  * refused with what would do. Several ranks may have the same key head (ModelOptions.share). */
 Status model_check_divides(const ModelConfig *config, const ModelCut *cut);
+
+/* The chunks of its layers, each once: layers of the same one share a table of pages, as they read
+ * the same positions. The number of them. */
+int model_cache_chunks(const ModelConfig *config, int64_t chunk[MODEL_MAX_POOLS]);
+/* Inputs of the programs that decode, for the layers of a chunk: "pages" [batch W] i32, W pages for
+ * `cache` positions, and "copy" [batch] (op_cache_append); with chunks "pages.8192", "copy.8192".
+ */
+const char *model_cache_input(Arena *arena, const char *which, int64_t chunk);
 
 /* The forward graph, siblings fused. Every weight is a state by its published name. */
 Status model_build(const ModelConfig *config, ModelOptions options, Graph **graph);

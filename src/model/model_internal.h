@@ -5,6 +5,11 @@
 #include "model/model.h"
 
 /* State of one model_build. */
+/* Pages of the keys and values of all layers with this chunk. */
+typedef struct CachePool {
+    int64_t chunk, pages;
+} CachePool;
+
 typedef struct ModelBuilder {
     Graph *g;
     const ModelConfig *config;
@@ -13,6 +18,9 @@ typedef struct ModelBuilder {
     ValueId rope_table;  /* one for all layers */
     ValueId router_loss; /* sum so far, or NO_VALUE */
     int layer;
+    /* of the programs that decode, in the order of model_cache_chunks */
+    CachePool pool[MODEL_MAX_POOLS];
+    CachePages pages[MODEL_MAX_POOLS]; /* table and copy */
 } ModelBuilder;
 
 /* How checkpoints of the family call what all families have. */
@@ -111,6 +119,9 @@ Status model_project(ModelBuilder *b, const char *name, ValueId x, int64_t heads
                      ValueId *y);
 Status model_as_heads(ModelBuilder *b, ValueId x, int64_t heads, Axis axis, ValueId *y);
 Status model_attend(ModelBuilder *b, const ValueId qkv[3], const char *name, ValueId *y);
+/* Of the programs that decode (cache.c): the tables, and attention through the layer's pages. */
+void model_cache_inputs(ModelBuilder *b);
+Status model_attend_cached(ModelBuilder *b, const ValueId qkv[3], AttentionAttr attr, ValueId *o);
 
 /* ---- GPT blocks (gpt.c) ----------------------------------------------------------------- */
 

@@ -155,6 +155,8 @@ typedef struct AttentionAttr {
     int32_t alibi_heads; /* n; 0: all heads that q has */
     int64_t alibi_first; /* number of q's first head among them: ranks have heads of their own */
     int64_t chunk;
+    int64_t context; /* op_attention_cached: positions that a sequence can have; 0: as many as its
+                        pages have */
     AttentionSlice slice; /* set by pass/context */
 } AttentionAttr;
 /* y [B T K copies d]: each head of x [B T K d] so often behind itself. Ranks that share heads (tp)
@@ -183,15 +185,25 @@ Status op_attention_part(Graph *g, const ValueId in[6], const AttentionPart *par
 /* q k v pos, o lse of all parts, do, and dq of the parts before (f32) or NO_VALUE -> dq dk dv. */
 Status op_attention_grad_part(Graph *g, const ValueId in[8], const AttentionPart *part,
                               ValueId out[3]);
-/* Writes k and v [B n K d] of the new tokens into the caches [B S K d] at rows pos[b,i] (mod S) of
- * sequence b; gives the new versions of the caches. Rows with pos < 0 are not written. */
-Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, ValueId k_cache,
-                       ValueId v_cache, ValueId *k_new, ValueId *v_new);
-/* Attention of new tokens q [B n H d] over caches [B S K d]: query at position p = pos[b,i] sees
- * positions lo..p, lo = 0, or p - p % chunk with chunks; position j lies in row j mod S (S >= chunk
- * is enough for chunked layers). pos < 0: the output row is zero. Inference only: no gradient. */
-Status op_attention_cached(Graph *g, ValueId q, ValueId k_cache, ValueId v_cache, ValueId pos,
-                           AttentionAttr attr, ValueId *o);
+/* Keys and values of earlier tokens lie in pools of pages [P S K d], S positions to a page, a power
+ * of two from 16 on: position j of sequence b in row j % S of page table[b][j / S]. table [B W]
+ * i32, written by the host; entries of positions that nobody sees may be anything.
+ *
+ * Writes k and v [B n K d] of the new tokens into the pages, at positions pos[b,i]; gives the new
+ * versions of the pools. Tokens with pos < 0 are not written. copy [B] i32: before anything is
+ * written, the rows before sequence b's first new token (of its page) are copied there from page
+ * copy[b], which others go on reading; < 0: they are there. */
+typedef struct CachePages {
+    ValueId k, v; /* pools */
+    ValueId table, copy;
+} CachePages;
+Status op_cache_append(Graph *g, ValueId k, ValueId v, ValueId pos, CachePages pages,
+                       ValueId *k_new, ValueId *v_new);
+/* Attention of new tokens q [B n H d] over pages: the query at position p = pos[b,i] sees positions
+ * lo..p, lo = 0, or p - p % chunk with chunks. pos < 0: the output row is zero. Inference only: no
+ * gradient. */
+Status op_attention_cached(Graph *g, ValueId q, ValueId k_pool, ValueId v_pool, ValueId pos,
+                           ValueId table, AttentionAttr attr, ValueId *o);
 
 /* ---- mixture of experts ----------------------------------------------------------------- */
 

@@ -167,19 +167,25 @@ static void test_change_of_a_copy(void **state)
     for (int cut = 0; cut < 2; cut++) {
         Graph *g = graph_create("cache");
         Axis axes[] = {AXIS_BATCH, AXIS_SEQ, AXIS_KV_HEADS, AXIS_HEAD_DIM},
-             held[] = {AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM};
+             held[] = {AXIS_BATCH, AXIS_CACHE, AXIS_KV_HEADS, AXIS_HEAD_DIM},
+             table[] = {AXIS_BATCH, AXIS_ANY};
         ValueId k = graph_input(g, "k", DTYPE_F32, shape_make(4, (int64_t[]){4, 1, 2, 8}, axes)),
                 out[2], cache[2];
         ValueId pos = graph_input(g, "pos", DTYPE_I32, shape_make(2, (int64_t[]){4, 1}, axes));
         for (int i = 0; i < 2; i++)
             cache[i] = graph_state(g, i ? "v" : "k cache", DTYPE_F32,
-                                   shape_make(4, (int64_t[]){4, 9, 2, 8}, held),
+                                   shape_make(4, (int64_t[]){6, 16, 2, 8}, held),
                                    cut ? STATE_CACHE : STATE_BUFFER);
-        assert_int_equal(op_cache_append(g, k, k, pos, cache[0], cache[1], &out[0], &out[1]), OK);
+        CachePages pages = {
+            .k = cache[0],
+            .v = cache[1],
+            .table = graph_input(g, "pages", DTYPE_I32, shape_make(2, (int64_t[]){4, 3}, table)),
+            .copy = graph_input(g, "copy", DTYPE_I32, shape_make(1, (int64_t[]){4}, axes))};
+        assert_int_equal(op_cache_append(g, k, k, pos, pages, &out[0], &out[1]), OK);
         ShardPlan plan = {.axis = MESH_DP, .n = 2, .rank = 1, .input_axes = 1u << AXIS_BATCH};
         if (cut) {
             assert_int_equal(pass_shard(&g, &plan), OK);
-            assert_int_equal(graph_value(g, graph_find_state(g, "v"))->shape.dim[0], 2);
+            assert_int_equal(graph_value(g, graph_find_state(g, "v"))->shape.dim[0], 3);
         } else {
             assert_int_equal(pass_shard(&g, &plan), ERR_ARG);
             assert_non_null(strstr(status_message(), "the change would be lost"));

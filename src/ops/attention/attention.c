@@ -7,7 +7,7 @@ CPU_DECLARE(attention);
 CUDA_DECLARE(attention);
 
 /* What q [B T H d], k and v [B S K d] must be to each other; `op` names the op in the sentence. */
-Status attention_check(const InferCtx *ctx)
+Status attention_check(const InferCtx *ctx, bool paged)
 {
     const Value *q = ctx->in[0], *k = ctx->in[1], *v = ctx->in[2], *pos = ctx->in[3];
     const AttentionAttr *attr = ctx->attr;
@@ -18,7 +18,7 @@ Status attention_check(const InferCtx *ctx)
             return fail(ERR_SHAPE, "%s: q, k and v must be f32 or bf16, not %s", op,
                         dtype_name(ctx->in[i]->dtype));
     if (q->shape.rank != 4 || k->shape.rank != 4 || !shape_equal(&k->shape, &v->shape) ||
-        q->shape.dim[0] != k->shape.dim[0] || q->shape.dim[3] != k->shape.dim[3])
+        (!paged && q->shape.dim[0] != k->shape.dim[0]) || q->shape.dim[3] != k->shape.dim[3])
         return fail(ERR_SHAPE,
                     "%s: q is [%s], k [%s], v [%s]; wanted [B T H d] and twice [B S K d]", op,
                     shape_text(&q->shape, a), shape_text(&k->shape, b), shape_text(&v->shape, c));
@@ -45,7 +45,7 @@ Status attention_check(const InferCtx *ctx)
 
 static Status infer(InferCtx *ctx)
 {
-    TRY(attention_check(ctx));
+    TRY(attention_check(ctx, false));
     const Value *q = ctx->in[0], *k = ctx->in[1];
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     const AttentionSlice *slice = &((const AttentionAttr *)ctx->attr)->slice;

@@ -37,11 +37,12 @@ __global__ static void __launch_bounds__(JOIN_THREADS) attention_join_kernel(Att
 
 template <int D> static Status forward_of(GpuStream *stream, const AttentionForward &f)
 {
-    constexpr bool wide = D > 128;
+    constexpr int M = D > 128 ? 1 : 2, KEYS = D > 128 ? 32 : 64;
+    if (!f.of.cache_rows)
+        return attention_forward_mma<AttentionForwardShape<D, M, 4, KEYS, false>>(stream, f);
     if (f.of.tokens * f.of.group <= 16) /* decoding: a warp has all rows there are */
-        return attention_forward_mma<AttentionForwardShape<D, 1, 1, 32>>(stream, f);
-    return attention_forward_mma<AttentionForwardShape<D, wide ? 1 : 2, 4, wide ? 32 : 64>>(stream,
-                                                                                            f);
+        return attention_forward_mma<AttentionForwardShape<D, 1, 1, 32, true>>(stream, f);
+    return attention_forward_mma<AttentionForwardShape<D, M, 4, KEYS, true>>(stream, f);
 }
 
 static Status forward(GpuStream *stream, AttentionForward *f)
@@ -88,11 +89,13 @@ static Status run_part(KernelArgs *args)
 static Status run_cached(KernelArgs *args)
 {
     const Shape *q = &args->in[ATTENTION_Q].shape, *k = &args->in[ATTENTION_K].shape;
-    int64_t rows = q->dim[0] * q->dim[1] * q->dim[2];
+    int64_t rows = q->dim[0] * q->dim[1] * q->dim[2],
+            context = attention_positions((const AttentionAttr *)args->attr,
+                                          args->in[ATTENTION_TABLE].shape.dim[1], k->dim[1]);
     AttentionForward f = {};
     f.of = attention_job(args, true);
     f.o = tensor_as_rows(&args->out[0], 2);
-    f.splits = (int)attention_splits(q, k);
+    f.splits = (int)attention_splits(q, k, context);
     f.split_o = (float *)args->workspace;
     f.split_state = f.split_o + f.splits * rows * q->dim[3];
     TRY(forward(args->stream, &f));

@@ -23,7 +23,10 @@ struct AttentionJob {
     Rows q, k, v;       /* tokens */
     const int32_t *pos; /* [batch tokens] */
     AttentionSlice slice, keys;
-    int64_t chunk, cache_rows; /* cache_rows 0: keys are those of the sequence */
+    int64_t chunk, cache_rows; /* cache_rows 0: keys are those of the sequence; else there are pages
+                                  for so many positions, */
+    const int32_t *table;      /* table_pages to a sequence, of 2^page_shift positions */
+    int table_pages, page_shift;
     int batch, tokens, n_keys, heads, kv_heads, group, d;
     float scale, softcap, alibi;
     int64_t alibi_heads, alibi_first;
@@ -42,7 +45,12 @@ static inline AttentionJob attention_job(const KernelArgs *args, bool cached)
     job.pos = (const int32_t *)in[ATTENTION_POS].data;
     job.slice = attr->slice;
     job.chunk = attr->chunk;
-    job.cache_rows = cached ? k[1] : 0;
+    if (cached) {
+        job.table = (const int32_t *)in[ATTENTION_TABLE].data;
+        job.table_pages = (int)in[ATTENTION_TABLE].shape.dim[1];
+        job.page_shift = attention_page_shift(&in[ATTENTION_K].shape);
+        job.cache_rows = k[1] * job.table_pages;
+    }
     job.batch = (int)q[0];
     job.tokens = (int)q[1];
     job.n_keys = (int)k[1];
@@ -218,13 +226,16 @@ __device__ inline AttentionKeys attention_rows(const AttentionJob &job, const At
     return keys;
 }
 
-/* Where key `key` from the origin lies among those of the sequence or cache. */
+/* Where key `key` from the origin lies: among those of the sequence, or in the pages. */
+template <bool PAGED>
 __device__ inline int64_t attention_key_at(const AttentionJob &job, const AttentionPlace &place,
                                            int64_t origin, int key, const Rows &rows)
 {
-    int64_t at = origin + key;
-    if (job.cache_rows) at %= job.cache_rows;
-    return ((int64_t)place.b * job.n_keys + at) * rows.pitch + (int64_t)place.h * job.d;
+    int64_t row = (int64_t)place.b * job.n_keys + origin + key;
+    if (PAGED)
+        row = attention_page_row(job.table + place.b * job.table_pages, job.page_shift,
+                                 (int)origin + key);
+    return row * rows.pitch + (int64_t)place.h * job.d;
 }
 
 /* ---- scores ------------------------------------------------------------------------------- */

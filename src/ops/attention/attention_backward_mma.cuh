@@ -196,6 +196,7 @@ template <class S> static Status attention_keys_mma(GpuStream *stream, const Att
 /* ---- dq ----------------------------------------------------------------------------------- */
 
 template <int D_, int M_, int WARPS_, int KEYS_> struct AttentionQueriesShape {
+    static constexpr bool PAGED = false;
     static constexpr int D = D_, M = M_, WARPS = WARPS_, THREADS = WARPS * WARP;
     static constexpr int ROWS = 16 * M * WARPS, KEYS = KEYS_, PITCH = ATTENTION_PITCH<D>;
     static constexpr int STEP = 32, STAGE = 2 * KEYS * PITCH; /* keys, then values */

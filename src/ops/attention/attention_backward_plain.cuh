@@ -52,7 +52,7 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
         auto at_key = [&](const Rows &rows) {
             return [&, rows](int i) -> int64_t {
                 if (base + i < keys.first || base + i >= keys.end) return -1;
-                return attention_key_at(f.of, place, keys.origin, base + i, rows);
+                return attention_key_at<false>(f.of, place, keys.origin, base + i, rows);
             };
         };
         plain_load(k, f.of.k, n, d, at_key(f.of.k));

@@ -22,7 +22,10 @@ typedef struct Job {
     int64_t batch, tokens, keys, heads, kv_heads, group, d; /* keys: of a sequence */
     int64_t piece, n_pieces; /* tokens in one piece of work, pieces in a sequence */
     int64_t block;           /* keys in a block */
-    int64_t state_rows;      /* rows whose outputs are kept at a time */
+    const int32_t *table;    /* [batch table_pages] pages of 2^shift keys; NULL: no cache */
+    int64_t table_pages, pool_pages;
+    int shift;
+    int64_t state_rows; /* rows whose outputs are kept at a time */
     float scale, softcap;
     int pairs;
 } Job;
@@ -57,8 +60,9 @@ static size_t space_layout(const Job *job, char *base, Space *space)
     return parts_layout(parts, COUNT_OF(parts), base);
 }
 
-/* Pieces as large as leaves several for each thread. Blocks of keys start at multiples of their
- * size, whatever the piece, so that the number of threads does not change a bit. */
+/* Pieces as large as leaves several for each thread. Blocks of keys end at multiples of their size,
+ * whatever the piece and the pages, so that neither these nor the number of threads change a bit.
+ */
 static void job_cut(Job *job, int64_t max_keys, int threads)
 {
     int64_t most = job->mask.cache_rows ? 256 : 512;
@@ -255,12 +259,27 @@ static void state_store(const Job *job, const Piece *piece, const Space *w, int6
     }
 }
 
+/* Values of rows 0..n-1 become zeros: nobody sees them, but their probabilities of zero times what
+ * may lie in a page that nobody wrote to would be no zero. */
+static void clear_values(const Job *job, const Space *w, int64_t n)
+{
+    int64_t whole = job->pairs ? n / 2 : n;
+    memset(w->values, 0, (size_t)(whole * w->lanes) * sizeof(float));
+    if (!job->pairs || n % 2 == 0) return;
+    uint32_t *half = (uint32_t *)(void *)(w->values + whole * w->lanes);
+    for (int64_t i = 0; i < w->lanes; i++) half[i] &= 0xffff0000u;
+}
+
 /* Keys and values first..first+n-1, for all tiles. */
 static void pack_block(const Job *job, const Piece *piece, const Space *w, int64_t first, int64_t n)
 {
-    Source keys = source_make(&job->k, piece->b * job->keys, piece->h, 1, job->d);
-    Source values = source_make(&job->v, piece->b * job->keys, piece->h, 1, job->d);
-    keys.wrap = values.wrap = job->mask.cache_rows;
+    int64_t token = job->table ? 0 : piece->b * job->keys;
+    Source keys = source_make(&job->k, token, piece->h, 1, job->d);
+    Source values = source_make(&job->v, token, piece->h, 1, job->d);
+    if (job->table) {
+        keys.table = values.table = job->table + piece->b * job->table_pages;
+        keys.shift = values.shift = job->shift;
+    }
     pack_panels(&keys, first, n, w->keys, job->pairs);
     pack_stacked(&values, first, n, w->values, w->lanes, job->pairs);
 }
@@ -283,20 +302,22 @@ static void piece_of_one_block(const Job *job, const Piece *piece, const Space *
 static void piece_forward(const Job *job, const Piece *piece, const Space *w)
 {
     int64_t rows = piece->n * job->group;
-    KeyRange all = piece_range(&job->mask, piece);
-    all.first = all.first / job->block * job->block;
+    KeyRange seen = piece_range(&job->mask, piece), all = seen;
+    all.first = all.first / KEY_STEP * KEY_STEP;
     if (job->state_rows < rows) {
         piece_of_one_block(job, piece, w, all);
         return;
     }
     state_begin(job, piece, w, 0, rows);
-    for (int64_t k = all.first; k < all.end; k += job->block) {
-        KeyRange block = {k, min_i64(k + job->block, all.end)};
+    for (int64_t k = all.first, end; k < all.end; k = end) {
+        end = min_i64((k / job->block + 1) * job->block, all.end);
+        KeyRange block = {k, end};
         Tile tile;
-        pack_block(job, piece, w, k, block.end - k);
+        pack_block(job, piece, w, k, end - k);
+        if (job->table && k < seen.first) clear_values(job, w, seen.first - k);
         for (int64_t row = 0; row < rows; row += TILE_ROWS)
             if (tile_make(&job->mask, piece, job->group, row, block, &tile))
-                tile_forward(job, piece, w, &tile, row, block.end - k);
+                tile_forward(job, piece, w, &tile, row, end - k);
     }
     state_store(job, piece, w, 0, rows);
 }
@@ -327,13 +348,14 @@ static void job_run(const Job *job, KernelArgs *args)
     }
 }
 
-/* Shapes: q [B n H d], k and v [B S K d]. */
-static Job job_make(const Shape *q, const Shape *k, bool cached, const AttentionAttr *attr,
+/* Shapes: q [B n H d], k and v [B S K d]; or with a table [B W] pools [P S K d]. */
+static Job job_make(const Shape *q, const Shape *k, const Shape *table, const AttentionAttr *attr,
                     int pairs, int threads)
 {
+    int64_t keys = table ? table->dim[1] * k->dim[1] : k->dim[1];
     Job job = {.batch = q->dim[0],
                .tokens = q->dim[1],
-               .keys = k->dim[1],
+               .keys = keys,
                .heads = q->dim[2],
                .d = q->dim[3],
                .kv_heads = k->dim[2],
@@ -342,13 +364,13 @@ static Job job_make(const Shape *q, const Shape *k, bool cached, const Attention
                .pairs = pairs};
     job.mask = (Mask){.tokens = q->dim[1],
                       .chunk = attr->chunk,
-                      .cache_rows = cached ? k->dim[1] : 0,
+                      .cache_rows = table ? keys : 0,
                       .slice = attr->slice,
-                      .n_keys = k->dim[1],
+                      .n_keys = keys,
                       .alibi = attr->alibi,
                       .alibi_heads = attr->alibi_heads ? attr->alibi_heads : q->dim[2],
                       .alibi_first = attr->alibi_first};
-    job_cut(&job, k->dim[1], threads);
+    job_cut(&job, keys, threads);
     return job;
 }
 
@@ -356,7 +378,8 @@ static size_t job_workspace(const Graph *graph, const Node *node, const Target *
 {
     const Value *q = graph_value(graph, node->in[0]), *k = graph_value(graph, node->in[1]);
     const Value *v = graph_value(graph, node->in[2]);
-    Job job = job_make(&q->shape, &k->shape, cached, node->attr,
+    const Shape *table = cached ? &graph_value(graph, node->in[ATTENTION_TABLE])->shape : NULL;
+    Job job = job_make(&q->shape, &k->shape, table, node->attr,
                        pairs_of(q->dtype, k->dtype, v->dtype), target->threads);
     Space space;
     return space_layout(&job, NULL, &space) * (size_t)target->threads;
@@ -365,8 +388,15 @@ static size_t job_workspace(const Graph *graph, const Node *node, const Target *
 static Job job_of(const KernelArgs *args, bool cached)
 {
     const Tensor *in = args->in;
-    Job job = job_make(&in[0].shape, &in[1].shape, cached, args->attr,
+    const Tensor *table = cached ? &in[ATTENTION_TABLE] : NULL;
+    Job job = job_make(&in[0].shape, &in[1].shape, table ? &table->shape : NULL, args->attr,
                        pairs_of(in[0].dtype, in[1].dtype, in[2].dtype), args->threads);
+    if (table) {
+        job.table = table->data;
+        job.table_pages = table->shape.dim[1];
+        job.pool_pages = in[ATTENTION_K].shape.dim[0];
+        job.shift = attention_page_shift(&in[ATTENTION_K].shape);
+    }
     job.q = tensor_as_rows(&in[0], 2);
     job.k = tensor_as_rows(&in[1], 2);
     job.v = tensor_as_rows(&in[2], 2);
@@ -374,13 +404,6 @@ static Job job_of(const KernelArgs *args, bool cached)
     job.o = tensor_as_rows(&args->out[0], 2);
     job.lse = cached ? NULL : args->out[1].data;
     return job;
-}
-
-static Status run_any(KernelArgs *args, bool cached)
-{
-    Job job = job_of(args, cached);
-    job_run(&job, args);
-    return OK;
 }
 
 static Status run_part(KernelArgs *args)
@@ -393,8 +416,34 @@ static Status run_part(KernelArgs *args)
     return OK;
 }
 
-static Status run(KernelArgs *args) { return run_any(args, false); }
-static Status run_cached(KernelArgs *args) { return run_any(args, true); }
+/* What is read of a table is checked: a wrong entry would be read from anywhere. */
+static void check_table(const Job *job)
+{
+    Piece all = {.n = job->tokens};
+    for (; all.b < job->batch; all.b++) {
+        KeyRange keys = piece_range(&job->mask, &all);
+        const int32_t *page = job->table + all.b * job->table_pages;
+        if (keys.first >= keys.end) continue;
+        for (int64_t i = keys.first >> job->shift; i <= (keys.end - 1) >> job->shift; i++)
+            CHECK(page[i] >= 0 && page[i] < job->pool_pages);
+    }
+}
+
+static Status run(KernelArgs *args)
+{
+    Job job = job_of(args, false);
+    job_run(&job, args);
+    return OK;
+}
+
+static Status run_cached(KernelArgs *args)
+{
+    Job job = job_of(args, true);
+    check_table(&job);
+    job_run(&job, args);
+    return OK;
+}
+
 static size_t workspace(const Graph *graph, const Node *node, const Target *target)
 {
     return job_workspace(graph, node, target, false);

@@ -6,7 +6,9 @@
 
 #include "ops/attention/attention_forward.cuh"
 
-template <int D_, int M_, int WARPS_, int KEYS_> struct AttentionForwardShape {
+/* PAGED_: keys and values lie in pages. */
+template <int D_, int M_, int WARPS_, int KEYS_, bool PAGED_> struct AttentionForwardShape {
+    static constexpr bool PAGED = PAGED_;
     static constexpr int D = D_, M = M_, WARPS = WARPS_, THREADS = WARPS * WARP;
     static constexpr int ROWS = 16 * M * WARPS, KEYS = KEYS_, STEP = 32, PITCH = ATTENTION_PITCH<D>;
     static constexpr int STAGE = 2 * KEYS * PITCH; /* keys, then values */

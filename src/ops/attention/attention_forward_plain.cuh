@@ -101,7 +101,9 @@ __global__ static void __launch_bounds__(PLAIN_THREADS)
         auto at = [&](const Rows &rows) {
             return [&, rows](int i) -> int64_t {
                 if (base + i < keys.first || base + i >= keys.end) return -1;
-                return attention_key_at(f.of, place, keys.origin, base + i, rows);
+                return f.of.cache_rows
+                           ? attention_key_at<true>(f.of, place, keys.origin, base + i, rows)
+                           : attention_key_at<false>(f.of, place, keys.origin, base + i, rows);
             };
         };
         plain_load(k, f.of.k, n, d, at(f.of.k));

@@ -12,19 +12,20 @@ enum { ATTENTION_SPLIT_KEYS = 128 };
 /* Blocks of threads that are at work on a GPU at a time, about: four for each multiprocessor. */
 enum { ATTENTION_BLOCKS = 528 };
 
-/* In how many parts the keys of caches are walked side by side. q [B n H d], k [B S K d]. */
-static inline int64_t attention_splits(const Shape *q, const Shape *k)
+/* In how many parts the keys of caches are walked side by side. q [B n H d], k [P S K d], `context`
+ * positions that a sequence can have. */
+static inline int64_t attention_splits(const Shape *q, const Shape *k, int64_t context)
 {
     int64_t rows = q->dim[1] * (q->dim[2] / max_i64(1, k->dim[2]));
     int64_t blocks = max_i64(1, q->dim[0] * k->dim[2] * ((rows + 63) / 64));
-    int64_t most = (k->dim[1] + ATTENTION_SPLIT_KEYS - 1) / ATTENTION_SPLIT_KEYS;
+    int64_t most = (context + ATTENTION_SPLIT_KEYS - 1) / ATTENTION_SPLIT_KEYS;
     return max_i64(1, min_i64(ATTENTION_BLOCKS / blocks, most));
 }
 
 /* Of each split: the output of each row, its maximum and its sum. */
-static inline size_t attention_split_bytes(const Shape *q, const Shape *k)
+static inline size_t attention_split_bytes(const Shape *q, const Shape *k, int64_t context)
 {
-    int64_t splits = attention_splits(q, k), rows = q->dim[0] * q->dim[1] * q->dim[2];
+    int64_t splits = attention_splits(q, k, context), rows = q->dim[0] * q->dim[1] * q->dim[2];
     return splits > 1 ? (size_t)(splits * rows * (q->dim[3] + 2)) * sizeof(float) : 0;
 }
 

@@ -10,7 +10,7 @@ CUDA_DECLARE(attention_grad);
 
 static Status infer(InferCtx *ctx)
 {
-    TRY(attention_check(ctx));
+    TRY(attention_check(ctx, false));
     const Value *q = ctx->in[ATTENTION_Q], *lse = ctx->in[ATTENTION_LSE];
     char a[SHAPE_TEXT], b[SHAPE_TEXT];
     for (int i = ATTENTION_O; i <= ATTENTION_DO; i++) {

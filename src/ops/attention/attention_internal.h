@@ -4,8 +4,12 @@
  *   attention_grad    q k v pos o lse do -> dq dk dv    (attention_grad.c, attention_grad_cpu.c)
  *   attention_part    q k v pos o? lse? -> o lse        (attention_part.c, attention_cpu.c)
  *   attention_grad_part  ... do dq? -> dq dk dv         (attention_part.c, attention_grad_cpu.c)
- *   attention_cached  q k_cache v_cache pos -> o        (attention_cached.c, attention_cpu.c)
+ *   attention_cached  q k_pool v_pool pos table -> o    (attention_cached.c, attention_cpu.c)
  *   cache_append                                        (cache_append.c)
+ *
+ * Keys and values of earlier tokens lie in pools of pages [P S K d], S positions to a page.
+ * Position j of sequence b lies in row j % S of page table[b][j / S]. Who shares pages, and which
+ * are free, the host knows; kernels read the entries of visible positions and no others.
  */
 #ifndef OPS_ATTENTION_INTERNAL_H
 #define OPS_ATTENTION_INTERNAL_H
@@ -30,6 +34,10 @@ enum {
     ATTENTION_DO,
     ATTENTION_DQ
 };
+enum { ATTENTION_TABLE = ATTENTION_POS + 1 }; /* of attention_cached */
+/* Positions to a page are a power of two from here on: keys go by in steps of 16, and no step
+ * reaches from a page that is there into one that may not be. */
+enum { ATTENTION_PAGE_LEAST = 16 };
 
 static DEVICE_TOO inline int64_t attention_lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 static DEVICE_TOO inline int64_t attention_greater(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -77,19 +85,40 @@ static DEVICE_TOO inline KeyRange attention_range(int64_t t, int64_t pos, int64_
     return range;
 }
 
-/* Of a query at position pos over a cache of `rows` rows; none for pos < 0. */
+/* Of a query at position pos over pages for `rows` positions; none for pos < 0. */
 static DEVICE_TOO inline KeyRange attention_cached_range(int64_t pos, int64_t chunk, int64_t rows)
 {
     KeyRange range = {0, 0};
-    if (pos < 0) return range;
-    int64_t first = chunk > 0 ? pos - pos % chunk : 0;
-    range.first = attention_greater(first, pos + 1 - rows);
+    if (pos < 0 || pos >= rows) return range;
+    range.first = chunk > 0 ? pos - pos % chunk : 0;
     range.end = pos + 1;
     return range;
 }
 
-/* Shared by the shape rules: operands 0..3 are q, k, v and positions. */
-Status attention_check(const InferCtx *ctx);
+/* Positions that a sequence can have: what says how keys are split among a GPU's threads. */
+static inline int64_t attention_positions(const AttentionAttr *attr, int64_t pages,
+                                          int64_t page_tokens)
+{
+    int64_t all = pages * page_tokens;
+    return attr->context > 0 ? attention_lesser(attr->context, all) : all;
+}
+
+/* The row of position `at` among the rows of all pages. */
+static DEVICE_TOO inline int attention_page_row(const int32_t *table, int shift, int at)
+{
+    return (table[at >> shift] << shift) + (at & ((1 << shift) - 1));
+}
+
+/* Shared by the shape rules: operands 0..3 are q, k, v and positions; paged: k and v are pools. */
+Status attention_check(const InferCtx *ctx, bool paged);
+/* That pool [P S K d] has pages and table [B W] i32 names those of `batch` sequences. */
+Status attention_check_pages(const InferCtx *ctx, const Value *pool, const Value *table,
+                             int64_t batch);
+/* S = 2^shift of a pool */
+static inline int attention_page_shift(const Shape *pool)
+{
+    return __builtin_ctzll((unsigned long long)pool->dim[1]);
+}
 /* Along the axis that cuts sequences a rank has some queries and all keys; along one that cuts
  * heads, the slopes of its own. */
 Status attention_cut_attr(const CutCtx *ctx, void *attr);

@@ -17,7 +17,7 @@ __device__ __forceinline__ void attention_load(bf16 *to, int d, bool aligned, co
 {
     constexpr int CHUNKS = D / ATTENTION_CHUNK, STEP = THREADS / CHUNKS;
     int c = (int)threadIdx.x % CHUNKS * ATTENTION_CHUNK;
-#pragma unroll 2
+#pragma unroll 1
     for (int row = (int)threadIdx.x / CHUNKS; row < ROWS; row += STEP) {
         const bf16 *p = from(row);
         bf16 *at = to + row * ATTENTION_PITCH<D> + c;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void attention_load_stage(const AttentionJob &job, bo
                 int key = block * S::KEYS + r;
                 if (key < keys.first || key >= keys.end) return NULL;
                 return (const bf16 *)(void *)rows.data +
-                       attention_key_at(job, place, keys.origin, key, rows);
+                       attention_key_at<S::PAGED>(job, place, keys.origin, key, rows);
             });
     }
 }

@@ -87,7 +87,7 @@ static Status check(const InferCtx *ctx)
 {
     const AttentionPart *p = ctx->attr;
     const Value *q = ctx->in[ATTENTION_Q], *k = ctx->in[ATTENTION_K], *v = ctx->in[ATTENTION_V];
-    TRY(attention_check(ctx));
+    TRY(attention_check(ctx, false));
     if (q->dtype != k->dtype || q->dtype != v->dtype)
         return fail(ERR_SHAPE, "%s: q is %s, k %s, v %s: dtypes must agree", ctx->op->name,
                     dtype_name(q->dtype), dtype_name(k->dtype), dtype_name(v->dtype));

@@ -189,19 +189,20 @@ SIMD void multiply(const Product *x, int64_t rows, int64_t vectors, int pairs)
 
 /* ---- packing ---------------------------------------------------------------------------- */
 
-/* Rows of d elements: row i is head i % group of token i / group; tokens lie `pitch` apart, and
- * after `wrap` of them (0: never) comes the first again. */
+/* Rows of d elements: row i is head i % group of token i / group; tokens lie `pitch` apart, or
+ * where a table of pages of 2^shift tokens says (NULL: there is none). */
 enum { PREFETCH_ROWS = 16 };
 typedef struct Source {
     const char *data;
-    int64_t pitch_bytes, group, d, wrap;
-    int bf16;
+    int64_t pitch_bytes, group, d;
+    const int32_t *table;
+    int shift, bf16;
 } Source;
 
 SIMD const char *source_row(const Source *s, int64_t i)
 {
     int64_t token = s->group == 1 ? i : i / s->group, head = i - token * s->group;
-    if (s->wrap) token %= s->wrap;
+    if (s->table) token = attention_page_row(s->table, s->shift, (int)token);
     return s->data + token * s->pitch_bytes + head * s->d * (s->bf16 ? 2 : 4);
 }
 
@@ -456,7 +457,7 @@ typedef struct Mask {
     const int32_t *pos; /* [B tokens] */
     int64_t tokens;     /* of a sequence */
     int64_t chunk;
-    int64_t cache_rows;   /* 0: keys are the tokens themselves */
+    int64_t cache_rows;   /* positions of all pages of a sequence; 0: keys are the tokens */
     AttentionSlice slice; /* where the tokens stand in the sequence */
     AttentionSlice keys;  /* where the keys do; zeroed: they are the sequence */
     int64_t n_keys;       /* of a sequence */
@@ -479,14 +480,15 @@ typedef struct Piece {
     int64_t b, h, first, n;
 } Piece;
 
-/* The keys that any token of the piece sees; from a multiple of 16 on. */
+/* The keys that any token of the piece sees. Blocks of them begin at multiples of KEY_STEP. */
+enum { KEY_STEP = 16 };
 static inline KeyRange piece_range(const Mask *mask, const Piece *piece)
 {
     KeyRange all = {INT64_MAX, 0};
     for (int64_t t = piece->first; t < piece->first + piece->n; t++) {
         KeyRange r = mask_range(mask, piece->b, t);
         if (r.first >= r.end) continue;
-        all.first = min_i64(all.first, r.first / 16 * 16);
+        all.first = min_i64(all.first, r.first);
         all.end = max_i64(all.end, r.end);
     }
     return all;
