@@ -174,6 +174,24 @@ expect 0 '' "${generate[@]}" --temperature 1 --seed 3 --json
 cmp -s <(grep -o '"ids":[^]]*' "$work/first") <(grep -o '"ids":[^]]*' "$work/out") || { echo "same seed, other ids"; failed=1; }
 expect 0 '' "${generate[@]}" --temperature 1 --samples 3
 says '^--- sample 3, seed 2 ---'
+# several prompts: in their order, each as it is alone; pages are promised before anything is made
+printf '%s\n%s%s\r\n%s' "$prompt" "$prompt" "$prompt" "$prompt" >"$work/prompts"
+several=(generate "$work/model" --no-bos --prompts "$work/prompts" --max-tokens 12 --temperature 1 --seed 3)
+expect 0 'made in' "${several[@]}" --slots 2 --json
+says '"line":3'
+[ "$(grep -o '"ids":[^]]*' "$work/out" | sed -n '1p;3p' | sort -u)" = "$(grep -o '"ids":[^]]*' "$work/first")" ] || { echo "a prompt among others: other ids"; failed=1; }
+expect 0 '' generate "$work/model" --no-bos --prompt "$prompt$prompt" --max-tokens 12 --temperature 1 --seed 3 --json
+cp "$work/out" "$work/second"
+expect 0 '' "${several[@]}" --json --cache-tokens 16
+[ "$(grep -o '"ids":[^]]*' "$work/out" | sed -n 2p)" = "$(grep -o '"ids":[^]]*' "$work/second")" ] || { echo "a prompt of several with few pages: other ids"; failed=1; }
+expect 0 '' "${several[@]}" --samples 2
+says '^--- line 3, sample 2, seed 4 ---'
+expect 3 'request 1: .* fewer tokens to make or more cache tokens' "${several[@]}" --cache-tokens 16 --max-tokens 20
+expect 2 'exclude each other' "${several[@]}" --prompt x
+printf '!\n\n' >"$work/prompts"
+expect 2 'prompts:2: the prompt is empty' "${several[@]}"
+: >"$work/prompts"
+expect 2 'has no lines' "${several[@]}"
 expect 3 'positions' generate "$work/model" --no-bos --prompt "$prompt" --context 1000000
 # what is needed depends on the instruction set: it is asked first; a little less is refused with a context that fits
 expect 3 'needs .* can be had' "${generate[@]}" --context 256 --memory 1

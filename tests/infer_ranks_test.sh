@@ -11,6 +11,7 @@ head_dim: 16, intermediate_size: 32, intermediate_size_mlp: 64, num_local_expert
   train.lr=1e-2 train.val_every=0 train.val_batches=0 log.tensorboard=false >/dev/null 2>"$work/err" || { cat "$work/err"; exit 1; }
 printf '{"text": "static int x = %d;"}\n' 1 2 3 4 5 6 7 >"$work/texts.jsonl"
 printf '{"prompt": "return ", "answer": "%d"}\n' 0 1 2 3 >"$work/asked.jsonl"
+printf 'static \nint \nstatic int a\nreturn 0;\nint main(void)\n' >"$work/lines"
 printf 'static int a\n/reset\nreturn 0\n\nand more\n/quit\n' >"$work/typed"
 echo '{"ids": [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]]}' >"$work/ids.json"
 
@@ -22,6 +23,7 @@ commands() { # commands NAME RUN... : what is said goes to $work/NAME.*
   shift
   "$@" generate "$work/tiny" --prompt 'static ' --max-tokens 40 --seed 3 --dtype f32 "${layout[@]}" >"$work/$name.text" 2>"$work/err" || return
   "$@" generate "$work/tiny" --prompt 'int ' --max-tokens 20 --samples 3 --dtype f32 "${layout[@]}" >"$work/$name.texts" 2>"$work/err" || return
+  "$@" generate "$work/tiny" --prompts "$work/lines" --max-tokens 24 --slots 3 --cache-tokens 144 --dtype f32 "${layout[@]}" >"$work/$name.lines" 2>"$work/err" || return
   "$@" chat "$work/tiny" --max-tokens 12 --dtype f32 "${layout[@]}" <"$work/typed" >"$work/$name.chat" 2>"$work/err" || return
   "$@" eval "$work/tiny" --data "$work/texts.jsonl" --dtype f32 --context 24 "${layout[@]}" >"$work/eval" 2>"$work/err" || return
   figures "$work/eval" >"$work/$name.perplexity"
@@ -30,7 +32,7 @@ commands() { # commands NAME RUN... : what is said goes to $work/NAME.*
   "$@" logits "$work/tiny" --ids "$work/ids.json" --out "$work/$name.safetensors" --dtype f32 "${layout[@]}" 2>"$work/err"
 }
 compare() {
-  for what in text texts chat perplexity exact; do
+  for what in text texts lines chat perplexity exact; do
     checks=$((checks + 1))
     cmp -s "$work/one.$what" "$work/$1.$what" || { echo "$1 ${layout[*]}: another $what"; diff "$work/one.$what" "$work/$1.$what" | head -5; failed=1; }
   done
@@ -39,7 +41,7 @@ compare() {
 
 layout=()
 commands one "$drover" || { cat "$work/err"; exit 1; }
-[ "$(wc -c <"$work/one.text")" -gt 30 ] && [ "$(grep -c sample "$work/one.texts")" = 3 ] && [ "$(wc -l <"$work/one.chat")" -ge 3 ] || { echo "too little was said"; failed=1; }
+[ "$(wc -c <"$work/one.text")" -gt 30 ] && [ "$(grep -c sample "$work/one.texts")" = 3 ] && [ "$(grep -c -- '--- line' "$work/one.lines")" = 5 ] && [ "$(wc -l <"$work/one.chat")" -ge 3 ] || { echo "too little was said"; failed=1; }
 while read -ra layout; do
   commands several "$drover" || { echo "${layout[*]}: $(cat "$work/err")"; failed=1; continue; }
   compare several

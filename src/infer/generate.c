@@ -1,5 +1,7 @@
-/* The loop that makes tokens: feed, draw, tell, until every request has ended. */
-#include "infer/infer_internal.h"
+/* The loop that makes tokens. Requests sit in slots: as long as any has a prompt left, a piece of
+ * every such prompt is taken in; then every request that has one token left to feed feeds it, and
+ * draws the next. A prompt that comes later so holds up the others by a piece at a time. */
+#include "infer/generate.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +11,8 @@ const char *generate_end_name(GenerateEnd end)
     static const char *const names[] = {"stop", "length", "context", "cancelled"};
     return names[end];
 }
+
+/* ---- one token -------------------------------------------------------------------------- */
 
 static bool is_stop(const InferModel *model, int32_t id)
 {
@@ -38,87 +42,156 @@ static bool ended(const Infer *infer, GenerateRequest *r, int slot, int32_t stat
     return r->end != GENERATE_CONTEXT || infer->length[slot] >= infer->options.context;
 }
 
-typedef struct Loop {
-    Infer *infer;
-    GenerateRequest *request;
-    SlotTokens *feed; /* of the requests that go on; feed[i].slot is the request too */
-    const float **logits;
-    int32_t *state; /* of each in feed, after a token */
-    int n;
-} Loop;
+/* ---- seats ------------------------------------------------------------------------------ */
 
-/* One draw for every request that goes on; those that ended leave the list. */
-static Status draw_all(Loop *loop, GenerateStats *stats)
+void seats_init(Seats *seats, Infer *infer, GenerateStats *stats)
 {
-    int left = 0;
-    for (int i = 0; i < loop->n; i++) {
-        int slot = loop->feed[i].slot;
-        GenerateRequest *r = &loop->request[slot];
-        int32_t id;
-        TRY(sampler_draw(loop->infer->sampler, &r->sampler, loop->logits[i],
-                         (uint64_t)loop->infer->length[slot], &id));
-        stats->made_tokens++;
-        loop->state[i] = take(loop->infer, r, id);
-    }
-    TRY(infer_agree(loop->infer, loop->state, loop->n));
-    for (int i = 0; i < loop->n; i++) {
-        int slot = loop->feed[i].slot;
-        GenerateRequest *r = &loop->request[slot];
-        if (!ended(loop->infer, r, slot, loop->state[i]))
-            loop->feed[left++] = (SlotTokens){slot, &r->tokens.at[r->tokens.n - 1], 1};
-    }
-    loop->n = left;
+    size_t n = (size_t)infer->options.batch;
+    *stats = (GenerateStats){0};
+    *seats = (Seats){.infer = infer, .stats = stats};
+    seats->at = xcalloc(n, sizeof *seats->at);
+    seats->feed = xcalloc(n, sizeof *seats->feed);
+    seats->logits = xcalloc(n, sizeof *seats->logits);
+    seats->state = xcalloc(n, sizeof *seats->state);
+}
+
+void seats_deinit(Seats *seats)
+{
+    free(seats->at);
+    free(seats->feed);
+    free(seats->logits);
+    free(seats->state);
+}
+
+Status request_begin(GenerateRequest *r)
+{
+    TRY(sampler_check(&r->sampler));
+    r->tokens = (IdVec){0};
+    r->end = GENERATE_LENGTH;
+    if (r->n_prompt < 1)
+        return fail(ERR_ARG, "a prompt without tokens: there is nothing to go on from");
     return OK;
 }
 
-static Status start(Loop *loop, GenerateRequest *requests, int n, GenerateStats *stats)
+void seats_take(Seats *seats, int slot, GenerateRequest *request)
 {
+    seats->at[slot] = (Seat){.request = request, .base = infer_length(seats->infer, slot)};
+    seats->stats->prompt_tokens += request->n_prompt;
+    seats->n_taken++;
+}
+
+static void leave(Seats *seats, int slot)
+{
+    seats->at[slot].request = NULL;
+    seats->n_taken--;
+}
+
+/* What the request has that its slot does not hold yet. */
+static SlotTokens left_of(const Seats *seats, int slot)
+{
+    const Seat *seat = &seats->at[slot];
+    const GenerateRequest *r = seat->request;
+    int64_t fed = infer_length(seats->infer, slot) - seat->base;
+    if (fed < r->n_prompt) return (SlotTokens){slot, r->prompt + fed, r->n_prompt - fed};
+    return (SlotTokens){slot, r->tokens.at + (fed - r->n_prompt),
+                        r->n_prompt + (int64_t)r->tokens.n - fed};
+}
+
+/* A piece of every prompt, but not its last token. *any: there was one. */
+static Status take_in(Seats *seats, bool *any)
+{
+    int n = 0;
+    for (int slot = 0; slot < seats->infer->options.batch; slot++) {
+        if (!seats->at[slot].request || seats->at[slot].waits) continue;
+        SlotTokens left = left_of(seats, slot);
+        if (left.n < 2) continue;
+        left.n = min_i64(left.n - 1, seats->infer->options.prefill);
+        seats->feed[n++] = left;
+    }
+    *any = n > 0;
+    return n > 0 ? infer_prefill(seats->infer, seats->feed, n) : OK;
+}
+
+/* Those who have one token left feed it; *prompt: of some it was the last of their prompt. */
+static Status feed_last(Seats *seats, int *n, bool *prompt)
+{
+    *n = 0;
+    for (int slot = 0; slot < seats->infer->options.batch; slot++) {
+        if (!seats->at[slot].request || seats->at[slot].waits) continue;
+        SlotTokens left = left_of(seats, slot);
+        if (left.n != 1) continue;
+        *prompt |= seats->at[slot].request->tokens.n == 0;
+        seats->feed[(*n)++] = left;
+    }
+    return *n > 0 ? infer_decode(seats->infer, seats->feed, *n, seats->logits) : OK;
+}
+
+/* One draw for each of n that were fed; who ended leaves. A request for no token at all only wants
+ * its prompt taken in. */
+static Status draw_all(Seats *seats, int n)
+{
+    Infer *infer = seats->infer;
     for (int i = 0; i < n; i++) {
-        GenerateRequest *r = &requests[i];
-        TRY(sampler_check(&r->sampler));
-        r->tokens = (IdVec){0};
-        r->end = GENERATE_LENGTH;
-        if (r->n_prompt < 1)
-            return fail(ERR_ARG, "a prompt without tokens: there is nothing to go on from");
-        stats->prompt_tokens += r->n_prompt;
-        loop->feed[loop->n++] = (SlotTokens){i, r->prompt, r->n_prompt};
+        int slot = seats->feed[i].slot;
+        GenerateRequest *r = seats->at[slot].request;
+        int32_t id;
+        seats->state[i] = GOES_ON;
+        if (r->max_tokens < 1) continue;
+        TRY(sampler_draw(infer->sampler, &r->sampler, seats->logits[i],
+                         (uint64_t)infer->length[slot], &id));
+        seats->stats->made_tokens++;
+        seats->state[i] = take(infer, r, id);
+    }
+    if (n > 0) TRY(infer_agree(infer, seats->state, n));
+    for (int i = 0; i < n; i++) {
+        int slot = seats->feed[i].slot;
+        if (ended(infer, seats->at[slot].request, slot, seats->state[i])) leave(seats, slot);
     }
     return OK;
 }
 
-static Status run(Loop *loop, GenerateRequest *requests, int n, GenerateStats *stats)
+Status seats_step(Seats *seats)
 {
     double begin = clock_s();
-    TRY(start(loop, requests, n, stats));
-    TRY(infer_feed(loop->infer, loop->feed, loop->n, loop->logits));
-    stats->prompt_s = clock_s() - begin;
-    int left = 0; /* who asks for no token at all only wants the prompt taken in */
-    for (int i = 0; i < loop->n; i++) {
-        if (requests[i].max_tokens < 1) continue;
-        loop->logits[left] = loop->logits[i];
-        loop->feed[left++] = loop->feed[i];
+    bool prompt;
+    int n;
+    TRY(take_in(seats, &prompt));
+    TRY(seats_share(seats));
+    TRY(feed_last(seats, &n, &prompt));
+    *(prompt ? &seats->stats->prompt_s : &seats->stats->made_s) += clock_s() - begin;
+    begin = clock_s();
+    TRY(draw_all(seats, n));
+    seats->stats->made_s += clock_s() - begin;
+    return OK;
+}
+
+/* ---- each request goes on where its slot is --------------------------------------------- */
+
+/* Pages are there for all that may be made, or nothing is. */
+static Status go_on(Seats *seats, GenerateRequest *requests, int n)
+{
+    Infer *infer = seats->infer;
+    for (int i = 0; i < n; i++) {
+        GenerateRequest *r = &requests[i];
+        TRY(request_begin(r));
+        TRY(infer_check_tokens(infer, r->prompt, r->n_prompt, infer->length[i]));
+        int64_t positions = r->n_prompt + max_i64(r->max_tokens - 1, 0);
+        seats->feed[i] = (SlotTokens){
+            i, NULL, min_i64(positions, infer->options.context - infer->length[i])};
     }
-    loop->n = left;
-    while (loop->n > 0) {
-        TRY(draw_all(loop, stats));
-        if (loop->n > 0) TRY(infer_feed(loop->infer, loop->feed, loop->n, loop->logits));
-    }
-    stats->made_s = clock_s() - begin - stats->prompt_s;
+    TRY(infer_cache_check(infer, seats->feed, n));
+    for (int i = 0; i < n; i++) seats_take(seats, i, &requests[i]);
+    while (seats->n_taken > 0) TRY(seats_step(seats));
     return OK;
 }
 
 Status infer_generate(Infer *infer, GenerateRequest *requests, int n, GenerateStats *stats)
 {
+    Seats seats;
     if (n < 1 || n > infer->options.batch)
         return fail(ERR_ARG, "%d requests for %lld slots", n, (long long)infer->options.batch);
-    Loop loop = {.infer = infer, .request = requests};
-    loop.feed = xcalloc((size_t)n, sizeof *loop.feed);
-    loop.logits = xcalloc((size_t)n, sizeof *loop.logits);
-    loop.state = xcalloc((size_t)n, sizeof *loop.state);
-    *stats = (GenerateStats){0};
-    Status status = run(&loop, requests, n, stats);
-    free(loop.feed);
-    free(loop.logits);
-    free(loop.state);
+    seats_init(&seats, infer, stats);
+    Status status = go_on(&seats, requests, n);
+    seats_deinit(&seats);
     return status;
 }

@@ -180,11 +180,16 @@ typedef struct GenerateRequest {
 
 typedef struct GenerateStats {
     int64_t prompt_tokens, made_tokens;
-    double prompt_s, made_s;
+    int64_t shared_tokens;   /* of prompts, whose keys and values another's served for */
+    double prompt_s, made_s; /* with several: runs that took in prompts, too, count as prompt_s */
 } GenerateStats;
 
 /* Request i continues slot i. Of several ranks the first calls on_token. The slot then holds the
  * prompt and all tokens made but the last one. */
 Status infer_generate(Infer *infer, GenerateRequest *requests, int n, GenerateStats *stats);
+/* Any number of requests, each in an empty slot as one becomes free; all slots are empty then. What
+ * comes of a request does not depend on the others, to the bit. Prompts that begin alike are
+ * computed once. A request whose pages could not fit is ERR_REFUSED, before any is begun. */
+Status infer_generate_all(Infer *infer, GenerateRequest *requests, int64_t n, GenerateStats *stats);
 
 #endif
