@@ -112,9 +112,10 @@ struct Comm {
     CommStats stats;
     CommTrace trace[COMM_TRACES];
     int64_t n_traces;
-    CommRequest *open;    /* not yet waited for; owned */
-    bool carried;         /* the host carries what GPUs exchange: some of the ranks share one */
-    struct GpuGroup *gpu; /* by which GPUs exchange; NULL: not yet asked for */
+    CommRequest *open;     /* not yet waited for; owned */
+    bool carried;          /* the host carries what GPUs exchange: some of the ranks share one */
+    struct GpuGroup *gpu;  /* by which GPUs exchange; NULL: not yet asked for */
+    GpuStream *gpu_stream; /* on which it does; NULL: not yet known */
     CommRequest *enqueued, *enqueued_end; /* of the group of all ranks, for all groups of the rank:
                                              on their way on its GPU, in order */
     void *state;                          /* the transport's */

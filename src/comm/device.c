@@ -1,6 +1,7 @@
 /* Operations on the buffers of GPUs. With NCCL they are put on the stream, and this rank only notes
  * what is on its way; while the host waits for the stream, it looks which of them are done and
  * which are late. Without NCCL the host carries the data and the world's transport exchanges it. */
+#include "comm/device.h"
 #include "comm/comm_internal.h"
 
 #include "gpu/gpu.h"
@@ -129,12 +130,32 @@ static Status find_sharing(Comm *c, GpuStream *stream)
     return status;
 }
 
+/* NCCL makes a group, and gets GPUs to know each other when they first exchange, in a thread of its
+ * own. Until that is done nothing is on the stream yet, and nothing else may be asked of the group.
+ * r: what the group is asked for; NULL: to be there. */
+static Status await_group(Comm *c, CommRequest *r)
+{
+    double until_s = clock_s() + c->deadline_s;
+    if (r) r->until_s = until_s;
+    for (bool ready;;) {
+        if (comm_board_failed(c->world->board)) return comm_failure(c->world);
+        if (gpu_group_look(c->gpu, &ready) != OK) return comm_fail_world(c, status_message());
+        if (ready) return OK;
+        double now_s = clock_s();
+        if (!r && now_s > until_s)
+            return fail(ERR_COMM, "%s: the GPUs of %d ranks were not joined within %.0f s", c->name,
+                        c->n, c->deadline_s);
+        if (r && now_s > r->until_s) TRY(say_late(r, now_s));
+        nanosleep(&(struct timespec){.tv_nsec = r ? 20000 : 1000000}, NULL);
+    }
+}
+
 /* The id goes the host's way, where a rank that does not come is named; who has come makes the
  * group. */
-static Status open_group(Comm *c, GpuStream *stream)
+static Status open_group(Comm *c)
 {
+    GpuStream *stream = c->gpu_stream;
     uint8_t id[GPU_GROUP_ID_BYTES] = {0};
-    bool ready = false;
     TRY(find_sharing(c, stream));
     if (c->carried) return OK;
     if (c->rank == 0) TRY(gpu_group_id(gpu_stream_device(stream), id));
@@ -144,18 +165,31 @@ static Status open_group(Comm *c, GpuStream *stream)
                               .recv = id,
                               .count = GPU_GROUP_ID_BYTES,
                               .node = "joining GPUs"}));
-    TRY(gpu_group_create(stream, id, c->n, c->rank, &c->gpu));
-    double until_s = clock_s() + c->deadline_s;
-    for (;;) {
-        TRY(gpu_group_look(c->gpu, &ready));
-        if (ready) break;
-        if (clock_s() > until_s)
-            return fail(ERR_COMM, "%s: the GPUs of %d ranks were not joined within %.0f s", c->name,
-                        c->n, c->deadline_s);
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    }
-    return OK;
+    TRY(gpu_group_create(c->gpu_stream, id, c->n, c->rank, &c->gpu));
+    return await_group(c, NULL);
 }
+
+/* One order of groups for all ranks. */
+static bool comes_before(const Comm *a, const Comm *b)
+{
+    int order = strncmp(a->name, b->name, sizeof a->name);
+    for (int i = 0; !order && i < a->n && i < b->n; i++) order = a->ranks[i] - b->ranks[i];
+    return order ? order < 0 : a->n < b->n;
+}
+
+static Status open_groups(Comm *c)
+{
+    for (;;) {
+        Comm *first = NULL;
+        for (Comm *g = comm_of_all(c); g; g = g->next)
+            if (g->gpu_stream && !g->gpu && !g->carried && (!first || comes_before(g, first)))
+                first = g;
+        if (!first) return OK;
+        TRY(open_group(first));
+    }
+}
+
+void comm_expect(Comm *c, GpuStream *stream) { c->gpu_stream = stream; }
 
 void comm_join_gpu(Comm *member, GpuStream *stream)
 {
@@ -172,6 +206,7 @@ void comm_device_close(Comm *c)
     while (c->enqueued) take_first(c);
     gpu_group_destroy(c->gpu);
     c->gpu = NULL;
+    c->gpu_stream = NULL;
 }
 
 /* ---- by NCCL ------------------------------------------------------------------------------ */
@@ -290,6 +325,7 @@ static Status put_on_stream(Comm *c, CommRequest **r, int n, GpuStream *stream)
     for (int i = 0; i < n && status == OK; i++) status = r[i] ? by_nccl(r[i]) : OK;
     Status ended = n > 1 ? gpu_batch_end(c->gpu) : OK;
     if (status == OK) status = ended;
+    for (int i = 0; i < n && status == OK; i++) status = r[i] ? await_group(c, r[i]) : OK;
     for (int i = 0; i < n && status == OK; i++) {
         if (r[i]) status = note(r[i], stream);
         if (status == OK) r[i] = NULL; /* look has it now */
@@ -301,8 +337,11 @@ static Status put_on_stream(Comm *c, CommRequest **r, int n, GpuStream *stream)
 static Status find_way(Comm *c, const CommOp *op, GpuStream *stream, bool *can)
 {
     *can = gpu_can_exchange(gpu_stream_device(stream)) && op->kind != COMM_BARRIER;
-    if (*can && !c->gpu && !c->carried) TRY(open_group(c, stream));
+    if (*can && !c->gpu_stream) comm_expect(c, stream);
+    if (*can && !c->gpu && !c->carried) TRY(open_groups(c));
     *can = *can && !c->carried;
+    if (*can && c->gpu_stream != stream)
+        return fail(ERR_ARG, "%s: this group exchanges on another stream", c->name);
     return OK;
 }
 

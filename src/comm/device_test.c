@@ -1,5 +1,5 @@
-/* Operations on buffers of GPUs: ranks as threads, each with a device of its own (the emulated one,
- * where the host carries the data). */
+/* Operations on buffers of GPUs: ranks as threads, each with a device of its own. On the emulated
+ * one the host carries the data, or the devices exchange by themselves. */
 #include "comm/comm.h"
 
 #include <pthread.h>
@@ -9,9 +9,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 #undef fail /* of base.h is meant */
+#undef fail_msg
+#define fail_msg(...) (print_error(__VA_ARGS__), _fail(__FILE__, __LINE__))
 
 #include "gpu/gpu.h"
 
@@ -22,9 +25,11 @@ typedef struct RankJob {
     int rank, n;
     Gpu *gpu;
     GpuStream *stream;
+    void *memory; /* given back at the end */
     Comm *all;
+    Status (*body)(struct RankJob *job);
     Status status;
-    char why[256];
+    char why[512];
 } RankJob;
 
 /* x of rank r, element i */
@@ -147,12 +152,19 @@ static Status ring(RankJob *j, const float *x)
     return OK;
 }
 
-static Status exchange(RankJob *j)
+static Status open_device(RankJob *j)
 {
-    float x[N];
     j->all = comm_of_rank(j->world, j->rank);
     TRY(gpu_open(j->rank % gpu_count(NULL), &j->gpu));
     TRY(gpu_stream_create(j->gpu, &j->stream));
+    comm_join_gpu(j->all, j->stream);
+    return OK;
+}
+
+static Status exchange(RankJob *j)
+{
+    float x[N];
+    TRY(open_device(j));
     for (int i = 0; i < N; i++) x[i] = value(j->rank, i);
     TRY(reductions(j, x));
     TRY(moves(j, x));
@@ -163,13 +175,39 @@ static Status exchange(RankJob *j)
 static void *rank_main(void *argument)
 {
     RankJob *j = argument;
-    j->status = exchange(j);
+    j->status = j->body(j);
     if (j->status != OK) snprintf(j->why, sizeof j->why, "%s", status_message());
     if (j->status != OK) comm_abort(j->all, j->status);
     comm_leave_gpu(j->all);
+    gpu_free(j->gpu, j->memory);
     gpu_stream_destroy(j->stream);
     gpu_close(j->gpu);
     return NULL;
+}
+
+static void run(int n, double deadline_s, Status (*body)(RankJob *job), RankJob *job)
+{
+    pthread_t thread[MOST];
+    CommWorld *world;
+    CommOptions options = {.deadline_s = deadline_s};
+    assert_int_equal(comm_world_create_local(n, &options, &world), OK);
+    for (int r = 0; r < n; r++) {
+        job[r] = (RankJob){.world = world, .rank = r, .n = n, .body = body};
+        assert_int_equal(pthread_create(&thread[r], NULL, rank_main, &job[r]), 0);
+    }
+    for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
+    comm_world_destroy(world);
+}
+
+static void check_all(void)
+{
+    for (int n = 2; n <= MOST; n++) {
+        RankJob job[MOST];
+        run(n, 20, exchange, job);
+        for (int r = 0; r < n; r++)
+            if (job[r].status != OK) print_error("rank %d of %d: %s\n", r, n, job[r].why);
+        for (int r = 0; r < n; r++) assert_int_equal(job[r].status, OK);
+    }
 }
 
 static void test_all(void **state)
@@ -177,25 +215,58 @@ static void test_all(void **state)
     (void)state;
     /* ranks that share a GPU cannot exchange by NCCL */
     if (gpu_count(NULL) < (gpu_is_emulated() ? 1 : MOST)) skip();
-    for (int n = 2; n <= MOST; n++) {
-        RankJob job[MOST] = {0};
-        pthread_t thread[MOST];
-        CommWorld *world;
-        assert_int_equal(comm_world_create_local(n, &(CommOptions){.deadline_s = 20}, &world), OK);
-        for (int r = 0; r < n; r++) {
-            job[r] = (RankJob){.world = world, .rank = r, .n = n};
-            assert_int_equal(pthread_create(&thread[r], NULL, rank_main, &job[r]), 0);
-        }
-        for (int r = 0; r < n; r++) pthread_join(thread[r], NULL);
-        for (int r = 0; r < n; r++)
-            if (job[r].status != OK) print_error("rank %d of %d: %s\n", r, n, job[r].why);
-        for (int r = 0; r < n; r++) assert_int_equal(job[r].status, OK);
-        comm_world_destroy(world);
+    check_all();
+}
+
+static void test_among_gpus(void **state)
+{
+    (void)state;
+    if (!gpu_is_emulated()) skip();
+    setenv("DROVER_EMULATED_EXCHANGE", "1", 1);
+    check_all();
+    unsetenv("DROVER_EMULATED_EXCHANGE");
+}
+
+/* The last rank is in the first operation, not in the second. */
+static Status leave_one_out(RankJob *j)
+{
+    float y[N] = {0};
+    CommOp op = {.kind = COMM_ALL_REDUCE, .dtype = DTYPE_F32, .count = N, .node = "first"};
+    TRY(open_device(j));
+    TRY(gpu_alloc(j->gpu, sizeof y, "x", &j->memory));
+    void *x = op.recv = j->memory;
+    op.send = x;
+    TRY(gpu_write(j->stream, x, y, sizeof y));
+    TRY(comm_enqueue(j->all, &op, j->stream));
+    TRY(gpu_read(j->stream, y, x, sizeof y));
+    while (j->rank == j->n - 1 && comm_failed_rank(j->all) < 0)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    op.node = "second";
+    if (j->rank < j->n - 1) TRY(comm_enqueue(j->all, &op, j->stream));
+    return gpu_read(j->stream, y, x, sizeof y);
+}
+
+/* It is named by those whose hosts wait for their GPUs. */
+static void test_who_is_missing(void **state)
+{
+    (void)state;
+    RankJob job[MOST];
+    if (!gpu_is_emulated()) skip();
+    setenv("DROVER_EMULATED_EXCHANGE", "1", 1);
+    run(3, 1, leave_one_out, job);
+    unsetenv("DROVER_EMULATED_EXCHANGE");
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(job[r].status, ERR_COMM);
+        if (!strstr(job[r].why, "'second'") || !strstr(job[r].why, "rank 2") ||
+            strstr(job[r].why, "rank 1 on"))
+            fail_msg("rank %d: %s", r, job[r].why);
     }
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all),
+                                       cmocka_unit_test(test_among_gpus),
+                                       cmocka_unit_test(test_who_is_missing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

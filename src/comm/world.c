@@ -324,9 +324,18 @@ static void count(CommRequest *r, double blocked_s)
     if (all->on_done) all->on_done(all->on_done_context, c, t);
 }
 
+/* What a GPU does is seen to be done when the host has long begun what comes later: that it stands
+ * on the board says more. */
+static bool is_last_said(const CommRequest *r)
+{
+    const CommRow *row = row_of(r->comm);
+    return row->head.kind == r->head.kind && row->head.number == r->head.number &&
+           !strncmp(row->group, r->comm->name, sizeof row->group);
+}
+
 void comm_request_end(CommRequest *r, double blocked_s)
 {
-    comm_board_say(r, COMM_PHASE_DONE);
+    if (is_last_said(r)) comm_board_say(r, COMM_PHASE_DONE);
     count(r, blocked_s);
     comm_request_free(r);
 }

@@ -223,8 +223,11 @@ Status session_create(Device *device, const Store *store, Program *const *progra
 void session_destroy(Session *s)
 {
     if (!s) return;
-    if (s->device->gpu && gpu_stream_wait(s->device->stream) != OK)
+    if (s->device->gpu && gpu_stream_wait(s->device->stream) != OK) {
         log_warn("%s", status_message());
+        /* memory is not given back while the GPU waits for a rank that does not come */
+        if (s->device->world) comm_leave_gpu(s->device->world);
+    }
     for (int i = 0; i < s->n_loaded; i++) {
         Loaded *l = &s->loaded[i];
         for (int k = 0; k < l->n_captured; k++) gpu_graph_destroy(l->captured[k].graph);

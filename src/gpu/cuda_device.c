@@ -1,6 +1,7 @@
 /* CUDA devices, memory, streams, events, captured graphs. The runtime is linked into the program
  * and looks for the driver by itself: without one the program starts and says so when asked. */
 #include "gpu/cuda_internal.h"
+#include "gpu/numbers.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -213,30 +214,6 @@ void gpu_stream_on_wait(GpuStream *stream, GpuLook *look, void *context)
     stream->look_context = context;
 }
 
-/* Spins for a while, since most waits are short, then sleeps between looks. */
-static Status wait_and_look(GpuStream *stream)
-{
-    static const double spin_s = 200e-6;
-    double begin_s = clock_s(), looked_s = begin_s;
-    for (;;) {
-        cudaError_t error = cudaStreamQuery(stream->cuda);
-        if (error == cudaSuccess) return OK;
-        if (error != cudaErrorNotReady) return cuda_check(error, "waiting for the GPU");
-        double now_s = clock_s();
-        if (now_s - begin_s < spin_s) continue;
-        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
-        if (now_s - looked_s < 5e-3) continue;
-        looked_s = now_s;
-        TRY(stream->look(stream->look_context));
-    }
-}
-
-Status gpu_stream_wait(GpuStream *stream)
-{
-    if (stream->look) return wait_and_look(stream);
-    return cuda_check(cudaStreamSynchronize(stream->cuda), "waiting for the GPU");
-}
-
 Status gpu_write(GpuStream *stream, void *to, const void *host, size_t bytes)
 {
     if (!bytes) return OK;
@@ -244,11 +221,16 @@ Status gpu_write(GpuStream *stream, void *to, const void *host, size_t bytes)
                       "copying to the GPU");
 }
 
+Status gpu_read_later(GpuStream *stream, void *host, const void *from, size_t bytes)
+{
+    if (!bytes) return OK;
+    return cuda_check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, stream->cuda),
+                      "copying from the GPU");
+}
+
 Status gpu_read(GpuStream *stream, void *host, const void *from, size_t bytes)
 {
-    if (bytes)
-        TRY(cuda_check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, stream->cuda),
-                       "copying from the GPU"));
+    TRY(gpu_read_later(stream, host, from, bytes));
     return gpu_stream_wait(stream);
 }
 
@@ -315,6 +297,36 @@ Status gpu_event_look(GpuEvent *event, bool *done)
 Status gpu_event_wait(GpuEvent *event)
 {
     return cuda_check(cudaEventSynchronize(event->cuda), "waiting for the GPU");
+}
+
+/* Until the event, or NULL: all that is on the stream. Spins for a while, since most waits are
+ * short, then sleeps between looks. */
+static Status wait_and_look(GpuStream *stream, GpuEvent *event)
+{
+    static const double spin_s = 200e-6;
+    double begin_s = clock_s(), looked_s = begin_s;
+    for (;;) {
+        cudaError_t error = event ? cudaEventQuery(event->cuda) : cudaStreamQuery(stream->cuda);
+        if (error == cudaSuccess) return OK;
+        if (error != cudaErrorNotReady) return cuda_check(error, "waiting for the GPU");
+        double now_s = clock_s();
+        if (now_s - begin_s < spin_s) continue;
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        if (now_s - looked_s < 5e-3) continue;
+        looked_s = now_s;
+        TRY(stream->look(stream->look_context));
+    }
+}
+
+Status gpu_stream_wait(GpuStream *stream)
+{
+    if (stream->look) return wait_and_look(stream, NULL);
+    return cuda_check(cudaStreamSynchronize(stream->cuda), "waiting for the GPU");
+}
+
+Status gpu_stream_wait_until(GpuStream *stream, GpuEvent *event)
+{
+    return stream->look ? wait_and_look(stream, event) : gpu_event_wait(event);
 }
 
 Status gpu_stream_wait_event(GpuStream *stream, GpuEvent *event)

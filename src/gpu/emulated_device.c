@@ -1,7 +1,7 @@
 /* The emulated device: memory that the host cannot touch, streams of work that waits until somebody
  * waits for it. */
 #include "gpu/emulated_internal.h"
-#include "gpu/no_exchange.h"
+#include "gpu/numbers.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +19,8 @@ struct Gpu {
     GpuInfo info;
     VEC(Memory) memory;
     VEC(GpuStream *) stream;
+    VEC(GpuEvent *) event; /* given up while work may still pass them */
+    bool exchanges;
     int open; /* how many runs of work have its memory open */
     size_t used;
 };
@@ -26,6 +28,7 @@ struct Gpu {
 typedef struct Item {
     EmulatedWork *work;
     void *context;
+    bool borrowed; /* a captured graph's */
 } Item;
 
 struct GpuGraph {
@@ -38,6 +41,7 @@ struct GpuStream {
     size_t next; /* of the items, that was not begun yet */
     GpuSide *side;
     GpuGraph *capture;
+    bool not_yet; /* what runs now must be run again */
     unsigned launches;
     GpuLook *look;
     void *look_context;
@@ -46,6 +50,7 @@ struct GpuStream {
 };
 
 struct GpuEvent {
+    Gpu *gpu;
     GpuStream *stream;        /* it was recorded on; NULL: never */
     int64_t recorded, passed; /* how often */
     double at_s;
@@ -74,6 +79,8 @@ Status gpu_open(int index, Gpu **out)
                           .memory_bytes = (size_t)4 << 30,
                           .free_bytes = (size_t)4 << 30,
                           .l2_bytes = 1 << 20};
+    gpu->exchanges = emulated_exchanges();
+    if (gpu->exchanges) gpu->info.index = emulated_join(gpu);
     *out = gpu;
     return OK;
 }
@@ -81,6 +88,9 @@ Status gpu_open(int index, Gpu **out)
 void gpu_close(Gpu *gpu)
 {
     if (!gpu) return;
+    if (gpu->exchanges) emulated_part(gpu);
+    for (size_t i = 0; i < gpu->event.n; i++) free(gpu->event.at[i]);
+    VEC_FREE(&gpu->event);
     VEC_FREE(&gpu->memory);
     VEC_FREE(&gpu->stream);
     free(gpu);
@@ -153,17 +163,19 @@ Status gpu_alloc(Gpu *gpu, size_t bytes, const char *what, void **out)
     if (!memory.at)
         return fail(ERR_MEMORY, "no GPU memory for %zu bytes of %s; %zu bytes are free", bytes,
                     what, gpu->info.memory_bytes - gpu->used);
+    emulated_enter(gpu);
     open_memory(gpu);
     if (gpu->open) protect(&memory, true);
     memset(memory.at, 0xff, bytes); /* what a device's memory holds is anything */
     VEC_PUSH(&gpu->memory, memory);
     close_memory(gpu);
+    emulated_leave(gpu);
     gpu->used += bytes;
     *out = memory.at;
     return OK;
 }
 
-static void forget(Gpu *gpu, void *at, bool host)
+static void forget_one(Gpu *gpu, void *at, bool host)
 {
     for (size_t i = 0; i < gpu->memory.n; i++) {
         Memory *memory = &gpu->memory.at[i];
@@ -179,13 +191,34 @@ static void forget(Gpu *gpu, void *at, bool host)
     CHECK(!at);
 }
 
-/* As CUDA does: memory is not given back under work that is on its way. Errors stay with the
- * streams. */
-static void wait_for_all(Gpu *gpu)
+/* That of streams whose wait was ended by what the host looked at: others would go on with it. */
+static void give_up_work(Gpu *gpu)
 {
     for (size_t i = 0; i < gpu->stream.n; i++) {
+        GpuStream *stream = gpu->stream.at[i];
+        if (stream->next == stream->item.n || stream->status != OK) continue;
+        stream->status = ERR_DEVICE;
+        snprintf(stream->error, sizeof stream->error, "memory was given back under work");
+    }
+}
+
+static void forget(Gpu *gpu, void *at, bool host)
+{
+    emulated_enter(gpu);
+    if (gpu->exchanges && at) give_up_work(gpu);
+    forget_one(gpu, at, host);
+    emulated_leave(gpu);
+}
+
+/* As CUDA does: memory is not given back under work that is on its way. Errors stay with the
+ * streams, and what was told last stays told. */
+static void wait_for_all(Gpu *gpu)
+{
+    char told[1024];
+    snprintf(told, sizeof told, "%s", status_message());
+    for (size_t i = 0; i < gpu->stream.n; i++) {
         Status ignored = gpu_stream_wait(gpu->stream.at[i]);
-        (void)ignored;
+        if (ignored != OK) ignored = fail(ignored, "%s", told);
     }
 }
 
@@ -204,7 +237,9 @@ void gpu_host_free(Gpu *gpu, void *memory)
 Status gpu_host_alloc(Gpu *gpu, size_t bytes, void **out)
 {
     *out = xmalloc(bytes + 1);
+    emulated_enter(gpu);
     VEC_PUSH(&gpu->memory, ((Memory){.at = *out, .bytes = bytes, .host = true}));
+    emulated_leave(gpu);
     return OK;
 }
 
@@ -224,13 +259,16 @@ Status gpu_stream_create(Gpu *gpu, GpuStream **stream)
 {
     *stream = xcalloc(1, sizeof **stream);
     (*stream)->gpu = gpu;
+    emulated_enter(gpu);
     VEC_PUSH(&gpu->stream, *stream);
+    emulated_leave(gpu);
     return OK;
 }
 
 static void items_free(Item *item, size_t n)
 {
-    for (size_t i = 0; i < n; i++) free(item[i].context);
+    for (size_t i = 0; i < n; i++)
+        if (!item[i].borrowed) free(item[i].context);
 }
 
 void gpu_stream_destroy(GpuStream *stream)
@@ -238,8 +276,10 @@ void gpu_stream_destroy(GpuStream *stream)
     if (!stream) return;
     gpu_side_destroy(stream->side);
     Gpu *gpu = stream->gpu;
+    emulated_enter(gpu);
     for (size_t i = 0; i < gpu->stream.n; i++)
         if (gpu->stream.at[i] == stream) gpu->stream.at[i--] = gpu->stream.at[--gpu->stream.n];
+    emulated_leave(gpu);
     items_free(stream->item.at + stream->next, stream->item.n - stream->next);
     VEC_FREE(&stream->item);
     free(stream);
@@ -255,28 +295,43 @@ GpuSide **gpu_stream_side(GpuStream *stream) { return &stream->side; }
 
 Gpu *gpu_stream_device(const GpuStream *stream) { return stream->gpu; }
 
-Status emulated_submit(GpuStream *stream, EmulatedWork *work, const void *context, size_t bytes)
+static void push(GpuStream *stream, Item item)
 {
-    Item item = {.work = work, .context = xmalloc(bytes + 1)};
-    memcpy(item.context, context, bytes);
+    emulated_enter(stream->gpu);
     if (stream->capture)
         VEC_PUSH(&stream->capture->item, item);
     else
         VEC_PUSH(&stream->item, item);
+    emulated_leave(stream->gpu);
+}
+
+Status emulated_submit(GpuStream *stream, EmulatedWork *work, const void *context, size_t bytes)
+{
+    Item item = {.work = work, .context = xmalloc(bytes + 1)};
+    memcpy(item.context, context, bytes);
+    push(stream, item);
     return OK;
 }
 
+void emulated_not_yet(GpuStream *stream) { stream->not_yet = true; }
+
 /* Takes the next item off and runs it: another one that waits for this stream may come in between.
- */
-static void run_next(GpuStream *stream)
+ * false: it is not to be done yet. */
+static bool run_next(GpuStream *stream)
 {
     Item item = stream->item.at[stream->next++];
+    stream->not_yet = false;
     if (stream->status == OK) {
         stream->status = item.work(stream, item.context);
         if (stream->status != OK)
             snprintf(stream->error, sizeof stream->error, "%s", status_message());
     }
-    free(item.context);
+    if (stream->not_yet && stream->status == OK) {
+        stream->next--;
+        return false;
+    }
+    if (!item.borrowed) free(item.context);
+    return true;
 }
 
 static Status state_of(const GpuStream *stream)
@@ -288,12 +343,49 @@ Status gpu_stream_wait(GpuStream *stream)
 {
     if (stream->capture)
         return fail(ERR_DEVICE, "a stream was waited for while its work is captured");
-    if (stream->look) TRY(stream->look(stream->look_context));
+    TRY(emulated_look(stream));
+    if (stream->gpu->exchanges) {
+        TRY(emulated_wait_together(stream, NULL, 0));
+        return state_of(stream);
+    }
     open_memory(stream->gpu);
     while (stream->next < stream->item.n) run_next(stream);
     close_memory(stream->gpu);
     stream->next = stream->item.n = 0;
     return state_of(stream);
+}
+
+/* ---- GPUs that exchange ------------------------------------------------------------------- */
+
+bool gpu_can_exchange(Gpu *gpu) { return gpu->exchanges; }
+
+void emulated_open(Gpu *gpu, bool open)
+{
+    if (open)
+        open_memory(gpu);
+    else
+        close_memory(gpu);
+}
+
+Status emulated_look(const GpuStream *stream)
+{
+    return stream->look ? stream->look(stream->look_context) : OK;
+}
+
+bool emulated_go_on(Gpu *gpu)
+{
+    bool any = false;
+    for (size_t i = 0; i < gpu->stream.n; i++) {
+        GpuStream *stream = gpu->stream.at[i];
+        while (stream->next < stream->item.n && run_next(stream)) any = true;
+        if (stream->next == stream->item.n) stream->next = stream->item.n = 0;
+    }
+    return any;
+}
+
+bool emulated_is_done(const GpuStream *stream, const GpuEvent *event, int64_t time)
+{
+    return event ? event->passed >= time : stream->next == stream->item.n;
 }
 
 /* ---- copies ------------------------------------------------------------------------------- */
@@ -367,6 +459,12 @@ Status gpu_write(GpuStream *stream, void *to, const void *host, size_t bytes)
     return status;
 }
 
+Status gpu_read_later(GpuStream *stream, void *host, const void *from, size_t bytes)
+{
+    CHECK(is_pinned(stream->gpu, host, bytes));
+    return gpu_copy(stream, host, from, bytes);
+}
+
 Status gpu_read(GpuStream *stream, void *host, const void *from, size_t bytes)
 {
     TRY(gpu_copy(stream, host, from, bytes));
@@ -388,10 +486,10 @@ static Status event_work(GpuStream *stream, void *context)
 static Status reach(GpuEvent *event, int64_t time)
 {
     while (event->passed < time) {
+        TRY(state_of(event->stream));
         if (event->stream->next >= event->stream->item.n)
             return fail(ERR_DEVICE, "a stream waits for an event that does not come");
         run_next(event->stream);
-        TRY(state_of(event->stream));
     }
     return OK;
 }
@@ -403,18 +501,29 @@ typedef struct WaitFor {
 
 static Status wait_work(GpuStream *stream, void *context)
 {
-    (void)stream;
     const WaitFor *wait = context;
-    return reach(wait->event, wait->time);
+    if (!stream->gpu->exchanges) return reach(wait->event, wait->time);
+    if (wait->event->passed < wait->time) {
+        TRY(state_of(wait->event->stream));
+        emulated_not_yet(stream);
+    }
+    return OK;
 }
 
 Status gpu_event_create(Gpu *gpu, GpuEvent **event)
 {
-    (void)gpu;
     *event = xcalloc(1, sizeof **event);
+    (*event)->gpu = gpu;
     return OK;
 }
-void gpu_event_destroy(GpuEvent *event) { free(event); }
+
+void gpu_event_destroy(GpuEvent *event)
+{
+    if (event && event->gpu->exchanges)
+        VEC_PUSH(&event->gpu->event, event);
+    else
+        free(event);
+}
 
 Status gpu_event_record(GpuEvent *event, GpuStream *stream)
 {
@@ -425,17 +534,27 @@ Status gpu_event_record(GpuEvent *event, GpuStream *stream)
 
 Status gpu_event_look(GpuEvent *event, bool *done)
 {
+    emulated_enter(event->gpu);
     *done = event->passed == event->recorded;
+    emulated_leave(event->gpu);
     return OK;
 }
 
 Status gpu_event_wait(GpuEvent *event)
 {
     if (!event->stream) return OK;
+    if (event->gpu->exchanges) return emulated_wait_together(event->stream, event, event->recorded);
     open_memory(event->stream->gpu);
     Status status = reach(event, event->recorded);
     close_memory(event->stream->gpu);
     return status;
+}
+
+Status gpu_stream_wait_until(GpuStream *stream, GpuEvent *event)
+{
+    TRY(emulated_look(stream));
+    if (event->gpu->exchanges) return emulated_wait_together(stream, event, event->recorded);
+    return gpu_event_wait(event);
 }
 
 Status gpu_stream_wait_event(GpuStream *stream, GpuEvent *event)
@@ -467,17 +586,14 @@ Status gpu_capture_end(GpuStream *stream, GpuGraph **graph)
     return OK;
 }
 
-static Status graph_work(GpuStream *stream, void *context)
-{
-    const GpuGraph *graph = *(GpuGraph **)context;
-    for (size_t i = 0; i < graph->item.n; i++)
-        TRY(graph->item.at[i].work(stream, graph->item.at[i].context));
-    return OK;
-}
-
 Status gpu_graph_launch(GpuGraph *graph, GpuStream *stream)
 {
-    return emulated_submit(stream, graph_work, &graph, sizeof(GpuGraph *));
+    for (size_t i = 0; i < graph->item.n; i++) {
+        Item item = graph->item.at[i];
+        item.borrowed = true;
+        push(stream, item);
+    }
+    return OK;
 }
 
 void gpu_graph_destroy(GpuGraph *graph)

@@ -8,6 +8,25 @@
  * the stream: later than any real device, so that who forgot to wait is found out. */
 typedef Status EmulatedWork(GpuStream *stream, void *context);
 Status emulated_submit(GpuStream *stream, EmulatedWork *work, const void *context, size_t bytes);
+/* Called by work that others must do something for first: it is run once more later. */
+void emulated_not_yet(GpuStream *stream);
+
+/* Where DROVER_EMULATED_EXCHANGE is set, the emulated GPUs of a process exchange among themselves
+ * (emulated_exchange.c). As a real one, such a GPU then goes on whatever its own host does: whoever
+ * waits for one of them runs the work of all. Else all of this is nothing. */
+bool emulated_exchanges(void);
+void emulated_enter(const Gpu *gpu); /* one at a time between enter and leave */
+void emulated_leave(const Gpu *gpu);
+int emulated_join(Gpu *gpu); /* its number */
+void emulated_part(Gpu *gpu);
+/* Until `stream` has nothing left, or has passed the event's `time`th record; event NULL: the
+ * first. */
+Status emulated_wait_together(GpuStream *stream, GpuEvent *event, int64_t time);
+/* emulated_device.c, between enter and leave */
+void emulated_open(Gpu *gpu, bool open); /* its memory */
+bool emulated_go_on(Gpu *gpu);           /* false: nothing can go on */
+bool emulated_is_done(const GpuStream *stream, const GpuEvent *event, int64_t time);
+Status emulated_look(const GpuStream *stream); /* what the host looks at while it waits */
 
 typedef struct EmulatedLaunch {
     const char *kernel;

@@ -1,5 +1,5 @@
 /* The device behind gpu.h: the emulated one, or a GPU where the tests were built for one. */
-#include "gpu/gpu.h"
+#include "gpu/numbers.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -111,6 +111,42 @@ static void test_events(void **state)
     gpu_event_destroy(from);
     gpu_event_destroy(to);
     gpu_stream_destroy(second);
+    gpu_free(gpu, a);
+    gpu_free(gpu, b);
+}
+
+/* The host reads what was there when it was fetched, waits once, and is refused what nobody
+ * fetched. */
+static void test_numbers(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    GpuStream *side;
+    const void *found, *again;
+    char *a = alloc(256), *b = alloc(64), owner;
+    assert_int_equal(gpu_numbers_find(stream, a, &found), ERR_ARG);
+    for (int round = 1; round <= 3; round++) {
+        size_t bytes = round == 2 ? 256 : 64; /* more than before; less */
+        assert_ok(gpu_fill(stream, a, round, 256));
+        assert_ok(gpu_fill(stream, b, 10 + round, 64));
+        assert_ok(gpu_side_begin(stream, 0, &side));
+        assert_ok(gpu_numbers_fetch(stream, side, a, bytes, &owner));
+        assert_ok(gpu_numbers_fetch(stream, side, b, 64, &found));
+        assert_ok(gpu_side_end(stream, 0, &a));
+        assert_ok(gpu_side_join(stream, &a));
+        assert_ok(gpu_fill(stream, a, 99, 256));
+        assert_ok(gpu_numbers_find(stream, a, &found));
+        for (size_t i = 0; i < bytes; i++) assert_int_equal(((const char *)found)[i], round);
+        assert_ok(gpu_numbers_find(stream, b, &again));
+        assert_int_equal(*(const char *)again, 10 + round);
+        assert_ok(gpu_numbers_find(stream, a, &again));
+        assert_ptr_equal(found, again);
+    }
+    gpu_numbers_drop(stream, &owner);
+    assert_int_equal(gpu_numbers_find(stream, a, &found), ERR_ARG);
+    assert_ok(gpu_numbers_find(stream, b, &found));
+    gpu_numbers_drop(stream, &found);
+    assert_ok(gpu_stream_wait(stream));
     gpu_free(gpu, a);
     gpu_free(gpu, b);
 }
@@ -430,6 +466,7 @@ int main(void)
         cmocka_unit_test(test_events),
         cmocka_unit_test(test_graph),
         cmocka_unit_test(test_side),
+        cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_warps),
         cmocka_unit_test(test_faults_are_seen),
         cmocka_unit_test(test_products),

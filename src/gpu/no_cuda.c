@@ -1,6 +1,7 @@
 /* A build without CUDA: there is no device, and nobody gets further than asking for one. */
 #include "gpu/gpu.h"
 #include "gpu/no_exchange.h"
+#include "gpu/numbers.h"
 
 static const char sentence[] = "this drover was built without CUDA: install the CUDA toolkit "
                                "(nvcc on the PATH) and build again";
@@ -46,6 +47,7 @@ Gpu *gpu_stream_device(const GpuStream *stream) { return NULL; }
 ABSENT(gpu_stream_wait, GpuStream *stream)
 ABSENT(gpu_write, GpuStream *stream, void *to, const void *host, size_t bytes)
 ABSENT(gpu_read, GpuStream *stream, void *host, const void *from, size_t bytes)
+ABSENT(gpu_read_later, GpuStream *stream, void *host, const void *from, size_t bytes)
 ABSENT(gpu_copy, GpuStream *stream, void *to, const void *from, size_t bytes)
 ABSENT(gpu_copy_rows, GpuStream *stream, void *to, size_t to_pitch, const void *from,
        size_t from_pitch, size_t bytes, size_t rows)
@@ -56,6 +58,7 @@ NOTHING(gpu_event_destroy, GpuEvent *event)
 ABSENT(gpu_event_record, GpuEvent *event, GpuStream *stream)
 ABSENT(gpu_event_look, GpuEvent *event, bool *done)
 ABSENT(gpu_event_wait, GpuEvent *event)
+ABSENT(gpu_stream_wait_until, GpuStream *stream, GpuEvent *event)
 ABSENT(gpu_stream_wait_event, GpuStream *stream, GpuEvent *event)
 ABSENT(gpu_event_ms, GpuEvent *from, GpuEvent *to, double *ms)
 GpuSide **gpu_stream_side(GpuStream *stream) { return NULL; }

@@ -116,6 +116,16 @@ Status collective_cut_attr(const CutCtx *ctx, void *attr);
 void collective_attr_text(const void *attr, Str *out);
 
 /* collective_gpu.c */
+/* The group along these axes, told that it exchanges on the lane where all but messages of
+ * pipelines do. */
+Status collective_gpu_group(const KernelArgs *args, unsigned axes, Comm **group);
+Status collective_gpu_expect(const KernelArgs *args, int lane, Comm *group);
+/* This rank of `all` and `peer`, the lower one first: who exchanges with one alone joins its GPU
+ * with no others'. */
+Status collective_gpu_pair(Comm *all, int peer, const char *name, Comm **pair);
+/* An operation on buffers of args->stream's device, for what comes there behind it: put beside the
+ * stream, which waits for its end. */
+Status collective_gpu_run(const KernelArgs *args, Comm *comm, const CommOp *op);
 size_t collective_gpu_workspace(const Graph *graph, const Node *node);
 size_t ring_gpu_workspace(const Graph *graph, const Node *node);
 

@@ -1,6 +1,7 @@
 /* Collectives on GPUs: the same as collective_run.c, with operands in the device's memory. What
  * does not lie in parts is packed by copies of rows on the stream. The operation itself goes to the
  * stream beside it, where those that were only started go on while the first one computes. */
+#include "comm/device.h"
 #include "gpu/gpu.h"
 #include "ops/collective.h"
 #include "ops/kernel.h"
@@ -13,6 +14,27 @@ typedef struct Prepared {
     int64_t *counts;
 } Prepared;
 
+Status collective_gpu_expect(const KernelArgs *args, int lane, Comm *group)
+{
+    GpuStream *side;
+    TRY(gpu_side_begin(args->stream, lane, &side));
+    comm_expect(group, side);
+    return OK;
+}
+
+Status collective_gpu_group(const KernelArgs *args, unsigned axes, Comm **group)
+{
+    TRY(args->ranks->group(args->ranks, axes, group));
+    return collective_gpu_expect(args, 0, *group);
+}
+
+Status collective_gpu_pair(Comm *all, int peer, const char *name, Comm **pair)
+{
+    int mine = comm_rank(all), low = peer < mine ? peer : mine, high = peer < mine ? mine : peer;
+    int rank[2] = {comm_world_rank(all, low), comm_world_rank(all, high)};
+    return comm_group(all, name, rank, 2, pair);
+}
+
 static Status prepare(KernelArgs *args)
 {
     const CollectiveAttr *attr = args->attr;
@@ -20,7 +42,7 @@ static Status prepare(KernelArgs *args)
     args->state = p;
     if (!args->ranks)
         return fail(ERR_ARG, "a program for several ranks, but this device has no peers");
-    TRY(args->ranks->group(args->ranks, 1u << attr->axis, &p->comm));
+    TRY(collective_gpu_group(args, 1u << attr->axis, &p->comm));
     p->counts = xcalloc((size_t)attr->n, sizeof *p->counts);
     for (int r = 0; r < attr->n; r++) p->counts[r] = collective_part_count(attr, r);
     return OK;
@@ -70,15 +92,26 @@ size_t collective_gpu_workspace(const Graph *graph, const Node *node)
     return (size_t)shape_count(&attr->whole) * dtype_bytes(graph_value(graph, node->in[0])->dtype);
 }
 
+static Status begin(const KernelArgs *args, Comm *comm, const CommOp *op, int n, const void *key)
+{
+    GpuStream *side;
+    TRY(gpu_side_begin(args->stream, 0, &side));
+    TRY(comm_enqueue_all(comm, op, n, side));
+    return gpu_side_end(args->stream, 0, key);
+}
+
+Status collective_gpu_run(const KernelArgs *args, Comm *comm, const CommOp *op)
+{
+    TRY(begin(args, comm, op, 1, args));
+    return gpu_side_join(args->stream, args);
+}
+
 /* From beginning to end where `token` is NULL; else wait will ask for it under the token's place.
  */
 static Status put(const KernelArgs *args, const CommOp *op, int n, const Tensor *token)
 {
-    GpuStream *side;
     const void *key = token ? token->data : args;
-    TRY(gpu_side_begin(args->stream, 0, &side));
-    TRY(comm_enqueue_all(((const Prepared *)args->state)->comm, op, n, side));
-    TRY(gpu_side_end(args->stream, 0, key));
+    TRY(begin(args, ((const Prepared *)args->state)->comm, op, n, key));
     return token ? OK : gpu_side_join(args->stream, key);
 }
 

@@ -4,6 +4,7 @@
 #include "ops/wide_sums.cuh"
 
 extern "C" {
+#include "ops/collective.h"
 #include "ops/exact_sum.h"
 #include "ops/grad_norm.h"
 #include "ops/ops.h"
@@ -174,7 +175,7 @@ static Status prepare_join(KernelArgs *args)
     const GradNormAttr *attr = (const GradNormAttr *)args->attr;
     Comm *comm;
     if (!attr->cut_axes) return OK;
-    TRY(args->ranks->group(args->ranks, attr->cut_axes, &comm));
+    TRY(collective_gpu_group(args, attr->cut_axes, &comm));
     args->state = comm;
     return OK;
 }
@@ -196,7 +197,7 @@ static Status run_join(KernelArgs *args)
         op.recv = args->workspace;
         op.count = tensor_count(&args->in[0]);
         op.node = args->node;
-        TRY(comm_enqueue(comm, &op, args->stream));
+        TRY(collective_gpu_run(args, comm, &op));
         norms = args->workspace;
         n = comm_size(comm);
     }

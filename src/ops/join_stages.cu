@@ -2,6 +2,7 @@
 #include "ops/elementwise.cuh"
 
 extern "C" {
+#include "ops/collective.h"
 #include "ops/join_stages.h"
 }
 
@@ -20,7 +21,12 @@ struct AddTo {
 
 static Status prepare(KernelArgs *args)
 {
-    return args->ranks->group(args->ranks, 1u << MESH_PP, (Comm **)&args->state);
+    const int peer = ((const JoinAttr *)args->attr)->peer;
+    Comm *stages, *pair;
+    TRY(args->ranks->group(args->ranks, 1u << MESH_PP, &stages));
+    TRY(collective_gpu_pair(stages, peer, "pp.joined", &pair));
+    args->state = pair;
+    return collective_gpu_expect(args, 0, pair);
 }
 
 static void release(KernelArgs *args) { args->state = NULL; /* the group is the device's */ }
@@ -36,7 +42,7 @@ static Status run(KernelArgs *args)
     for (int i = 0; i < 2; i++) {
         op[i].dtype = DTYPE_F32;
         op[i].count = tensor_count(x);
-        op[i].peer = ((const JoinAttr *)args->attr)->peer;
+        op[i].peer = !comm_rank((Comm *)args->state);
         op[i].tag = COMM_TAG_LIMIT - 1; /* that of no channel (pass/pipeline) */
         op[i].node = args->node;
     }

@@ -1,7 +1,8 @@
 /* send, recv, put and take on GPUs (pipe.c says what they are). A channel has a lane beside the
- * stream and, among GPUs, a group of its own: messages of one channel go one way only, so that no
+ * stream and a group of its two ranks: messages of one channel go one way only, so that no
  * two ranks wait for each other whatever the schedule's order. */
 #include "gpu/gpu.h"
+#include "ops/collective.h"
 #include "ops/pipe.h"
 
 #include <stdlib.h>
@@ -30,13 +31,10 @@ static Status prepare_message(KernelArgs *args)
     TRY(make_prepared(args, args->n_in > 1 ? args->n_in - 1 : 0));
     Prepared *p = args->state;
     TRY(args->ranks->group(args->ranks, 1u << MESH_PP, &stages));
-    int n = comm_size(stages), *rank = xcalloc((size_t)n, sizeof *rank);
-    for (int i = 0; i < n; i++) rank[i] = comm_world_rank(stages, i);
     snprintf(name, sizeof name, "pp.%d", attr->channel);
-    Status status = comm_group(stages, name, rank, n, &p->comm);
-    free(rank);
+    TRY(collective_gpu_pair(stages, attr->peer, name, &p->comm));
     p->lane = 1 + attr->channel % (GPU_LANES - 1);
-    return status;
+    return collective_gpu_expect(args, p->lane, p->comm);
 }
 
 static Status prepare_put(KernelArgs *args) { return make_prepared(args, args->n_in - 1); }
@@ -70,6 +68,7 @@ static Status run_send(KernelArgs *args)
     TRY(gpu_side_join(args->stream, buffer->data));
     TRY(gpu_copy(args->stream, buffer->data, args->in[0].data, tensor_bytes(&args->in[0])));
     CommOp op = pipe_message(args, COMM_SEND, buffer);
+    op.peer = !comm_rank(p->comm);
     TRY(gpu_side_begin(args->stream, p->lane, &side));
     TRY(comm_enqueue_send(p->comm, &op, side, &p->pending[k]));
     return gpu_side_end(args->stream, p->lane, buffer->data);
@@ -79,6 +78,7 @@ static Status run_recv(KernelArgs *args)
 {
     Prepared *p = args->state;
     CommOp op = pipe_message(args, COMM_RECV, &args->out[0]);
+    op.peer = !comm_rank(p->comm);
     GpuStream *side;
     TRY(gpu_side_begin(args->stream, p->lane, &side));
     TRY(comm_enqueue(p->comm, &op, side));
