@@ -185,12 +185,17 @@ static Status run_divide(KernelArgs *args)
 }
 
 /* All ranks' parts. */
-static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+static size_t gpu_workspace(const Graph *graph, const Node *node)
 {
-    (void)target;
     if (((const ColumnsAttr *)node->attr)->n == 1) return 0;
     double in = value_bytes(graph, node->in[0]), out = value_bytes(graph, node->out[0]);
     return (size_t)(in > out ? in : out);
+}
+
+static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    (void)target;
+    return gpu_workspace(graph, node);
 }
 
 static const Kernel unite_kernel = {.run = run_unite, .prepare = prepare, .workspace = workspace},
@@ -213,7 +218,8 @@ CUDA_DECLARE(expert_divide);
                                       .cost = cost_##op,                                           \
                                       .attr_text = attr_text,                                      \
                                       .cpu = CPU_KERNEL_ANY(&op##_kernel),                         \
-                                      .cuda = &cuda_expert_##op}
+                                      .cuda = &cuda_expert_##op,                                   \
+                                      .gpu_workspace = gpu_workspace}
 COLUMNS(unite);
 COLUMNS(divide);
 

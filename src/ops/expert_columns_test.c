@@ -1,5 +1,5 @@
 /* expert_unite and expert_divide on one rank, where both are copies of the rows that are there, and
- * what they refuse. Between ranks: tests/layout_test.c. */
+ * what they refuse. Between ranks: expert_ranks_test.c, tests/layout_test.c. */
 #include "ops/optest.h"
 
 #include <math.h>

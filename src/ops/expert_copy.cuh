@@ -80,13 +80,4 @@ static inline Status offsets_from_first(GpuStream *stream, const int32_t *offset
                       from_first_kernel, offsets, n, (int32_t *)owned->data);
 }
 
-/* For prepare: what goes between ranks is not made here. */
-static inline Status refuse_ranks(const char *what, const char *axis, int n)
-{
-    if (n == 1) return OK;
-    return fail(ERR_UNSUPPORTED,
-                "the cuda device does not send %s between %d ranks of parallel.%s yet", what, n,
-                axis);
-}
-
 #endif

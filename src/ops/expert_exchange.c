@@ -14,7 +14,7 @@
  * Each of the last two is the other's gradient. An expert's rows on a rank begin at a multiple of
  * EXPERT_ROW_ALIGN and are padded to one, so what arrives is aligned as well. Nothing is dropped:
  * the buffer has room for all rows of all ranks. On one rank all three are copies. */
-#include "ops/expert_attr.h"
+#include "ops/expert_table.h"
 #include "ops/kernel.h"
 #include "ops/rules.h"
 
@@ -177,35 +177,6 @@ static void attr_text(const void *attribute, Str *out)
 
 /* ---- kernels ---------------------------------------------------------------------------- */
 
-/* What all ranks' offsets say. */
-typedef struct Table {
-    const int32_t *at;
-    int n, rank;
-    int64_t experts, each; /* in all, and owned by each rank */
-} Table;
-
-static Table table_of(const Tensor *t, const ExchangeAttr *attr)
-{
-    Table table = {
-        .at = t->data, .n = attr->n, .rank = attr->rank, .experts = tensor_count(t) / attr->n - 1};
-    table.each = table.experts / attr->n;
-    return table;
-}
-
-static int32_t offset_of(const Table *t, int rank, int64_t expert)
-{
-    return t->at[rank * (t->experts + 1) + expert];
-}
-static int64_t rows_of(const Table *t, int rank, int64_t expert)
-{
-    return offset_of(t, rank, expert + 1) - offset_of(t, rank, expert);
-}
-/* that rank `from` has for the experts of rank `to`: they lie together */
-static int64_t rows_between(const Table *t, int from, int to)
-{
-    return offset_of(t, from, (to + 1) * t->each) - offset_of(t, from, to * t->each);
-}
-
 typedef struct Prepared {
     Comm *comm;
     int64_t *counts; /* [4 n]: rows sent, their places, rows received, their places; in elements */
@@ -242,103 +213,79 @@ static Status run_plan(KernelArgs *args)
                                         .node = args->node}));
     else
         memcpy(args->out[0].data, args->in[0].data, (size_t)count * sizeof(int32_t));
-    Table t = table_of(&args->out[0], attr);
-    int32_t *owned = args->out[1].data, sum = 0;
-    for (int64_t e = 0; e < t.each; e++) {
-        for (int r = 0; r < t.n; r++) {
-            if (r == 0 || attr->apart) *owned++ = sum;
-            sum += (int32_t)rows_of(&t, r, t.rank * t.each + e);
-        }
-    }
-    *owned = sum;
+    ExpertTable t = expert_table(args->out[0].data, tensor_count(&args->out[0]), attr);
+    int32_t *owned = args->out[1].data;
+    for (int64_t e = 0; e < t.each; e++)
+        for (int r = 0; r < (attr->apart ? t.n : 1); r++) *owned++ = (int32_t)expert_use(&t, r, e);
+    *owned = (int32_t)expert_use(&t, 0, t.each);
     return OK;
 }
 
-/* Between the order of arrival (by rank, then expert) and the order of use (by expert, then rank).
- */
-static void reorder(const Table *t, char *by_rank, char *by_expert, size_t row_bytes, bool arriving)
+/* Between the order of arrival and the order of use. */
+static void reorder(const ExpertTable *t, char *arrived, char *used, size_t row_bytes,
+                    bool arriving)
 {
-    char *use = by_expert;
-    for (int64_t e = 0; e < t->each; e++) {
-        char *block = by_rank;
+    for (int64_t e = 0; e < t->each; e++)
         for (int r = 0; r < t->n; r++) {
-            int64_t before = offset_of(t, r, t->rank * t->each + e) -
-                             offset_of(t, r, t->rank * t->each);
-            size_t bytes = (size_t)rows_of(t, r, t->rank * t->each + e) * row_bytes;
-            char *there = block + (size_t)before * row_bytes;
+            char *there = arrived + (size_t)expert_arrival(t, r, e) * row_bytes,
+                 *here = used + (size_t)expert_use(t, r, e) * row_bytes;
+            size_t bytes = (size_t)expert_rows(t, r, e) * row_bytes;
             if (arriving)
-                memcpy(use, there, bytes);
+                memcpy(here, there, bytes);
             else
-                memcpy(there, use, bytes);
-            use += bytes;
-            block += (size_t)rows_between(t, r, t->rank) * row_bytes;
+                memcpy(there, here, bytes);
         }
-    }
 }
 
-/* Rows of tokens at their offsets <-> blocks by rank, one behind the other. */
-static Status exchange(KernelArgs *args, const Table *t, void *of_tokens_rows, void *by_rank,
-                       bool out)
+/* Rows of tokens at their offsets <-> in the order of arrival, in the workspace. */
+static Status exchange(KernelArgs *args, const ExpertTable *t, bool out)
 {
+    const Tensor *tokens = out ? &args->in[0] : &args->out[0],
+                 *owned = out ? &args->out[0] : &args->in[0];
     const Prepared *p = args->state;
-    int64_t width = args->in[0].shape.dim[1], *sent = p->counts, *sent_at = sent + t->n,
-            *got = sent_at + t->n, *got_at = got + t->n;
-    int64_t at = 0;
-    for (int r = 0; r < t->n; r++) {
-        int64_t mine = rows_between(t, t->rank, r) * width,
-                theirs = rows_between(t, r, t->rank) * width;
-        int64_t place = offset_of(t, t->rank, r * t->each) * width;
-        sent[r] = out ? mine : theirs;
-        sent_at[r] = out ? place : at;
-        got[r] = out ? theirs : mine;
-        got_at[r] = out ? at : place;
-        at += theirs;
-    }
+    ExpertCounts c = expert_counts_at(p->counts, t->n);
+    TRY(expert_count(t, tokens->shape.dim[1], tokens->shape.dim[0], owned->shape.dim[0], &c));
     return comm_run(p->comm, &(CommOp){.kind = COMM_ALL_TO_ALL,
-                                       .dtype = args->in[0].dtype,
-                                       .send = out ? of_tokens_rows : by_rank,
-                                       .recv = out ? by_rank : of_tokens_rows,
-                                       .send_counts = sent,
-                                       .send_offsets = sent_at,
-                                       .recv_counts = got,
-                                       .recv_offsets = got_at,
+                                       .dtype = tokens->dtype,
+                                       .send = out ? tokens->data : args->workspace,
+                                       .recv = out ? args->workspace : tokens->data,
+                                       .send_counts = out ? c.tokens : c.owned,
+                                       .send_offsets = out ? c.tokens_at : c.owned_at,
+                                       .recv_counts = out ? c.owned : c.tokens,
+                                       .recv_offsets = out ? c.owned_at : c.tokens_at,
                                        .node = args->node});
 }
 
-static Status run_dispatch(KernelArgs *args)
+static Status run_rows(KernelArgs *args, bool out)
 {
-    Table t = table_of(&args->in[1], args->attr);
-    size_t row_bytes = (size_t)args->in[0].shape.dim[1] * dtype_bytes(args->in[0].dtype);
+    const Tensor *rows = &args->in[0], *table = &args->in[1];
+    ExpertTable t = expert_table(table->data, tensor_count(table), args->attr);
+    size_t row_bytes = (size_t)rows->shape.dim[1] * dtype_bytes(rows->dtype);
     if (t.n == 1) {
-        memcpy(args->out[0].data, args->in[0].data,
-               (size_t)offset_of(&t, 0, t.experts) * row_bytes);
+        memcpy(args->out[0].data, rows->data, (size_t)expert_offset(&t, 0, t.experts) * row_bytes);
         return OK;
     }
-    TRY(exchange(args, &t, args->in[0].data, args->workspace, true));
-    reorder(&t, args->workspace, args->out[0].data, row_bytes, true);
+    if (!out) reorder(&t, args->workspace, rows->data, row_bytes, false);
+    TRY(exchange(args, &t, out));
+    if (out) reorder(&t, args->workspace, args->out[0].data, row_bytes, true);
     return OK;
 }
 
-static Status run_collect(KernelArgs *args)
-{
-    Table t = table_of(&args->in[1], args->attr);
-    size_t row_bytes = (size_t)args->in[0].shape.dim[1] * dtype_bytes(args->in[0].dtype);
-    if (t.n == 1) {
-        memcpy(args->out[0].data, args->in[0].data,
-               (size_t)offset_of(&t, 0, t.experts) * row_bytes);
-        return OK;
-    }
-    reorder(&t, args->workspace, args->in[0].data, row_bytes, false);
-    return exchange(args, &t, args->out[0].data, args->workspace, false);
-}
+static Status run_dispatch(KernelArgs *args) { return run_rows(args, true); }
+static Status run_collect(KernelArgs *args) { return run_rows(args, false); }
 
 /* Rows in the order of arrival. */
-static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+static size_t gpu_workspace(const Graph *graph, const Node *node)
 {
-    (void)target;
     if (((const ExchangeAttr *)node->attr)->n == 1) return 0;
     double in = value_bytes(graph, node->in[0]), out = value_bytes(graph, node->out[0]);
     return (size_t)(in > out ? in : out);
+}
+
+static size_t workspace(const Graph *graph, const Node *node, const Target *target)
+{
+    (void)target;
+    return gpu_workspace(graph, node);
 }
 
 static const Kernel plan_kernel = {.run = run_plan, .prepare = prepare, .release = release};
@@ -378,6 +325,7 @@ const OpDef op_def_expert_dispatch = {
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&dispatch_kernel),
     .cuda = &cuda_expert_dispatch,
+    .gpu_workspace = gpu_workspace,
 };
 
 const OpDef op_def_expert_collect = {
@@ -395,6 +343,7 @@ const OpDef op_def_expert_collect = {
     .attr_text = attr_text,
     .cpu = CPU_KERNEL_ANY(&collect_kernel),
     .cuda = &cuda_expert_collect,
+    .gpu_workspace = gpu_workspace,
 };
 
 bool op_expert_sends_columns(const Node *node)

@@ -1,5 +1,6 @@
 /* expert_plan, expert_dispatch and expert_collect on one rank, where they are copies of the rows
- * that are there. Between ranks: tests/layout_test.c. */
+ * that are there. Between ranks: expert_ranks_test.c,
+ * tests/layout_test.c. */
 #include "ops/optest.h"
 
 #include <math.h>
@@ -59,31 +60,8 @@ static void test_rows(void **state)
     }
 }
 
-/* What a GPU can not do is said before anything runs. */
-static void test_ranks_on_a_gpu(void **state)
-{
-    (void)state;
-    struct {
-        int n, rank, apart, columns; /* as in expert_attr.h */
-    } two = {2, 0, 0, 0};
-    OpTest *t = optest_create(1);
-    OpRun run;
-    ValueId table = optest_integers(t, SHAPE(6), 0, 1), y;
-    ValueId rows = optest_normal(t, DTYPE_F32, SHAPE(4, 4), 1.0);
-    optest_ok(
-        graph_add(t->graph, op_find("expert_dispatch"), &two, (ValueId[]){rows, table}, 2, &y));
-    Target target;
-    if (optest_target(t, ISA_COUNT, 1, &target)) {
-        assert_false(optest_run(&run, t, target, 0));
-        assert_non_null(strstr(run.fault, "does not send experts' rows between 2 ranks"));
-        optest_run_end(&run);
-    }
-    optest_destroy(t);
-}
-
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plan), cmocka_unit_test(test_rows),
-                                       cmocka_unit_test(test_ranks_on_a_gpu)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plan), cmocka_unit_test(test_rows)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

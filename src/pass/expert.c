@@ -15,7 +15,8 @@ typedef struct Exchange {
     Rewrite rewrite;
     bool folded;
     int columns;     /* ranks that carry parts of the rows' columns; 1: none */
-    ValueId offsets; /* of the layer at hand */
+    ValueId offsets; /* of the layer at hand, as they were */
+    ValueId owned;   /* read in their place: where the rows of this rank's experts will lie */
     ValueId
         way; /* what says which rows go where: the ranks' table; folded: the offsets as they were */
 } Exchange;
@@ -35,25 +36,35 @@ static bool has_columns(const Exchange *x, ValueId rows)
     return x->columns > 1 && !g->canonical && graph_value(g, rows)->shape.dim[1] % x->columns == 0;
 }
 
+/* Behind the sorting: who gets how many is told while tokens are gathered into rows. The experts'
+ * products go by what comes of it. */
+static Status plan_rows(Exchange *x, const Node *sort)
+{
+    Graph *g = x->rewrite.to;
+    x->offsets = sort->out[0];
+    ValueId offsets = rewrite_get(&x->rewrite, x->offsets);
+    stamp(x, sort);
+    x->way = offsets;
+    TRY(x->folded ? op_expert_share(g, offsets, &x->owned)
+                  : op_expert_plan(g, offsets, &x->way, &x->owned));
+    rewrite_set(&x->rewrite, x->offsets, x->owned);
+    return OK;
+}
+
 /* Behind the gathering of tokens into rows: to the owners. */
 static Status send_rows(Exchange *x, const Node *gather)
 {
     Graph *g = x->rewrite.to;
-    ValueId rows = rewrite_get(&x->rewrite, gather->out[0]), owned,
-            offsets = rewrite_get(&x->rewrite, x->offsets);
+    ValueId rows = rewrite_get(&x->rewrite, gather->out[0]);
     stamp(x, gather);
     if (x->folded) {
-        x->way = offsets;
-        TRY(op_expert_share(g, offsets, &owned));
         TRY(op_expert_pick(g, rows, x->way, &rows));
     } else {
         bool columns = has_columns(x, rows);
-        TRY(op_expert_plan(g, offsets, &x->way, &owned));
         TRY(op_expert_dispatch(g, rows, x->way, columns, &rows));
-        if (columns) TRY(op_expert_unite(g, rows, owned, &rows));
+        if (columns) TRY(op_expert_unite(g, rows, x->owned, &rows));
     }
     rewrite_set(&x->rewrite, gather->out[0], rows);
-    rewrite_set(&x->rewrite, x->offsets, owned); /* the experts' products go by these */
     return OK;
 }
 
@@ -64,8 +75,7 @@ static Status return_rows(Exchange *x, const Node *combine)
     ValueId rows = rewrite_get(&x->rewrite, combine->in[0]);
     bool columns = has_columns(x, rows);
     stamp(x, combine);
-    if (columns && !x->folded)
-        TRY(op_expert_divide(g, rows, rewrite_get(&x->rewrite, x->offsets), &rows));
+    if (columns && !x->folded) TRY(op_expert_divide(g, rows, x->owned, &rows));
     if (x->folded)
         TRY(op_expert_put(g, rows, x->way, &rows));
     else
@@ -81,7 +91,7 @@ static Status rewrite_all(Exchange *x)
         const Node *node = &g->node[i];
         if (node_is(node, "expert_combine")) TRY(return_rows(x, node));
         TRY(rewrite_copy_node(&x->rewrite, (NodeId){i}));
-        if (node_is(node, "expert_sort")) x->offsets = node->out[0];
+        if (node_is(node, "expert_sort")) TRY(plan_rows(x, node));
         if (node_is(node, "expert_gather")) TRY(send_rows(x, node));
     }
     return OK;

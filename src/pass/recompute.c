@@ -80,12 +80,22 @@ static void keep_between_layers(Recomputing *r)
     for (int i = 0; i < g->n_outputs; i++) r->remade[g->output[i].value.id] = false;
 }
 
+/* Who tells others numbers (how many rows go to whom) tells them once: they are few, and everybody
+ * waits for them. */
+static bool tells_numbers(const Node *node)
+{
+    return (node->op->flags & (OP_SOURCE | OP_COLLECTIVE)) == (OP_SOURCE | OP_COLLECTIVE);
+}
+
 /* Full: everything that a layer's nodes make, and that no other layer reads in forward. */
 static void choose_full(Recomputing *r)
 {
     const Graph *g = r->graph;
-    for (int v = 1; v < g->n_values; v++)
-        r->remade[v] = is_forward(g, v) && g->node[g->value[v].producer.id].layer >= 0;
+    for (int v = 1; v < g->n_values; v++) {
+        if (!is_forward(g, v)) continue;
+        const Node *node = graph_node(g, g->value[v].producer);
+        r->remade[v] = node->layer >= 0 && !tells_numbers(node);
+    }
     keep_between_layers(r);
 }
 
