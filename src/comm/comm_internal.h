@@ -262,5 +262,7 @@ void comm_world_add_ranks(CommWorld *world, int first, int here); /* opens the g
 void comm_board_say(const CommRequest *request, CommPhase phase);
 /* While a rank waits: for whom, with missing and arrived as in comm_fail_late. */
 void comm_board_say_waits(CommRequest *request, const bool *missing, bool arrived);
+/* While its GPU does, whose host may have said what comes later. */
+void comm_board_say_gpu_waits(CommRequest *request, const bool *missing, bool arrived);
 
 #endif

@@ -65,14 +65,14 @@ static void take_first(Comm *all)
     r->done = NULL;
 }
 
-/* Ranks of the group whose last word is from before this operation. That word may be of another
- * group, which comes before or behind it: then it is of no use, and they count as missing only when
- * nobody else does. */
-static Status say_late(CommRequest *r, double now_s)
+/* missing[n]: ranks of the group whose last word is from before this operation. That word may be of
+ * another group, which comes before or behind it: then it is of no use, and they count as missing
+ * only when nobody else does. true: some are. */
+static bool find_missing(const CommRequest *r, bool *missing)
 {
     Comm *c = r->comm;
     CommSeen *seen = xcalloc((size_t)c->n, sizeof *seen);
-    bool *missing = xcalloc((size_t)c->n, sizeof *missing), any = false;
+    bool any = false;
     c->world->transport->look(c->world, c->ranks, c->n, seen);
     for (int i = 0; i < c->n; i++) {
         const CommRow *row = &seen[i].row;
@@ -81,10 +81,27 @@ static Status say_late(CommRequest *r, double now_s)
         any |= missing[i];
     }
     for (int i = 0; i < c->n && !any; i++) missing[i] = i != c->rank;
-    Status status = comm_fail_late(r, missing, !any, now_s - r->start_s);
-    free(missing);
     free(seen);
+    return any;
+}
+
+/* Half way to the deadline this rank begins to say for whom its GPU waits, so that who is late
+ * finds behind whom (waits.c); at the deadline it is late itself. */
+static Status say_waits(CommRequest *r, double now_s)
+{
+    if (now_s <= r->say_s && now_s <= r->until_s) return OK;
+    bool *missing = xcalloc((size_t)r->comm->n, sizeof *missing), any = find_missing(r, missing);
+    comm_board_say_gpu_waits(r, missing, !any);
+    Status status = now_s > r->until_s ? comm_fail_late(r, missing, !any, now_s - r->start_s) : OK;
+    free(missing);
     return status;
+}
+
+static void begin_to_wait(CommRequest *r)
+{
+    double now_s = clock_s();
+    r->until_s = now_s + r->comm->deadline_s;
+    r->say_s = now_s + r->comm->deadline_s / 2;
 }
 
 /* Those that are done are counted; the first that is not may be late, or its group broken. */
@@ -100,7 +117,7 @@ static Status look(void *context)
         if (!done) {
             Status status = gpu_group_look(r->comm->gpu, &ready);
             if (status != OK) return comm_fail_world(r->comm, status_message());
-            return now_s > r->until_s ? say_late(r, now_s) : OK;
+            return say_waits(r, now_s);
         }
         r->arrived_s = r->end_s = now_s;
         take_first(all);
@@ -136,7 +153,7 @@ static Status find_sharing(Comm *c, GpuStream *stream)
 static Status await_group(Comm *c, CommRequest *r)
 {
     double until_s = clock_s() + c->deadline_s;
-    if (r) r->until_s = until_s;
+    if (r) begin_to_wait(r);
     for (bool ready;;) {
         if (comm_board_failed(c->world->board)) return comm_failure(c->world);
         if (gpu_group_look(c->gpu, &ready) != OK) return comm_fail_world(c, status_message());
@@ -145,7 +162,7 @@ static Status await_group(Comm *c, CommRequest *r)
         if (!r && now_s > until_s)
             return fail(ERR_COMM, "%s: the GPUs of %d ranks were not joined within %.0f s", c->name,
                         c->n, c->deadline_s);
-        if (r && now_s > r->until_s) TRY(say_late(r, now_s));
+        if (r) TRY(say_waits(r, now_s));
         nanosleep(&(struct timespec){.tv_nsec = r ? 20000 : 1000000}, NULL);
     }
 }
@@ -308,7 +325,7 @@ static Status note(CommRequest *r, GpuStream *stream)
     Comm *all = comm_of_all(r->comm);
     TRY(gpu_event_create(gpu_stream_device(stream), &r->done));
     TRY(gpu_event_record(r->done, stream));
-    r->until_s = clock_s() + r->comm->deadline_s;
+    begin_to_wait(r);
     if (all->enqueued_end)
         all->enqueued_end->later = r;
     else

@@ -253,7 +253,7 @@ static void test_who_is_missing(void **state)
     RankJob job[MOST];
     if (!gpu_is_emulated()) skip();
     setenv("DROVER_EMULATED_EXCHANGE", "1", 1);
-    run(3, 1, leave_one_out, job);
+    run(3, 2, leave_one_out, job);
     unsetenv("DROVER_EMULATED_EXCHANGE");
     for (int r = 0; r < 3; r++) {
         assert_int_equal(job[r].status, ERR_COMM);
@@ -263,10 +263,52 @@ static void test_who_is_missing(void **state)
     }
 }
 
+/* Rank 0 waits for rank 1 in a group of the two, which waits for the last rank with all. */
+static Status wait_behind_one(RankJob *j)
+{
+    float y[N] = {0};
+    int two[] = {0, 1};
+    Comm *pair = NULL;
+    TRY(open_device(j));
+    TRY(gpu_alloc(j->gpu, sizeof y, "x", &j->memory));
+    void *x = j->memory;
+    CommOp op = {.kind = COMM_ALL_REDUCE,
+                 .dtype = DTYPE_F32,
+                 .send = x,
+                 .recv = x,
+                 .count = N,
+                 .node = "first"};
+    TRY(gpu_write(j->stream, x, y, sizeof y));
+    if (j->rank < 2) TRY(comm_group(j->all, "pair", two, 2, &pair));
+    TRY(comm_enqueue(j->all, &op, j->stream));
+    if (pair) TRY(comm_enqueue(pair, &op, j->stream));
+    TRY(gpu_read(j->stream, y, x, sizeof y));
+    op.node = j->rank ? "second" : "third";
+    while (j->rank == 2 && comm_failed_rank(j->all) < 0)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    if (j->rank < 2) TRY(comm_enqueue(j->rank ? j->all : pair, &op, j->stream));
+    return gpu_read(j->stream, y, x, sizeof y);
+}
+
+static void test_who_is_behind(void **state)
+{
+    (void)state;
+    RankJob job[MOST];
+    if (!gpu_is_emulated()) skip();
+    setenv("DROVER_EMULATED_EXCHANGE", "1", 1);
+    run(3, 2, wait_behind_one, job);
+    unsetenv("DROVER_EMULATED_EXCHANGE");
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(job[r].status, ERR_COMM);
+        if (!strstr(job[r].why, "not arrived: rank 2") || !strstr(job[r].why, "'second'"))
+            fail_msg("rank %d: %s", r, job[r].why);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all),
-                                       cmocka_unit_test(test_among_gpus),
-                                       cmocka_unit_test(test_who_is_missing)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all), cmocka_unit_test(test_among_gpus),
+        cmocka_unit_test(test_who_is_missing), cmocka_unit_test(test_who_is_behind)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -333,6 +333,13 @@ static bool is_last_said(const CommRequest *r)
            !strncmp(row->group, r->comm->name, sizeof row->group);
 }
 
+void comm_board_say_gpu_waits(CommRequest *r, const bool *missing, bool arrived)
+{
+    if (!is_last_said(r) || row_of(r->comm)->phase != COMM_PHASE_WAITING)
+        comm_board_say(r, COMM_PHASE_WAITING);
+    comm_board_say_waits(r, missing, arrived);
+}
+
 void comm_request_end(CommRequest *r, double blocked_s)
 {
     if (is_last_said(r)) comm_board_say(r, COMM_PHASE_DONE);
