@@ -121,11 +121,9 @@ static Status run_batch(EvalJob *job, const EvalItem *items, int n)
     GenerateRequest *requests = xcalloc((size_t)n, sizeof *requests);
     GenerateStats stats;
     Status status = OK;
-    for (int i = 0; i < n && status == OK; i++) {
-        infer_truncate(job->infer, i, 0);
+    for (int i = 0; i < n && status == OK; i++)
         status = prepare(job, &items[i], &answers[i], &requests[i]);
-    }
-    if (status == OK) status = infer_generate(job->infer, requests, n, &stats);
+    if (status == OK) status = infer_generate_all(job->infer, requests, n, &stats);
     for (int i = 0; i < n && status == OK; i++) judge(job, &items[i], &answers[i], &requests[i]);
     for (int i = 0; i < n; i++) {
         VEC_FREE(&answers[i].ids);
