@@ -6,6 +6,7 @@
 #include "infer/infer_internal.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- how many pages --------------------------------------------------------------------- */
 
@@ -18,11 +19,12 @@ static Status check_page_tokens(int64_t n)
 
 /* Pages that a slot of this length can hold at a time of layers with this chunk: from the page that
  * the chunk of its last token begins in to the end of a piece of a prompt, or all. */
-static int64_t slot_pages(const InferOptions *o, int64_t chunk, int64_t length)
+static int64_t slot_pages(const Infer *infer, int64_t chunk, int64_t length)
 {
+    const InferOptions *o = &infer->options;
     int64_t all = (length + o->page_tokens - 1) / o->page_tokens;
     if (chunk <= 0) return all;
-    int64_t positions = chunk - 1 + o->prefill;
+    int64_t positions = chunk - 1 + infer->prefill_rows * o->prefill;
     int64_t begins_within = chunk % o->page_tokens ? o->page_tokens - 1 : 0;
     return min_i64(all, (positions + begins_within + o->page_tokens - 1) / o->page_tokens);
 }
@@ -39,7 +41,7 @@ Status infer_cache_setup(Infer *infer)
     for (int i = 0; i < infer->n_kinds; i++) {
         CacheKind *kind = &infer->kind[i];
         kind->chunk = chunk[i];
-        kind->pages = infer->slots * slot_pages(o, chunk[i], o->context);
+        kind->pages = infer->slots * slot_pages(infer, chunk[i], o->context);
         if (most > 0) kind->pages = min_i64(kind->pages, most);
     }
     return OK;
@@ -47,26 +49,26 @@ Status infer_cache_setup(Infer *infer)
 
 int64_t infer_cache_need(const Infer *infer, int kind, int64_t positions)
 {
-    return slot_pages(&infer->options, infer->kind[kind].chunk, positions);
+    return slot_pages(infer, infer->kind[kind].chunk, positions);
 }
 
 void infer_cache_start(Infer *infer)
 {
     const InferOptions *o = &infer->options;
     int64_t width = (o->context + o->page_tokens - 1) / o->page_tokens;
-    for (int i = 0; i < infer->n_kinds && o->batch > 0; i++) {
+    int64_t rows = infer->data_ranks * max_i64(infer->slots, infer->prefill_rows);
+    if (o->batch <= 0) return;
+    infer->row = xcalloc((size_t)rows, sizeof *infer->row);
+    for (int i = 0; i < infer->n_kinds; i++) {
         CacheKind *kind = &infer->kind[i];
         kind->table_name = model_cache_input(&infer->names, "pages", kind->chunk);
         kind->copy_name = model_cache_input(&infer->names, "copy", kind->chunk);
         kind->pool = xcalloc((size_t)infer->data_ranks, sizeof *kind->pool);
         kind->table = xcalloc((size_t)o->batch, sizeof *kind->table);
-        kind->copy = xcalloc((size_t)o->batch, sizeof *kind->copy);
+        kind->copy = xcalloc((size_t)rows, sizeof *kind->copy);
         for (int r = 0; r < infer->data_ranks; r++)
             kind->pool[r] = page_pool_create(kind->pages, o->page_tokens);
-        for (int64_t s = 0; s < o->batch; s++) {
-            kind->table[s] = page_table_make(width);
-            kind->copy[s] = -1;
-        }
+        for (int64_t s = 0; s < o->batch; s++) kind->table[s] = page_table_make(width);
     }
 }
 
@@ -81,6 +83,7 @@ void infer_cache_end(Infer *infer)
         free(kind->table);
         free(kind->copy);
     }
+    free(infer->row);
     arena_deinit(&infer->names);
 }
 
@@ -141,33 +144,35 @@ void infer_cache_drop(Infer *infer, int slot)
     }
 }
 
-Status infer_cache_extend(Infer *infer, int slot, int64_t n)
+Status infer_cache_extend(Infer *infer, int slot, int64_t n, int64_t row)
 {
     int64_t from = infer->length[slot];
     for (int i = 0; i < infer->n_kinds; i++) {
         CacheKind *kind = &infer->kind[i];
         TRY(page_table_extend(pool_of(infer, kind, slot), &kind->table[slot], from, from + n,
-                              &kind->copy[slot]));
+                              &kind->copy[row]));
     }
     return OK;
 }
 
-/* A stage of a pipeline has no layers of some kinds, and then no such inputs. */
-void infer_cache_inputs(Infer *infer, int program)
+/* A stage of a pipeline has no layers of some kinds, and then no such inputs. Tables of rows that
+ * take nothing are not read. */
+void infer_cache_inputs(Infer *infer, int program, int64_t rows)
 {
-    int64_t first = infer->data_rank * infer->slots;
+    int64_t first = infer->data_rank * rows;
     for (int i = 0; i < infer->n_kinds; i++) {
         CacheKind *kind = &infer->kind[i];
-        int64_t width = kind->table[0].width;
+        size_t width = (size_t)kind->table[0].width;
         int32_t *pages = session_input(infer->session, program, kind->table_name);
         int32_t *copy = session_input(infer->session, program, kind->copy_name);
-        for (int64_t s = 0; s < infer->slots; s++) {
-            bool there = first + s < infer->options.batch;
-            for (int64_t k = 0; pages && k < width; k++)
-                pages[s * width + k] = there ? kind->table[first + s].page[k] : -1;
-            if (copy) copy[s] = there ? kind->copy[first + s] : -1;
+        if (!pages || !copy) continue;
+        for (int64_t r = 0; r < rows; r++) {
+            const SlotTokens *row = &infer->row[first + r];
+            copy[r] = row->n > 0 ? kind->copy[first + r] : -1;
+            if (row->n > 0)
+                memcpy(pages + (size_t)r * width, kind->table[row->slot].page,
+                       width * sizeof *pages);
         }
-        for (int64_t s = 0; s < infer->options.batch; s++) kind->copy[s] = -1;
     }
 }
 

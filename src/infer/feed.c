@@ -65,77 +65,108 @@ static Status check_feed(const Infer *infer, const SlotTokens *feed, int n)
     return infer_cache_check(infer, feed, n);
 }
 
+/* ---- runs ------------------------------------------------------------------------------- */
+
 typedef struct Grid {
-    int32_t *ids, *pos; /* [slots of this rank, width] of a program; pos < 0: nothing there */
-    int64_t width;
+    int32_t *ids, *pos; /* [rows of this rank, width] of a program; pos < 0: nothing there */
+    int64_t rows, width;
 } Grid;
 
-static Grid empty_grid(Infer *infer, int program, int64_t width)
+static Grid empty_grid(Infer *infer, int program, int64_t rows, int64_t width)
 {
     Grid grid = {session_input(infer->session, program, "ids"),
-                 session_input(infer->session, program, "pos"), width};
-    for (int64_t i = 0; i < infer->slots * width; i++) {
+                 session_input(infer->session, program, "pos"), rows, width};
+    for (int64_t i = 0; i < rows * width; i++) {
         grid.ids[i] = 0;
         grid.pos[i] = -1;
     }
     return grid;
 }
 
-/* Takes a slot's tokens into the grid, where the slot is this rank's, and into the slot's length.
- */
-static Status put(Infer *infer, Grid *grid, const SlotTokens *feed)
+/* Takes what a row has into the grid, where it is this rank's, and into the slot's length. */
+static Status put(Infer *infer, Grid *grid, int64_t row)
 {
-    int64_t row = feed->slot - infer->data_rank * infer->slots, length = infer->length[feed->slot];
-    TRY(infer_cache_extend(infer, feed->slot, feed->n));
-    infer->length[feed->slot] += feed->n;
-    if (row < 0 || row >= infer->slots) return OK;
-    for (int64_t i = 0; i < feed->n; i++) {
-        grid->ids[row * grid->width + i] = feed->ids[i];
-        grid->pos[row * grid->width + i] = (int32_t)(length + i);
+    const SlotTokens *from = &infer->row[row];
+    int64_t at = row - infer->data_rank * grid->rows, length = infer->length[from->slot];
+    TRY(infer_cache_extend(infer, from->slot, from->n, row));
+    infer->length[from->slot] += from->n;
+    if (at < 0 || at >= grid->rows) return OK;
+    for (int64_t i = 0; i < from->n; i++) {
+        grid->ids[at * grid->width + i] = from->ids[i];
+        grid->pos[at * grid->width + i] = (int32_t)(length + i);
     }
     return OK;
 }
 
 /* Pages that are given back come first: they may be taken for the next slot. */
-static Status run(Infer *infer, int program, int64_t width, const SlotTokens *feed, int n)
+static Status run(Infer *infer, int program, int64_t rows, int64_t width)
 {
-    Grid grid = empty_grid(infer, program, width);
-    for (int i = 0; i < n; i++) infer_cache_drop(infer, feed[i].slot);
-    for (int i = 0; i < n; i++) TRY(put(infer, &grid, &feed[i]));
-    infer_cache_inputs(infer, program);
+    Grid grid = empty_grid(infer, program, rows, width);
+    int64_t n = rows * infer->data_ranks;
+    for (int64_t i = 0; i < n; i++)
+        if (infer->row[i].n > 0) infer_cache_drop(infer, infer->row[i].slot);
+    for (int64_t i = 0; i < n; i++)
+        if (infer->row[i].n > 0) TRY(put(infer, &grid, i));
+    infer_cache_inputs(infer, program, rows);
     return session_run(infer->session, program, PHASE_FORWARD, PHASE_FORWARD);
 }
 
-Status infer_prefill(Infer *infer, const SlotTokens *feed, int n)
+/* A row of the slot's rank for the next piece of what the slot has left, after those of its pieces
+ * before; false: no row is free, or nothing is left. */
+static bool take_row(Infer *infer, SlotTokens *left)
 {
-    return run(infer, infer->prefill, infer->options.prefill, feed, n);
+    int64_t first = left->slot / infer->slots * infer->prefill_rows, i = 0;
+    while (i < infer->prefill_rows && infer->row[first + i].n > 0) i++;
+    if (i == infer->prefill_rows || left->n < 1) return false;
+    int64_t n = min_i64(left->n, infer->options.prefill);
+    infer->row[first + i] = (SlotTokens){left->slot, left->ids, n};
+    left->ids += n;
+    left->n -= n;
+    return true;
 }
 
+static void clear_rows(Infer *infer, int64_t rows)
+{
+    memset(infer->row, 0, sizeof *infer->row * (size_t)(rows * infer->data_ranks));
+}
+
+Status infer_prefill(Infer *infer, SlotTokens *feed, int n)
+{
+    clear_rows(infer, infer->prefill_rows);
+    for (bool more = true; more;) {
+        more = false;
+        for (int i = 0; i < n; i++) more |= take_row(infer, &feed[i]);
+    }
+    return run(infer, infer->prefill, infer->prefill_rows, infer->options.prefill);
+}
+
+/* Slots have the rows of their numbers. */
 Status infer_decode(Infer *infer, const SlotTokens *feed, int n, const float **logits)
 {
     int64_t vocab = infer->model->config.vocab;
     const float *own, *all;
-    TRY(run(infer, infer->decode, 1, feed, n));
+    clear_rows(infer, infer->slots);
+    for (int i = 0; i < n; i++) infer->row[feed[i].slot] = feed[i];
+    TRY(run(infer, infer->decode, infer->slots, 1));
     TRY(infer_fetch(infer, infer->decode, "logits", &own));
     TRY(infer_share_rows(infer, own, infer->slots * vocab, &all));
     for (int i = 0; i < n; i++) logits[i] = all + feed[i].slot * vocab;
     return OK;
 }
 
-/* All tokens but the last of each slot, a piece of every slot at a time, then the last. */
+static bool any_left(const SlotTokens *feed, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (feed[i].n > 0) return true;
+    return false;
+}
+
+/* All tokens but the last of each slot, then the last. */
 static Status feed_all(Infer *infer, const SlotTokens *feed, int n, SlotTokens *now,
                        const float **logits)
 {
-    int64_t width = infer->options.prefill;
-    for (int64_t first = 0;; first += width) {
-        int k = 0;
-        for (int i = 0; i < n; i++)
-            if (feed[i].n - 1 > first)
-                now[k++] = (SlotTokens){feed[i].slot, feed[i].ids + first,
-                                        min_i64(width, feed[i].n - 1 - first)};
-        if (k == 0) break;
-        TRY(infer_prefill(infer, now, k));
-    }
+    for (int i = 0; i < n; i++) now[i] = (SlotTokens){feed[i].slot, feed[i].ids, feed[i].n - 1};
+    while (any_left(now, n)) TRY(infer_prefill(infer, now, n));
     for (int i = 0; i < n; i++) now[i] = (SlotTokens){feed[i].slot, feed[i].ids + feed[i].n - 1, 1};
     return infer_decode(infer, now, n, logits);
 }

@@ -1,6 +1,6 @@
-/* The loop that makes tokens. Requests sit in slots: as long as any has a prompt left, a piece of
- * every such prompt is taken in; then every request that has one token left to feed feeds it, and
- * draws the next. A prompt that comes later so holds up the others by a piece at a time. */
+/* The loop that makes tokens. Requests sit in slots: as long as any has a prompt left, pieces
+ * of such prompts are taken in; then every request that has one token left to feed feeds it, and
+ * draws the next. A prompt that comes later so holds up the others by a run at a time. */
 #include "infer/generate.h"
 
 #include <stdlib.h>
@@ -97,7 +97,7 @@ static SlotTokens left_of(const Seats *seats, int slot)
                         r->n_prompt + (int64_t)r->tokens.n - fed};
 }
 
-/* A piece of every prompt, but not its last token. *any: there was one. */
+/* Pieces of prompts, but not their last tokens. *any: there was one. */
 static Status take_in(Seats *seats, bool *any)
 {
     int n = 0;
@@ -105,7 +105,7 @@ static Status take_in(Seats *seats, bool *any)
         if (!seats->at[slot].request || seats->at[slot].waits) continue;
         SlotTokens left = left_of(seats, slot);
         if (left.n < 2) continue;
-        left.n = min_i64(left.n - 1, seats->infer->options.prefill);
+        left.n--;
         seats->feed[n++] = left;
     }
     *any = n > 0;

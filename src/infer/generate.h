@@ -28,7 +28,7 @@ void seats_init(Seats *seats, Infer *infer, GenerateStats *stats);
 void seats_deinit(Seats *seats);
 Status request_begin(GenerateRequest *request); /* checks it, empties its results */
 void seats_take(Seats *seats, int slot, GenerateRequest *request);
-/* A piece of every prompt, and a token of every request whose prompt is in; whoever has ended
+/* Pieces of prompts, and a token of every request whose prompt is in; whoever has ended
  * leaves the seat. */
 Status seats_step(Seats *seats);
 /* Who waits for tokens that are there by now begins with them (queue.c). */

@@ -6,7 +6,7 @@
 
 #include "pass/pass.h"
 
-enum { DEFAULT_PREFILL = 64, FEWEST_PREFILL = 16 };
+enum { DEFAULT_PREFILL = 64, FEWEST_PREFILL = 16, MOST_PREFILL_ROWS = 8 };
 
 /* ---- programs --------------------------------------------------------------------------- */
 
@@ -95,6 +95,7 @@ static Status compile(Infer *infer)
     infer->logits = infer->score = infer->prefill = infer->decode = -1;
     TRY(complete_options(infer->model, o));
     TRY(infer_ranks_setup(infer));
+    infer->prefill_rows = min_i64(infer->slots, MOST_PREFILL_ROWS);
     TRY(infer_cache_setup(infer));
     TRY(device_create(
         o->device, (CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh},
@@ -106,7 +107,7 @@ static Status compile(Infer *infer)
         TRY(add_program(infer, MODEL_LOSS, infer->rows, o->score_tokens, &infer->score));
     if (o->batch <= 0) return OK;
     TRY(add_program(infer, MODEL_DECODE, infer->slots, 1, &infer->decode));
-    return add_program(infer, MODEL_PREFILL, infer->slots, o->prefill, &infer->prefill);
+    return add_program(infer, MODEL_PREFILL, infer->prefill_rows, o->prefill, &infer->prefill);
 }
 
 static InferPlan make_plan(const Infer *infer)

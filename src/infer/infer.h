@@ -89,7 +89,8 @@ typedef struct InferOptions {
     int64_t score_rows;   /* of so many tokens, run at once; 0: 1 */
     int64_t batch;        /* > 0: slots, sequences that grow together */
     int64_t context;      /* positions of a slot's cache; 0: all that the model can */
-    int64_t prefill;      /* tokens of a slot taken at once; 0: 64 */
+    int64_t prefill;      /* tokens of a piece of a prompt; 0: 64. As many pieces are taken at once
+                             as there are slots, up to 8, of one slot's prompt or of several */
     int64_t page_tokens;  /* positions of a page of keys and values; 0: 16 */
     int64_t cache_tokens; /* positions of all slots that there are pages for; 0: as many as all can
                              have. Layers that attend in chunks have pages for a chunk of each slot

@@ -13,7 +13,7 @@ typedef struct CacheKind {
     const char *table_name, *copy_name; /* of inputs */
     PagePool **pool;                    /* of each data rank */
     PageTable *table;                   /* of each slot */
-    int32_t *copy;                      /* of each slot, for the next run: see op_cache_append */
+    int32_t *copy; /* of each row of the next run, of all data ranks: see op_cache_append */
 } CacheKind;
 
 struct Infer {
@@ -34,7 +34,9 @@ struct Infer {
     /* ranks.c; of one rank: 1, 0, all slots, all rows */
     int data_ranks, data_rank;
     int64_t slots, rows; /* of this rank, of each program's batch */
-    bool has_answers;    /* the last stage has */
+    int64_t prefill_rows;
+    SlotTokens *row;  /* what a run takes, by rows of all data ranks; n 0: nothing */
+    bool has_answers; /* the last stage has */
     Comm *data, *stages;
     float *exchange;
     size_t exchange_bytes;
@@ -51,11 +53,13 @@ Status infer_share_same(Infer *infer, const float *own, int64_t n, const float *
 Status infer_agree(Infer *infer, int32_t *flags, int64_t n); /* on what the first rank says */
 Status infer_load_share(Infer *infer);                       /* this rank's part of the weights */
 
-/* feed.c: that n tokens of the vocabulary fit behind `length`; a run of the program that takes
- * prompts in, up to options.prefill tokens of each slot, or of the one that takes one token and has
- * logits then. Each slot at most once, with at least one token. */
+/* feed.c: that n tokens of the vocabulary fit behind `length` */
 Status infer_check_tokens(const Infer *infer, const int32_t *ids, int64_t n, int64_t length);
-Status infer_prefill(Infer *infer, const SlotTokens *feed, int n);
+/* A run of the program that takes prompts in. It has rows of options.prefill tokens, each of which
+ * takes a piece of any slot's: one of each slot's as far as there are rows, then more of those that
+ * have more. feed: what they have left, afterwards too. Each slot at most once. */
+Status infer_prefill(Infer *infer, SlotTokens *feed, int n);
+/* One token of each; the logits after it. */
 Status infer_decode(Infer *infer, const SlotTokens *feed, int n, const float **logits);
 
 /* cache.c */
@@ -67,10 +71,11 @@ int64_t infer_cache_need(const Infer *infer, int kind, int64_t positions);
 /* That there are pages for all of it, before any of it is run. */
 Status infer_cache_check(const Infer *infer, const SlotTokens *feed, int n);
 /* Before a run, for all slots that are in it, first the one, then the other: gives back what they
- * will not read again; makes room for n tokens more. */
+ * will not read again; makes room for n tokens more, which come in this row. */
 void infer_cache_drop(Infer *infer, int slot);
-Status infer_cache_extend(Infer *infer, int slot, int64_t n);
-void infer_cache_inputs(Infer *infer, int program); /* writes the tables */
+Status infer_cache_extend(Infer *infer, int slot, int64_t n, int64_t row);
+/* Writes the tables of the slots that infer->row names, `rows` of them this rank's. */
+void infer_cache_inputs(Infer *infer, int program, int64_t rows);
 void infer_cache_cut(Infer *infer, int slot, int64_t length);
 
 #endif
