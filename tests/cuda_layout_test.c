@@ -38,8 +38,8 @@ static const char *const experts[] = {
 /* without the host between */
 static const char *const among_gpus[] = {
     "cuda steps1 layers2 fsdp2 tp2 seq",  "cuda steps1 layers2 cp2 ring",
-    "cuda steps2 layers2 ep2 tp2 seq",    "cuda steps1 layers2 ep2 full",
-    "cuda steps1 layers2 pp2 ep2 micro2", "cuda steps1 pp4 micro4",
+    "cuda steps1 layers2 ep2 tp2 seq",    "cuda steps1 layers2 ep2 full",
+    "cuda steps1 layers2 pp2 ep2 micro2", "cuda steps1 pp4 micro2",
 };
 
 static void check_all(const char *name, const char *model, const char *const *list, int n)
