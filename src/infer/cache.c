@@ -37,12 +37,14 @@ Status infer_cache_setup(Infer *infer)
     TRY(check_page_tokens(o->page_tokens));
     int64_t share = (o->cache_tokens + infer->data_ranks - 1) / infer->data_ranks;
     int64_t most = (share + o->page_tokens - 1) / o->page_tokens; /* 0: no bound */
+    bool all_in_chunks = true;
     infer->n_kinds = model_cache_chunks(&infer->model->config, chunk);
+    for (int i = 0; i < infer->n_kinds; i++) all_in_chunks &= chunk[i] > 0;
     for (int i = 0; i < infer->n_kinds; i++) {
         CacheKind *kind = &infer->kind[i];
         kind->chunk = chunk[i];
         kind->pages = infer->slots * slot_pages(infer, chunk[i], o->context);
-        if (most > 0) kind->pages = min_i64(kind->pages, most);
+        if (most > 0 && !all_in_chunks) kind->pages = min_i64(kind->pages, most);
     }
     return OK;
 }
@@ -113,7 +115,7 @@ static int64_t wanted(const Infer *infer, const CacheKind *kind, const SlotToken
 }
 
 /* Layers with chunks cannot run out before others do: what a slot has of theirs it has of all, and
- * where there are no others their pools have room for all slots, or what was asked for. */
+ * where there are no others their pools have room for all slots. */
 Status infer_cache_check(const Infer *infer, const SlotTokens *feed, int n)
 {
     for (int i = 0; i < infer->n_kinds; i++) {

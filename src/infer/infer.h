@@ -94,7 +94,7 @@ typedef struct InferOptions {
     int64_t page_tokens;  /* positions of a page of keys and values; 0: 16 */
     int64_t cache_tokens; /* positions of all slots that there are pages for; 0: as many as all can
                              have. Layers that attend in chunks have pages for a chunk of each slot
-                             and no more */
+                             and no more; where all do, this has no effect */
     /* Several ranks may share the model's weights, caches and work. Each of them then creates an
      * Infer,
      * and all make the

@@ -287,12 +287,38 @@ static void test_chunk_memory(void **state)
     infer_model_deinit(&model);
 }
 
+/* Where all layers attend in chunks no text runs out of pages on its way, however few were asked
+ * for. */
+static void test_all_in_chunks(void **state)
+{
+    (void)state;
+    InferModel model = open_model("llama4-chunk8");
+    GenerateStats stats;
+    int32_t ids[2][TOKENS];
+    GenerateRequest r[2];
+    model.config.layer[1].chunk = 8;
+    for (int i = 0; i < 2; i++) {
+        make_ids(&model, ids[i], TOKENS, 1 + (uint64_t)i, 3);
+        r[i] = (GenerateRequest){
+            .prompt = ids[i], .n_prompt = 90, .max_tokens = 100, .sampler = {.top_p = 1}};
+    }
+    Infer *infer = open_infer(
+        &model, (InferOptions){.batch = 2, .context = 240, .prefill = 16, .cache_tokens = 16});
+    check_ok(infer_generate(infer, r, 2, &stats));
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(infer_length(infer, i), 189);
+        VEC_FREE(&r[i].tokens);
+    }
+    infer_destroy(infer);
+    infer_model_deinit(&model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sizes),        cmocka_unit_test(test_share),
         cmocka_unit_test(test_queue),        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_chunk_memory),
+        cmocka_unit_test(test_chunk_memory), cmocka_unit_test(test_all_in_chunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
