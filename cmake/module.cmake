@@ -130,7 +130,7 @@ function(emulated_kernels name)
   if(name STREQUAL gpu) # all of it: what does not depend on the device is compiled once more
     set(tested "")
     file(GLOB common CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/gpu/*.c)
-    list(FILTER common EXCLUDE REGEX "/(cuda_|no_cuda|emulated_)[a-z_]*\\.c$|_test\\.c$")
+    list(FILTER common EXCLUDE REGEX "/(cuda_|no_cuda|emulated_)[a-z_]*\\.c$|_(test|fuzz)\\.c$")
     target_sources(gpu_emulated PRIVATE ${common})
   endif()
   list(APPEND tested $<TARGET_OBJECTS:${name}_emulated>)

@@ -16,8 +16,16 @@ static Status train_on(const char *device, const char *name, int steps, TrainOut
                           "train.warmup=2",
                           "train.seq=16",
                           "train.precision=f32",
-                          "train.val_batches=0"};
+                          "train.val_batches=0",
+                          "train.tune=auto"};
     return train(name, list, COUNT_OF(list), outcome);
+}
+
+/* Algorithms of products are tried out by the first run, and kept for the others in the shop. */
+static int make_tuned_shop(void **state)
+{
+    if (make_shop(state) != 0) return -1;
+    return setenv("XDG_CACHE_HOME", shop, 1);
 }
 
 static void stop_and_resume_gives_the_same_bits(void **state)
@@ -34,6 +42,9 @@ static void stop_and_resume_gives_the_same_bits(void **state)
     assert_int_equal(step_a, 4);
     assert_int_equal(step_b, 4);
     assert_true(a == b);
+    Arena arena = {0};
+    assert_true(file_exists(arena_printf(&arena, "%s/drover/products", shop)));
+    arena_deinit(&arena);
 }
 
 /* The processor's sums have another order: near, not the same. */
@@ -85,5 +96,5 @@ int main(void)
         cmocka_unit_test(a_bad_step_leaves_nothing),
         cmocka_unit_test(what_does_not_fit_is_refused),
     };
-    return cmocka_run_group_tests(tests, make_shop, remove_shop);
+    return cmocka_run_group_tests(tests, make_tuned_shop, remove_shop);
 }

@@ -64,8 +64,9 @@ static inline Status load(const char *name, const char *const *more, int n_more,
                                  "checkpoint.every=5",
                                  "train.lr=3e-3",
                                  "log.tensorboard=false",
-                                 "train.threads=1"};
-    int n = 10;
+                                 "train.threads=1",
+                                 "train.tune=off"};
+    int n = 11;
     overrides[n++] = arena_printf(&arena, "name=%s", name);
     overrides[n++] = arena_printf(&arena, "dir=%s/runs/%s", shop, name);
     overrides[n++] = arena_printf(&arena, "data=%s/*.c", shop);

@@ -12,6 +12,7 @@ void model_flags_apply(const ModelFlags *flags, const Rank *rank, InferOptions *
     options->dtype = types[flags->dtype];
     options->threads = (int)flags->threads;
     options->device = (DeviceKind)flags->device;
+    options->tune = true;
     options->memory_limit_bytes = (size_t)flags->memory;
     options->world = rank->world;
     options->ranks_here = rank->here;

@@ -1,5 +1,6 @@
 /* The cuda device: a GPU and the stream on which programs run. */
 #include "device/device_internal.h"
+#include "gpu/tune.h"
 
 #include <stdlib.h>
 
@@ -13,6 +14,8 @@ Status device_create_cuda(CudaOptions options, Device **out)
         return status;
     }
     const GpuInfo *info = gpu_info(device->gpu);
+    gpu_product_tune(device->gpu, options.choices);
+    device->tunes = options.choices;
     device_join(device, options.world, options.mesh);
     if (options.world) comm_join_gpu(options.world, device->stream);
     device->target = (Target){.isa = ISA_GENERIC, .threads = 1, .gpu = true};

@@ -12,7 +12,10 @@
 
 #include <cmocka.h>
 
-#include "gpu/gpu.h"
+#include <pthread.h>
+#include <unistd.h>
+
+#include "gpu/choices.h"
 #include "ops/ops.h"
 
 #define assert_ok(call) assert_int_equal((call), OK)
@@ -208,6 +211,115 @@ static void test_no_memory(void **state)
     }
 }
 
+/* ---- algorithms of products --------------------------------------------------------------- */
+
+enum { INNER = 96 };
+
+/* y = x w^T, whose bits tell how its sums were formed. */
+static Graph *make_product(void)
+{
+    Graph *g = graph_create("product");
+    ValueId x = graph_input(g, "x", DTYPE_F32, shape_make(2, (int64_t[]){ROWS, INNER}, NULL)), y;
+    ValueId w = graph_state(g, "w", DTYPE_F32, shape_make(2, (int64_t[]){WIDTH, INNER}, NULL),
+                            STATE_PARAM);
+    graph_value(g, w)->part[0].init_deviation = 1;
+    assert_ok(op_linear(g, x, w, &y));
+    graph_output(g, "y", y);
+    return g;
+}
+
+typedef struct Tuned {
+    const char *choices;
+    Comm *world;
+    float y[ROWS * WIDTH];
+    Status status;
+    pthread_t thread;
+} Tuned;
+
+static Status run_tuned(Tuned *t)
+{
+    float x[ROWS * INNER];
+    Device *device;
+    Store *store = store_create();
+    Program *program;
+    Session *session;
+    for (int i = 0; i < ROWS * INNER; i++) x[i] = (float)rng_normal(5, (uint64_t)i);
+    TRY(device_create_cuda((CudaOptions){.world = t->world, .choices = t->choices}, &device));
+    TRY(program_compile(make_product(), device_target(device), store, &program));
+    TRY(session_create(device, store, &program, 1, &session));
+    TRY(session_init_weights(session, 7));
+    TRY(session_write(session, 0, "x", x, sizeof x));
+    TRY(session_run(session, 0, PHASE_FORWARD, PHASE_UPDATE));
+    TRY(session_read(session, 0, "y", t->y, sizeof t->y));
+    session_destroy(session);
+    program_destroy(program);
+    store_destroy(store);
+    device_destroy(device);
+    return OK;
+}
+
+static void *tuned_main(void *opaque)
+{
+    Tuned *t = opaque;
+    t->status = run_tuned(t);
+    return NULL;
+}
+
+/* The file's one choice replaced by the emulated device's algorithm `number`. */
+static void write_choice(const char *from, const char *to, int number)
+{
+    Arena arena = {0};
+    ChoiceTable table = {0};
+    Str text = {0};
+    Bytes old;
+    assert_ok(file_read(&arena, from, 1 << 16, &old));
+    assert_int_equal(choice_table_read(&table, old), 0);
+    assert_int_equal(table.choice.n, 1);
+    table.choice.at[0]->algorithm.byte[0] = (uint8_t)number;
+    choice_table_write(&table, &text);
+    assert_ok(file_write_atomic(to, text.at, text.n));
+    str_deinit(&text);
+    choice_table_deinit(&table);
+    arena_deinit(&arena);
+}
+
+/* A choice that was made once is every later run's; ranks whose files differ take the lowest
+ * rank's. */
+static void test_choices(void **state)
+{
+    (void)state;
+    if (!gpu_is_emulated()) skip(); /* what algorithms there are is known there */
+    enum { FILES = 3, RANKS = 3 };
+    char dir[64] = "/tmp/drover-tuned-XXXXXX", path[FILES + 1][96];
+    assert_non_null(mkdtemp(dir));
+    for (int i = 0; i <= FILES; i++) snprintf(path[i], sizeof path[i], "%s/%d", dir, i);
+    Tuned first = {.choices = path[0]}, again = {.choices = path[0]}, alone[FILES + 1];
+    assert_ok(run_tuned(&first));
+    assert_ok(run_tuned(&again));
+    assert_memory_equal(first.y, again.y, sizeof first.y);
+    for (int i = 1; i <= FILES; i++) {
+        write_choice(path[0], path[i], i);
+        alone[i] = (Tuned){.choices = path[i]};
+        assert_ok(run_tuned(&alone[i]));
+        for (int k = 1; k < i; k++)
+            assert_memory_not_equal(alone[k].y, alone[i].y, sizeof alone[i].y);
+    }
+    CommWorld *world;
+    Tuned rank[RANKS];
+    assert_ok(comm_world_create_local(RANKS, NULL, &world));
+    for (int i = 0; i < RANKS; i++) {
+        rank[i] = (Tuned){.choices = path[FILES - i], .world = comm_of_rank(world, i)};
+        assert_int_equal(pthread_create(&rank[i].thread, NULL, tuned_main, &rank[i]), 0);
+    }
+    for (int i = 0; i < RANKS; i++) pthread_join(rank[i].thread, NULL);
+    for (int i = 0; i < RANKS; i++) {
+        assert_ok(rank[i].status);
+        assert_memory_equal(rank[i].y, alone[FILES].y, sizeof rank[i].y);
+    }
+    comm_world_destroy(world);
+    assert_ok(dir_remove_tree(dir));
+}
+
 static void test_auto(void **state)
 {
     (void)state;
@@ -225,6 +337,7 @@ int main(void)
         cmocka_unit_test(test_inputs_are_not_overtaken),
         cmocka_unit_test(test_watched),
         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_choices),
         cmocka_unit_test(test_auto),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

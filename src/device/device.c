@@ -1,5 +1,6 @@
 /* What devices have in common: the ranks they belong to, and memory, of the host's or a GPU's. */
 #include "device/device_internal.h"
+#include "gpu/tune.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -90,9 +91,13 @@ Status device_create(DeviceKind kind, CpuOptions options, Device **device)
     int n = kind == DEVICE_CPU ? 0 : gpu_count(NULL);
     if (kind == DEVICE_CPU || (kind == DEVICE_AUTO && (!n || gpu_is_emulated())))
         return device_create_cpu(options, device);
+    Arena arena = {0};
     CudaOptions cuda = {.world = options.world, .mesh = options.mesh};
     if (n) cuda.index = number_on_host() % n;
-    return device_create_cuda(cuda, device);
+    if (options.tune) cuda.choices = gpu_product_file(&arena);
+    Status status = device_create_cuda(cuda, device);
+    arena_deinit(&arena);
+    return status;
 }
 
 /* ---- memory ------------------------------------------------------------------------------- */

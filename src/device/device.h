@@ -8,7 +8,9 @@
  * Invariants.   Nothing is allocated and nothing is looked up between session_create and
  *               session_destroy: a run walks an array of kernels with ready pointers. What a
  *               session
- *               allocates is session_plan's total, to the byte.
+ *               allocates is session_plan's total, to the byte. With several ranks all of them
+ *               create their sessions in the same order: those on GPUs agree there on how products
+ *               are computed.
  * Use:
  *     Device *device;
  *     TRY(device_create_cpu((CpuOptions){.threads = 2}, &device));
@@ -33,6 +35,7 @@ typedef struct CpuOptions {
     bool limit_isa;
     Comm *world; /* this rank in the group of all ranks; NULL: there is one rank */
     Mesh mesh;   /* and its place among them */
+    bool tune; /* of device_create, where it takes a GPU: CudaOptions.choices in the user's cache */
 } CpuOptions;
 
 Status device_create_cpu(CpuOptions options, Device **device);
@@ -43,6 +46,10 @@ typedef struct CudaOptions {
     int index; /* of the machine's GPUs */
     Comm *world;
     Mesh mesh;
+    /* A file in which the fastest algorithm of every product is remembered: sessions try them out
+     * as they are created, on their own memory, and all ranks take the same (gpu_product_tune).
+     * NULL: the library's first proposal. */
+    const char *choices;
 } CudaOptions;
 Status device_create_cuda(CudaOptions options, Device **device);
 

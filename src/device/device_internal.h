@@ -13,6 +13,7 @@ struct Device {
     Target target;
     Gpu *gpu; /* NULL: the processor */
     GpuStream *stream;
+    bool tunes; /* algorithms of products are tried out */
     size_t allocated_bytes, peak_bytes;
     char text[128];
 };
@@ -36,6 +37,10 @@ typedef enum HostCopy {
 Status device_alloc(Device *device, size_t bytes, const char *what, HostCopy copy,
                     DeviceMemory *memory);
 void device_free(Device *device, DeviceMemory *memory);
+
+/* After programs were prepared: all ranks of the world take the lowest rank's choices for products
+ * (gpu_product_tell). Nothing on a processor, alone, or where nothing is tried. */
+Status device_agree(Device *device);
 
 /* device.c, for cpu.c and cuda.c */
 void device_join(Device *device, Comm *world, Mesh mesh);

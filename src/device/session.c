@@ -212,6 +212,7 @@ Status session_create(Device *device, const Store *store, Program *const *progra
     if (status == OK && device->gpu) status = gpu_event_create(device->gpu, &s->inputs_read);
     if (status == OK) status = create_packed(s, programs, n);
     for (int i = 0; i < n && status == OK; i++) status = load(s, &s->loaded[i], programs[i]);
+    if (status == OK) status = device_agree(device);
     if (status != OK) {
         session_destroy(s);
         return status;

@@ -2,6 +2,7 @@
  * and looks for the driver by itself: without one the program starts and says so when asked. */
 #include "gpu/cuda_internal.h"
 #include "gpu/numbers.h"
+#include "gpu/report.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -125,10 +126,25 @@ void gpu_close(Gpu *gpu)
     if (!gpu) return;
     cuda_products_close(gpu);
     cuda_exchange_close(gpu);
+    gpu_choices_deinit(&gpu->choices);
     free(gpu);
 }
 
 const GpuInfo *gpu_info(const Gpu *gpu) { return &gpu->info; }
+
+GpuChoices *gpu_choices(Gpu *gpu) { return &gpu->choices; }
+
+Status gpu_peer(int from, int to, GpuPeer *peer)
+{
+    int direct = 0, atomics = 0;
+    TRY(cuda_check(cudaDeviceCanAccessPeer(&direct, from, to), "asking how GPUs are joined"));
+    if (direct)
+        TRY(cuda_check(
+            cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, from, to),
+            "asking how GPUs are joined"));
+    *peer = (GpuPeer){.direct = direct, .atomics = atomics};
+    return OK;
+}
 
 /* A thread's calls go to the device that it chose last: each rank is a thread of its own. */
 static Status use(const Gpu *gpu)

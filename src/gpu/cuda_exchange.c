@@ -1,6 +1,7 @@
 /* Exchanges by NCCL. The library is loaded when it is first asked for: without it the host carries
  * data. Groups are made without blocking, so that a rank that does not come can be named. */
 #include "gpu/cuda_internal.h"
+#include "gpu/report.h"
 
 #include <dlfcn.h>
 #include <nccl.h>
@@ -27,7 +28,8 @@
     X(ncclGetVersion)
 
 typedef struct Library {
-    void *file; /* NULL: it is not here */
+    void *file;    /* NULL: it is not here */
+    char text[32]; /* its version, in words */
 #define X(name) __typeof__(&name) name;
     FUNCTIONS(X)
 #undef X
@@ -73,6 +75,19 @@ void cuda_exchange_close(Gpu *gpu)
 }
 
 bool gpu_can_exchange(Gpu *gpu) { return library_of(gpu)->file; }
+
+const char *gpu_exchange_library(Gpu *gpu)
+{
+    int version = 0;
+    if (!gpu_can_exchange(gpu))
+        return "no " LIBRARY ": several GPUs exchange through the host; install NCCL or set "
+               "LD_LIBRARY_PATH";
+    Library *l = gpu->nccl;
+    if (l->ncclGetVersion(&version) != ncclSuccess) return "NCCL of an unknown version";
+    snprintf(l->text, sizeof l->text, "NCCL %d.%d.%d", version / 10000, version / 100 % 100,
+             version % 100);
+    return l->text;
+}
 
 static Status check(const Library *l, ncclResult_t error, const char *what)
 {

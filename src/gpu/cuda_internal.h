@@ -2,7 +2,7 @@
 #ifndef GPU_CUDA_INTERNAL_H
 #define GPU_CUDA_INTERNAL_H
 
-#include "gpu/gpu.h"
+#include "gpu/choices.h"
 
 #include <cuda_runtime_api.h>
 
@@ -10,6 +10,7 @@ struct Gpu {
     GpuInfo info;
     void *products; /* what cuda_product.c keeps for the device; it frees it */
     void *nccl;     /* likewise cuda_exchange.c */
+    GpuChoices choices;
 };
 
 struct GpuStream {

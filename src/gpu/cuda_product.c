@@ -1,6 +1,7 @@
 /* Products by cuBLASLt. The library is loaded when the first product is planned: the program starts
- * where it is not. Of the algorithms that it proposes for a shape the first is taken that fits the
- * workspace.
+ * where it is not. Of the algorithms that it proposes for a shape, that fit the workspace, the
+ * first is taken, or the fastest (choices.h). Sums of parts of k are formed apart and added in a
+ * separate step, in f32: never in the order in which parts are ready.
  *
  * cuBLASLt's matrices are column-major: a row-major c = a b is theirs as c' = b' a', so b comes
  * first.
@@ -11,8 +12,10 @@
 #pragma GCC diagnostic ignored "-Wstrict-prototypes" /* theirs */
 #include <cublasLt.h>
 #pragma GCC diagnostic pop
+#include <assert.h>
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define LIBRARY "libcublasLt.so.13"
 
@@ -30,6 +33,7 @@
     X(cublasLtMatmulPreferenceDestroy)                                                             \
     X(cublasLtMatmulPreferenceSetAttribute)                                                        \
     X(cublasLtMatmulAlgoGetHeuristic)                                                              \
+    X(cublasLtMatmulAlgoCheck)                                                                     \
     X(cublasLtGetStatusString)
 
 typedef struct Library {
@@ -45,10 +49,14 @@ struct GpuProductPlan {
     GpuStream *stream;
     Library *library;
     GpuProduct product;
+    GpuProductTrial trial; /* while it is planned */
     cublasLtMatmulDesc_t work;
     cublasLtMatrixLayout_t a, b, c;
-    cublasLtMatmulAlgo_t algorithm;
+    Algorithm proposed;
+    const Algorithm *algorithm; /* proposed, or of a choice */
 };
+
+static_assert(sizeof(cublasLtMatmulAlgo_t) == ALGORITHM_BYTES, "an algorithm is kept whole");
 
 static Status open_library(Library *l)
 {
@@ -206,28 +214,96 @@ static cublasStatus_t wish_alignment(const GpuProductPlan *plan, cublasLtMatmulP
     return error;
 }
 
-static Status choose(GpuProductPlan *plan)
+/* What is asked of algorithms. */
+static cublasStatus_t wish_for(const GpuProductPlan *plan, cublasLtMatmulPreference_t wish)
+{
+    const Library *l = plan->library;
+    size_t bytes = plan->product.workspace_bytes;
+    uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* or none: one after the other */
+    cublasStatus_t error = l->cublasLtMatmulPreferenceSetAttribute(
+        wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
+    if (error == CUBLAS_STATUS_SUCCESS)
+        error = l->cublasLtMatmulPreferenceSetAttribute(
+            wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums, sizeof sums);
+    return error == CUBLAS_STATUS_SUCCESS ? wish_alignment(plan, wish) : error;
+}
+
+enum { MOST_PROPOSALS = 16 };
+
+/* At most `most`, the library's best guess first. */
+static Status propose(GpuProductPlan *plan, int most, Algorithm *out, int *n)
 {
     const Library *l = plan->library;
     cublasLtMatmulPreference_t wish = NULL;
-    cublasLtMatmulHeuristicResult_t found;
-    int n = 0;
-    size_t bytes = plan->product.workspace_bytes;
+    cublasLtMatmulHeuristicResult_t found[MOST_PROPOSALS];
+    int n_found = 0;
     TRY(check(plan, l->cublasLtMatmulPreferenceCreate(&wish), "choosing how to compute"));
-    cublasStatus_t error = l->cublasLtMatmulPreferenceSetAttribute(
-        wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
-    if (error == CUBLAS_STATUS_SUCCESS) error = wish_alignment(plan, wish);
+    cublasStatus_t error = wish_for(plan, wish);
     if (error == CUBLAS_STATUS_SUCCESS)
         error = l->cublasLtMatmulAlgoGetHeuristic(l->handle, plan->work, plan->b, plan->a, plan->c,
-                                                  plan->c, wish, 1, &found, &n);
+                                                  plan->c, wish, most, found, &n_found);
     (void)l->cublasLtMatmulPreferenceDestroy(wish);
-    if (error == CUBLAS_STATUS_SUCCESS && !n) error = CUBLAS_STATUS_NOT_SUPPORTED;
-    TRY(check(plan, error, "choosing how to compute"));
-    plan->algorithm = found.algo;
+    *n = 0;
+    for (int i = 0; i < n_found && error == CUBLAS_STATUS_SUCCESS; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS)
+            memcpy(&out[(*n)++], &found[i].algo, sizeof *out);
+    if (error == CUBLAS_STATUS_SUCCESS && !*n) error = CUBLAS_STATUS_NOT_SUPPORTED;
+    return check(plan, error, "choosing how to compute");
+}
+
+/* On the stream; no error of the device is known yet. */
+static cublasStatus_t multiply(const GpuProductPlan *plan, const Algorithm *algorithm,
+                               const void *a, const void *b, void *c, void *workspace)
+{
+    const GpuProduct *p = &plan->product;
+    cublasLtMatmulAlgo_t algo;
+    float one = 1, keep = p->accumulate ? 1 : 0;
+    memcpy(&algo, algorithm, sizeof algo);
+    return plan->library->cublasLtMatmul(plan->library->handle, plan->work, &one, b, plan->b, a,
+                                         plan->a, &keep, c, plan->c, c, plan->c, &algo, workspace,
+                                         p->workspace_bytes, plan->stream->cuda);
+}
+
+static Status run_trial(void *context, const Algorithm *algorithm)
+{
+    const GpuProductPlan *plan = context;
+    const GpuProductTrial *t = &plan->trial;
+    return check(plan, multiply(plan, algorithm, t->a, t->b, t->c, t->workspace), "trying");
+}
+
+/* Bytes of a file: the library says whether they are an algorithm for this product. */
+static bool may(void *context, const Algorithm *algorithm)
+{
+    const GpuProductPlan *plan = context;
+    const Library *l = plan->library;
+    cublasLtMatmulAlgo_t algo;
+    cublasLtMatmulHeuristicResult_t result = {.state = CUBLAS_STATUS_NOT_INITIALIZED};
+    memcpy(&algo, algorithm, sizeof algo);
+    return l->cublasLtMatmulAlgoCheck(l->handle, plan->work, plan->b, plan->a, plan->c, plan->c,
+                                      &algo, &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= plan->product.workspace_bytes;
+}
+
+static Status choose(GpuProductPlan *plan)
+{
+    Gpu *gpu = plan->stream->gpu;
+    Algorithm proposed[MOST_PROPOSALS];
+    Candidates candidates = {.algorithm = proposed, .run = run_trial, .may = may, .context = plan};
+    Choice *choice;
+    char key[CHOICE_KEY_BYTES];
+    bool tries = gpu->choices.path && plan->trial.c;
+    TRY(propose(plan, tries ? MOST_PROPOSALS : 1, proposed, &candidates.n));
+    plan->proposed = proposed[0];
+    plan->algorithm = &plan->proposed;
+    if (!tries) return OK;
+    gpu_product_key(gpu, &plan->product, key);
+    TRY(gpu_choose(plan->stream, key, &candidates, &choice));
+    plan->algorithm = &choice->algorithm;
     return OK;
 }
 
-Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **out)
+Status gpu_product_try(GpuStream *stream, const GpuProduct *product, const GpuProductTrial *trial,
+                       GpuProductPlan **out)
 {
     Library *library;
     TRY(gpu_product_check(product));
@@ -237,6 +313,7 @@ Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProduct
     plan->stream = stream;
     plan->library = library;
     plan->product = *product;
+    if (trial) plan->trial = *trial;
     bool empty = !product->m || !product->n; /* nothing will be done */
     Status status = empty ? OK : describe(plan);
     if (status == OK && !empty && product->k) status = choose(plan);
@@ -246,6 +323,11 @@ Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProduct
     }
     *out = plan;
     return OK;
+}
+
+Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **plan)
+{
+    return gpu_product_try(stream, product, NULL, plan);
 }
 
 void gpu_product_plan_destroy(GpuProductPlan *plan)
@@ -268,13 +350,7 @@ Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void 
                                             (size_t)p->n * dtype_bytes(p->c_dtype), (size_t)p->m,
                                             plan->stream->cuda),
                           "clearing a product");
-    float one = 1, keep = p->accumulate ? 1 : 0;
-    return check(plan,
-                 plan->library->cublasLtMatmul(plan->library->handle, plan->work, &one, b, plan->b,
-                                               a, plan->a, &keep, c, plan->c, c, plan->c,
-                                               &plan->algorithm, workspace, p->workspace_bytes,
-                                               plan->stream->cuda),
-                 "computing");
+    return check(plan, multiply(plan, plan->algorithm, a, b, c, workspace), "computing");
 }
 
 Status gpu_product_run_scaled(GpuProductPlan *plan, const void *const operand[2],

@@ -1,7 +1,9 @@
 /* The emulated device: memory that the host cannot touch, streams of work that waits until somebody
  * waits for it. */
+#include "gpu/choices.h"
 #include "gpu/emulated_internal.h"
 #include "gpu/numbers.h"
+#include "gpu/report.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +25,7 @@ struct Gpu {
     bool exchanges;
     int open; /* how many runs of work have its memory open */
     size_t used;
+    GpuChoices choices;
 };
 
 typedef struct Item {
@@ -93,10 +96,20 @@ void gpu_close(Gpu *gpu)
     VEC_FREE(&gpu->event);
     VEC_FREE(&gpu->memory);
     VEC_FREE(&gpu->stream);
+    gpu_choices_deinit(&gpu->choices);
     free(gpu);
 }
 
 const GpuInfo *gpu_info(const Gpu *gpu) { return &gpu->info; }
+
+GpuChoices *gpu_choices(Gpu *gpu) { return &gpu->choices; }
+
+Status gpu_peer(int from, int to, GpuPeer *peer)
+{
+    if (from || to) return fail(ERR_UNSUPPORTED, "there is one emulated GPU");
+    *peer = (GpuPeer){.direct = true, .atomics = true};
+    return OK;
+}
 
 size_t gpu_free_bytes(Gpu *gpu) { return gpu->info.memory_bytes - gpu->used; }
 
@@ -104,6 +117,12 @@ const char *gpu_libraries(Gpu *gpu)
 {
     (void)gpu;
     return "no libraries: products are plain loops";
+}
+
+const char *gpu_exchange_library(Gpu *gpu)
+{
+    (void)gpu;
+    return "no NCCL: the host carries what ranks exchange";
 }
 
 /* ---- memory ------------------------------------------------------------------------------- */

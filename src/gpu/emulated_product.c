@@ -1,16 +1,22 @@
 /* Products on the emulated device: plain loops, sums in double precision. */
+#include "gpu/choices.h"
 #include "gpu/emulated_internal.h"
 #include "tensor/small_float.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 struct GpuProductPlan {
     GpuStream *stream;
     GpuProduct product;
+    GpuProductTrial trial; /* while it is planned */
+    Algorithm plain;
+    const Algorithm *algorithm; /* plain, or of a choice */
 };
 
 typedef struct Job {
     GpuProduct product;
+    int parts;
     const void *a, *b;
     const float *a_scale, *b_scale; /* of 8 bits */
     void *c;
@@ -57,16 +63,22 @@ static double scaled_sum(const Job *job, int64_t i, int64_t j)
     return sum;
 }
 
+/* Algorithms differ in how many parts of k are summed apart, each rounded to f32: other bits, as on
+ * a device, so that ranks or runs that chose differently are found out. */
 static double plain_sum(const Job *job, int64_t i, int64_t j)
 {
     const GpuProduct *p = &job->product;
     int64_t a_row = p->a_transposed ? 1 : p->a_pitch, a_step = p->a_transposed ? p->a_pitch : 1;
     int64_t b_step = p->b_transposed ? 1 : p->b_pitch, b_column = p->b_transposed ? p->b_pitch : 1;
-    double sum = 0;
-    for (int64_t k = 0; k < p->k; k++)
-        sum += element(job->a, p->dtype, i * a_row + k * a_step) *
-               element(job->b, p->dtype, k * b_step + j * b_column);
-    return sum;
+    double all = 0;
+    for (int part = 0; part < job->parts; part++) {
+        double sum = 0;
+        for (int64_t k = p->k * part / job->parts; k < p->k * (part + 1) / job->parts; k++)
+            sum += element(job->a, p->dtype, i * a_row + k * a_step) *
+                   element(job->b, p->dtype, k * b_step + j * b_column);
+        all = job->parts == 1 ? sum : (double)((float)all + (float)sum);
+    }
+    return all;
 }
 
 static Status product_work(GpuStream *stream, void *context)
@@ -87,12 +99,67 @@ static Status product_work(GpuStream *stream, void *context)
     return OK;
 }
 
-Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **plan)
+static const Algorithm algorithms[] = {{{1}}, {{2}}, {{3}}};
+
+static Status submit(const GpuProductPlan *plan, const Algorithm *algorithm, const Job *operands)
+{
+    Job job = *operands;
+    job.product = plan->product;
+    job.parts = algorithm->byte[0];
+    return emulated_submit(plan->stream, product_work, &job, sizeof job);
+}
+
+static Status run_trial(void *context, const Algorithm *algorithm)
+{
+    const GpuProductPlan *plan = context;
+    const GpuProductTrial *t = &plan->trial;
+    const float *const *scale = plan->product.scale;
+    return submit(
+        plan, algorithm,
+        &(Job){.a = t->a, .b = t->b, .a_scale = scale[0], .b_scale = scale[1], .c = t->c});
+}
+
+static bool may(void *context, const Algorithm *algorithm)
+{
+    (void)context;
+    for (int i = 0; i < COUNT_OF(algorithms); i++)
+        if (!memcmp(&algorithms[i], algorithm, sizeof *algorithm)) return true;
+    return false;
+}
+
+static Status choose(GpuProductPlan *plan)
+{
+    Gpu *gpu = gpu_stream_device(plan->stream);
+    Choice *choice;
+    char key[CHOICE_KEY_BYTES];
+    if (!gpu_choices(gpu)->path || !plan->trial.c) return OK;
+    gpu_product_key(gpu, &plan->product, key);
+    Candidates candidates = {algorithms, COUNT_OF(algorithms), run_trial, may, plan};
+    TRY(gpu_choose(plan->stream, key, &candidates, &choice));
+    plan->algorithm = &choice->algorithm;
+    return OK;
+}
+
+Status gpu_product_try(GpuStream *stream, const GpuProduct *product, const GpuProductTrial *trial,
+                       GpuProductPlan **out)
 {
     TRY(gpu_product_check(product));
-    *plan = xmalloc(sizeof **plan);
-    **plan = (GpuProductPlan){.stream = stream, .product = *product};
+    GpuProductPlan *plan = xmalloc(sizeof *plan);
+    *plan = (GpuProductPlan){.stream = stream, .product = *product, .plain = algorithms[0]};
+    plan->algorithm = &plan->plain;
+    if (trial) plan->trial = *trial;
+    Status status = product->m && product->n && product->k ? choose(plan) : OK;
+    if (status != OK) {
+        free(plan);
+        return status;
+    }
+    *out = plan;
     return OK;
+}
+
+Status gpu_product_plan(GpuStream *stream, const GpuProduct *product, GpuProductPlan **plan)
+{
+    return gpu_product_try(stream, product, NULL, plan);
 }
 
 void gpu_product_plan_destroy(GpuProductPlan *plan) { free(plan); }
@@ -105,18 +172,20 @@ static Status run(GpuProductPlan *plan, const Job *job)
                     alignment);
     if (((uintptr_t)job->a_scale | (uintptr_t)job->b_scale) % GPU_ALIGN_8_BITS)
         return fail(ERR_ARG, "scales do not begin at whole %d bytes", GPU_ALIGN_8_BITS);
-    return emulated_submit(plan->stream, product_work, job, sizeof *job);
+    return submit(plan, plan->algorithm, job);
 }
 
 Status gpu_product_run(GpuProductPlan *plan, const void *a, const void *b, void *c, void *workspace)
 {
     (void)workspace;
-    return run(plan, &(Job){.product = plan->product, .a = a, .b = b, .c = c});
+    return run(plan, &(Job){.a = a, .b = b, .c = c});
 }
 
 Status gpu_product_run_scaled(GpuProductPlan *plan, const void *const operand[2],
                               const float *const scale[2], void *c, void *workspace)
 {
     (void)workspace;
-    return run(plan, &(Job){plan->product, operand[0], operand[1], scale[0], scale[1], c});
+    return run(
+        plan,
+        &(Job){.a = operand[0], .b = operand[1], .a_scale = scale[0], .b_scale = scale[1], .c = c});
 }

@@ -1,7 +1,8 @@
 /* A build without CUDA: there is no device, and nobody gets further than asking for one. */
-#include "gpu/gpu.h"
+#include "gpu/choices.h"
 #include "gpu/no_exchange.h"
 #include "gpu/numbers.h"
+#include "gpu/report.h"
 
 static const char sentence[] = "this drover was built without CUDA: install the CUDA toolkit "
                                "(nvcc on the PATH) and build again";
@@ -28,6 +29,8 @@ static Status absent(void) { return fail(ERR_UNSUPPORTED, "%s", sentence); }
 const GpuInfo *gpu_info(const Gpu *gpu) { return (const GpuInfo *)(const void *)gpu; }
 
 const char *gpu_libraries(Gpu *gpu) { return gpu ? "" : sentence; }
+const char *gpu_exchange_library(Gpu *gpu) { return gpu ? "" : sentence; }
+GpuChoices *gpu_choices(Gpu *gpu) { return (GpuChoices *)(void *)gpu; }
 
 size_t gpu_free_bytes(Gpu *gpu) { return gpu ? 1 : 0; }
 
@@ -73,3 +76,6 @@ ABSENT(gpu_product_run, GpuProductPlan *plan, const void *a, const void *b, void
 ABSENT(gpu_product_run_scaled, GpuProductPlan *plan, const void *const operand[2],
        const float *const scale[2], void *c, void *workspace)
 ABSENT(gpu_boxes_make, GpuStream *stream, const GpuTiling *tiling, GpuBoxes *boxes)
+ABSENT(gpu_product_try, GpuStream *stream, const GpuProduct *product, const GpuProductTrial *trial,
+       GpuProductPlan **plan)
+ABSENT(gpu_peer, int from, int to, GpuPeer *peer)

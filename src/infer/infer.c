@@ -98,7 +98,9 @@ static Status compile(Infer *infer)
     infer->prefill_rows = min_i64(infer->slots, MOST_PREFILL_ROWS);
     TRY(infer_cache_setup(infer));
     TRY(device_create(
-        o->device, (CpuOptions){.threads = o->threads, .world = o->world, .mesh = o->layout.mesh},
+        o->device,
+        (CpuOptions){
+            .threads = o->threads, .world = o->world, .mesh = o->layout.mesh, .tune = o->tune},
         &infer->device));
     infer->store = store_create();
     if (o->logits_tokens > 0)

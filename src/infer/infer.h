@@ -83,6 +83,7 @@ typedef struct InferOptions {
     DType dtype;    /* f32 or bf16, of weights and activations */
     int threads;    /* 0: all cores */
     DeviceKind device;
+    bool tune;                 /* CpuOptions.tune */
     size_t memory_limit_bytes; /* 0: what is available now */
     int64_t logits_tokens;     /* > 0: infer_logits can be called with up to this many */
     int64_t score_tokens; /* > 0: infer_score can be called with sequences of up to this many */

@@ -69,7 +69,8 @@ static Status plan_piece(Job *job, Plans *plans)
             if (rows_alignment(&other.a) < rows_alignment(&p.a)) p.a.data = other.a.data;
             if (rows_alignment(&other.b) < rows_alignment(&p.b)) p.b.data = other.b.data;
         }
-        TRY(product_plan(job->args->stream, &p, &plans->product[job->piece][s]));
+        TRY(product_plan(job->args->stream, &p, job->args->workspace,
+                         &plans->product[job->piece][s]));
     }
     return OK;
 }

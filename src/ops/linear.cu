@@ -39,7 +39,7 @@ template <ProductOf product_of> static Status prepare(KernelArgs *args)
     RowsProduct p = product_of(tensor_as_rows(&args->in[0], 1), tensor_as_rows(&args->in[1], 1),
                                tensor_as_rows(&args->out[0], 1));
     GpuProductPlan *plan;
-    TRY(product_plan(args->stream, &p, &plan));
+    TRY(product_plan(args->stream, &p, args->workspace, &plan));
     args->state = plan;
     return OK;
 }

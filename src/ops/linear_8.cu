@@ -29,7 +29,7 @@ Status prepare_of(KernelArgs *args, bool accumulate)
     p.a_scale = (const float *)args->in[1].data;
     p.b_scale = (const float *)args->in[3].data;
     GpuProductPlan *plan;
-    TRY(product_plan(args->stream, &p, &plan));
+    TRY(product_plan(args->stream, &p, args->workspace, &plan));
     args->state = plan;
     return OK;
 }

@@ -172,10 +172,11 @@ static Status plan_tokens(const Job *job, Plans *plans)
     RowsProduct logits = product_logits(job), dx = product_dx(job), dw = product_dw(job, false),
                 more = product_dw(job, true);
     GpuStream *stream = job->args->stream;
-    TRY(product_plan(stream, &logits, &plans->logits));
-    if (job->dx.data) TRY(product_plan(stream, &dx, &plans->dx));
-    if (job->dw) TRY(product_plan(stream, &dw, &plans->dw));
-    if (job->dw) TRY(product_plan(stream, &more, &plans->dw_more));
+    void *workspace = job->args->workspace;
+    TRY(product_plan(stream, &logits, workspace, &plans->logits));
+    if (job->dx.data) TRY(product_plan(stream, &dx, workspace, &plans->dx));
+    if (job->dw) TRY(product_plan(stream, &dw, workspace, &plans->dw));
+    if (job->dw) TRY(product_plan(stream, &more, workspace, &plans->dw_more));
     return OK;
 }
 

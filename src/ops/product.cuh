@@ -5,6 +5,10 @@
 
 #include "ops/kernel.cuh"
 
+extern "C" {
+#include "gpu/tune.h"
+}
+
 /* c [m n] = a b. a lies as [m k], transposed as [k m]; b lies as [k n], transposed as [n k]. With
  * accumulate, c += a b. */
 typedef struct RowsProduct {
@@ -23,7 +27,10 @@ static inline size_t rows_alignment(const Rows *rows)
     return bits & (~bits + 1);
 }
 
-static inline Status product_plan(GpuStream *stream, const RowsProduct *p, GpuProductPlan **plan)
+/* Planned before anything is in the operands' memory: algorithms may be tried out on it, and on the
+ * workspace. */
+static inline Status product_plan(GpuStream *stream, const RowsProduct *p, void *workspace,
+                                  GpuProductPlan **plan)
 {
     GpuProduct product = {};
     product.m = p->a_transposed ? p->a.width : p->a.n;
@@ -45,7 +52,8 @@ static inline Status product_plan(GpuStream *stream, const RowsProduct *p, GpuPr
     product.b_scaling = p->b_scaling;
     product.scale[0] = p->a_scale;
     product.scale[1] = p->b_scale;
-    return gpu_product_plan(stream, &product, plan);
+    GpuProductTrial trial = {p->a.data, p->b.data, p->c.data, workspace};
+    return gpu_product_try(stream, &product, &trial, plan);
 }
 
 #endif

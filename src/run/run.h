@@ -27,6 +27,7 @@
 typedef enum RunPrecision { RUN_AUTO, RUN_F32, RUN_BF16, RUN_FP8 } RunPrecision;
 const char *run_precision_name(RunPrecision precision);
 typedef enum RunFp8Scaling { RUN_FP8_ROW, RUN_FP8_BLOCK } RunFp8Scaling;
+typedef enum RunTune { RUN_TUNE_AUTO, RUN_TUNE_OFF } RunTune;
 typedef enum RunSchedule { RUN_WSD, RUN_COSINE, RUN_CONSTANT } RunSchedule;
 typedef enum RunRecompute {
     RUN_RECOMPUTE_NONE,
@@ -76,7 +77,8 @@ typedef struct RunTrain {
     int64_t batch, micro_batch, seq;
     RunPrecision precision;
     RunFp8Scaling fp8_scaling;
-    int device; /* DeviceKind */
+    int device;   /* DeviceKind */
+    RunTune tune; /* of products on GPUs */
     double lr, min_lr_ratio;
     RunSchedule schedule;
     int64_t warmup;

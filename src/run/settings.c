@@ -91,6 +91,10 @@ static const Setting settings[] = {
            "numbers (of weights a square of 128 by 128)"),
     CHOICE("train.device", "auto|cpu|cuda", "auto", train.device,
            "where steps run; auto: a GPU where there is one, else the processor"),
+    CHOICE(
+        "train.tune", "auto|off", "auto", train.tune,
+        "how a GPU computes a product; auto: what is fastest, tried out when a shape is first met "
+        "on the machine and kept in ~/.cache/drover; off: what its library proposes"),
     FLOAT("train.lr", "", 1e-12, 10, "3e-4", train.lr, "highest learning rate"),
     FLOAT("train.min_lr_ratio", "of lr", 0, 1, "0.1", train.min_lr_ratio,
           "the last learning rate, as a part of lr"),

@@ -27,7 +27,10 @@ static Status open_device(Trainer *t)
     if (threads == 0 && t->ranks_here > 1)
         threads = cpu_count() > t->ranks_here ? cpu_count() / t->ranks_here : 1;
     TRY(device_create((DeviceKind)r->device,
-                      (CpuOptions){.threads = threads, .world = t->world, .mesh = t->layout.mesh},
+                      (CpuOptions){.threads = threads,
+                                   .world = t->world,
+                                   .mesh = t->layout.mesh,
+                                   .tune = r->tune == RUN_TUNE_AUTO},
                       &t->device));
     Target target = device_target(t->device);
     bool fast_bf16 = target.gpu || target.isa == ISA_AVX512BF16;
