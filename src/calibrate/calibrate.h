@@ -1,10 +1,10 @@
 /* calibrate: this machine, measured into a cluster's file: the sheet by which device/sim tells what
  * a run here takes.
  *
- * What it is.   Times of every op in real training programs, on every core at once and as one team;
- *               exchanges between
+ * What it is.   Times of every op in real training programs, on every core at once and as one team,
+ *               or on a GPU; exchanges between
  *               ranks; peaks and memory. Curves and rates fitted to them.
- * Depends on.   base, comm, cluster, device, model, train
+ * Depends on.   base, gpu, comm, cluster, device, model, train, run
  * Owns.         Nothing after a call.
  * Invariants.   What is measured is what runs: the programs are those of the trainer. An op's rates
  *               are fitted to all its
@@ -29,6 +29,7 @@ typedef struct OpSample {
     MathKind math; /* of what it reads */
     bool matmul;   /* a product or attention */
     double flop, bytes;
+    Cost cost;       /* as the op counts it */
     int64_t m, n, k; /* of a plain product; else 0 */
     double seconds;
     int among; /* of an exchange: between so many ranks, `kind`, of whole_bytes; else 0 */
@@ -54,6 +55,9 @@ typedef struct CalibrateOptions {
     int cores;   /* to measure with; 0: all */
     int rounds;  /* steps of each program; 0: 5 */
     Comm *world; /* processes that exchange; NULL: threads of this one */
+    /* of calibrate_gpu */
+    bool small; /* a few small shapes: for tests on an emulated device */
+    int ranks;  /* that exchange; 0: one on each GPU */
     void (*progress)(void *context, const char *what); /* or NULL */
     void *context;
 } CalibrateOptions;
@@ -82,6 +86,49 @@ Status calibrate_machine(const CalibrateOptions *options, Calibration *out);
 void calibrate_deinit(Calibration *c);
 /* A cluster of one node with this processor, as a file. */
 void calibrate_sheet(const Calibration *c, Str *out);
+
+/* ---- a GPU ------------------------------------------------------------------------------ */
+
+typedef struct LaunchTimes {
+    double kernel_s; /* of a small kernel behind another in a captured step, on the device */
+    double graph_s;  /* of a captured step beyond its kernels */
+    double host_s;   /* that the host is busy with starting one kernel alone */
+} LaunchTimes;
+
+typedef struct CopyRates {
+    double write_bytes_per_s, read_bytes_per_s; /* from and to pinned memory of the host */
+    double copy_bytes_per_s;                    /* inside the device; bytes read and written */
+} CopyRates;
+
+typedef struct GpuCalibration {
+    GpuInfo info;
+    int gpus;           /* of this machine */
+    const char *preset; /* whose sheet knows what is not measured; NULL: none */
+    char device[128];
+    LaunchTimes launch;
+    CopyRates copy;
+    DeviceSheet sheet;                  /* the curves; it has no texts and no ops */
+    double best_flop_per_s[MATH_KINDS]; /* of a plain product; 0: nothing was measured */
+    double matrix_error[MATH_KINDS], attention_error,
+        memory_error; /* root mean squares, relative */
+    OpFit *fit;
+    int n_fits;
+    OpSample *sample; /* all that was timed */
+    int n_samples;
+    ExchangeSample *exchange;
+    int n_exchanges, exchange_ranks; /* 0: one GPU, nothing measured */
+    double exchange_base_s, exchange_hop_s, exchange_bytes_per_s;
+    double host_memory_bytes;
+    const char *machine; /* for the source of every value */
+    Arena arena;
+} GpuCalibration;
+
+/* The first GPU of this machine, and exchanges among all of them: a few minutes. ERR_UNSUPPORTED
+ * where there is none. */
+Status calibrate_gpu(const CalibrateOptions *options, GpuCalibration *out);
+void calibrate_gpu_deinit(GpuCalibration *c);
+/* A cluster of one node of this machine's GPUs, as a file. */
+void calibrate_gpu_sheet(const GpuCalibration *c, Str *out);
 
 /* ---- parts ------------------------------------------------------------------------------ */
 

@@ -128,7 +128,7 @@ static int count(const OpSamples *samples, const char *op, MathKind math)
 static void test_job(void **state)
 {
     (void)state;
-    CalibrateJob job = {"llama3-nano", DTYPE_F32, 1, 2, 32, RECOMPUTE_NONE, MESH_PP};
+    CalibrateJob job = {"llama3-nano", DTYPE_F32, 1, 2, 32, RECOMPUTE_NONE, .cut = MESH_PP};
     OpSamples samples = {0};
     double step_s = 0;
     assert_ok(calibrate_run_job(&job, 2, 1, 2, &samples, &step_s));
@@ -214,6 +214,111 @@ static void test_sheet_loads(void **state)
     str_deinit(&text);
 }
 
+/* ---- a GPU ------------------------------------------------------------------------------ */
+
+/* Operands of chosen sizes, alone: the nodes that are wanted, with their work. */
+static void test_gpu_shapes(void **state)
+{
+    (void)state;
+    if (!gpu_count(NULL)) skip();
+    Device *device;
+    OpSamples samples = {0};
+    assert_ok(device_create(DEVICE_CUDA, (CpuOptions){0}, &device));
+    assert_ok(calibrate_run_shape(device, &(CalibrateShape){SHAPE_PRODUCTS, DTYPE_BF16, 16, 24, 32},
+                                  1, &samples));
+    assert_int_equal(samples.n, 3);
+    for (int i = 0; i < 3; i++) {
+        const OpSample *s = &samples.at[i];
+        assert_true(s->matmul && s->math == MATH_BF16 && s->seconds > 0);
+        assert_near(s->flop, 2.0 * 16 * 24 * 32, 1e-12);
+    }
+    assert_ok(calibrate_run_shape(device, &(CalibrateShape){SHAPE_ATTENTION, DTYPE_BF16, 16, 4, 64},
+                                  1, &samples));
+    assert_int_equal(samples.n, 5);
+    assert_string_equal(samples.at[3].op, "attention");
+    assert_string_equal(samples.at[4].op, "attention_grad");
+    assert_near(samples.at[3].cost.k, 64, 1e-12);
+    assert_near(samples.at[3].cost.n, 8.5, 1e-12); /* of 16 keys, as many as a query sees */
+    assert_ok(calibrate_run_shape(device, &(CalibrateShape){SHAPE_CHAIN, DTYPE_F32, 1024, 3, 0}, 1,
+                                  &samples));
+    assert_int_equal(samples.n, 8);
+    assert_near(samples.at[7].bytes, 3.0 * 4 * 1024, 1e-12);
+    VEC_FREE(&samples);
+    device_destroy(device);
+}
+
+/* Layers, experts and words are as many as the jobs say. */
+static void test_gpu_models(void **state)
+{
+    (void)state;
+    for (int i = 0; i < calibrate_gpu_jobs_n; i++) {
+        const CalibrateJob *job = &calibrate_gpu_jobs[i];
+        ModelConfig model;
+        assert_ok(calibrate_read_model(job, &model));
+        assert_true(model.n_layers == 1 || model.n_layers == 2);
+        const char *words = strstr(job->fields, "vocab_size=");
+        if (words) assert_int_equal(model.vocab, strtol(words + 11, NULL, 10));
+        const char *experts = strstr(job->fields, "experts=");
+        if (experts) assert_int_equal(model.n_experts, strtol(experts + 8, NULL, 10));
+        assert_true(job->gpu && job->cut == MESH_PP);
+        model_config_deinit(&model);
+    }
+}
+
+static bool is_figure(double x) { return isfinite(x) && x > 0; }
+
+/* The whole way on the emulated device: its times mean nothing, but each figure is one, and the
+ * file is a cluster whose plans find every op that was measured. */
+static void test_gpu_sheet(void **state)
+{
+    (void)state;
+    if (!gpu_count(NULL)) skip();
+    GpuCalibration c;
+    Cluster cluster;
+    Str text = {0};
+    assert_ok(calibrate_gpu(&(CalibrateOptions){.rounds = 1, .small = true, .ranks = 2}, &c));
+    assert_true(is_figure(c.launch.kernel_s) && is_figure(c.launch.graph_s) &&
+                is_figure(c.launch.host_s));
+    assert_true(is_figure(c.copy.write_bytes_per_s) && is_figure(c.copy.read_bytes_per_s) &&
+                is_figure(c.copy.copy_bytes_per_s));
+    for (int i = 0; i < MATH_KINDS; i++) /* an older GPU has no products of 8 bits */
+        assert_true(is_figure(c.best_flop_per_s[i]) || (i == MATH_FP8 && !gpu_is_emulated()));
+    assert_true(c.exchange_ranks == 2 && c.n_exchanges == 2 && is_figure(c.exchange[1].seconds));
+    int grouped = 0;
+    for (int i = 0; i < c.n_samples; i++) {
+        assert_true(is_figure(c.sample[i].seconds));
+        grouped += !strncmp(c.sample[i].op, "grouped_linear", 14);
+    }
+    assert_true(grouped >= 3);
+    /* an emulated device is slower than any that the file may speak of: its peaks are those of a
+     * device a million times as fast */
+    for (int i = 0; i < MATH_KINDS && gpu_is_emulated(); i++)
+        c.sheet.matrix[i].peak_flop_per_s *= 1e6;
+    calibrate_gpu_sheet(&c, &text);
+    assert_ok(cluster_parse((Bytes){(const uint8_t *)text.at, text.n}, "gpu.yaml", &cluster));
+    const DeviceSheet *d = &cluster.device;
+    assert_int_equal(d->cores, 0);
+    assert_int_equal(d->units, c.info.multiprocessors);
+    assert_int_equal(cluster.node.devices, c.gpus);
+    assert_near(d->launch_s, c.launch.kernel_s, 1e-3);
+    assert_near(d->host_launch_s, c.launch.host_s, 1e-3);
+    assert_near(d->attention.backward, c.sheet.attention.backward, 1e-3);
+    assert_near(cluster.node.pcie_bytes_per_s,
+                fmin(c.copy.write_bytes_per_s, c.copy.read_bytes_per_s), 1e-5);
+    assert_true(is_figure(cluster_attention_efficiency(d, 64, 100, true)));
+    assert_true(is_figure(cluster_matrix_flop_per_s(d, MATH_BF16, 2, 512, 512, 512)));
+    assert_true(is_figure(cluster_op_s(d, "rmsnorm", MATH_BF16, 1e6, 1e6)));
+    assert_true(is_figure(cluster_op_s(d, "grouped_linear_dw", MATH_BF16, 1e6, 1e6)));
+    assert_true(is_figure(cluster_op_s(d, "quantise", MATH_BF16, 1e6, 1e6)) || !gpu_is_emulated());
+    assert_true(cluster_op_s(d, "linear_dx", MATH_BF16, 1e6, 1e6) < 0); /* it has a curve */
+    assert_true(cluster_op_s(d, "linear_8", MATH_FP8, 1e6, 1e6) < 0);
+    assert_true(cluster_op_s(d, "attention_grad", MATH_BF16, 1e6, 1e6) < 0);
+    assert_non_null(strstr(cluster_source(&cluster, "device.launch_s"), c.info.name));
+    cluster_deinit(&cluster);
+    str_deinit(&text);
+    calibrate_gpu_deinit(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -226,6 +331,9 @@ int main(void)
         cmocka_unit_test(test_job),
         cmocka_unit_test(test_exchanges),
         cmocka_unit_test(test_sheet_loads),
+        cmocka_unit_test(test_gpu_shapes),
+        cmocka_unit_test(test_gpu_models),
+        cmocka_unit_test(test_gpu_sheet),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

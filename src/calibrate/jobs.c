@@ -9,22 +9,22 @@
 /* Dense, experts and Grok's; both element types; several sizes of everything, so that no op is told
  * by one shape. */
 const CalibrateJob calibrate_jobs[] = {
-    {"llama3-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, MESH_PP},
-    {"llama3-nano", DTYPE_BF16, 4, 2, 256, RECOMPUTE_NONE, MESH_PP},
-    {"llama4-nano", DTYPE_F32, 4, 2, 256, RECOMPUTE_NONE, MESH_PP},
-    {"llama4-nano", DTYPE_BF16, 4, 1, 256, RECOMPUTE_SELECTIVE, MESH_PP},
-    {"grok1-nano", DTYPE_F32, 2, 1, 256, RECOMPUTE_NONE, MESH_PP},
-    {"grok1-nano", DTYPE_BF16, 4, 2, 128, RECOMPUTE_NONE, MESH_PP},
-    {"bench-small", DTYPE_F32, 8, 1, 256, RECOMPUTE_NONE, MESH_PP},
-    {"bench-small", DTYPE_BF16, 8, 1, 256, RECOMPUTE_NONE, MESH_PP},
-    {"bench-moe", DTYPE_F32, 4, 1, 512, RECOMPUTE_NONE, MESH_PP},
-    {"bench-moe", DTYPE_BF16, 4, 1, 512, RECOMPUTE_NONE, MESH_PP},
-    {"llama3-micro", DTYPE_BF16, 2, 1, 256, RECOMPUTE_FULL, MESH_PP},
-    {"bench-small", DTYPE_F32, 8, 1, 256, RECOMPUTE_NONE, MESH_TP},
-    {"bench-small", DTYPE_BF16, 2, 2, 256, RECOMPUTE_NONE, MESH_TP},
-    {"llama4-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, MESH_EP},
-    {"bench-moe", DTYPE_BF16, 1, 2, 256, RECOMPUTE_NONE, MESH_EP},
-    {"bench-small", DTYPE_F32, 2, 1, 256, RECOMPUTE_NONE, MESH_FSDP},
+    {"llama3-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"llama3-nano", DTYPE_BF16, 4, 2, 256, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"llama4-nano", DTYPE_F32, 4, 2, 256, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"llama4-nano", DTYPE_BF16, 4, 1, 256, RECOMPUTE_SELECTIVE, .cut = MESH_PP},
+    {"grok1-nano", DTYPE_F32, 2, 1, 256, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"grok1-nano", DTYPE_BF16, 4, 2, 128, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"bench-small", DTYPE_F32, 8, 1, 256, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"bench-small", DTYPE_BF16, 8, 1, 256, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"bench-moe", DTYPE_F32, 4, 1, 512, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"bench-moe", DTYPE_BF16, 4, 1, 512, RECOMPUTE_NONE, .cut = MESH_PP},
+    {"llama3-micro", DTYPE_BF16, 2, 1, 256, RECOMPUTE_FULL, .cut = MESH_PP},
+    {"bench-small", DTYPE_F32, 8, 1, 256, RECOMPUTE_NONE, .cut = MESH_TP},
+    {"bench-small", DTYPE_BF16, 2, 2, 256, RECOMPUTE_NONE, .cut = MESH_TP},
+    {"llama4-nano", DTYPE_F32, 4, 1, 256, RECOMPUTE_NONE, .cut = MESH_EP},
+    {"bench-moe", DTYPE_BF16, 1, 2, 256, RECOMPUTE_NONE, .cut = MESH_EP},
+    {"bench-small", DTYPE_F32, 2, 1, 256, RECOMPUTE_NONE, .cut = MESH_FSDP},
 };
 const int calibrate_jobs_n = COUNT_OF(calibrate_jobs);
 
@@ -115,32 +115,39 @@ static Status run_rounds(RankRun *r, Session *session)
     return OK;
 }
 
+bool calibrate_sample(const Graph *graph, const Node *node, double seconds, OpSample *out)
+{
+    if (!node->op->cost) return false;
+    Cost cost = node->op->cost(graph, node);
+    double bytes = cost.read_bytes + cost.write_bytes;
+    if (cost.wire_bytes > 0 || cost.flop + bytes <= 0) return false;
+    const Value *x = node->n_in && node->in[0].id ? graph_value(graph, node->in[0]) : NULL;
+    *out = (OpSample){.op = node->op->name,
+                      .math = x ? cluster_math(x->dtype) : MATH_F32,
+                      .matmul = cost.kind >= COST_MATMUL && cost.kind <= COST_ATTENTION_GRAD,
+                      .flop = cost.flop,
+                      .bytes = bytes,
+                      .cost = cost,
+                      .seconds = seconds};
+    if (!strcmp(out->op, "linear") && x) {
+        const Value *y = graph_value(graph, node->out[0]);
+        out->k = x->shape.dim[x->shape.rank - 1];
+        out->n = y->shape.dim[y->shape.rank - 1];
+        out->m = shape_count(&y->shape) / out->n;
+    }
+    return true;
+}
+
 static void add_samples(RankRun *r)
 {
     for (int p = 0; p < r->programs.n; p++) {
         const Program *program = r->programs.at[p];
         for (int i = 0; i < program->n_instr; i++) {
-            const Node *node = program->instr[i].node;
             Times *times = &r->times[p][i];
-            if (!times->n || !node->op->cost) continue;
-            Cost cost = node->op->cost(program->graph, node);
-            double bytes = cost.read_bytes + cost.write_bytes;
-            if (cost.wire_bytes > 0 || cost.flop + bytes <= 0) continue;
-            const Value *x = node->n_in && node->in[0].id ? graph_value(program->graph, node->in[0])
-                                                          : NULL;
-            OpSample s = {.op = node->op->name,
-                          .math = x ? cluster_math(x->dtype) : MATH_F32,
-                          .matmul = cost.kind >= COST_MATMUL && cost.kind <= COST_ATTENTION_GRAD,
-                          .flop = cost.flop,
-                          .bytes = bytes,
-                          .seconds = calibrate_median(times->at, (int)times->n)};
-            if (!strcmp(s.op, "linear") && x) {
-                const Value *y = graph_value(program->graph, node->out[0]);
-                s.k = x->shape.dim[x->shape.rank - 1];
-                s.n = y->shape.dim[y->shape.rank - 1];
-                s.m = shape_count(&y->shape) / s.n;
-            }
-            VEC_PUSH(&r->samples, s);
+            OpSample s;
+            if (times->n && calibrate_sample(program->graph, program->instr[i].node,
+                                             calibrate_median(times->at, (int)times->n), &s))
+                VEC_PUSH(&r->samples, s);
         }
     }
 }
@@ -221,8 +228,9 @@ static Status run_rank(RankRun *r)
                            .n_micro = job->n_micro,
                            .seq = job->seq,
                            .dtype = job->dtype,
+                           .fp8 = job->fp8,
                            .recompute = job->recompute};
-    CpuOptions cpu = {.threads = r->threads};
+    CpuOptions cpu = {.threads = r->threads, .tune = job->gpu && !gpu_is_emulated()};
     Device *device;
     if (cut) {
         Mesh sizes = {0};
@@ -230,7 +238,7 @@ static Status run_rank(RankRun *r)
         cpu.world = comm_of_rank(r->world, r->rank);
         cpu.mesh = options.layout.mesh = mesh_at(&sizes, r->rank);
     }
-    TRY(device_create_cpu(cpu, &device));
+    TRY(device_create(job->gpu ? DEVICE_CUDA : DEVICE_CPU, cpu, &device));
     Status status = measure(r, device, &options);
     device_destroy(device);
     return status;
@@ -267,12 +275,35 @@ static Status join(RankRun *runs, int ranks, int rounds, OpSamples *samples, dou
     return status;
 }
 
+/* The preset, with other fields where the job has some: a run file's words, one by one. */
+Status calibrate_read_model(const CalibrateJob *job, ModelConfig *model)
+{
+    enum { MOST_FIELDS = 8 };
+    if (!job->fields) return model_config_preset(job->preset, model);
+    Arena arena = {0};
+    RunConfig config;
+    const char *words[MOST_FIELDS + 1] = {arena_printf(&arena, "model=%s", job->preset)};
+    int n = 1;
+    for (const char *at = job->fields; *at && n <= MOST_FIELDS; n++) {
+        int length = (int)strcspn(at, " ");
+        words[n] = arena_printf(&arena, "model.%.*s", length, at);
+        at += length + (at[length] == ' ');
+    }
+    Status status = run_config_load(NULL, words, n, &config);
+    if (status == OK) {
+        status = train_read_model(&config, model);
+        run_config_deinit(&config);
+    }
+    arena_deinit(&arena);
+    return status;
+}
+
 Status calibrate_run_job(const CalibrateJob *job, int ranks, int threads, int rounds,
                          OpSamples *samples, double *step_s)
 {
     ModelConfig model;
     CommWorld *world = NULL;
-    TRY(model_config_preset(job->preset, &model));
+    TRY(calibrate_read_model(job, &model));
     Status status = ranks > 1 ? comm_world_create_local(ranks, NULL, &world) : OK;
     RankRun *runs = xcalloc((size_t)ranks, sizeof *runs);
     int started = 0;

@@ -96,7 +96,7 @@ static void take_network(OpSamples *samples, const Calibration *c)
 
 /* Products and attention by what they read; all else for any type, since bytes tell the difference.
  */
-static void fit_ops(OpSamples *samples, Calibration *c)
+void calibrate_fit_ops(OpSamples *samples, Arena *arena, OpFit **fit, int *n)
 {
     OpSample *s = samples->at;
     VEC(OpFit) fits = {0};
@@ -105,12 +105,12 @@ static void fit_ops(OpSamples *samples, Calibration *c)
         for (end = first + 1; end < samples->n && same_op(&s[first], &s[end]);) end++;
         if (s[first].among && fits.n && !strcmp(fits.at[fits.n - 1].rate.op, s[first].op))
             continue; /* it computes, and sometimes exchanges a few numbers too */
-        OpFit fit = calibrate_fit_op(s + first, (int)(end - first));
-        fit.rate.math = s[first].matmul ? (enum OpMath)(1 + (int)s[first].math) : OP_ANY;
-        VEC_PUSH(&fits, fit);
+        OpFit one = calibrate_fit_op(s + first, (int)(end - first));
+        one.rate.math = s[first].matmul ? (enum OpMath)(1 + (int)s[first].math) : OP_ANY;
+        VEC_PUSH(&fits, one);
     }
-    c->n_fits = (int)fits.n;
-    c->fit = arena_copy(&c->arena, fits.at, fits.n * sizeof *fits.at);
+    *n = (int)fits.n;
+    *fit = arena_copy(arena, fits.at, fits.n * sizeof *fits.at);
     VEC_FREE(&fits);
 }
 
@@ -210,7 +210,7 @@ static Status measure(const CalibrateOptions *o, Calibration *c)
     if (status == OK && samples.n == 0)
         status = fail(ERR_DEVICE, "calibrate: nothing was measured");
     take_network(&samples, c);
-    if (status == OK) fit_ops(&samples, c);
+    if (status == OK) calibrate_fit_ops(&samples, &c->arena, &c->fit, &c->n_fits);
     if (status == OK) fit_teams(&team, c);
     if (status == OK) fit_products(&samples, c);
     VEC_FREE(&samples);

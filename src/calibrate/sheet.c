@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-static const char *math_word(enum OpMath math)
+const char *calibrate_math_word(enum OpMath math)
 {
     return math == OP_ANY ? "any" : cluster_math_name((MathKind)((int)math - 1));
 }
@@ -45,8 +45,8 @@ static void add_ops(const Calibration *c, Str *out)
         str_printf(out,
                    "    - {op: %s, math: %s, fixed_s: %.4g, flop_per_s: %.4g, bytes_per_s: %.4g, "
                    "team_s: %.4g, team_speed: %.4g}\n",
-                   f->rate.op, math_word(f->rate.math), f->rate.fixed_s, f->rate.flop_per_s,
-                   f->rate.bytes_per_s, f->rate.team_s, f->rate.team_speed);
+                   f->rate.op, calibrate_math_word(f->rate.math), f->rate.fixed_s,
+                   f->rate.flop_per_s, f->rate.bytes_per_s, f->rate.team_s, f->rate.team_speed);
     }
 }
 

@@ -18,6 +18,7 @@
 #include "calibrate/calibrate.h"
 #include "comm/comm.h"
 #include "gpu/gpu.h"
+#include "gpu/report.h"
 #include "ops/probe.h"
 
 typedef struct DoctorFlags {
@@ -25,6 +26,7 @@ typedef struct DoctorFlags {
     bool json;
     const char *calibrate;
     int64_t rounds;
+    int device; /* DeviceKind */
 } DoctorFlags;
 
 static const Option options[] = {
@@ -32,9 +34,12 @@ static const Option options[] = {
      "to measure with; 0: all cores"},
     {"json", OPTION_FLAG, "", 0, 0, NULL, NULL, offsetof(DoctorFlags, json), "one JSON object"},
     {"calibrate", OPTION_TEXT, "FILE", 0, 0, NULL, NULL, offsetof(DoctorFlags, calibrate),
-     "time the ops of real training programs for a minute or two and write this machine as a "
+     "time the ops of real training programs for some minutes and write this machine as a "
      "cluster's file, for --cluster; "
      "under mpirun exchanges are those between its processes"},
+    {"device", OPTION_CHOICE, "DEVICE", 0, 0, "auto", "auto|cpu|cuda",
+     offsetof(DoctorFlags, device),
+     "that --calibrate measures; auto: GPUs where there are some, else the processor"},
     {"rounds", OPTION_INT, "N", 1, 1000, "5", NULL, offsetof(DoctorFlags, rounds),
      "steps of each program that --calibrate times"},
 };
@@ -148,14 +153,36 @@ static void say_gpu(Report *r, int index)
     }
     const GpuInfo *i = gpu_info(gpu);
     say(r, name,
-        "%s, %d multiprocessors of compute capability %d.%d at %d MHz, %s free of %s, ECC %s",
-        i->name, i->multiprocessors, i->major, i->minor, i->clock_mhz,
+        "%s, %d multiprocessors of compute capability %d.%d at up to %d MHz, memory at %d MHz, %s "
+        "free of %s, ECC %s",
+        i->name, i->multiprocessors, i->major, i->minor, i->clock_mhz, i->memory_clock_mhz,
         format_bytes((double)i->free_bytes, left), format_bytes((double)i->memory_bytes, all),
         i->ecc ? "on" : "off");
     if (index == 0)
-        say(r, "CUDA", "runtime %d.%d, driver for %d.%d; %s", i->runtime / 1000,
-            i->runtime % 1000 / 10, i->driver / 1000, i->driver % 1000 / 10, gpu_libraries(gpu));
+        say(r, "CUDA", "runtime %d.%d, driver for %d.%d; %s; %s", i->runtime / 1000,
+            i->runtime % 1000 / 10, i->driver / 1000, i->driver % 1000 / 10, gpu_libraries(gpu),
+            gpu_exchange_library(gpu));
     gpu_close(gpu);
+}
+
+/* How GPU `index` reaches each other one: a letter each, as in a row of nvidia-smi's matrix. */
+static void say_peers(Report *r, int index, int n)
+{
+    Str row = {0};
+    char name[24];
+    snprintf(name, sizeof name, "GPU %d to others", index);
+    for (int to = 0; to < n; to++) {
+        GpuPeer peer = {0};
+        if (to == index) continue;
+        bool known = gpu_peer(index, to, &peer) == OK;
+        const char *how = !known         ? "unknown"
+                          : peer.atomics ? "NVLink"
+                          : peer.direct  ? "PCIe"
+                                         : "through the host";
+        str_printf(&row, "%s%d %s", row.n ? ", " : "", to, how);
+    }
+    say(r, name, "%s", row.at);
+    str_deinit(&row);
 }
 
 static void say_gpus(Report *r)
@@ -164,6 +191,7 @@ static void say_gpus(Report *r)
     int n = gpu_count(&why);
     if (!n) say(r, "GPU", "none: %s", why);
     for (int i = 0; i < n; i++) say_gpu(r, i);
+    for (int i = 0; i < n && n > 1; i++) say_peers(r, i, n);
 }
 
 static Status examine(const DoctorFlags *o)
@@ -194,24 +222,84 @@ static void say_progress(void *context, const char *what)
     log_info("calibrating: %s", what);
 }
 
-static void say_fits(const Calibration *c)
+/* Without a team's columns for a GPU. */
+static void say_ops(const OpFit *fit, int n, bool team)
 {
     static const char *const reads[] = {"", "f32", "bf16", "fp8"};
-    printf("%-28s %6s %9s %9s %10s %10s %8s %7s %8s %6s\n", "op", "nodes", "ms in all", "fixed us",
-           "GFLOP/s", "GB/s", "error %", "bias %", "team us", "cores");
-    for (int i = 0; i < c->n_fits; i++) {
-        const OpFit *f = &c->fit[i];
+    printf("%-28s %6s %9s %9s %10s %10s %8s %7s%s\n", "op", "nodes", "ms in all", "fixed us",
+           "GFLOP/s", "GB/s", "error %", "bias %", team ? "  team us  cores" : "");
+    for (int i = 0; i < n; i++) {
+        const OpFit *f = &fit[i];
         char name[64];
         snprintf(name, sizeof name, "%s %s", f->rate.op, reads[f->rate.math]);
-        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f %8.2f %6.2f\n", name, f->n,
-               f->total_s * 1e3, f->rate.fixed_s * 1e6, f->rate.flop_per_s * 1e-9,
-               f->rate.bytes_per_s * 1e-9, f->error * 100, f->bias * 100, f->rate.team_s * 1e6,
-               f->rate.team_speed);
+        printf("%-28s %6d %9.2f %9.2f %10.3g %10.3g %8.1f %7.1f", name, f->n, f->total_s * 1e3,
+               f->rate.fixed_s * 1e6, f->rate.flop_per_s * 1e-9, f->rate.bytes_per_s * 1e-9,
+               f->error * 100, f->bias * 100);
+        if (team) printf(" %8.2f %6.2f", f->rate.team_s * 1e6, f->rate.team_speed);
+        printf("\n");
     }
+}
+
+static void say_fits(const Calibration *c)
+{
+    say_ops(c->fit, c->n_fits, true);
     for (int i = 0; i < c->n_exchanges; i++)
         printf("all-reduce %10.0f bytes, %d ranks: %.2f us\n", c->exchange[i].bytes,
                c->exchange_ranks, c->exchange[i].seconds * 1e6);
     printf("all cores as one rank: %.2f of one rank on each\n", c->team_eta);
+}
+
+static void say_curves(const GpuCalibration *c)
+{
+    const DeviceSheet *d = &c->sheet;
+    printf("%s\n", c->device);
+    for (int i = 0; i < MATH_KINDS; i++)
+        if (c->best_flop_per_s[i] > 0)
+            printf(
+                "products in %-5s %.4g TFLOP/s at best; %.1f%% of %.4g for large ones, half of it "
+                "at k = %.0f; told within %.1f%%\n",
+                cluster_math_name((MathKind)i), c->best_flop_per_s[i] * 1e-12,
+                d->matrix[i].eta_inf * 100, d->matrix[i].peak_flop_per_s * 1e-12,
+                d->matrix[i].k_half, c->matrix_error[i] * 100);
+    printf("attention         %.1f%% of the bf16 peak at most, half of it at heads of %.0f and at "
+           "%.0f keys; backward %.2f of forward; told within %.1f%%\n",
+           d->attention.eta_inf * 100, d->attention.head_half, d->attention.keys_half,
+           d->attention.backward, c->attention_error * 100);
+    printf(
+        "memory            copies %.4g GB/s; %.1f%% of %.4g GB/s, half of it at %.3g bytes; told "
+        "within %.1f%%\n",
+        c->copy.copy_bytes_per_s * 1e-9, d->memory.eta * 100, d->memory.bytes_per_s * 1e-9,
+        d->memory.half_bytes, c->memory_error * 100);
+    printf("host              to the GPU %.4g GB/s, from it %.4g GB/s\n",
+           c->copy.write_bytes_per_s * 1e-9, c->copy.read_bytes_per_s * 1e-9);
+    printf(
+        "launches          a kernel of a step %.2f us, a step %.2f us, a kernel alone %.2f us of "
+        "the host\n",
+        c->launch.kernel_s * 1e6, c->launch.graph_s * 1e6, c->launch.host_s * 1e6);
+    for (int i = 0; i < c->n_exchanges; i++)
+        printf("all-reduce %10.0f bytes, %d GPUs: %.2f us\n", c->exchange[i].bytes,
+               c->exchange_ranks, c->exchange[i].seconds * 1e6);
+}
+
+static Status write_sheet(const DoctorFlags *o, Str *sheet)
+{
+    Status status = file_write_atomic(o->calibrate, sheet->at, sheet->n);
+    if (status == OK)
+        printf("written to %s: --cluster %s means this machine\n", o->calibrate, o->calibrate);
+    str_deinit(sheet);
+    return status;
+}
+
+static Status calibrate_gpus(const DoctorFlags *o)
+{
+    GpuCalibration c;
+    Str sheet = {0};
+    TRY(calibrate_gpu(&(CalibrateOptions){.rounds = (int)o->rounds, .progress = say_progress}, &c));
+    say_ops(c.fit, c.n_fits, false);
+    say_curves(&c);
+    calibrate_gpu_sheet(&c, &sheet);
+    calibrate_gpu_deinit(&c);
+    return write_sheet(o, &sheet);
 }
 
 /* By every process that a launcher started, else by this one. */
@@ -229,11 +317,8 @@ static Status calibrate(const Rank *rank, void *context)
     if (rank->first) {
         say_fits(&c);
         calibrate_sheet(&c, &sheet);
-        status = file_write_atomic(o->calibrate, sheet.at, sheet.n);
-        if (status == OK)
-            printf("written to %s: --cluster %s means this machine\n", o->calibrate, o->calibrate);
+        status = write_sheet(o, &sheet);
     }
-    str_deinit(&sheet);
     calibrate_deinit(&c);
     return status;
 }
@@ -243,6 +328,8 @@ static Status run(const void *opaque, Operands operands)
     DoctorFlags o = *(const DoctorFlags *)opaque;
     (void)operands;
     if (!o.calibrate) return examine(&o);
+    if (o.device == DEVICE_CUDA || (o.device == DEVICE_AUTO && gpu_count(NULL)))
+        return calibrate_gpus(&o);
     int launched = ranks_launched();
     return ranks_run(launched > 0 ? launched : 1, calibrate, &o);
 }

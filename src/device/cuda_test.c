@@ -164,10 +164,18 @@ static void test_inputs_are_not_overtaken(void **state)
     close_bench(&b);
 }
 
+typedef struct Heard {
+    int n;
+    double end_s;
+} Heard;
+
 static void count_times(void *context, const InstrTime *time)
 {
-    assert_true(time->end_s >= time->begin_s);
-    ++*(int *)context;
+    Heard *heard = context;
+    assert_true(time->end_s >= time->begin_s && time->begin_s >= heard->end_s);
+    assert_true(time->end_s <= clock_s());
+    heard->end_s = time->end_s;
+    heard->n++;
 }
 
 static void test_watched(void **state)
@@ -176,14 +184,39 @@ static void test_watched(void **state)
     if (!gpu_count(NULL)) skip();
     Bench b = open_bench(DEVICE_CUDA);
     float x[N], y[2][N], z[N];
-    int n = 0;
+    Heard heard = {0, clock_s()};
     fill(x, 1);
     run(&b, x, y[0], z);
-    session_watch(b.session, count_times, &n);
+    heard.end_s = clock_s();
+    session_watch(b.session, count_times, &heard);
     run(&b, x, y[1], z);
-    assert_int_equal(n, 3);
+    assert_int_equal(heard.n, 3);
     assert_memory_equal(y[0], y[1], sizeof y[0]);
     close_bench(&b);
+}
+
+/* Runs are timed as one launch and as one of each instruction, on both devices; afterwards the
+ * session runs as before. */
+static void test_timed(void **state)
+{
+    (void)state;
+    for (int gpu = 0; gpu <= (gpu_count(NULL) > 0); gpu++) {
+        Bench b = open_bench(gpu ? DEVICE_CUDA : DEVICE_CPU);
+        float x[N], y[2][N], z[N];
+        fill(x, 1);
+        run(&b, x, y[0], z);
+        for (int one_by_one = 0; one_by_one < 2; one_by_one++) {
+            SessionTime time = {0};
+            double begin_s = clock_s();
+            assert_ok(session_time(b.session, 0, 3, one_by_one, &time));
+            double all_s = clock_s() - begin_s;
+            assert_true(time.device_s > 0 && 3 * time.device_s <= all_s * 1.001);
+            assert_true(time.host_s > 0 && 3 * time.host_s <= all_s);
+        }
+        run(&b, x, y[1], z);
+        assert_memory_equal(y[0], y[1], sizeof y[0]);
+        close_bench(&b);
+    }
 }
 
 /* Refused where memory ends, with the figures, and nothing is left behind. */
@@ -336,6 +369,7 @@ int main(void)
         cmocka_unit_test(test_states),
         cmocka_unit_test(test_inputs_are_not_overtaken),
         cmocka_unit_test(test_watched),
+        cmocka_unit_test(test_timed),
         cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_auto),

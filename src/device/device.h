@@ -73,6 +73,9 @@ Status device_peak_flop_per_s(const Device *device, DType dtype, double *peak);
 /* ERR_UNSUPPORTED where it has no products of 8 bits as linear_8 wants them: GPUs other than
  * Hopper. A processor has them, slowly. */
 Status device_check_fp8(const Device *device);
+/* The preset whose sheet is that of a GPU of this name; NULL: there is none, or it is a processor.
+ */
+const char *device_preset(const Device *device);
 /* "AMD EPYC, 2 threads, avx512bf16": for logs and doctor. */
 const char *device_text(const Device *device);
 
@@ -128,8 +131,17 @@ Status session_init_weights(Session *session, uint64_t seed);
  * they made. */
 Status session_refresh_copies(Session *session);
 
-/* From now on fn hears of every instruction that was run, and when (clock_s); NULL: no longer. For
- * traces and bench. */
+/* Of one of `runs` runs of a program in a row, after one that is not timed. */
+typedef struct SessionTime {
+    double device_s; /* by the device's clock */
+    double host_s;   /* that the host was busy with it */
+} SessionTime;
+/* one_by_one: a GPU is given instruction after instruction, as where a step cannot be kept as one
+ * launch. */
+Status session_time(Session *session, int program, int runs, bool one_by_one, SessionTime *time);
+
+/* From now on fn hears of every instruction that was run, and when (clock_s; on a GPU by its own
+ * clock, in between nobody waits); NULL: no longer. For traces and bench. */
 typedef struct InstrTime {
     const Program *program;
     const Instr *instr;

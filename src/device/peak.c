@@ -18,6 +18,11 @@ static const char *preset_of(const char *name)
     return NULL;
 }
 
+const char *device_preset(const Device *device)
+{
+    return device->gpu ? preset_of(gpu_info(device->gpu)->name) : NULL;
+}
+
 static Status peak_of_sheet(const char *name, DType dtype, double *peak)
 {
     const char *preset = preset_of(name);

@@ -245,6 +245,7 @@ void session_destroy(Session *s)
     device_free(s->device, &s->packed_memory);
     free(s->packed);
     gpu_event_destroy(s->inputs_read);
+    session_forget_moments(s);
     free(s->loaded);
     free(s);
 }
@@ -277,35 +278,28 @@ void session_unpack(Session *s)
     for (int i = 0; i < s->n_packed; i++) s->packed[i].fresh = false;
 }
 
-static Status run_step(Step *step)
+Status session_run_step(Step *step)
 {
     PackedState *packed = step->packed;
     if (packed && !packed->fresh) {
         step->kernel->packing->pack(&step->args, packed->at);
         packed->fresh = true;
     }
-    return step->kernel->run(&step->args);
+    Status status = step->kernel->run(&step->args);
+    return status == OK ? OK : failed_at(step, status);
 }
 
 static Status run_steps(Session *s, Loaded *l, int begin, int end)
 {
-    for (int i = begin; i < end; i++) {
-        Step *step = &l->step[i];
-        double begin_s = s->watch ? clock_s() : 0;
-        Status status = run_step(step);
-        if (status == OK && s->watch && s->device->gpu) status = gpu_stream_wait(s->device->stream);
-        if (status != OK) return failed_at(step, status);
-        if (s->watch)
-            s->watch(s->watch_context, &(InstrTime){l->program, step->instr, l->slot[PIPELINE_FW],
-                                                    begin_s, clock_s()});
-    }
+    if (s->watch) return session_run_watched(s, l, begin, end);
+    for (int i = begin; i < end; i++) TRY(session_run_step(&l->step[i]));
     return OK;
 }
 
 /* Steps whose operands never move and that speak with nobody can be kept as one launch. */
 static bool can_capture(const Session *s, const Loaded *l, int begin, int end)
 {
-    if (l->program->slotted || s->watch) return false;
+    if (l->program->slotted || s->watch || s->one_by_one) return false;
     for (int i = begin; i < end; i++)
         if (l->step[i].instr->op->flags & OP_COLLECTIVE) return false;
     return true;

@@ -1,4 +1,4 @@
-/* Shared by session.c and session_host.c. */
+/* Shared by session.c, session_host.c and session_clock.c. */
 #ifndef DEVICE_SESSION_INTERNAL_H
 #define DEVICE_SESSION_INTERNAL_H
 
@@ -57,11 +57,19 @@ struct Session {
     int n_loaded;
     SessionWatch *watch; /* NULL: nobody listens */
     void *watch_context;
-    GpuEvent *inputs_read; /* the device has taken the inputs: the host may write the next */
+    bool one_by_one;        /* instructions are launched as they are, not as a captured graph */
+    VEC(GpuEvent *) moment; /* of a GPU's stream: before each instruction, and after all */
+    GpuEvent *inputs_read;  /* the device has taken the inputs: the host may write the next */
 };
 
 /* The states have changed, or may have. */
 void session_unpack(Session *s);
+/* session.c, for session_clock.c */
+Status session_run_step(Step *step);
+/* Runs the instructions, and tells the watch when each was run. */
+Status session_run_watched(Session *s, Loaded *l, int begin, int end);
+void session_forget_moments(Session *s);
+
 /* The inputs of the program, in the slot that is meant. */
 DeviceMemory session_io(const Session *s, const Loaded *l);
 /* Where the device has an operand now. */
