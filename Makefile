@@ -4,6 +4,7 @@
 #   make run        the main job: DATA= MINUTES=     make fuzz     every fuzz target: SECONDS=60
 #   make test       unit tests and layer checks      make tidy     clang's warnings, clang-tidy, cppcheck
 #   make bench      the tables of speed and memory   make format   clang-format in place
+#   make bench-cuda the same of this machine's GPU, beside PyTorch; ends with 3 where there is none (docs/cuda.md)
 #   make packages   install what is missing, only    make clean    remove what was built
 #   make validate   published training runs against the planner; make residuals: the error bars of plans, from them
 #   make soak       ranks are killed 200 times and hang 100 times, 200 layouts, 10,000 steps: SOAK="kill hang layout slow"
@@ -22,7 +23,7 @@ SECONDS ?= 60
 SOAK ?= kill hang layout slow
 SOURCES = $(shell find src tools bench tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: all configured run test test-cuda validate residuals soak test-slurm bench asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
+.PHONY: all configured run test test-cuda validate residuals soak test-slurm bench bench-cuda asan fuzz tidy format packages clean parity parity-tokenizers parity-chat
 all: configured
 	@ninja -C build -j $(JOBS)
 
@@ -60,6 +61,10 @@ test-cuda: packages
 bench: all
 	@ninja -C build -j $(JOBS) benches
 	@bench/run
+
+bench-cuda: all
+	@ninja -C build -j $(JOBS) cuda_bench
+	@bench/run cuda
 
 parity: all
 	@tools/parity/run

@@ -122,7 +122,7 @@ const char *gpu_libraries(Gpu *gpu)
 const char *gpu_exchange_library(Gpu *gpu)
 {
     (void)gpu;
-    return "no NCCL: the host carries what ranks exchange";
+    return "no NCCL: emulated GPUs exchange as threads do";
 }
 
 /* ---- memory ------------------------------------------------------------------------------- */

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""How fast PyTorch trains on this machine's processor: the peer our own training speed is put beside.
+"""How fast PyTorch trains on this machine's processor or GPU: the peer our own training speed is put beside.
 
 A decoder of the Llama family with random weights on random tokens: RMS norm, rotary positions, grouped-query attention,
 SwiGLU, cross entropy, gradient clipping, AdamW. With --moe the feed-forward of every layer is the one of Llama 4: a shared
-expert beside 8 routed ones, one of which is chosen by a sigmoid score that scales its input.
+expert beside routed ones, one of which is chosen by a sigmoid score that scales its input.
 
     OMP_NUM_THREADS=2 python3 tools/bench/torch_llama.py --config small            f32
     ... --config medium --dtype bf16      autocast: f32 weights, bf16 products
     ... --sdpa --compile                  torch 2: fused attention; generated and fused kernels (needs a C++ compiler)
+    ... --device cuda --config 1b --dtype bf16 --sdpa     a GPU; AdamW in one kernel where torch has that
+    ... --checkpoint                      layers are made again in the backward pass
     ... --json                            one line, for scripts
 
 Works with torch 1.13 and later. Debian's python3-torch multiplies f32 matrices with whatever libblas.so.3 is: install
@@ -17,32 +19,38 @@ get into each other's way) by a third or more; the result names the library in "
 Floating-point operations a token: 6 for every weight that a token is multiplied by (all
 matrices but the embedding; of the routed experts one) plus 6 x layers x seq x dim for causal attention, forward and backward.
 """
+import time
+START = time.perf_counter()
 import argparse
 import json
 import re
 import resource
 import statistics
 import sys
-import time
 from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
-Shape = namedtuple("Shape", "dim layers heads kv_heads ffn vocab seq batch")
+# tied: the head is the embedding; experts: routed ones of a layer, with --moe
+Shape = namedtuple("Shape", "dim layers heads kv_heads ffn vocab seq batch tied experts", defaults=(False, 8))
 CONFIGS = {
     "tiny": Shape(64, 2, 2, 1, 128, 256, 32, 2),
     "small": Shape(384, 6, 6, 2, 1024, 4096, 256, 16),
     "medium": Shape(768, 12, 12, 4, 2048, 32000, 512, 4),
+    # Llama 3.2; a Llama 4 Scout of two layers, eight experts and an eighth of its vocabulary
+    "1b": Shape(2048, 16, 32, 8, 8192, 128256, 8192, 1, True),
+    "3b": Shape(3072, 28, 24, 8, 8192, 128256, 8192, 1, True),
+    "scout": Shape(5120, 2, 40, 8, 8192, 25256, 8192, 1),
 }
-EXPERTS = 8
 ROPE_THETA = 10000.0
 EPS = 1e-5
 
 
-def matrix(n_out, n_in):
-    return nn.Parameter(torch.empty(n_out, n_in).normal_(std=0.02))
+def matrix(n_out, n_in, device):
+    return nn.Parameter(torch.empty(n_out, n_in, device=device).normal_(std=0.02))
 
 
 def rms_norm(x, weight):
@@ -59,40 +67,42 @@ def rotate(x, cos, sin):
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, s):
+    def __init__(self, s, device):
         super().__init__()
-        self.gate, self.up, self.down = matrix(s.ffn, s.dim), matrix(s.ffn, s.dim), matrix(s.dim, s.ffn)
+        self.gate, self.up = (matrix(s.ffn, s.dim, device) for _ in range(2))
+        self.down = matrix(s.dim, s.ffn, device)
 
     def forward(self, x):
         return F.linear(F.silu(F.linear(x, self.gate)) * F.linear(x, self.up), self.down)
 
 
 class Experts(nn.Module):
-    def __init__(self, s):
+    def __init__(self, s, device):
         super().__init__()
-        self.router = matrix(EXPERTS, s.dim)
-        self.shared = SwiGLU(s)
-        self.routed = nn.ModuleList([SwiGLU(s) for _ in range(EXPERTS)])
+        self.experts = s.experts
+        self.router = matrix(s.experts, s.dim, device)
+        self.shared = SwiGLU(s, device)
+        self.routed = nn.ModuleList([SwiGLU(s, device) for _ in range(s.experts)])
 
     def forward(self, x):
         rows = x.flatten(0, 1)
         best, expert = F.linear(rows, self.router).max(-1)
         scaled = rows * best.float().sigmoid().to(rows.dtype)[:, None]
         order = expert.argsort()  # rows of one expert side by side
-        pieces = scaled[order].split(expert.bincount(minlength=EXPERTS).tolist())
+        pieces = scaled[order].split(expert.bincount(minlength=self.experts).tolist())
         routed = torch.cat([net(piece) for net, piece in zip(self.routed, pieces)])
         shared = self.shared(rows)
         return shared.index_add(0, order, routed.to(shared.dtype)).view_as(x)
 
 
 class Layer(nn.Module):
-    def __init__(self, s, moe, sdpa):
+    def __init__(self, s, moe, sdpa, device):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.sdpa = s.heads, s.kv_heads, s.dim // s.heads, sdpa
         self.norm_attn, self.norm_ffn = nn.Parameter(torch.ones(s.dim)), nn.Parameter(torch.ones(s.dim))
-        self.q, self.o = matrix(s.dim, s.dim), matrix(s.dim, s.dim)
-        self.k, self.v = (matrix(s.kv_heads * self.head_dim, s.dim) for _ in range(2))
-        self.ffn = Experts(s) if moe else SwiGLU(s)
+        self.q, self.o = (matrix(s.dim, s.dim, device) for _ in range(2))
+        self.k, self.v = (matrix(s.kv_heads * self.head_dim, s.dim, device) for _ in range(2))
+        self.ffn = Experts(s, device) if moe else SwiGLU(s, device)
 
     def attention(self, x, cos, sin, mask):
         batch, seq, dim = x.shape
@@ -118,22 +128,27 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, s, moe, sdpa):
+    def __init__(self, s, moe, sdpa, checkpoint, device):
         super().__init__()
-        self.embedding, self.head = matrix(s.vocab, s.dim), matrix(s.vocab, s.dim)
-        self.layers = nn.ModuleList([Layer(s, moe, sdpa) for _ in range(s.layers)])
+        self.checkpoint = checkpoint
+        self.embedding = matrix(s.vocab, s.dim, device)
+        self.head = self.embedding if s.tied else matrix(s.vocab, s.dim, device)
+        self.layers = nn.ModuleList([Layer(s, moe, sdpa, device) for _ in range(s.layers)])
         self.norm = nn.Parameter(torch.ones(s.dim))
         head_dim = s.dim // s.heads
         turn = ROPE_THETA ** (-torch.arange(0, head_dim, 2).float() / head_dim)
         angle = torch.arange(s.seq).float()[:, None] * turn
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
-        self.register_buffer("mask", torch.full((s.seq, s.seq), float("-inf")).triu(1))
+        self.register_buffer("mask", None if sdpa else torch.full((s.seq, s.seq), float("-inf")).triu(1))
 
     def forward(self, ids, labels):
         x = F.embedding(ids, self.embedding)
         for layer in self.layers:
-            x = layer(x, self.cos, self.sin, self.mask)
+            if self.checkpoint:
+                x = torch.utils.checkpoint.checkpoint(layer, x, self.cos, self.sin, self.mask, use_reentrant=False)
+            else:
+                x = layer(x, self.cos, self.sin, self.mask)
         logits = F.linear(rms_norm(x, self.norm), self.head)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
@@ -147,36 +162,41 @@ def blas_in_use():
 
 def multiplied_weights(model, s, moe):
     """Weights that one token is multiplied by."""
-    n = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.embedding.numel()
-    return n - (s.layers * (EXPERTS - 1) * 3 * s.dim * s.ffn if moe else 0)
+    n = sum(p.numel() for p in model.parameters() if p.dim() == 2) - (0 if s.tied else model.embedding.numel())
+    return n - (s.layers * (s.experts - 1) * 3 * s.dim * s.ffn if moe else 0)
 
 
 class Trainer:
     def __init__(self, args):
         torch.manual_seed(1)
         self.args, self.shape = args, CONFIGS[args.config]
-        self.model = Decoder(self.shape, args.moe, args.sdpa)
+        self.model = Decoder(self.shape, args.moe, args.sdpa, args.checkpoint, args.device).to(args.device)
         self.loss_of = torch.compile(self.model) if args.compile else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1,
-                                           foreach=args.foreach)
-        tokens = torch.randint(0, self.shape.vocab, (self.shape.batch, self.shape.seq + 1))
+                                           **({"fused": True} if args.device == "cuda" else {"foreach": args.foreach}))
+        tokens = torch.randint(0, self.shape.vocab, (self.shape.batch, self.shape.seq + 1)).to(args.device)
         self.ids, self.labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step(self):
         """-> loss, seconds of (forward, backward, optimizer)"""
-        clock = [time.perf_counter()]
+        now = time.perf_counter
+        if self.args.device == "cuda":
+            def now():
+                torch.cuda.synchronize()
+                return time.perf_counter()
+        clock = [now()]
         with torch.set_grad_enabled(not self.args.forward_only), \
-                torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.dtype == "bf16"):
+                torch.autocast(self.args.device, dtype=torch.bfloat16, enabled=self.args.dtype == "bf16"):
             loss = self.loss_of(self.ids, self.labels)
-        clock.append(time.perf_counter())
+        clock.append(now())
         if not self.args.forward_only:
             loss.backward()
-        clock.append(time.perf_counter())
+        clock.append(now())
         if not self.args.forward_only:
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        clock.append(time.perf_counter())
+        clock.append(now())
         return loss.item(), [b - a for a, b in zip(clock, clock[1:])]
 
 
@@ -187,6 +207,8 @@ def measure(args):
     for i in range(args.warmup + args.steps):
         loss, seconds = trainer.step()
         losses.append(loss)
+        if i == 0:
+            first_step_s = time.perf_counter() - START
         if i >= args.warmup:
             parts.append(seconds)
     whole = [sum(p) for p in parts]
@@ -201,7 +223,8 @@ def measure(args):
         "active_matmul_params": weights, "tokens_per_step": tokens, "mflop_per_token": flop / 1e6,
         "step_s_median": step_s, "step_s_min": min(whole), "step_s_max": max(whole),
         **{name: statistics.median(col) for name, col in zip(("fwd_s", "bwd_s", "opt_s"), zip(*parts))},
-        "tokens_per_s": tokens / step_s, "gflops": tokens * flop / step_s / 1e9,
+        "tokens_per_s": tokens / step_s, "gflops": tokens * flop / step_s / 1e9, "first_step_s": first_step_s,
+        "peak_gpu_mib": torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else 0,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "loss_first": losses[0], "loss_last": losses[-1],
     }
@@ -224,6 +247,8 @@ def main():
     ap.add_argument("--moe", action="store_true", help="shared expert and 8 routed ones, top-1")
     ap.add_argument("--steps", type=int, default=8, help="steps that are timed")
     ap.add_argument("--warmup", type=int, default=2, help="steps before them; with --compile the first one compiles")
+    ap.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    ap.add_argument("--checkpoint", action="store_true", help="make layers again in the backward pass")
     ap.add_argument("--threads", type=int, default=0)
     ap.add_argument("--sdpa", action="store_true", help="scaled_dot_product_attention (torch 2)")
     ap.add_argument("--compile", action="store_true", help="torch.compile (torch 2 and a C++ compiler)")
@@ -237,6 +262,8 @@ def main():
     for option, place, name in (("sdpa", F, "scaled_dot_product_attention"), ("compile", torch, "compile")):
         if getattr(args, option) and not hasattr(place, name):
             ap.error(f"--{option} needs torch 2; this is torch {torch.__version__}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        ap.error("this torch sees no GPU")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.show:

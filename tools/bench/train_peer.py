@@ -113,4 +113,5 @@ def main():
                     print(f"{'':14s} ({rows[0]['blas']})")
 
 
-main()
+if __name__ == "__main__":
+    main()
