@@ -81,9 +81,9 @@ static void test_ends(void **state)
         x[1][k] = ldexp(k + 1, -133); /* subnormal in bf16 */
         x[2][k] = ldexp(k % 3, -120);
         x[3][k] = (k % 2 ? -1 : 1) * 3.3e38 / (k + 1);
-        x[4][k] = k == 7 ? INFINITY : k;
-        x[5][k] = k == 3 ? NAN : k;
-        x[6][k] = NAN;
+        x[4][k] = k == 7 ? (double)INFINITY : k;
+        x[5][k] = k == 3 ? (double)NAN : k;
+        x[6][k] = (double)NAN;
         /* the scale is one: ties go to the even neighbour, the smallest of all to zero */
         static const double ties[] = {448,      17,     19,  -17,     -19,      0.5,
                                       1.0625,   1.1875, 26,  0x1p-10, 0x1.8p-9, 0x1.4p-8,
