@@ -70,6 +70,23 @@ static void test_experts(void **state)
     check_all("llama4", llama4, experts, COUNT_OF(experts));
 }
 
+/* Stages have products of their own: ranks agree stage by stage on how they are computed, and both
+ * ranks of a stage must, since they hold the same norms. */
+static const char *const tuned[] = {"cuda steps1 pp2 tp2 micro2 tune"};
+
+static void test_tuned(void **state)
+{
+    (void)state;
+    char dir[64] = "/tmp/drover-layouts-XXXXXX", file[96];
+    assert_non_null(mkdtemp(dir));
+    snprintf(file, sizeof file, "%s/drover/products", dir);
+    setenv("XDG_CACHE_HOME", dir, 1);
+    check_all("llama3", llama3, tuned, COUNT_OF(tuned));
+    assert_true(getenv("LAYOUT") || !gpu_count(NULL) || file_exists(file));
+    unsetenv("XDG_CACHE_HOME");
+    assert_int_equal(dir_remove_tree(dir), OK);
+}
+
 /* GPUs of several ranks, of which a machine that tests real ones has one. */
 static void test_among_gpus(void **state)
 {
@@ -112,9 +129,9 @@ static void test_others_give_up(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3), cmocka_unit_test(test_llama4),
-                                       cmocka_unit_test(test_experts),
-                                       cmocka_unit_test(test_among_gpus),
-                                       cmocka_unit_test(test_others_give_up)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_llama3),     cmocka_unit_test(test_llama4),
+        cmocka_unit_test(test_experts),    cmocka_unit_test(test_tuned),
+        cmocka_unit_test(test_among_gpus), cmocka_unit_test(test_others_give_up)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -65,6 +65,7 @@ typedef struct Job {
     CommWorld *world;
     bool check_wire; /* what was sent must be what the nodes declare */
     bool cuda;       /* on the cuda device that this program is linked to */
+    bool tune;       /* its products by algorithms that are tried out */
     int steps;       /* 0: STEPS */
     Status (*at_end)(struct Job *job, const StepPrograms *p,
                      Session *session); /* of each rank, behind its steps; or NULL */
@@ -316,7 +317,8 @@ static Status run_rank(RankJob *r)
     o.layout.mesh = mesh_at(&o.layout.mesh, r->rank);
     CpuOptions cpu = {.threads = 1,
                       .world = job->world ? comm_of_rank(job->world, r->rank) : NULL,
-                      .mesh = o.layout.mesh};
+                      .mesh = o.layout.mesh,
+                      .tune = job->tune};
     TRY(device_create(job->cuda ? DEVICE_CUDA : DEVICE_CPU, cpu, &device));
     Status status = step_programs_build(job->model, &o, device_target(device), &programs);
     if (status == OK) {
@@ -460,6 +462,7 @@ static Job parse_job(const char *text)
         }
         if (!strcmp(word, "seq")) o.layout.sequence = known = true; /* sequence parallelism */
         if (!strcmp(word, "cuda")) job.cuda = known = true;
+        if (!strcmp(word, "tune")) job.tune = known = true;
         if (!strncmp(word, "steps", 5)) job.steps = n, known = true;
         if (!strcmp(word, "fold")) o.layout.fold_experts = known = true;
         int n_names;
