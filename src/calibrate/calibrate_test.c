@@ -319,6 +319,63 @@ static void test_gpu_sheet(void **state)
     calibrate_gpu_deinit(&c);
 }
 
+/* Of a GPU that a preset knows the peaks, prices and links are the preset's, the rest what was
+ * measured. */
+static void test_gpu_sheet_of_preset(void **state)
+{
+    (void)state;
+    OpFit fits[] = {{.rate = {"grouped_linear", OP_BF16, 1e-6, 500e12, 3e12, 0, 0}},
+                    {.rate = {"linear", OP_BF16, 1e-6, 700e12, 3e12, 0, 0}}};
+    GpuCalibration c = {.info = {.name = "NVIDIA H100 80GB HBM3",
+                                 .multiprocessors = 132,
+                                 .memory_bytes = 85000000000},
+                        .gpus = 8,
+                        .preset = "h100",
+                        .launch = {2e-6, 8e-6, 5e-6},
+                        .copy = {50e9, 48e9, 2.9e12},
+                        .best_flop_per_s = {50e12, 760e12, 0},
+                        .fit = fits,
+                        .n_fits = COUNT_OF(fits),
+                        .exchange_ranks = 8,
+                        .exchange_base_s = 6e-6,
+                        .exchange_hop_s = 1e-6,
+                        .exchange_bytes_per_s = 370e9,
+                        .host_memory_bytes = 2e12,
+                        .machine = "measured by a test"};
+    c.sheet = (DeviceSheet){.matrix = {{495e12, 0.1, 20}, {989e12, 0.8, 450}, {1979e12, 0.7, 800}},
+                            .units = 132,
+                            .tile_m = 128,
+                            .tile_n = 256,
+                            .align = 8,
+                            .unaligned = 0.75,
+                            .attention = {0.7, 60, 300, 0.7},
+                            .memory = {85e9, 3.35e12, 0.88, 3e6, 0},
+                            .launch_s = 2e-6,
+                            .host_launch_s = 5e-6};
+    Str text = {0};
+    Cluster cluster, preset;
+    calibrate_gpu_sheet(&c, &text);
+    assert_ok(cluster_load("h100", &preset));
+    assert_ok(cluster_parse((Bytes){(const uint8_t *)text.at, text.n}, "gpu.yaml", &cluster));
+    const DeviceSheet *d = &cluster.device;
+    assert_near(d->matrix[MATH_BF16].peak_flop_per_s, 989e12, 1e-9);
+    assert_near(d->matrix[MATH_BF16].k_half, 450, 1e-6);
+    assert_near(d->matrix[MATH_FP8].k_half, preset.device.matrix[MATH_FP8].k_half, 1e-9);
+    assert_near(d->max_w, 700, 1e-9);
+    assert_near(cluster.node.price_usd.central, preset.node.price_usd.central, 1e-9);
+    assert_near(d->memory.eta, 0.88, 1e-6);
+    assert_near(d->link_bytes_per_s, 370e9, 1e-6);
+    assert_near(cluster.network.ring.link_hop_s, 1e-6, 1e-6);
+    assert_near(cluster.node.pcie_bytes_per_s, 48e9, 1e-6);
+    assert_int_equal(cluster_devices(&cluster), 8);
+    assert_int_equal(d->n_ops, 1);
+    assert_near(cluster_op_s(d, "grouped_linear", MATH_BF16, 500e12, 3e12), 2 + 1e-6, 1e-9);
+    assert_string_equal(cluster_source(&cluster, "device.memory.eta"), "measured by a test");
+    cluster_deinit(&cluster);
+    cluster_deinit(&preset);
+    str_deinit(&text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -334,6 +391,7 @@ int main(void)
         cmocka_unit_test(test_gpu_shapes),
         cmocka_unit_test(test_gpu_models),
         cmocka_unit_test(test_gpu_sheet),
+        cmocka_unit_test(test_gpu_sheet_of_preset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
