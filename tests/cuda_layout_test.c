@@ -30,10 +30,9 @@ static const char *const layouts[] = {
 };
 /* of a model that has experts, in one of two layers */
 static const char *const experts[] = {
-    "cuda steps1 layers2 ep2 full micro2",
-    "cuda steps1 layers2 ep4 bf16",
-    "cuda steps2 layers2 ep2 tp2 seq",
-    "cuda steps1 layers2 ep2 tp2 fold",
+    "cuda steps1 layers2 ep2 full micro2",   "cuda steps1 layers2 ep4 bf16",
+    "cuda steps2 layers2 ep2 tp2 seq",       "cuda steps1 layers2 ep2 tp2 fold",
+    "cuda steps1 layers2 ep2 chunks4 plain",
 };
 /* without the host between */
 static const char *const among_gpus[] = {
