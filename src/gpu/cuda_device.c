@@ -127,6 +127,7 @@ void gpu_close(Gpu *gpu)
     cuda_products_close(gpu);
     cuda_exchange_close(gpu);
     gpu_choices_deinit(&gpu->choices);
+    cuda_attention_close(gpu);
     free(gpu);
 }
 

@@ -11,6 +11,7 @@ struct Gpu {
     void *products; /* what cuda_product.c keeps for the device; it frees it */
     void *nccl;     /* likewise cuda_exchange.c */
     GpuChoices choices;
+    void *cudnn; /* and cuda_attention.c */
 };
 
 struct GpuStream {
@@ -30,5 +31,6 @@ Status gpu_allowed(cudaError_t error, const char *kernel);
 
 void cuda_products_close(Gpu *gpu);
 void cuda_exchange_close(Gpu *gpu);
+void cuda_attention_close(Gpu *gpu);
 
 #endif

@@ -1,4 +1,5 @@
 /* A build without CUDA: there is no device, and nobody gets further than asking for one. */
+#include "gpu/attention.h"
 #include "gpu/choices.h"
 #include "gpu/no_exchange.h"
 #include "gpu/numbers.h"
@@ -31,6 +32,7 @@ const GpuInfo *gpu_info(const Gpu *gpu) { return (const GpuInfo *)(const void *)
 const char *gpu_libraries(Gpu *gpu) { return gpu ? "" : sentence; }
 const char *gpu_exchange_library(Gpu *gpu) { return gpu ? "" : sentence; }
 GpuChoices *gpu_choices(Gpu *gpu) { return (GpuChoices *)(void *)gpu; }
+const char *gpu_attention_library(Gpu *gpu) { return gpu ? "" : sentence; }
 
 size_t gpu_free_bytes(Gpu *gpu) { return gpu ? 1 : 0; }
 
@@ -79,3 +81,9 @@ ABSENT(gpu_boxes_make, GpuStream *stream, const GpuTiling *tiling, GpuBoxes *box
 ABSENT(gpu_product_try, GpuStream *stream, const GpuProduct *product, const GpuProductTrial *trial,
        GpuProductPlan **plan)
 ABSENT(gpu_peer, int from, int to, GpuPeer *peer)
+ABSENT(gpu_attention_can, Gpu *gpu)
+ABSENT(gpu_attention_plan, GpuStream *stream, const GpuAttention *attention,
+       GpuAttentionPlan **plan)
+NOTHING(gpu_attention_plan_destroy, GpuAttentionPlan *plan)
+ABSENT(gpu_attention_run, GpuAttentionPlan *plan, const GpuAttentionOperands *operands,
+       void *workspace)
