@@ -1,9 +1,9 @@
 /* Whole runs on the cuda device: stopped and resumed they leave the same bits as uninterrupted; a
  * checkpoint of one device goes on on the other; bad steps leave nothing behind; what does not fit
- * is refused before anything is allocated. */
+ * is refused before anything is allocated; attention by the library. */
 #include "shop.h"
 
-#include "gpu/gpu.h"
+#include "gpu/attention.h"
 
 static Status train_on(const char *device, const char *name, int steps, TrainOutcome *outcome)
 {
@@ -88,6 +88,53 @@ static void what_does_not_fit_is_refused(void **state)
     assert_non_null(strstr(status_message(), "memory"));
 }
 
+static const char *llama = "model={model_type: llama, vocab_size: 512, hidden_size: 32, "
+                           "num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, "
+                           "head_dim: 64, intermediate_size: 48}";
+
+static Status train_by(const char *attention, const char *precision, const char *device,
+                       const char *name, TrainOutcome *outcome)
+{
+    char how[48], type[48], where[48];
+    snprintf(how, sizeof how, "train.attention=%s", attention);
+    snprintf(type, sizeof type, "train.precision=%s", precision);
+    snprintf(where, sizeof where, "train.device=%s", device);
+    const char *list[] = {
+        llama,          how, type, where, "train.steps=2", "train.seq=24", "train.warmup=0",
+        "train.batch=2"};
+    return train(name, list, COUNT_OF(list), outcome);
+}
+
+/* The library's attention beside ours: the same training but for rounding, over packed documents;
+ * what a rank holds was planned to the byte, or the session would have said so. */
+static void attention_by_the_library(void **state)
+{
+    (void)state;
+    Gpu *gpu = NULL;
+    bool can = gpu_count(NULL) && gpu_open(0, &gpu) == OK && gpu_attention_can(gpu) == OK;
+    gpu_close(gpu);
+    if (!can) skip();
+    TrainOutcome own, library, again;
+    assert_ok(train_by("own", "bf16", "cuda", "own", &own));
+    assert_ok(train_by("cudnn", "bf16", "cuda", "library", &library));
+    assert_ok(train_by("cudnn", "bf16", "cuda", "again", &again));
+    assert_true(fabs(own.loss - library.loss) < 2e-3 * own.loss);
+    assert_true(library.loss == again.loss);
+    assert_true(library.loss != own.loss); /* it was the library that computed */
+}
+
+static void attention_that_cannot_be_had_is_refused(void **state)
+{
+    (void)state;
+    TrainOutcome outcome;
+    assert_int_equal(train_by("cudnn", "bf16", "cpu", "refused", &outcome), ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "needs the cuda device"));
+    assert_non_null(strstr(status_message(), "train.attention=own"));
+    if (!gpu_count(NULL)) return;
+    assert_int_equal(train_by("cudnn", "f32", "cuda", "refused", &outcome), ERR_REFUSED);
+    assert_non_null(strstr(status_message(), "train.attention"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -95,6 +142,8 @@ int main(void)
         cmocka_unit_test(another_device_goes_on),
         cmocka_unit_test(a_bad_step_leaves_nothing),
         cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(attention_by_the_library),
+        cmocka_unit_test(attention_that_cannot_be_had_is_refused),
     };
     return cmocka_run_group_tests(tests, make_tuned_shop, remove_shop);
 }

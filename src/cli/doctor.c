@@ -17,6 +17,7 @@
 
 #include "calibrate/calibrate.h"
 #include "comm/comm.h"
+#include "gpu/attention.h"
 #include "gpu/gpu.h"
 #include "gpu/report.h"
 #include "ops/probe.h"
@@ -158,10 +159,13 @@ static void say_gpu(Report *r, int index)
         i->name, i->multiprocessors, i->major, i->minor, i->clock_mhz, i->memory_clock_mhz,
         format_bytes((double)i->free_bytes, left), format_bytes((double)i->memory_bytes, all),
         i->ecc ? "on" : "off");
-    if (index == 0)
+    if (index == 0) {
         say(r, "CUDA", "runtime %d.%d, driver for %d.%d; %s; %s", i->runtime / 1000,
             i->runtime % 1000 / 10, i->driver / 1000, i->driver % 1000 / 10, gpu_libraries(gpu),
             gpu_exchange_library(gpu));
+        say(r, "attention", "our own kernels; %s",
+            gpu_attention_can(gpu) == OK ? gpu_attention_library(gpu) : status_message());
+    }
     gpu_close(gpu);
 }
 

@@ -72,6 +72,8 @@ Status device_check_fp8(const Device *device)
     return device->gpu ? gpu_check_8_bits(device->gpu) : OK;
 }
 
+Gpu *device_gpu(const Device *device) { return device->gpu; }
+
 const char *device_text(const Device *device) { return device->text; }
 
 /* Which of the host's GPUs is this process's: launchers number the ranks of a host. */

@@ -76,6 +76,8 @@ Status device_check_fp8(const Device *device);
 /* The preset whose sheet is that of a GPU of this name; NULL: there is none, or it is a processor.
  */
 const char *device_preset(const Device *device);
+/* NULL: the processor. */
+Gpu *device_gpu(const Device *device);
 /* "AMD EPYC, 2 threads, avx512bf16": for logs and doctor. */
 const char *device_text(const Device *device);
 

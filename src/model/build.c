@@ -161,7 +161,8 @@ static Status attend(ModelBuilder *b, ValueId q, ValueId k, ValueId v, ValueId *
     AttentionAttr attr = {.scale = (float)c->attention_scale,
                           .softcap = (float)c->attention_softcap,
                           .alibi = c->positions == POSITIONS_ALIBI ? (float)c->alibi : 0,
-                          .chunk = c->layer[b->layer].chunk};
+                          .chunk = c->layer[b->layer].chunk,
+                          .library = b->o.library_attention};
     if (key_copies(b) > 1) {
         TRY(op_repeat_heads(b->g, k, key_copies(b), &k));
         TRY(op_repeat_heads(b->g, v, key_copies(b), &v));

@@ -142,7 +142,8 @@ typedef struct ModelOptions {
     bool no_master; /* weights in dtype only, no f32 masters: inference */
     int64_t share; /* ranks that share the heads: where there are fewer key heads, each is repeated;
                       0: one */
-    bool training; /* counts expert loads, adds the router's losses to the loss */
+    bool library_attention; /* AttentionAttr.library */
+    bool training;          /* counts expert loads, adds the router's losses to the loss */
     ModelBalance balance;
     float aux_loss, router_z_loss, z_loss; /* coefficients */
 } ModelOptions;

@@ -158,7 +158,15 @@ typedef struct AttentionAttr {
     int64_t context; /* op_attention_cached: positions that a sequence can have; 0: as many as its
                         pages have */
     AttentionSlice slice; /* set by pass/context */
+    bool library;         /* on GPUs the vendor's library is wanted, where it has this attention */
 } AttentionAttr;
+/* What came of AttentionAttr.library at a node of attention or of its gradient. */
+typedef struct AttentionLibrary {
+    bool asked, gradient;
+    const char *refusal; /* why our own kernel computes it, a part of a sentence; NULL: it does not
+                          */
+} AttentionLibrary;
+AttentionLibrary op_attention_library(const Graph *graph, const Node *node);
 /* y [B T K copies d]: each head of x [B T K d] so often behind itself. Ranks that share heads (tp)
  * make those copies that are theirs; x may be strided by token. */
 Status op_repeat_heads(Graph *g, ValueId x, int64_t copies, ValueId *y);

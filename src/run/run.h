@@ -34,6 +34,7 @@ typedef enum RunRecompute {
     RUN_RECOMPUTE_SELECTIVE,
     RUN_RECOMPUTE_FULL
 } RunRecompute;
+typedef enum RunAttention { RUN_ATTENTION_OWN, RUN_ATTENTION_CUDNN } RunAttention;
 typedef enum RunBalance { RUN_BALANCE_BIAS, RUN_BALANCE_AUX, RUN_BALANCE_NONE } RunBalance;
 typedef enum RunSynthetic { RUN_SYNTHETIC_NONE, RUN_SYNTHETIC_UNIFORM } RunSynthetic;
 
@@ -79,6 +80,7 @@ typedef struct RunTrain {
     RunFp8Scaling fp8_scaling;
     int device;   /* DeviceKind */
     RunTune tune; /* of products on GPUs */
+    RunAttention attention;
     double lr, min_lr_ratio;
     RunSchedule schedule;
     int64_t warmup;

@@ -95,6 +95,9 @@ static const Setting settings[] = {
         "train.tune", "auto|off", "auto", train.tune,
         "how a GPU computes a product; auto: what is fastest, tried out when a shape is first met "
         "on the machine and kept in ~/.cache/drover; off: what its library proposes"),
+    CHOICE("train.attention", "own|cudnn", "own", train.attention,
+           "on GPUs: by our own kernels, or by cuDNN where it has the mask and an order of sums "
+           "that is always the same (docs/cuda.md)"),
     FLOAT("train.lr", "", 1e-12, 10, "3e-4", train.lr, "highest learning rate"),
     FLOAT("train.min_lr_ratio", "of lr", 0, 1, "0.1", train.min_lr_ratio,
           "the last learning rate, as a part of lr"),

@@ -97,6 +97,8 @@ static const char *find_remedy(Trainer *t, size_t limit)
                 "parallel.overlap=false");
     if (mesh_size(&t->layout.mesh, MESH_CP) > 1 && !t->layout.ring)
         ATTEMPT(r.options.layout.ring = true, "parallel.context=ring");
+    if (r.options.library_attention)
+        ATTEMPT(r.options.library_attention = false, "train.attention=own");
     if (r.options.recompute != RECOMPUTE_FULL)
         ATTEMPT(r.options.recompute = RECOMPUTE_FULL, "train.recompute=full");
     if (r.options.dtype != DTYPE_BF16)
@@ -169,6 +171,7 @@ Status trainer_setup_programs(Trainer *t)
                     (long long)t->micro_batch, (long long)r->seq, status_message());
     TRY(status);
     tell_fp8(t);
+    TRY(trainer_check_attention(t));
     t->prefetch_bytes += trainer_pipeline_bytes(t);
     t->snapshot_bytes = snapshot_bytes(t);
     TRY(trainer_plan_copies(t));

@@ -51,6 +51,7 @@ StepOptions train_step_options(const RunConfig *config, const Layout *layout, DT
                          .router_z_loss = (float)(r->router_z_loss / means),
                          .z_loss = (float)r->z_loss,
                          .pack_weights = r->pack_weights,
+                         .library_attention = r->attention == RUN_ATTENTION_CUDNN,
                          .layout = *layout,
                          .update_last = config->parallel.overlap};
 }

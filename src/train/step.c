@@ -22,6 +22,7 @@ static ModelOptions model_options(const StepOptions *o, const ModelConfig *model
                           .batch = batch * mesh_data_ranks(&o->layout.mesh),
                           .seq = o->seq,
                           .dtype = o->dtype,
+                          .library_attention = o->library_attention,
                           .training = training,
                           .share = ranks_that_share(o, model),
                           .balance = training ? o->balance : BALANCE_NONE,

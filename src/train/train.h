@@ -39,7 +39,8 @@ typedef struct StepOptions {
     float aux_loss, router_z_loss, z_loss;
     bool
         pack_weights; /* the products of a step read weights that were packed once (Target.packs) */
-    Layout layout;    /* of the ranks that share a step; its pipeline is for n_micro */
+    bool library_attention; /* on GPUs by the vendor's library, where it has it */
+    Layout layout;          /* of the ranks that share a step; its pipeline is for n_micro */
     bool update_last; /* ranks without a pipeline, several micro-batches: PROGRAM_UPDATE runs the
                          last of them too, so that sums of gradients are on their way while it still
                          goes backward */

@@ -135,7 +135,8 @@ struct Trainer {
 Status trainer_setup_model(Trainer *t); /* tokenizer and configuration of the model */
 Status trainer_setup_data(Trainer *t);  /* shards, loaders */
 /* memory.c */
-Status trainer_setup_programs(Trainer *t); /* compiles, plans, refuses what does not fit */
+Status trainer_setup_programs(Trainer *t);        /* compiles, plans, refuses what does not fit */
+Status trainer_check_attention(const Trainer *t); /* that train.attention can be had */
 size_t trainer_total_bytes(const Trainer *t);
 void trainer_plan_text(const Trainer *t, Str *out);
 /* state.c */

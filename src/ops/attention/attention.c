@@ -1,6 +1,6 @@
 /* attention: o = softmax(scale q k^T + mask) v without ever holding the scores, and the log-sum-exp
  * of each query for the gradient (Dao 2022; Rabe and Staats 2021). The mask is AttentionAttr's. */
-#include "ops/attention/attention_internal.h"
+#include "ops/attention/attention_gpu.h"
 #include "ops/kernel.h"
 
 CPU_DECLARE(attention);
@@ -150,6 +150,17 @@ void attention_attr_text(const void *attr, Str *out)
     if (a->alibi_heads)
         str_printf(out, " from head %lld of %d", (long long)a->alibi_first, (int)a->alibi_heads);
     if (a->chunk > 0) str_printf(out, " chunk=%lld", (long long)a->chunk);
+    if (a->library) str_printf(out, " library");
+}
+
+/* Our own kernel needs none. */
+static size_t gpu_workspace(const Graph *graph, const Node *node)
+{
+    const Value *q = graph_value(graph, node->in[ATTENTION_Q]);
+    AttentionShapes shapes = {q->dtype, &q->shape,
+                              &graph_value(graph, node->in[ATTENTION_K])->shape};
+    AttentionLibrary library = op_attention_library(graph, node);
+    return library.asked && !library.refusal ? attention_library_bytes(&shapes, false) : 0;
 }
 
 const OpDef op_def_attention = {
@@ -168,6 +179,7 @@ const OpDef op_def_attention = {
     .attr_text = attention_attr_text,
     .cpu = CPU_KERNELS(attention),
     .cuda = &cuda_attention,
+    .gpu_workspace = gpu_workspace,
 };
 
 Status op_attention(Graph *g, ValueId q, ValueId k, ValueId v, ValueId pos, AttentionAttr attr,

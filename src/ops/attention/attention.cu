@@ -1,9 +1,11 @@
 /* attention, attention_part and attention_cached on the cuda device. bf16 goes by tensor cores,
- * on Hopper by its own instructions where they fit, all else without. Over caches the keys of a
- * block of queries are split among several blocks of threads, so that one token fills the device; a
- * second kernel joins the splits in their order. */
+ * on Hopper by its own instructions where they fit, all else without; attention also by the
+ * library, where that is asked for. Over caches the keys of a block of queries are split among
+ * several blocks of threads, so that one token fills the device; a second kernel joins the splits
+ * in their order. */
 #include "ops/attention/attention_forward_hopper.cuh"
 #include "ops/attention/attention_forward_plain.cuh"
+#include "ops/attention/attention_library.cuh"
 
 /* ---- joining splits ----------------------------------------------------------------------- */
 
@@ -63,8 +65,11 @@ static Status forward(GpuStream *stream, AttentionForward *f)
     return forward_of<32>(stream, *f);
 }
 
+static Status prepare(KernelArgs *args) { return library_prepare(args, false); }
+
 static Status run(KernelArgs *args)
 {
+    if (args->state) return library_run(args, false);
     AttentionForward f = {};
     f.of = attention_job(args, false);
     f.o = tensor_as_rows(&args->out[0], 2);
@@ -103,6 +108,6 @@ static Status run_cached(KernelArgs *args)
     return GPU_LAUNCH(args->stream, (unsigned)rows, JOIN_THREADS, 0, (attention_join_kernel), f);
 }
 
-CUDA_KERNEL(attention) = {.run = run};
+CUDA_KERNEL(attention) = {.run = run, .prepare = prepare, .release = library_release};
 CUDA_KERNEL(attention_part) = {.run = run_part};
 CUDA_KERNEL(attention_cached) = {.run = run_cached};

@@ -1,5 +1,5 @@
 /* What plans know of attention's kernels on GPUs: how the keys of caches are split among blocks of
- * threads, and workspaces. By shapes only. */
+ * threads, what the library computes instead, and workspaces. By shapes only. */
 #ifndef OPS_ATTENTION_GPU_H
 #define OPS_ATTENTION_GPU_H
 
@@ -58,5 +58,22 @@ static inline AttentionGradSpace attention_grad_space(const Shape *q)
     space.bytes = space.stats_at + (size_t)(tokens * q->dim[2]) * sizeof(AttentionStat);
     return space;
 }
+
+/* The library's gradient keeps a matrix of all pairs of tokens to be the same every time; beyond
+ * this our own kernels, which need none, are taken. */
+enum { ATTENTION_LIBRARY_BYTES = 1 << 30 };
+
+/* Operands as they lie, or will. */
+typedef struct AttentionShapes {
+    DType dtype;
+    const Shape *q, *k;
+} AttentionShapes;
+
+/* Why the library does not compute this; NULL: it does. */
+const char *attention_library_refusal(const AttentionAttr *attr, const AttentionShapes *shapes,
+                                      bool gradient);
+/* Where the keys begin that each token sees, i32 [B T], then the library's own. */
+size_t attention_library_first_bytes(const Shape *q);
+size_t attention_library_bytes(const AttentionShapes *shapes, bool gradient);
 
 #endif

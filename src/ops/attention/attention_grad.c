@@ -51,10 +51,17 @@ static Cost cost(const Graph *graph, const Node *node)
                   .dtype = q->dtype};
 }
 
-/* What is told of queries before their gradients are made. */
+/* What is told of queries before their gradients are made; or what the library keeps. */
 static size_t gpu_workspace(const Graph *graph, const Node *node)
 {
-    return attention_grad_space(&graph_value(graph, node->in[ATTENTION_Q])->shape).bytes;
+    const Value *q = graph_value(graph, node->in[ATTENTION_Q]);
+    AttentionShapes shapes = {q->dtype, &q->shape,
+                              &graph_value(graph, node->in[ATTENTION_K])->shape};
+    AttentionLibrary library = op_attention_library(graph, node);
+    size_t own = attention_grad_space(&q->shape).bytes;
+    if (!library.asked || library.refusal) return own;
+    size_t theirs = attention_library_bytes(&shapes, true);
+    return theirs > own ? theirs : own;
 }
 
 const OpDef op_def_attention_grad = {

@@ -1,7 +1,9 @@
 /* attention_grad and attention_grad_part on the cuda device: formulas in attention_grad.c. bf16
- * goes by tensor cores, all else without. */
+ * goes by tensor cores, all else without; attention_grad also by the library, where that is asked
+ * for. */
 #include "ops/attention/attention_backward_mma.cuh"
 #include "ops/attention/attention_backward_plain.cuh"
+#include "ops/attention/attention_library.cuh"
 
 /* D: columns of tiles; keys of a block of threads: 16 a warp, but of half the columns if HALVES. */
 template <int D> static Status backward_mma(GpuStream *stream, const AttentionBackward &f)
@@ -53,7 +55,13 @@ static AttentionBackward backward_of(const KernelArgs *args)
     return f;
 }
 
-static Status run(KernelArgs *args) { return backward(args->stream, backward_of(args)); }
+static Status prepare(KernelArgs *args) { return library_prepare(args, true); }
+
+static Status run(KernelArgs *args)
+{
+    if (args->state) return library_run(args, true);
+    return backward(args->stream, backward_of(args));
+}
 
 static Status run_part(KernelArgs *args)
 {
@@ -63,5 +71,5 @@ static Status run_part(KernelArgs *args)
     return backward(args->stream, f);
 }
 
-CUDA_KERNEL(attention_grad) = {.run = run};
+CUDA_KERNEL(attention_grad) = {.run = run, .prepare = prepare, .release = library_release};
 CUDA_KERNEL(attention_grad_part) = {.run = run_part};

@@ -1,5 +1,6 @@
 /* attention and its gradient against plain double precision: shapes that fill no tile, packed
  * documents, chunks, soft caps, grouped heads, strided operands. */
+#include "gpu/attention.h"
 #include "ops/attention/attention_internal.h"
 #include "ops/optest.h"
 
@@ -378,6 +379,41 @@ static void test_wild_positions(void **state)
     optest_destroy(t);
 }
 
+/* Attention by the library on GPUs, where there is one that has it: every mask, groups, rows of a
+ * joint product; and what it does not have, which our own kernels then compute. */
+static void test_library(void **state)
+{
+    (void)state;
+    Gpu *gpu = NULL;
+    if (!gpu_count(NULL) || gpu_open(0, &gpu) != OK || gpu_attention_can(gpu) != OK) {
+        gpu_close(gpu);
+        skip();
+    }
+    gpu_close(gpu);
+    Case c = {.batch = 2, .tokens = 40, .heads = 4, .kv_heads = 2, .d = 64};
+    c.attr.library = true;
+    check_case(c, DTYPE_BF16, true); /* rows of the output stand 7 elements further apart: ours */
+    check_case(c, DTYPE_BF16, false);
+    c.document = 23;
+    check_case(c, DTYPE_BF16, false);
+    c.attr.chunk = 8;
+    check_case(c, DTYPE_BF16, false);
+    check_case(c, DTYPE_F32, false);
+    c.heads = 2;
+    check_case(c, DTYPE_BF16, false);
+    check_slopes((Case){.batch = 1,
+                        .tokens = 5,
+                        .heads = 2,
+                        .kv_heads = 1,
+                        .d = 64,
+                        .document = 3,
+                        .attr = {.library = true}},
+                 DTYPE_BF16);
+    c = (Case){.batch = 1, .tokens = 37, .heads = 3, .kv_heads = 1, .d = 128, .document = 30};
+    c.attr.library = true;
+    check_case(c, DTYPE_BF16, false);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -411,7 +447,7 @@ int main(void)
         cmocka_unit_test(test_alibi),         cmocka_unit_test(test_alibi_of_some_heads),
         cmocka_unit_test(test_strided),       cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_wide_heads),    cmocka_unit_test(test_wild_positions),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_library),       cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
