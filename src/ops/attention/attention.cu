@@ -56,9 +56,9 @@ static Status forward(GpuStream *stream, AttentionForward *f)
     bool bf16s = job->q.dtype == DTYPE_BF16 && job->k.dtype == DTYPE_BF16 &&
                  job->v.dtype == DTYPE_BF16;
     if (!bf16s || job->d > 256) return attention_forward_plain(stream, *f);
-    if (attention_hopper_takes(stream, *f))
-        return job->d == 64 ? attention_forward_hopper<AttentionHopperShape<64>>(stream, *f)
-                            : attention_forward_hopper<AttentionHopperShape<128>>(stream, *f);
+    if (f->aligned && attention_hopper_takes(stream, *job))
+        return job->d == 64 ? attention_forward_hopper<64>(stream, *f)
+                            : attention_forward_hopper<128>(stream, *f);
     if (job->d > 128) return forward_of<256>(stream, *f);
     if (job->d > 64) return forward_of<128>(stream, *f);
     if (job->d > 32) return forward_of<64>(stream, *f);

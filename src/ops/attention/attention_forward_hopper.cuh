@@ -4,177 +4,22 @@
  * two multiplies 64 rows; a block of threads goes from tile to tile, and the next tile's keys come
  * while the last rows of this one are stored. A warpgroup has the scores of one block of keys made
  * while it makes probabilities of the block's before; these go from registers into the product with
- * the values. Included by attention.cu.
- *
- * A tile is whole tokens, as many as 128 rows hold, with all query heads of a kv head: so it is a
- * box of q, whatever the number of heads. Rows that it lacks to 128 are never brought; what is
- * computed for them is stored nowhere. Keys outside of the sequence are zeros; those that belong to
- * it and are not seen get probability 0. */
+ * the values. Included by attention.cu. */
 #ifndef OPS_ATTENTION_FORWARD_HOPPER_CUH
 #define OPS_ATTENTION_FORWARD_HOPPER_CUH
 
-#include "gpu/hopper.cuh"
 #include "ops/attention/attention_forward_mma.cuh"
+#include "ops/attention/attention_hopper.cuh"
 
-enum { ATTENTION_LEAST_ROWS = 64 }; /* of a kv head: with fewer a tile is mostly empty */
-
-template <int D_> struct AttentionHopperShape {
-    static constexpr int D = D_, M = 1, ROWS = 128, KEYS = 128, STEP = KEYS;
-    static constexpr int STAGES = D == 64 ? 4 : 2, WORKERS = 2, THREADS = (1 + WORKERS) * WARPGROUP;
-    static constexpr int PARTS = D / BOX_LINE; /* a row's elements are lines of so many boxes */
-    static constexpr int Q_PART = ROWS * BOX_LINE_BYTES, KEYS_PART = KEYS * BOX_LINE_BYTES;
-    static constexpr int BARRIERS = 2 + 4 * STAGES;
-    static constexpr size_t SHARED = BOX_ALIGN + (size_t)PARTS * (Q_PART + 2 * STAGES * KEYS_PART) +
-                                     ROWS * sizeof(AttentionRow) + BARRIERS * sizeof(uint64_t);
-};
+template <int D>
+using AttentionForwardHopperShape = AttentionHopperShape<D, 128, D == 64 ? 4 : 2, 1>;
 
 struct AttentionForwardHopper {
     AttentionForward f;
-    GpuBoxes q, k, v;
-    int rows; /* of a tile */
-    int tiles;
+    AttentionHopperTiles tiles;
 };
 
 #if HOPPER_CODE
-
-/* What lies where in shared memory. Barriers of the ring of stages: `full` when the engine has
- * brought it, `empty` when each warp that multiplies has let go of it. */
-template <class S> struct AttentionHopperShared {
-    unsigned char *q, *k, *v;
-    AttentionRow *row;
-    Mbarrier *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
-
-    __device__ explicit AttentionHopperShared(unsigned char *dynamic)
-    {
-        q = hopper_shared(dynamic);
-        k = q + S::PARTS * S::Q_PART;
-        v = k + S::STAGES * S::PARTS * S::KEYS_PART;
-        row = (AttentionRow *)(void *)(v + S::STAGES * S::PARTS * S::KEYS_PART);
-        q_full = (Mbarrier *)(void *)(row + S::ROWS);
-        q_empty = q_full + 1;
-        k_full = q_empty + 1;
-        k_empty = k_full + S::STAGES;
-        v_full = k_empty + S::STAGES;
-        v_empty = v_full + S::STAGES;
-    }
-
-    __device__ void begin(void) const
-    {
-        constexpr int warps = S::WORKERS * WARPGROUP / WARP;
-        mbarrier_begin(q_full, 1);
-        mbarrier_begin(q_empty, warps);
-        for (int i = 0; i < S::STAGES; i++) {
-            mbarrier_begin(k_full + i, 1);
-            mbarrier_begin(v_full + i, 1);
-            mbarrier_begin(k_empty + i, warps);
-            mbarrier_begin(v_empty + i, warps);
-        }
-        mbarriers_begun();
-    }
-};
-
-__device__ inline AttentionPlace attention_hopper_place(const AttentionForwardHopper &h, int tile)
-{
-    AttentionPlace place = attention_place(h.f.of, tile, h.rows);
-    place.rows = min(place.rows, place.row + h.rows);
-    return place;
-}
-
-template <class S> __device__ inline int attention_blocks(const AttentionKeys &keys)
-{
-    return (keys.end + S::KEYS - 1) / S::KEYS;
-}
-
-/* ---- the warp that brings ----------------------------------------------------------------- */
-
-template <class S>
-__device__ inline void attention_bring_keys(const AttentionHopperShared<S> &at,
-                                            const GpuBoxes *boxes, bool values,
-                                            const AttentionPlace &place, int64_t key, uint32_t used)
-{
-    int slot = (int)(used % S::STAGES);
-    Mbarrier *full = (values ? at.v_full : at.k_full) + slot,
-             *empty = (values ? at.v_empty : at.k_empty) + slot;
-    unsigned char *to = (values ? at.v : at.k) + slot * S::PARTS * S::KEYS_PART;
-    mbarrier_wait(empty, used / S::STAGES + 1);
-    mbarrier_expect(full, S::PARTS * S::KEYS_PART);
-#pragma unroll
-    for (int part = 0; part < S::PARTS; part++)
-        box_copy(to + part * S::KEYS_PART, boxes, full, part * BOX_LINE, place.h, (int)key,
-                 place.b);
-}
-
-/* By one warp, of which one lane gives orders. */
-template <class S>
-__device__ inline void attention_bring(const AttentionForwardHopper &h,
-                                       const AttentionHopperShared<S> &at)
-{
-    uint32_t used = 0, tiles = 0;
-    for (int tile = (int)blockIdx.x; tile < h.tiles; tile += (int)gridDim.x) {
-        AttentionPlace place = attention_hopper_place(h, tile);
-        AttentionKeys keys = attention_keys(h.f.of, place, h.rows, S::KEYS);
-        int blocks = attention_blocks<S>(keys);
-        if (!blocks) continue;
-        if (threadIdx.x == 0) {
-            mbarrier_wait(at.q_empty, tiles + 1);
-            mbarrier_expect(at.q_full, S::PARTS * h.rows * BOX_LINE_BYTES);
-#pragma unroll
-            for (int part = 0; part < S::PARTS; part++)
-                box_copy(at.q + part * S::Q_PART, &h.q, at.q_full, part * BOX_LINE,
-                         place.h * h.f.of.group, place.row / h.f.of.group, place.b);
-            for (int block = 0; block < blocks; block++, used++) {
-                int64_t key = keys.origin + (int64_t)block * S::KEYS;
-                attention_bring_keys<S>(at, &h.k, false, place, key, used);
-                attention_bring_keys<S>(at, &h.v, true, place, key, used);
-            }
-        }
-        tiles++;
-    }
-}
-
-/* ---- the warps that multiply -------------------------------------------------------------- */
-
-/* Of one tile, what a warp knows of its 16 rows and of the 64 of its warpgroup. */
-struct AttentionHopperRows {
-    const AttentionRow *row; /* the warp's */
-    int all_first, all_end;  /* keys that all of them see */
-    int from, to;            /* blocks of keys of which some row of the warpgroup sees some */
-};
-
-template <class S>
-__device__ inline AttentionHopperRows
-attention_hopper_rows(const AttentionForwardHopper &h, const AttentionHopperShared<S> &at,
-                      const AttentionPlace &place, const AttentionKeys &keys, int warp_row)
-{
-    int lane = (int)threadIdx.x % WARP, group_row = warp_row / 64 * 64;
-    AttentionRow *own = at.row + warp_row;
-    int first = INT32_MAX, end = 0, all_first = 0, all_end = INT32_MAX;
-    __syncwarp(); /* nobody reads those of the tile before */
-    for (int i = lane; i < 64; i += WARP) {
-        AttentionRow row = attention_row_of(h.f.of, place, keys, group_row + i);
-        if (row.first < row.end) first = min(first, row.first);
-        end = max(end, row.end);
-        if ((group_row + i) / 16 != warp_row / 16) continue;
-        own[i % 16] = row;
-        all_first = row.first;
-        all_end = row.end;
-    }
-    __syncwarp();
-    AttentionHopperRows rows = {own, same_for_warp(warp_max_int(all_first)),
-                                same_for_warp(warp_min_int(all_end)), 0, 0};
-    first = same_for_warp(warp_min_int(first));
-    end = same_for_warp(warp_max_int(end));
-    if (first < end) {
-        rows.from = first / S::KEYS;
-        rows.to = (end + S::KEYS - 1) / S::KEYS;
-    }
-    return rows;
-}
-
-__device__ __forceinline__ void attention_let_go(Mbarrier *empty)
-{
-    if (threadIdx.x % WARP == 0) mbarrier_arrive(empty);
-}
 
 /* Begins s = q k^T, with the keys of the ring's stage number `used`. */
 template <class S>
@@ -203,19 +48,6 @@ attention_begin_outputs(const AttentionHopperShared<S> &at, uint32_t used,
         Wgmma<S::D>::template registers<true>(
             o, p[i], wgmma_matrix_by_line(v + i * 16 * BOX_LINE_BYTES, S::KEYS_PART));
     wgmma_commit();
-}
-
-/* Blocks that no row of this warpgroup sees, but of the other. */
-template <class S>
-__device__ inline void attention_pass_over(const AttentionHopperShared<S> &at, int blocks,
-                                           uint32_t &used)
-{
-    for (; blocks > 0; blocks--, used++) {
-        mbarrier_wait(at.k_full + used % S::STAGES, used / S::STAGES);
-        attention_let_go(at.k_empty + used % S::STAGES);
-        mbarrier_wait(at.v_full + used % S::STAGES, used / S::STAGES);
-        attention_let_go(at.v_empty + used % S::STAGES);
-    }
 }
 
 /* Blocks rows.from..rows.to - 1 of the tile, which are the ring's from number `used` on. */
@@ -278,10 +110,10 @@ __device__ inline void attention_multiply(const AttentionForwardHopper &h,
     int warp_row = ((int)threadIdx.x - WARPGROUP) / WARP * 16;
     const unsigned char *q = at.q + warp_row / 64 * 64 * BOX_LINE_BYTES;
     uint32_t used = 0, tiles = 0;
-    for (int tile = (int)blockIdx.x; tile < h.tiles; tile += (int)gridDim.x) {
-        AttentionPlace place = attention_hopper_place(h, tile);
-        AttentionKeys keys = attention_keys(h.f.of, place, h.rows, S::KEYS);
-        AttentionHopperRows rows = attention_hopper_rows<S>(h, at, place, keys, warp_row);
+    for (int tile = (int)blockIdx.x; tile < h.tiles.tiles; tile += (int)gridDim.x) {
+        AttentionPlace place = attention_hopper_place(h.f.of, h.tiles, tile);
+        AttentionKeys keys = attention_keys(h.f.of, place, h.tiles.rows, S::KEYS);
+        AttentionHopperRows rows = attention_hopper_rows<S>(h.f.of, at, place, keys, warp_row);
         int blocks = same_for_warp(attention_blocks<S>(keys));
         AttentionState<S> state;
         attention_state_begin<S>(h.f, place, warp_row, state);
@@ -310,7 +142,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     __syncthreads();
     if (threadIdx.x < WARPGROUP) {
         registers_give<56>();
-        if (threadIdx.x < WARP) attention_bring<S>(h, at);
+        if (threadIdx.x < WARP) attention_bring<S>(h.f.of, h.tiles, at);
     } else {
         registers_take<224>();
         attention_multiply<S>(h, at);
@@ -318,53 +150,16 @@ __global__ void __launch_bounds__(S::THREADS, 1)
 #endif
 }
 
-/* ---- launch ------------------------------------------------------------------------------- */
-
-/* Boxes of `tokens` tokens by `heads` heads of [batch n all d]. */
-static inline Status attention_boxes(GpuStream *stream, const Rows &rows, const AttentionJob &job,
-                                     int n, int all, int tokens, int heads, GpuBoxes *boxes)
-{
-    GpuTiling tiling = {};
-    tiling.data = rows.data;
-    tiling.axes = 4;
-    const int64_t size[4] = {job.d, all, n, job.batch};
-    const int box[4] = {BOX_LINE, heads, tokens, 1};
-    for (int a = 0; a < 4; a++) {
-        tiling.size[a] = size[a];
-        tiling.box[a] = box[a];
-    }
-    tiling.pitch_bytes[1] = (int64_t)job.d * (int64_t)sizeof(bf16);
-    tiling.pitch_bytes[2] = rows.pitch * (int64_t)sizeof(bf16);
-    tiling.pitch_bytes[3] = n * tiling.pitch_bytes[2];
-    return gpu_boxes_make(stream, &tiling, boxes);
-}
-
-/* Whether this kernel is for it. Caches are not: behind their last key there may be anything, and
- * what is no number stays none when it is multiplied with 0. */
-static inline bool attention_hopper_takes(GpuStream *stream, const AttentionForward &f)
-{
-    const AttentionJob &job = f.of;
-    return hopper_has(stream) && f.aligned && (job.d == 64 || job.d == 128) && !job.cache_rows &&
-           f.splits == 1 && job.group <= 128 && job.n_keys &&
-           (int64_t)job.tokens * job.group >= ATTENTION_LEAST_ROWS;
-}
-
-template <class S>
+template <int D>
 static Status attention_forward_hopper(GpuStream *stream, const AttentionForward &f)
 {
-    const AttentionJob &job = f.of;
-    int tokens = S::ROWS / job.group;
+    using S = AttentionForwardHopperShape<D>;
+    Rows none = {};
     AttentionForwardHopper h = {};
     h.f = f;
-    h.rows = tokens * job.group;
-    int64_t tiles = ceil_div(job.tokens, tokens) * job.batch * job.kv_heads;
-    h.tiles = (int)tiles;
-    TRY(attention_boxes(stream, job.q, job, job.tokens, job.heads, tokens, job.group, &h.q));
-    TRY(attention_boxes(stream, job.k, job, job.n_keys, job.kv_heads, S::KEYS, 1, &h.k));
-    TRY(attention_boxes(stream, job.v, job, job.n_keys, job.kv_heads, S::KEYS, 1, &h.v));
-    int64_t blocks = min(tiles, (int64_t)gpu_info(gpu_stream_device(stream))->multiprocessors);
+    TRY(attention_hopper_tiles(stream, f.of, none, S::KEYS, &h.tiles));
     TRY(GPU_ALLOW_SHARED((attention_forward_hopper_kernel<S>), S::SHARED));
-    return GPU_LAUNCH(stream, (unsigned)blocks, S::THREADS, S::SHARED,
+    return GPU_LAUNCH(stream, attention_hopper_grid(stream, h.tiles.tiles), S::THREADS, S::SHARED,
                       (attention_forward_hopper_kernel<S>), h);
 }
 

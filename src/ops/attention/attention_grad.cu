@@ -1,7 +1,7 @@
 /* attention_grad and attention_grad_part on the cuda device: formulas in attention_grad.c. bf16
- * goes by tensor cores, all else without; attention_grad also by the library, where that is asked
- * for. */
-#include "ops/attention/attention_backward_mma.cuh"
+ * goes by tensor cores, on Hopper by its own instructions where they fit, all else without;
+ * attention_grad also by the library, where that is asked for. */
+#include "ops/attention/attention_backward_hopper.cuh"
 #include "ops/attention/attention_backward_plain.cuh"
 #include "ops/attention/attention_library.cuh"
 
@@ -21,6 +21,9 @@ static Status backward(GpuStream *stream, const AttentionBackward &f)
     if (!job->batch || !job->heads || !job->d) return OK;
     if (job->tokens) TRY(attention_tell(stream, f));
     if (job->q.dtype != DTYPE_BF16 || job->d > 256) return attention_backward_plain(stream, f);
+    if (f.aligned && attention_hopper_takes(stream, *job))
+        return job->d == 64 ? attention_backward_hopper<64>(stream, f)
+                            : attention_backward_hopper<128>(stream, f);
     if (job->d > 128) return backward_mma<256>(stream, f);
     if (job->d > 64) return backward_mma<128>(stream, f);
     if (job->d > 32) return backward_mma<64>(stream, f);
