@@ -52,6 +52,7 @@ typedef struct Machine {
     Fiber fiber[MAX_THREADS], host;
     int n, now;
     int at, left; /* whose turn it is; threads that have not ended */
+    bool yields;  /* the one that runs lets others go first */
     char *stacks; /* MAX_THREADS of STACK_BYTES */
     unsigned char *shared;
     Barrier block, warp[MAX_WARPS], named[NAMED_BARRIERS];
@@ -184,7 +185,7 @@ static int next_fiber(Machine *m)
 {
     int order = m->launch->order, warps = (m->n + WARP - 1) / WARP;
     if (order < 2 && hopper_in_use(m->hopper)) {
-        int i = next_of_warp(m, m->now / WARP);
+        int i = m->yields ? -1 : next_of_warp(m, m->now / WARP);
         for (int w = 0; i < 0 && w < warps; w++) i = next_of_warp(m, order ? warps - 1 - w : w);
         return i;
     }
@@ -208,6 +209,7 @@ static void go_on(Machine *m, Fiber *self)
     }
     Fiber *f = &m->fiber[i];
     m->now = i;
+    m->yields = false;
     memcpy(emulated_place.thread, f->thread, sizeof f->thread);
     if (f != self) switch_fibers(m, self, f);
 }
@@ -240,6 +242,14 @@ void emulated_barrier(void) { arrive(&machine->block); }
 void emulated_warp_barrier(void) { arrive(&machine->warp[machine->now / WARP]); }
 
 void emulated_wait(const unsigned *round) { wait_from(round, *round); }
+
+void emulated_yield(void)
+{
+    Machine *m = machine;
+    Fiber *self = &m->fiber[m->now];
+    m->yields = true;
+    go_on(m, self);
+}
 
 void emulated_named_barrier(int id, int threads)
 {

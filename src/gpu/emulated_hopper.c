@@ -148,7 +148,9 @@ void emulated_mbarrier_arrive(void *at, unsigned expected_bytes)
     }
     barrier->bytes += expected_bytes;
     barrier->pending--;
+    unsigned phase = barrier->phase;
     phase_ends(barrier);
+    if (barrier->phase != phase) emulated_yield(); /* who waited for it may be the faster one */
 }
 
 /* mbarrier.try_wait.parity until it is true: the phase of this parity is over when the current one

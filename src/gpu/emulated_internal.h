@@ -47,6 +47,8 @@ EmulatedHopper *emulated_hopper(void);
 int emulated_thread(void); /* its number in the block */
 /* The thread goes on when *round has changed. */
 void emulated_wait(const unsigned *round);
+/* Others that can go on run before the thread does. */
+void emulated_yield(void);
 /* The launch ends with this sentence; the first one counts. */
 void emulated_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Where `bytes` at an address of shared memory are; at its begin, with a fault, where there is no
