@@ -258,12 +258,11 @@ Status gpu_copy(GpuStream *stream, void *to, const void *from, size_t bytes)
                       "copying on the GPU");
 }
 
-Status gpu_copy_rows(GpuStream *stream, void *to, size_t to_pitch, const void *from,
-                     size_t from_pitch, size_t bytes, size_t rows)
+Status gpu_copy_rows(GpuStream *stream, const GpuRows *r)
 {
-    if (!bytes || !rows) return OK;
-    return cuda_check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, rows,
-                                        cudaMemcpyDeviceToDevice, stream->cuda),
+    if (!r->bytes || !r->rows) return OK;
+    return cuda_check(cudaMemcpy2DAsync(r->to, r->to_pitch, r->from, r->from_pitch, r->bytes,
+                                        r->rows, cudaMemcpyDeviceToDevice, stream->cuda),
                       "copying on the GPU");
 }
 

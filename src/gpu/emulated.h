@@ -143,10 +143,14 @@ static inline Status emulated_launch_of(GpuStream *stream, const char *name, dim
         std::apply(kernel, held);
     };
     using Body = decltype(body);
-    unsigned g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
-    return emulated_launch(
-        stream, name, g, b, shared, [](void *context) { (*(Body *)context)(); }, &body,
-        sizeof body);
+    const EmulatedLaunch launch = {name,
+                                   {grid.x, grid.y, grid.z},
+                                   {block.x, block.y, block.z},
+                                   shared,
+                                   [](void *context) { (*(Body *)context)(); },
+                                   &body,
+                                   0};
+    return emulated_launch(stream, &launch, sizeof body);
 }
 #define GPU_LAUNCH(stream, grid, block, shared, kernel, ...)                                       \
     emulated_launch_of(stream, #kernel, grid, block, shared, kernel, __VA_ARGS__)

@@ -422,26 +422,20 @@ bool emulated_is_done(const GpuStream *stream, const GpuEvent *event, int64_t ti
 
 /* ---- copies ------------------------------------------------------------------------------- */
 
-typedef struct CopyRows {
-    char *to;
-    const char *from;
-    size_t to_pitch, from_pitch, bytes, rows;
-} CopyRows;
-
 static Status copy_rows_work(GpuStream *stream, void *context)
 {
     (void)stream;
-    const CopyRows *c = context;
-    for (size_t i = 0; i < c->rows; i++)
-        memcpy(c->to + i * c->to_pitch, c->from + i * c->from_pitch, c->bytes);
+    const GpuRows *r = context;
+    for (size_t i = 0; i < r->rows; i++)
+        memcpy((char *)r->to + i * r->to_pitch, (const char *)r->from + i * r->from_pitch,
+               r->bytes);
     return OK;
 }
 
-Status gpu_copy_rows(GpuStream *stream, void *to, size_t to_pitch, const void *from,
-                     size_t from_pitch, size_t bytes, size_t rows)
+Status gpu_copy_rows(GpuStream *stream, const GpuRows *rows)
 {
-    CopyRows copy = {to, from, to_pitch, from_pitch, bytes, rows};
-    return bytes && rows ? emulated_submit(stream, copy_rows_work, &copy, sizeof copy) : OK;
+    if (!rows->bytes || !rows->rows) return OK;
+    return emulated_submit(stream, copy_rows_work, rows, sizeof *rows);
 }
 
 typedef struct Copy {
@@ -645,16 +639,12 @@ static Status launch_work(GpuStream *stream, void *context)
     return emulated_run_blocks(launch);
 }
 
-Status emulated_launch(GpuStream *stream, const char *kernel, const unsigned grid[3],
-                       const unsigned block[3], size_t shared_bytes, void (*body)(void *),
-                       const void *context, size_t context_bytes)
+Status emulated_launch(GpuStream *stream, const EmulatedLaunch *launch, size_t context_bytes)
 {
-    EmulatedLaunch *launch = xmalloc(sizeof *launch + context_bytes);
-    *launch = (EmulatedLaunch){.kernel = kernel, .shared_bytes = shared_bytes, .body = body};
-    memcpy(launch->grid, grid, sizeof launch->grid);
-    memcpy(launch->block, block, sizeof launch->block);
-    memcpy(launch + 1, context, context_bytes);
-    Status status = emulated_submit(stream, launch_work, launch, sizeof *launch + context_bytes);
-    free(launch);
+    EmulatedLaunch *copy = xmalloc(sizeof *copy + context_bytes);
+    *copy = *launch;
+    memcpy(copy + 1, launch->context, context_bytes);
+    Status status = emulated_submit(stream, launch_work, copy, sizeof *copy + context_bytes);
+    free(copy);
     return status;
 }

@@ -28,14 +28,6 @@ bool emulated_go_on(Gpu *gpu);           /* false: nothing can go on */
 bool emulated_is_done(const GpuStream *stream, const GpuEvent *event, int64_t time);
 Status emulated_look(const GpuStream *stream); /* what the host looks at while it waits */
 
-typedef struct EmulatedLaunch {
-    const char *kernel;
-    unsigned grid[3], block[3];
-    size_t shared_bytes;
-    void (*body)(void *context);
-    void *context;
-    int order; /* in which the threads of a block have their turns: 0 up, 1 down, 2 mixed */
-} EmulatedLaunch;
 /* Runs all blocks. ERR_DEVICE where threads wait for each other for ever, or did what no kernel
  * may. */
 Status emulated_run_blocks(const EmulatedLaunch *launch);

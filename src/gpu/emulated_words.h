@@ -42,8 +42,15 @@ void emulated_wgmma_wait(int left);
 
 /* body(context) will be run by every thread of every block, when the stream gets there; the context
  * is copied. */
-Status emulated_launch(GpuStream *stream, const char *kernel, const unsigned grid[3],
-                       const unsigned block[3], size_t shared_bytes, void (*body)(void *),
-                       const void *context, size_t context_bytes);
+typedef struct EmulatedLaunch {
+    const char *kernel;
+    unsigned grid[3], block[3];
+    size_t shared_bytes;
+    void (*body)(void *context);
+    void *context;
+    int order; /* in which the threads of a block have their turns: 0 up, 1 down, 2 mixed; the
+                  stream's to choose */
+} EmulatedLaunch;
+Status emulated_launch(GpuStream *stream, const EmulatedLaunch *launch, size_t context_bytes);
 
 #endif

@@ -73,9 +73,15 @@ Status gpu_stream_wait(GpuStream *stream);
 Status gpu_write(GpuStream *stream, void *to, const void *host, size_t bytes);
 Status gpu_read(GpuStream *stream, void *host, const void *from, size_t bytes);
 Status gpu_copy(GpuStream *stream, void *to, const void *from, size_t bytes);
-/* rows of `bytes` each, so far apart. */
-Status gpu_copy_rows(GpuStream *stream, void *to, size_t to_pitch, const void *from,
-                     size_t from_pitch, size_t bytes, size_t rows);
+/* Rows of `bytes` each, so far apart. */
+typedef struct GpuRows {
+    void *to;
+    size_t to_pitch;
+    const void *from;
+    size_t from_pitch;
+    size_t bytes, rows;
+} GpuRows;
+Status gpu_copy_rows(GpuStream *stream, const GpuRows *rows);
 Status gpu_fill(GpuStream *stream, void *to, int byte, size_t bytes);
 
 /* A moment of a stream. */

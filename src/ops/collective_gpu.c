@@ -68,10 +68,9 @@ static Status copy_part(const KernelArgs *args, const CollectiveAttr *attr, DTyp
            part_pitch = (size_t)n_blocks * run;
     for (int b = 0; b < n_blocks; b++, part += run) {
         char *place = whole + (size_t)first[b] * s.inner_bytes;
-        TRY(into_whole ? gpu_copy_rows(args->stream, place, whole_pitch, part, part_pitch, run,
-                                       (size_t)s.outer)
-                       : gpu_copy_rows(args->stream, part, part_pitch, place, whole_pitch, run,
-                                       (size_t)s.outer));
+        GpuRows rows = {part, part_pitch, place, whole_pitch, run, (size_t)s.outer};
+        if (into_whole) rows = (GpuRows){place, whole_pitch, part, part_pitch, run, rows.rows};
+        TRY(gpu_copy_rows(args->stream, &rows));
     }
     return OK;
 }
@@ -242,7 +241,8 @@ static Status find_given(const KernelArgs *args, char *scratch, const void **giv
     if (attr->ring.give == HALF_SECOND) *given = x += half;
     if (s.outer == 1) return OK;
     *given = scratch;
-    return gpu_copy_rows(args->stream, scratch, half, x, 2 * half, half, (size_t)s.outer);
+    return gpu_copy_rows(args->stream,
+                         &(GpuRows){scratch, half, x, 2 * half, half, (size_t)s.outer});
 }
 
 static Status hop(const KernelArgs *args, char *scratch, const Tensor *token)

@@ -43,9 +43,9 @@ Status reorder(const KernelArgs *args, int64_t rows, size_t bytes, const Tensor 
     for (size_t k = 0; k < n; k++) {
         char *there = (char *)whole->data + k * bytes,
              *here = (char *)args->workspace + k * (size_t)rows * bytes;
-        TRY(uniting
-                ? gpu_copy_rows(args->stream, there, n * bytes, here, bytes, bytes, (size_t)rows)
-                : gpu_copy_rows(args->stream, here, bytes, there, n * bytes, bytes, (size_t)rows));
+        GpuRows part = {here, bytes, there, n * bytes, bytes, (size_t)rows};
+        if (uniting) part = {there, n * bytes, here, bytes, bytes, (size_t)rows};
+        TRY(gpu_copy_rows(args->stream, &part));
     }
     return OK;
 }
