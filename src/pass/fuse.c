@@ -168,7 +168,7 @@ static Status fuse_accumulate(Fusing *f, int i)
     if ((!eight && !node_is(dw, "linear_dw")) || f->uses[dw->out[0].id] != 1) return OK;
     int j = find_reader(f, i, dw->out[0], "accumulate", 1);
     if (!j) return OK;
-    ValueId in[4], state = rewrite_get(&f->rewrite, f->graph->node[j].in[0]), fresh;
+    ValueId in[4] = {NO_VALUE}, state = rewrite_get(&f->rewrite, f->graph->node[j].in[0]), fresh;
     for (int k = 0; k < dw->n_in; k++) in[k] = rewrite_get(&f->rewrite, dw->in[k]);
     stamp(f, i);
     TRY(eight ? op_linear_8_into(f->rewrite.to, dw, in, state, &fresh)
