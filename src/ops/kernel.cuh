@@ -2,7 +2,7 @@
  * name of its kernel. Included by .cu files only.
  *
  * As everywhere: no atomics on floating-point numbers; who sums what follows from shapes only. run
- * allocates nothing, waits for nothing, and may be captured in a graph.
+ * allocates nothing; but where rows are exchanged it waits for nothing and may be captured.
  */
 #ifndef OPS_KERNEL_CUH
 #define OPS_KERNEL_CUH

@@ -23,7 +23,7 @@
 
 #if defined(__x86_64__)
 #define CPU_DECLARE(name)                                                                          \
-    extern const Kernel cpu_##name##_generic, cpu_##name##_avx2, cpu_##name##_avx512,           \
+    extern const Kernel cpu_##name##_generic, cpu_##name##_avx2, cpu_##name##_avx512,              \
         cpu_##name##_avx512bf16
 #define CPU_KERNELS(name)                                                                          \
     {                                                                                              \
@@ -43,9 +43,9 @@
 
 /* The cuda device's kernel stands in the op's .cu file, as CUDA_KERNEL(name) = {.run = run}; the
  * op's own file ties it: .cuda = &cuda_name after CUDA_DECLARE(name). Where the program is linked
- * without CUDA the address is NULL. Its run puts work on args->stream and waits for nothing. Memory
- * that it needs is told by the op itself (OpDef.gpu_workspace): plans for GPUs are made where there
- * are none. */
+ * without CUDA the address is NULL. Its run puts work on args->stream and waits for nothing but
+ * numbers that the host must know (gpu/numbers.h). Memory that it needs is told by the op itself
+ * (OpDef.gpu_workspace): plans for GPUs are made where there are none. */
 #define CUDA_DECLARE(name) extern const Kernel cuda_##name __attribute__((weak))
 
 /* A tensor as rows of its last axis. Operands marked strided in the OpDef have one stride between
